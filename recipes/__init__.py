@@ -1,0 +1,1 @@
+"""The catalogue of recipes (YAML files in this folder)."""
