@@ -38,16 +38,16 @@ class CalibrationSpec(_Frozen):
     """
 
     source: str = Field(
-        "alpaca",
+        default="alpaca",
         description="alpaca, wikitext2, c4 (through datasets), self (text sampled from the dense model), or a "
         "local .txt, .jsonl, .json, .parquet or .safetensors (ready token ids) file",
     )
-    text_column: str | None = Field(None, description="column of a local file that holds the text")
+    text_column: str | None = Field(default=None, description="column of a local file that holds the text")
     sequences: Annotated[int, Field(ge=1)] = 8
     width_sequences: Annotated[int, Field(ge=1)] = 4
     length: Annotated[int, Field(ge=2)] = 128
     packing: Literal["concat", "rows"] = Field(
-        "concat", description="concat: rows joined by blank lines, cut to length; rows: one text per sequence"
+        default="concat", description="concat: rows joined by blank lines, cut to length; rows: one text per sequence"
     )
     seed: int = 0
     batch_size: Annotated[int, Field(ge=1)] = 8
@@ -56,19 +56,19 @@ class CalibrationSpec(_Frozen):
 class EvaluationSpec(_Frozen):
     """What the dense and the pruned model are compared on."""
 
-    tasks: tuple[str, ...] = Field(("ppl",), description="ppl, or names of lm-eval tasks")
-    include_path: str | None = Field(None, description="folder with further lm-eval task files")
-    limit: Annotated[int, Field(ge=1)] | None = Field(None, description="documents per task")
+    tasks: tuple[str, ...] = Field(default=("ppl",), description="ppl, or names of lm-eval tasks")
+    include_path: str | None = Field(default=None, description="folder with further lm-eval task files")
+    limit: Annotated[int, Field(ge=1)] | None = Field(default=None, description="documents per task")
     batch_size: int | Literal["auto"] = "auto"
-    text: str | None = Field(None, description="a text file for ppl instead of WikiText-2")
+    text: str | None = Field(default=None, description="a text file for ppl instead of WikiText-2")
     length: Annotated[int, Field(ge=2)] = 2048
-    max_tokens: Annotated[int, Field(ge=2)] | None = Field(49152, description="of the perplexity text")
+    max_tokens: Annotated[int, Field(ge=2)] | None = Field(default=49152, description="of the perplexity text")
 
 
 class Recipe(_Frozen):
     """Everything a pruning run depends on."""
 
-    name: str = Field("custom", description="name in the catalogue")
+    name: str = Field(default="custom", description="name in the catalogue")
     description: str = ""
     model: str = Field(description="Hub id, local folder or .gguf file")
     revision: str | None = None
@@ -77,18 +77,18 @@ class Recipe(_Frozen):
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     device: str = "auto"
 
-    ratio: Annotated[float, Field(gt=0, lt=1)] = Field(0.2, description="removed / all parameters")
+    ratio: Annotated[float, Field(gt=0, lt=1)] = Field(default=0.2, description="removed / all parameters")
     order: tuple[Dimension, ...] = DIMENSIONS
     shares: dict[Dimension, Annotated[float, Field(ge=0)]] = Field(
         default_factory=lambda: {"blocks": 44.0, "mlp": 52.0, "heads": 4.0}
     )
     stop: Literal["nearest", "reach"] = Field(
-        "nearest",
+        default="nearest",
         description="when a dimension ends: nearest to its cumulative share, or the first step that reaches it "
         "(what the official code does)",
     )
-    channel_group: Annotated[int, Field(ge=1)] = Field(128, description="MLP channels that leave together")
-    kv_group_step: Annotated[int, Field(ge=1)] = Field(1, description="KV groups that leave together")
+    channel_group: Annotated[int, Field(ge=1)] = Field(default=128, description="MLP channels that leave together")
+    kv_group_step: Annotated[int, Field(ge=1)] = Field(default=1, description="KV groups that leave together")
     importance: Literal["magnitude", "none"] = "magnitude"
     calibration: CalibrationSpec = CalibrationSpec()
     evaluation: EvaluationSpec = EvaluationSpec()

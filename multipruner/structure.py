@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
+from itertools import groupby, pairwise
 from typing import Any, Literal
 
 from .errors import ConfigError
@@ -148,9 +148,7 @@ class Ranking:
     @classmethod
     def identity(cls, dense: Structure) -> Ranking:
         """The dense model's own order (the paper's "no reordering")."""
-        return cls(
-            tuple(LayerRanking(tuple(range(s.kv_heads)), tuple(range(s.channels))) for s in dense.layers)
-        )
+        return cls(tuple(LayerRanking(tuple(range(s.kv_heads)), tuple(range(s.channels))) for s in dense.layers))
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,7 +273,7 @@ class PruningPlan:
         """
         try:
             return cls._from_record(json.loads(text))
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ConfigError(f"not a pruning plan: {error!r}") from error
 
     @classmethod
@@ -306,7 +304,7 @@ def _keep(number: int, size: LayerSize, rank: LayerRanking, full: LayerSize) -> 
 def _check_layer(number: int, kept: KeptLayer, full: LayerSize) -> None:
     for name in ("query_heads", "kv_heads", "channels"):
         indices, limit = getattr(kept, name), getattr(full, name)
-        ascending = all(a < b for a, b in zip(indices, indices[1:], strict=False))
+        ascending = all(a < b for a, b in pairwise(indices))
         if not ascending or (indices and not 0 <= indices[0] <= indices[-1] < limit):
             raise ConfigError(f"layer {number}: {name} must be ascending indices below {limit}")
     if not kept.kv_heads:

@@ -1,4 +1,31 @@
-"""Search over structures: needs an objective and costs, never torch."""
+"""Search over structures: needs an objective and costs, never torch.
+
+Everything here works on :class:`~multipruner.structure.Structure` values and is tested with toy functions.
+"""
+
+from __future__ import annotations
 
 if __name__ != "multipruner.search":
     raise ImportError("import multipruner.search: a bare `search` would load every class twice")
+
+from multipruner.search.moves import DIMENSIONS, Dimension, Grid, candidates
+from multipruner.search.objective import Objective
+from multipruner.search.reachable import expected_candidates, reachable_ratio
+from multipruner.search.sequential import Problem, Progress, sequential_path
+from multipruner.search.step import Step, replay, structure_at
+
+__all__ = [
+    "DIMENSIONS",
+    "Dimension",
+    "Grid",
+    "Objective",
+    "Problem",
+    "Progress",
+    "Step",
+    "candidates",
+    "expected_candidates",
+    "reachable_ratio",
+    "replay",
+    "sequential_path",
+    "structure_at",
+]

@@ -1,0 +1,278 @@
+"""A stock model seen as a row of residual blocks, any of which can run at any size.
+
+No transformers code is repeated here: blocks are the stock modules with leading slices of their weights, and what
+a decoder layer is called with (masks, rotary embeddings, positions) is recorded from the stock model itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .architecture import ArchitectureSpec, BlockSpec, dense_structure, dimensions, rows_per_part, spec_for
+from .costs import Costs, LayerCost
+from .structure import BlockKind, KeptLayer, LayerSize, Ranking, Structure
+from .surgery import Index, kept_rows, output_part, slim_block, tensor_indices
+
+KINDS: tuple[BlockKind, ...] = ("attention", "mlp")
+
+
+class _Recorder(nn.Module):
+    """Stands in for a decoder layer, keeps what it was called with and hands the hidden states on."""
+
+    def __init__(self, layer: nn.Module, as_tuple: bool) -> None:
+        super().__init__()
+        self.__dict__["_layer"] = layer
+        self.__dict__["_as_tuple"] = as_tuple
+        self.__dict__["called_with"] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        # some decoders read attributes of their layers, such as the attention type
+        return getattr(self.__dict__["_layer"], name)
+
+    def forward(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
+        self.called_with.update(kwargs, hidden=hidden)
+        return (hidden,) if self.__dict__["_as_tuple"] else hidden
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """One batch, ready for the first block.
+
+    Attributes:
+        hidden: input of the first decoder layer, [sequences, length, hidden_size].
+        arguments: what the stock decoder calls each layer with (masks, rotary embeddings, positions).
+    """
+
+    hidden: Tensor
+    arguments: tuple[dict[str, Any], ...]
+
+
+@dataclass
+class Prunable:
+    """The pruning engine's view of a dense causal language model.
+
+    Attributes:
+        model: the stock model, in evaluation mode.
+        spec: its family's row.
+        dense: its structure.
+        head_dim: width of one attention head.
+        costs: what any structure costs.
+    """
+
+    model: nn.Module
+    spec: ArchitectureSpec
+    dense: Structure
+    head_dim: int
+    costs: Costs
+    _slim: dict[tuple[int, BlockKind, LayerSize], nn.Module] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def of(cls, model: Any) -> Prunable:
+        """Look a model's family up and take its measure.
+
+        Raises:
+            UnsupportedModelError: when its family has no row.
+        """
+        spec, dense, dims = spec_for(model.config), dense_structure(model.config), dimensions(model.config)
+        return cls(model, spec, dense, dims.head_dim, _costs(model, spec, dense, dims.head_dim))
+
+    @property
+    def decoder(self) -> nn.Module:
+        return self.model.get_submodule(self.spec.decoder)
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        layers = self.decoder.get_submodule(self.spec.layers)
+        assert isinstance(layers, nn.ModuleList)
+        return layers
+
+    @property
+    def vocab_size(self) -> int:
+        return self.head_weight.shape[0]
+
+    @property
+    def head_weight(self) -> Tensor:
+        return _weight(self.model.get_submodule(self.spec.head))
+
+    def inputs(self, ids: Tensor) -> Inputs:
+        """Embed token ids [sequences, length] and record how the stock decoder calls its layers."""
+        recorders = [_Recorder(layer, self.spec.layer_output == "tuple") for layer in self.layers]
+        with _replaced(self.decoder, self.spec.layers, nn.ModuleList(recorders)):
+            self.decoder(input_ids=ids, use_cache=False)
+        arguments = tuple(dict(recorder.called_with) for recorder in recorders)
+        hidden = arguments[0]["hidden"]
+        for row in arguments:
+            del row["hidden"]
+        return Inputs(hidden, arguments)
+
+    def block(self, hidden: Tensor, inputs: Inputs, layer: int, kind: BlockKind, size: LayerSize) -> Tensor:
+        """One residual block of a given size: ``hidden + block(norm(hidden))``; [sequences, length, hidden_size]."""
+        if not size.has(kind):
+            return hidden
+        block = self.spec.block(kind)
+        normed = self.layers[layer].get_submodule(block.norm)(hidden)
+        module = self._slimmed(layer, kind, size)
+        if kind == "mlp":
+            return hidden + module(normed)
+        output = module(hidden_states=normed, **inputs.arguments[layer])
+        return hidden + (output[0] if isinstance(output, tuple) else output)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Vocabulary logits of final hidden states, in the model's dtype."""
+        normed = self.decoder.get_submodule(self.spec.final_norm)(hidden)
+        return self.model.get_submodule(self.spec.head)(normed)
+
+    def _slimmed(self, layer: int, kind: BlockKind, size: LayerSize) -> nn.Module:
+        full, block = self.dense[layer], self.spec.block(kind)
+        module = self.layers[layer].get_submodule(block.path)
+        if size.same_block(full, kind):
+            return module
+        size = size.without("mlp" if kind == "attention" else "attention")
+        key = (layer, kind, size)
+        if key not in self._slim:
+            self._slim[key] = slim_block(module, block, size, full, self.head_dim)
+        return self._slim[key]
+
+    @contextmanager
+    def applied(self, structure: Structure) -> Iterator[None]:
+        """Make the stock model itself compute a structure, for reference; undone on leaving.
+
+        Smaller blocks are swapped in; the output of a removed one is multiplied by zero.
+        """
+        with ExitStack() as stack:
+            for number, size in enumerate(structure):
+                for kind in KINDS:
+                    block = self.spec.block(kind)
+                    if size.has(kind):
+                        path = f"{self.spec.layers}.{number}.{block.path}"
+                        stack.enter_context(_replaced(self.decoder, path, self._slimmed(number, kind, size)))
+                    else:
+                        module = self.layers[number].get_submodule(block.path)
+                        stack.callback(module.register_forward_hook(_zero).remove)
+            yield
+
+    @contextmanager
+    def in_order(self, ranking: Ranking) -> Iterator[None]:
+        """Reorder KV groups and channels by a ranking, so that every width is a leading slice; undone on leaving.
+
+        The model computes the same function throughout (up to the order of summation).
+        """
+        orders = [
+            _as_kept(groups=rank.kv_groups, channels=rank.channels, full=full)
+            for rank, full in zip(ranking.layers, self.dense, strict=True)
+        ]
+        done: list[int] = []
+        try:
+            for number, order in enumerate(orders):
+                self._permute(number, kept_rows(order, self.head_dim))
+                done.append(number)
+            yield
+        finally:
+            self._slim.clear()
+            for number in done:
+                rows = kept_rows(orders[number], self.head_dim)
+                self._permute(number, {part: torch.argsort(torch.as_tensor(index)) for part, index in rows.items()})
+
+    @torch.no_grad()
+    def _permute(self, number: int, rows: dict[str, Index]) -> None:
+        layer, full = self.layers[number], self.dense[number]
+        for block in (self.spec.attention, self.spec.mlp):
+            module = layer.get_submodule(block.path)
+            for name, (dimension, index) in tensor_indices(block, rows, full, self.head_dim).items():
+                path, _, parameter = name.rpartition(".")
+                tensor = getattr(module.get_submodule(path), parameter, None)
+                if tensor is not None:
+                    tensor.data = tensor.data.index_select(dimension, torch.as_tensor(index).to(tensor.device))
+
+
+def _as_kept(groups: tuple[int, ...], channels: tuple[int, ...], full: LayerSize) -> KeptLayer:
+    """A ranking of one layer as the order of its query heads, KV heads and channels."""
+    per_group = full.query_heads // full.kv_heads
+    heads = tuple(group * per_group + i for group in groups for i in range(per_group))
+    return KeptLayer(heads, groups, channels)
+
+
+@contextmanager
+def _replaced(root: nn.Module, path: str, child: nn.Module) -> Iterator[None]:
+    """Swap one module in, and back on any exit."""
+    parent, _, name = path.rpartition(".")
+    table = root.get_submodule(parent)._modules
+    original = table[name]
+    table[name] = child
+    try:
+        yield
+    finally:
+        table[name] = original
+
+
+def _zero(module: nn.Module, args: Any, output: Any) -> Any:
+    """A forward hook that silences a block."""
+    return (output[0] * 0, *output[1:]) if isinstance(output, tuple) else output * 0
+
+
+def _weight(module: nn.Module) -> Tensor:
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    return weight
+
+
+def _costs(model: Any, spec: ArchitectureSpec, dense: Structure, head_dim: int) -> Costs:
+    """Read the coefficients off the first decoder layer and the rest of the model."""
+    parameters = dict(model.named_parameters())  # tied tensors appear once
+    prefix = f"{spec.decoder}.{spec.layers}."
+    constant = sum(t.numel() for name, t in parameters.items() if not name.startswith(prefix))
+    layer = model.get_submodule(spec.decoder).get_submodule(spec.layers)[0]
+    head = model.get_submodule(spec.head).weight
+    return Costs(
+        dense=dense,
+        layer=_layer_cost(layer, spec, dense[0], head_dim),
+        constant=constant,
+        head_dim=head_dim,
+        head_macs=head.numel(),
+        bytes_per_parameter=head.element_size(),
+    )
+
+
+def _layer_cost(layer: nn.Module, spec: ArchitectureSpec, full: LayerSize, head_dim: int) -> LayerCost:
+    """What one head or channel weighs, and what of a block stays as long as the block does."""
+    unit: dict[str, tuple[int, int]] = {}
+    fixed: dict[BlockKind, int] = {}
+    for kind in KINDS:
+        block = spec.block(kind)
+        module = layer.get_submodule(block.path)
+        rows = {part: rows_per_part(part, full, head_dim) for p in block.inputs for part in p.parts}
+        per_row = {part: _per_row(module, block, part) for part in rows}
+        whole = _count(module) + _count(layer.get_submodule(block.norm))
+        fixed[kind] = whole - sum(per_row[part][0] * count for part, count in rows.items())
+        unit |= per_row
+    per = {part: (both[0] * head_dim, both[1] * head_dim) if part in "qkv" else both for part, both in unit.items()}
+    return LayerCost(
+        attention_fixed=fixed["attention"],
+        per_query_head=per["q"][0],
+        per_kv_head=per["k"][0] + per["v"][0],
+        mlp_fixed=fixed["mlp"],
+        per_channel=per["gate"][0] + per["up"][0],
+        matrix_per_query_head=per["q"][1],
+        matrix_per_kv_head=per["k"][1] + per["v"][1],
+        matrix_per_channel=per["gate"][1] + per["up"][1],
+    )
+
+
+def _per_row(module: nn.Module, block: BlockSpec, part: str) -> tuple[int, int]:
+    """Parameters and multiply-accumulates of one row of a part, with the output column it feeds."""
+    projection = next(module.get_submodule(p.path) for p in block.inputs if part in p.parts)
+    macs = _weight(projection).shape[1]
+    biases = int(getattr(projection, "bias", None) is not None)
+    if part == output_part(block):
+        macs += _weight(module.get_submodule(block.output)).shape[0]
+    return macs + biases, macs
+
+
+def _count(module: nn.Module) -> int:
+    return sum(tensor.numel() for tensor in module.parameters())

@@ -1,0 +1,92 @@
+"""What a run has to say at its end: on the screen, and in the model card."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from .structure import BlockKind, Structure
+
+_BARS = " ▁▂▃▄▅▆▇█"
+
+
+def bar(part: int, whole: int) -> str:
+    """One character whose height is the share that stays; a dot for nothing."""
+    if not part:
+        return "·"
+    return _BARS[max(1, round(8 * part / whole))]
+
+
+def picture(structure: Structure, dense: Structure) -> str:
+    """The shape of a model in two lines: one character per decoder layer, its height what the layer keeps."""
+    heads = "".join(bar(size.query_heads, full.query_heads) for size, full in zip(structure, dense, strict=True))
+    channels = "".join(bar(size.channels, full.channels) for size, full in zip(structure, dense, strict=True))
+    ruler = "".join(str(number // 10 % 10) if number % 10 == 0 else "·" for number in range(len(dense)))
+    return "\n".join(
+        (
+            f"layer      {ruler.replace('·', ' ')}",
+            f"attention  {heads}  {_kept(structure, dense, 'attention')}",
+            f"MLP        {channels}  {_kept(structure, dense, 'mlp')}",
+        )
+    )
+
+
+def _kept(structure: Structure, dense: Structure, kind: BlockKind) -> str:
+    blocks = f"{structure.count(kind)} of {dense.count(kind)} blocks"
+    if kind == "attention":
+        kept, full = sum(s.query_heads for s in structure), sum(s.query_heads for s in dense)
+        return f"{blocks}, {kept} of {full} query heads"
+    return f"{blocks}, {sum(s.channels for s in structure)} of {sum(s.channels for s in dense)} channels"
+
+
+def render(report: Mapping[str, Any], folder: Path, tables: RenderableType | None) -> RenderableType:
+    """The summary that ends a run."""
+    before, after = report["parameters"]["before"], report["parameters"]["after"]
+    facts = Table.grid(padding=(0, 2))
+    facts.add_row("model", report["model"]["description"])
+    facts.add_row(
+        "parameters",
+        f"{before:,} -> {after:,}  "
+        f"(-{report['ratio']:.2%} of all, -{report['backbone_ratio']:.2%} of the decoder layers)",
+    )
+    cost = report["costs"]
+    facts.add_row(
+        "memory",
+        f"weights {_mib(cost['weight_bytes'])}, KV cache per token {_kib(cost['kv_bytes_per_token'])}",
+    )
+    facts.add_row("calibration", f"{report['calibration']['name']}, {report['calibration']['tokens']:,} tokens")
+    facts.add_row("time", _seconds(report["seconds"]))
+    facts.add_row("folder", str(folder))
+    parts: list[RenderableType] = [facts, Text(""), Text(report["picture"])]
+    if tables is not None:
+        parts += [Text(""), tables]
+    parts += [Text(""), _next_commands(folder)]
+    return Panel(Group(*parts), title="multipruner", expand=False)
+
+
+def _mib(pair: Mapping[str, int]) -> str:
+    return f"{pair['before'] / 2**20:,.0f} -> {pair['after'] / 2**20:,.0f} MiB"
+
+
+def _kib(pair: Mapping[str, int]) -> str:
+    return f"{pair['before'] / 2**10:,.1f} -> {pair['after'] / 2**10:,.1f} KiB"
+
+
+def _seconds(seconds: Mapping[str, float]) -> str:
+    total = sum(seconds.values())
+    return f"{total:,.0f} s  (" + ", ".join(f"{name} {value:,.0f}" for name, value in seconds.items()) + ")"
+
+
+def _next_commands(folder: Path) -> Table:
+    grid = Table.grid(padding=(0, 2))
+    grid.add_row("load", f'multipruner.load("{folder}")')
+    grid.add_row("", f'AutoModelForCausalLM.from_pretrained("{folder}", trust_remote_code=True)')
+    grid.add_row("evaluate", f"python -m multipruner eval {folder} --tasks ppl,piqa,arc_easy")
+    grid.add_row("push", f"hf upload USER/NAME {folder} --private")
+    return grid

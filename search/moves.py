@@ -1,0 +1,88 @@
+"""What one greedy step may remove: one residual block, one group of channels, or some KV groups, in one layer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from multipruner.errors import ConfigError
+from multipruner.structure import BlockKind, LayerSize, Structure
+
+Dimension = Literal["blocks", "mlp", "heads"]
+DIMENSIONS: tuple[Dimension, ...] = ("blocks", "mlp", "heads")
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """How finely widths are cut.
+
+    Attributes:
+        channel_group: MLP channels that leave together.
+        kv_group_step: KV groups (one KV head with its query heads) that leave together.
+    """
+
+    channel_group: int
+    kv_group_step: int = 1
+
+    def check(self, dense: Structure) -> None:
+        """Refuse steps that do not divide the dense sizes.
+
+        Raises:
+            ConfigError: naming the sizes that would do.
+        """
+        for flag, step, name in (
+            ("channel group", self.channel_group, "channels"),
+            ("KV group step", self.kv_group_step, "kv_heads"),
+        ):
+            for width in sorted({getattr(size, name) for size in dense}):
+                if step < 1 or width % step:
+                    raise ConfigError(
+                        f"{flag} {step} does not divide the {width} {name.replace('_', ' ')} of a layer; "
+                        f"these do: {', '.join(map(str, _divisors(width)))}"
+                    )
+
+
+def _divisors(width: int) -> list[int]:
+    return [step for step in range(1, width + 1) if width % step == 0]
+
+
+def candidates(dimension: Dimension, structure: Structure, grid: Grid) -> list[tuple[BlockKind, int, Structure]]:
+    """Every structure that one step of a dimension can lead to, as (block kind, layer, structure).
+
+    One attention and one MLP block always stay, and no width falls below one step: what is removed whole is
+    removed by the dimension "blocks".
+    """
+    moves = {"blocks": _whole_blocks, "mlp": _channel_groups, "heads": _kv_groups}[dimension](structure, grid)
+    return [(kind, layer, structure.replace(layer, size)) for kind, layer, size in moves]
+
+
+_Move = tuple[BlockKind, int, LayerSize]
+
+
+def _whole_blocks(structure: Structure, grid: Grid) -> Iterator[_Move]:
+    kinds: tuple[BlockKind, ...] = ("attention", "mlp")
+    for kind in kinds:
+        if structure.count(kind) > 1:
+            for number, size in enumerate(structure):
+                if size.has(kind):
+                    yield kind, number, size.without(kind)
+
+
+def _channel_groups(structure: Structure, grid: Grid) -> Iterator[_Move]:
+    step = grid.channel_group
+    for number, size in enumerate(structure):
+        if size.channels > step:
+            yield "mlp", number, replace(size, channels=size.channels - step)
+
+
+def _kv_groups(structure: Structure, grid: Grid) -> Iterator[_Move]:
+    step = grid.kv_group_step
+    for number, size in enumerate(structure):
+        if size.kv_heads > step:
+            queries = size.query_heads // size.kv_heads * step
+            yield (
+                "attention",
+                number,
+                replace(size, query_heads=size.query_heads - queries, kv_heads=size.kv_heads - step),
+            )
