@@ -155,15 +155,15 @@ def _prune(arguments: Sequence[str]) -> int:
     flags = _nested(typed)
     _evaluation_values(flags)
     recipe = Recipe.build(*sources, flags)
-    output = output or Path("runs") / f"{recipe.name}-{recipe.ratio:g}"
     from rich.console import Console
 
+    from .api import default_output
     from .pipeline import prune
     from .quiet import quiet_libraries
 
     quiet_libraries()
     command = shlex.join(["python", "-m", "multipruner", *arguments])
-    prune(recipe, output, console=Console(), command=command, overwrite=overwrite)
+    prune(recipe, output or default_output(recipe), console=Console(), command=command, overwrite=overwrite)
     return 0
 
 

@@ -34,11 +34,11 @@ from .search import (
     reachable_ratio,
     replay,
     sequential_path,
-    structure_at,
+    steps_to,
 )
 from .sources import ResolvedModel, fingerprint, load_dense, resolve
 from .structure import PruningPlan, Ranking
-from .summary import picture, render
+from .summary import picture, render, teller
 from .workspace import Workspace
 
 PACKAGES = ("multipruner", "torch", "transformers", "lm-eval", "datasets")
@@ -131,21 +131,20 @@ def prune(
         MultiprunerError: see :mod:`multipruner.errors`; nothing half-written is left.
     """
     console = console or Console(quiet=True)
-    say: Callable[[str], None] = lambda text: console.print(text, highlight=False)  # noqa: E731
+    say = teller(console)
     workspace = Workspace(output)
     workspace.check(overwrite)
     seconds: dict[str, float] = {}
     with _timed(seconds, "load"):
         setting = _prepare(recipe, say)
     with _timed(seconds, "search"):
-        steps, work = _search(setting, workspace, console, overwrite)
-    kept = steps[: structure_at(setting.prunable.dense, steps, recipe.ratio)] if steps else []
-    plan = _plan(setting, kept)
+        steps, work = _search(setting, workspace, console, say, overwrite)
+    plan = _plan(setting, steps)
     with _timed(seconds, "surgery"):
         pruned = apply_plan(setting.prunable.model, plan)
     with _timed(seconds, "evaluation"):
         comparison = _evaluate(setting, pruned, say)
-    report = _report(setting, plan, kept, work, comparison, seconds, command)
+    report = _report(setting, plan, steps, work, comparison, seconds, command)
     card = model_card(report, plan)
     save(
         output, pruned, setting.tokenizer, plan=plan, report=report, trajectory=workspace.trajectory_path, card=card,
@@ -193,17 +192,18 @@ def _objectives(setting: _Setting) -> dict[Dimension, CalibrationObjective]:
 
 
 def _search(
-    setting: _Setting, workspace: Workspace, console: Console, overwrite: bool
+    setting: _Setting, workspace: Workspace, console: Console, say: Callable[[str], None], overwrite: bool
 ) -> tuple[list[Step], Mapping[str, Work]]:
     """Search, or go on searching, or find that an earlier search already covers the ratio."""
     problem = setting.problem
     trajectory, journal = workspace.open(setting.identity, problem.ratio, overwrite)
     if trajectory is not None and trajectory.finished:
-        console.print(f"the finished search to {trajectory.ratio:.0%} in {workspace.output} covers this ratio")
-        return list(trajectory.steps), {}
+        say(f"the finished search to {trajectory.ratio:.0%} in {workspace.output} covers this ratio")
+        steps = list(trajectory.steps)
+        return (steps if trajectory.ratio == problem.ratio else steps[: steps_to(steps, problem.ratio)]), {}
     done = trajectory.steps if trajectory is not None else ()
     if done:
-        console.print(f"going on after step {len(done)} of an interrupted run")
+        say(f"going on after step {len(done)} of an interrupted run")
     with setting.prunable.in_order(setting.ranking):
         objectives = _objectives(setting)
         tokens = {name: objective.tokens for name, objective in objectives.items()}

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from rich.console import Group, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
@@ -14,6 +14,11 @@ from rich.text import Text
 from .structure import BlockKind, Structure
 
 _BARS = " ▁▂▃▄▅▆▇█"
+
+
+def teller(console: Console) -> Callable[[str], None]:
+    """Print messages on a console, a line each, as they are."""
+    return lambda text: console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def bar(part: int, whole: int) -> str:

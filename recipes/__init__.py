@@ -1,1 +1,122 @@
-"""The catalogue of recipes (YAML files in this folder)."""
+"""The catalogue of recipes: one YAML file each in this folder, read without torch."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Hashable
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from multipruner.errors import ConfigError, UnknownModelError, did_you_mean
+from multipruner.recipe import Recipe
+
+if __name__ != "multipruner.recipes":
+    raise ImportError("import multipruner.recipes: a bare `recipes` would load every class twice")
+
+__all__ = ["catalogue", "mapping_for", "names", "parse", "read", "read_file"]
+
+SUFFIX = ".yaml"
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML that refuses a key given twice and leaves ``44:52:4`` text (YAML 1.1 reads base-60 numbers)."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012 (the base class's own format)
+        first: [
+            (tag, pattern) for tag, pattern in rows if tag not in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+        ]
+        for first, rows in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?[0-9]+$"), list("-+0123456789"))
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))(?:[eE][-+]?[0-9]+)?$"),
+    list("-+.0123456789"),
+)
+
+
+def parse(text: str, origin: str) -> dict[str, Any]:
+    """The mapping that a recipe's YAML text holds, for :meth:`Recipe.build` (which checks keys and values).
+
+    Args:
+        text: YAML.
+        origin: where the text is from, for errors.
+
+    Raises:
+        ConfigError: when it is no YAML, no mapping, or gives a key twice.
+    """
+    try:
+        mapping = yaml.load(text, _Loader)  # _Loader is a SafeLoader
+    except (yaml.YAMLError, ValueError) as error:
+        raise ConfigError(f"{origin} is no valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(mapping, dict) or not all(isinstance(key, str) for key in mapping):
+        raise ConfigError(f"{origin} must be a mapping of recipe keys such as 'model: owner/name'")
+    return mapping
+
+
+def read_file(path: str | Path) -> dict[str, Any]:
+    """The mapping in a recipe file.
+
+    Raises:
+        ConfigError: when the file cannot be read or parsed.
+    """
+    try:
+        text = Path(path).expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read the recipe {path}: {error}") from None
+    return parse(text, str(path))
+
+
+def names() -> list[str]:
+    """The recipes' names, sorted."""
+    return sorted(entry.name.removesuffix(SUFFIX) for entry in files(__name__).iterdir() if entry.name.endswith(SUFFIX))
+
+
+def read(name: str) -> dict[str, Any]:
+    """The mapping of one recipe of the catalogue.
+
+    Raises:
+        UnknownModelError: naming the closest recipe, when there is none of this name.
+    """
+    known = names()
+    if name not in known:
+        raise UnknownModelError(f"no recipe {name!r}{did_you_mean(name, known)}; recipes: {', '.join(known)}")
+    return parse((files(__name__) / f"{name}{SUFFIX}").read_text(encoding="utf-8"), f"recipe {name!r}")
+
+
+def catalogue() -> list[Recipe]:
+    """Every recipe, validated, sorted by name."""
+    return [Recipe.build(read(name)) for name in names()]
+
+
+def mapping_for(model: str) -> dict[str, Any]:
+    """What ``--model`` means: a recipe of the catalogue, or a bare recipe for a Hub id, folder or ``.gguf`` file.
+
+    A recipe's name wins over a folder of the same name; write ``./llama`` for the folder.
+
+    Raises:
+        UnknownModelError: when the argument has no slash and is neither a recipe nor an existing path.
+    """
+    known = names()
+    if model in known:
+        return read(model)
+    path = Path(model).expanduser()
+    if "/" not in model and not path.exists():
+        raise UnknownModelError(
+            f"no recipe, folder or file {model!r}{did_you_mean(model, known)}; recipes: {', '.join(known)}; "
+            "anything else is a Hub id such as owner/name, a folder, or a .gguf file"
+        )
+    name = path.resolve().name if path.exists() else path.name
+    return {"model": model, "name": name.removesuffix(".gguf") or "custom"}

@@ -12,7 +12,7 @@ from multipruner.search.moves import DIMENSIONS, Dimension, Grid, candidates
 from multipruner.search.objective import Objective
 from multipruner.search.reachable import expected_candidates, reachable_ratio
 from multipruner.search.sequential import Problem, Progress, sequential_path
-from multipruner.search.step import Step, replay, structure_at
+from multipruner.search.step import Step, replay, steps_to
 
 __all__ = [
     "DIMENSIONS",
@@ -27,5 +27,5 @@ __all__ = [
     "reachable_ratio",
     "replay",
     "sequential_path",
-    "structure_at",
+    "steps_to",
 ]

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from multipruner.errors import ConfigError, InfeasibleError
+from multipruner.errors import ConfigError
 from multipruner.search.moves import Dimension
 from multipruner.structure import BlockKind, LayerSize, Structure
 
@@ -71,15 +71,7 @@ def replay(dense: Structure, steps: Sequence[Step]) -> Structure:
     return structure
 
 
-def structure_at(dense: Structure, steps: Sequence[Step], ratio: float) -> int:
-    """How many steps of a finished path come nearest to a (smaller) ratio.
-
-    Raises:
-        InfeasibleError: when the path ends well before that ratio.
-    """
+def steps_to(steps: Sequence[Step], ratio: float) -> int:
+    """How many steps of a path come nearest to a ratio (fewer steps, where two are as near)."""
     ratios = [0.0, *(step.ratio for step in steps)]
-    best = min(range(len(ratios)), key=lambda index: (abs(ratios[index] - ratio), index))
-    last_step = ratios[-1] - ratios[-2] if len(ratios) > 1 else 0.0
-    if best == len(steps) and ratio - ratios[-1] > last_step / 2 + 1e-9:
-        raise InfeasibleError(f"the path ends at a ratio of {ratios[-1]:.4f}, short of {ratio}", nearest=ratios[-1])
-    return best
+    return min(range(len(ratios)), key=lambda index: (abs(ratios[index] - ratio), index))

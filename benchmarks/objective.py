@@ -1,0 +1,160 @@
+"""Plain objective against ours on SmolLM2-135M: seconds and token-layers, both sides from one run.
+
+python benchmarks/objective.py            # one whole greedy step of the block stage (60 candidates)
+python benchmarks/objective.py --whole    # and a whole 20 % run (the plain side takes about a quarter of an hour)
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from multipruner.calibration import load_calibration
+from multipruner.importance import rank
+from multipruner.objective import CalibrationObjective, PlainObjective, Work
+from multipruner.prunable import KINDS, Prunable
+from multipruner.quiet import quiet_libraries
+from multipruner.recipe import Recipe
+from multipruner.recipes import mapping_for
+from multipruner.search import Grid, Problem, candidates, sequential_path
+from multipruner.sources import load_dense, resolve
+
+Objectives = tuple[PlainObjective | CalibrationObjective, PlainObjective | CalibrationObjective]
+
+
+@dataclass(frozen=True)
+class Side:
+    """What one objective did."""
+
+    name: str
+    seconds: float
+    evaluations: int
+    token_layers: float
+    head_tokens: int
+
+    def row(self) -> str:
+        return (
+            f"{self.name:<24}{self.evaluations:>12,}{self.seconds:>10.1f}{self.token_layers:>16,.0f}"
+            f"{self.head_tokens:>14,}"
+        )
+
+
+def measured(name: str, run: Callable[[], object], *works: Work) -> Side:
+    before = [(w.evaluations, w.token_layers, w.head_tokens) for w in works]
+    began = time.perf_counter()
+    run()
+    seconds = time.perf_counter() - began
+    evaluations, layers, head = (
+        sum(now - then for now, then in zip(after, start, strict=True))
+        for after, start in zip(
+            zip(*((w.evaluations, w.token_layers, w.head_tokens) for w in works), strict=True),
+            zip(*before, strict=True),
+            strict=True,
+        )
+    )
+    return Side(name, seconds, int(evaluations), layers, int(head))
+
+
+def show(title: str, plain: Side, ours: Side) -> None:
+    print(f"\n{title}\n{'':<24}{'evaluations':>12}{'seconds':>10}{'token-layers':>16}{'head tokens':>14}")
+    print(plain.row())
+    print(ours.row())
+    print(
+        f"plain / ours: {plain.seconds / ours.seconds:.2f}x time, "
+        f"{plain.token_layers / ours.token_layers:.2f}x token-layers"
+    )
+
+
+def one_step(prunable: Prunable, ids: torch.Tensor, batch_size: int) -> None:
+    """Every candidate of the first greedy step, both ways; the choices must agree."""
+    structures = [s for _, _, s in candidates("blocks", prunable.dense, Grid(128))]
+    plain = PlainObjective(prunable, ids, batch_size=batch_size)
+    ours = CalibrationObjective(prunable, ids, batch_size=batch_size)
+    plain(prunable.dense)
+    ours(prunable.dense)  # warm both up
+    choices = []
+    a = measured("plain full forwards", lambda: choices.append(plain.argmin(structures)), plain.work)
+    b = measured("prefix re-use", lambda: choices.append(ours.argmin(structures)), ours.work)
+    show(f"one greedy step, {len(structures)} candidates, {ids.numel()} tokens", a, b)
+    same = choices[0].best == choices[1].best
+    print(f"same choice: {same}; loss {choices[0].loss:.6f} (plain) {choices[1].loss:.6f} (ours)")
+
+
+@torch.inference_mode()
+def overhead(prunable: Prunable, ids: torch.Tensor, repeats: int = 9) -> None:
+    """Seconds per token-layer: the stock decoder's own forward against our row of blocks, in alternation."""
+    inputs = prunable.inputs(ids)
+
+    def stock() -> None:
+        prunable.decoder(input_ids=ids, use_cache=False)
+
+    def ours() -> None:
+        hidden = inputs.hidden
+        for layer, size in enumerate(prunable.dense):
+            for kind in KINDS:
+                hidden = prunable.block(hidden, inputs, layer, kind, size)
+
+    times: dict[str, list[float]] = {"stock": [], "ours": []}
+    for _ in range(repeats + 1):
+        for name, run in (("stock", stock), ("ours", ours)):
+            began = time.perf_counter()
+            run()
+            times[name].append(time.perf_counter() - began)
+    unit = ids.numel() * len(prunable.dense) / 1e6
+    medians = {name: statistics.median(values[1:]) / unit for name, values in times.items()}
+    print(
+        f"\nmicroseconds per token-layer: stock decoder {medians['stock']:.2f}, ours {medians['ours']:.2f} "
+        f"({medians['ours'] / medians['stock']:.3f}x)"
+    )
+
+
+def whole_run(prunable: Prunable, ids: torch.Tensor, recipe: Recipe) -> None:
+    """A whole run to 20 %, both ways."""
+    spec = recipe.calibration
+    grid = Grid(recipe.channel_group, recipe.kv_group_step)
+    problem = Problem(prunable.costs, 0.2, recipe.order, recipe.shares, grid, recipe.stop)
+    sides, paths = [], []
+    for name, make in (("prefix re-use", CalibrationObjective), ("plain full forwards", PlainObjective)):
+        blocks = make(prunable, ids, batch_size=spec.batch_size)
+        width = make(prunable, ids[: spec.width_sequences], batch_size=spec.batch_size)
+        judges = {"blocks": blocks, "mlp": width, "heads": width}
+        run = lambda judges=judges: paths.append(sequential_path(problem, judges))  # noqa: E731
+        sides.append(measured(name, run, blocks.work, width.work))
+        print(sides[-1].row(), flush=True)
+    show("a whole run to 20 %", sides[1], sides[0])
+    same = sum(a.kind == b.kind and a.layer == b.layer for a, b in zip(*paths, strict=False))
+    print(f"same decision at {same} of {len(paths[0])} steps (bfloat16 noise separates near ties)")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="llama")
+    parser.add_argument("--calibration", default="self")
+    parser.add_argument("--sequences", type=int, default=8)
+    parser.add_argument("--length", type=int, default=128)
+    parser.add_argument("--whole", action="store_true", help="also a whole run to 20 %%")
+    arguments = parser.parse_args()
+    quiet_libraries()
+    calibration = {
+        "source": arguments.calibration, "sequences": arguments.sequences, "length": arguments.length
+    }  # fmt: skip
+    recipe = Recipe.build(mapping_for(arguments.model), {"calibration": calibration})
+    model, tokenizer = load_dense(resolve(recipe, print), recipe)
+    prunable = Prunable.of(model)
+    ids = load_calibration(recipe.calibration, tokenizer, model, say=print).ids
+    ranking = rank(recipe.importance, prunable.layers, prunable.spec, prunable.dense, prunable.head_dim)
+    print(f"{torch.get_num_threads()} threads, {prunable.head_weight.dtype}, torch {torch.__version__}")
+    with prunable.in_order(ranking):
+        overhead(prunable, ids)
+        one_step(prunable, ids, recipe.calibration.batch_size)
+        if arguments.whole:
+            whole_run(prunable, ids, recipe)
+
+
+if __name__ == "__main__":
+    main()

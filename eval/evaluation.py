@@ -1,0 +1,73 @@
+"""Evaluate one model on what an :class:`~multipruner.recipe.EvaluationSpec` asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from multipruner.errors import CalibrationError
+from multipruner.eval.harness import run_tasks
+from multipruner.eval.results import Evaluation
+from multipruner.eval.scoring import perplexity
+from multipruner.eval.text import wikitext_text
+from multipruner.recipe import EvaluationSpec
+
+PERPLEXITY = "ppl"
+"""The name in ``spec.tasks`` that is no lm-eval task."""
+
+
+def evaluate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    spec: EvaluationSpec,
+    *,
+    fallback_ids: torch.Tensor | None = None,
+    fallback_name: str = "held-out calibration text",
+    say: Callable[[str], None] = lambda text: None,
+) -> Evaluation:
+    """Perplexity and lm-eval tasks of one model; evaluate dense and pruned alike and :func:`compare` the two.
+
+    Args:
+        model: a causal language model on the device to run on; its training flags are as before afterwards.
+        tokenizer: its tokenizer; the text is tokenised once, as a whole.
+        spec: what to evaluate on.
+        fallback_ids: token ids, [sequences, tokens], for perplexity when WikiText-2 cannot be had.
+        fallback_name: what they are called in the result.
+        say: told when the fallback is used.
+
+    Raises:
+        ConfigError: for an unknown task or a wrong path.
+        CalibrationError: when a text is too short, or cannot be had and there is no fallback.
+        NumericsError: for NaN or infinite losses.
+    """
+    texts, names = {}, [name for name in spec.tasks if name != PERPLEXITY]
+    if PERPLEXITY in spec.tasks:
+        name, ids = _perplexity_ids(tokenizer, spec, fallback_ids, fallback_name, say)
+        texts[name] = perplexity(model, ids, length=spec.length, max_tokens=spec.max_tokens)
+    tasks = {}
+    if names:
+        options = {"include_path": spec.include_path, "limit": spec.limit, "batch_size": spec.batch_size}
+        tasks = run_tasks(model, tokenizer, names, **options)
+    return Evaluation(texts, tasks)
+
+
+def _perplexity_ids(
+    tokenizer: PreTrainedTokenizerBase,
+    spec: EvaluationSpec,
+    fallback_ids: torch.Tensor | None,
+    fallback_name: str,
+    say: Callable[[str], None],
+) -> tuple[str, torch.Tensor]:
+    """The name of a text and its token ids."""
+    try:
+        name, text = wikitext_text(spec)
+    except CalibrationError as error:
+        # a file that was asked for by name must not be swapped for another text
+        if spec.text is not None or fallback_ids is None:
+            raise
+        say(f"{error}. Perplexity is measured on {fallback_name} instead: do not set it beside published numbers.")
+        return fallback_name, fallback_ids
+    # not verbose: "longer than the model's maximum" is no news for a text that is cut afterwards
+    return name, tokenizer(text, return_tensors="pt", verbose=False)["input_ids"][0]

@@ -1,0 +1,52 @@
+"""The text that perplexity is measured on."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+from multipruner.errors import CalibrationError, ConfigError
+from multipruner.eval.hub import offline_unless_hub_answers
+from multipruner.recipe import EvaluationSpec
+
+WIKITEXT = ("Salesforce/wikitext", "wikitext-2-raw-v1")
+_ENDINGS = (".txt", ".raw")
+_INSTEAD = "give a text file (evaluation.text, --eval-text), such as wiki.test.raw of WikiText-2"
+
+
+def wikitext_text(spec: EvaluationSpec) -> tuple[str, str]:
+    """The name and content of the text for perplexity: ``spec.text`` as it is, or the test split of WikiText-2.
+
+    The rows of WikiText-2 are joined with blank lines, as published numbers have it.
+
+    Raises:
+        ConfigError: when the file is no .txt or .raw file.
+        CalibrationError: when the file is missing, unreadable or empty, or WikiText-2 is neither in the cache nor
+            reachable; without a network this takes seconds, not minutes.
+    """
+    if spec.text is None:
+        return "WikiText-2", _wikitext2()
+    path = Path(spec.text)
+    if path.suffix.lower() not in _ENDINGS:
+        raise ConfigError(f"evaluation.text = {spec.text!r}: expected a {' or '.join(_ENDINGS)} file")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
+        raise CalibrationError(f"cannot read evaluation.text = {spec.text!r}: {reason}") from error
+    if not text.strip():
+        raise CalibrationError(f"evaluation.text = {spec.text!r} is empty: {_INSTEAD}")
+    return path.name, text
+
+
+@cache
+def _wikitext2() -> str:
+    import datasets
+
+    try:
+        with offline_unless_hub_answers():
+            rows = datasets.load_dataset(*WIKITEXT, split="test")
+    except Exception as error:  # network, cache and parser errors share no base class
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise CalibrationError(f"WikiText-2 cannot be had ({reason}): connect to the Hub, or {_INSTEAD}") from error
+    return "\n\n".join(rows["text"])

@@ -1,0 +1,198 @@
+"""Calibration text as token ids: loaded, shuffled, packed, and told apart from the held-out text.
+
+Protocol (the official code's, but for the shuffle): rows joined by blank lines, tokenised together without special
+tokens (no BOS), cut into sequences of equal length. Rows are always shuffled, by the recipe's seed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from .errors import CalibrationError
+from .hub import HubUnreachable
+from .recipe import CalibrationSpec
+from .self_text import self_text
+from .texts import IDS, rows_of
+
+Split = Literal["calibration", "heldout"]
+LOWER = "lower --sequences or --length, or give more text"
+
+
+@dataclass(frozen=True, eq=False)
+class CalibrationSet:
+    """Token ids that losses are measured on.
+
+    Attributes:
+        ids: int64 [sequences, length], on the CPU.
+        name: where the text is from, such as ``"alpaca"`` or a file's name.
+        ignore_id: label that is not scored (the official code's: EOS), or ``None``.
+    """
+
+    ids: torch.Tensor
+    name: str
+    ignore_id: int | None = None
+
+    @cached_property
+    def hash(self) -> str:
+        """SHA-256 (hexadecimal) over shape and int64 bytes of the ids."""
+        digest = hashlib.sha256(repr(tuple(self.ids.shape)).encode())
+        digest.update(self.ids.to(torch.int64).contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    def head(self, sequences: int) -> CalibrationSet:
+        """The first sequences only (all, where there are fewer)."""
+        return replace(self, ids=self.ids[:sequences])
+
+
+def load_calibration(
+    spec: CalibrationSpec,
+    tokenizer: Any,
+    model: Any = None,
+    *,
+    split: Split = "calibration",
+    say: Callable[[str], None] = lambda text: None,
+    progress: Callable[[int, int], None] | None = None,
+) -> CalibrationSet:
+    """The calibration text of a recipe, or held-out text that shares no row with it.
+
+    ``alpaca`` becomes text sampled from the model where the Hub cannot be reached. Ready token ids have no
+    held-out part, unless the file has a tensor ``heldout_ids``: then text sampled from the model takes its place.
+
+    Args:
+        spec: the recipe's calibration section.
+        tokenizer: the model's.
+        model: the dense model; needed for text sampled from it.
+        split: ``"heldout"`` gives as many sequences of the text after the calibration part, fewer where it ends.
+        say: told when something else than asked for is used.
+        progress: of the sampling: called with (tokens done, tokens in all).
+
+    Raises:
+        CalibrationError: naming what is missing or too short, and what to do.
+    """
+    ignore_id = tokenizer.eos_token_id
+    if Path(spec.source).suffix == IDS:
+        ready = _ready_ids(Path(spec.source).expanduser(), split, tokenizer, model)
+        if ready is not None:
+            return CalibrationSet(ready, Path(spec.source).name, ignore_id)
+        say(f"{spec.source} has no heldout_ids: held-out text is sampled from the model itself")
+    elif spec.source != "self":
+        try:
+            rows = rows_of(spec.source, spec.text_column, 2 * spec.sequences * spec.length, spec.length)
+            return CalibrationSet(_pack(rows, spec, tokenizer, split), _name(spec.source), ignore_id)
+        except HubUnreachable as error:
+            if spec.source != "alpaca" or model is None:
+                raise CalibrationError(
+                    f"cannot reach the Hub for {spec.source} ({error}); give --calibration self or a local file"
+                ) from None
+            say(f"calibration: text sampled from the model itself, in place of alpaca (no Hub: {error})")
+    if model is None:
+        raise CalibrationError("text sampled from the model needs the model")
+    both = self_text(model, tokenizer, 2 * spec.sequences, spec.length, spec.seed, progress)
+    ids = both[: spec.sequences] if split == "calibration" else both[spec.sequences :]
+    return CalibrationSet(ids, "self", ignore_id)
+
+
+def _name(source: str) -> str:
+    return Path(source).name
+
+
+def _pack(rows: list[str], spec: CalibrationSpec, tokenizer: Any, split: Split) -> torch.Tensor:
+    """Shuffle and pack; both splits draw from one iterator over the rows, one after the other."""
+    shuffled = rows.copy()
+    random.Random(spec.seed).shuffle(shuffled)
+    pack = _concatenated if spec.packing == "concat" else _one_per_row
+    remaining = iter(shuffled)
+    ids = pack(remaining, spec, tokenizer, "calibration")
+    return ids if split == "calibration" else pack(remaining, spec, tokenizer, "heldout")
+
+
+def _needed(spec: CalibrationSpec, split: Split) -> int:
+    """How many sequences there must be: all for calibration, one of held-out text."""
+    return spec.sequences if split == "calibration" else 1
+
+
+def _encode(tokenizer: Any, text: str) -> list[int]:
+    return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+
+
+def _concatenated(rows: Iterator[str], spec: CalibrationSpec, tokenizer: Any, split: Split) -> torch.Tensor:
+    """Rows joined by blank lines and tokenised at once, as many as are needed; int64 [sequences, length]."""
+    wanted = spec.sequences * spec.length
+    taken: list[str] = []
+    ids: list[int] = []
+    count = 0
+    for row in rows:
+        taken.append(row)
+        count += len(_encode(tokenizer, row))
+        if count >= wanted:
+            ids = _encode(tokenizer, "\n\n".join(taken))
+            if len(ids) >= wanted:
+                break
+    else:
+        ids = _encode(tokenizer, "\n\n".join(taken))
+    sequences = min(len(ids) // spec.length, spec.sequences)
+    if sequences < (at_least := _needed(spec, split)):
+        part = "" if split == "calibration" else " after the calibration part"
+        raise CalibrationError(
+            f"{spec.source} holds {len(ids)} tokens{part}, {at_least * spec.length} are needed ({at_least} sequences "
+            f"of {spec.length}); {LOWER}"
+        )
+    return torch.tensor(ids[: sequences * spec.length]).reshape(sequences, spec.length)
+
+
+def _one_per_row(rows: Iterator[str], spec: CalibrationSpec, tokenizer: Any, split: Split) -> torch.Tensor:
+    """The beginning of every row that is long enough; int64 [sequences, length]."""
+    kept: list[list[int]] = []
+    tokens = skipped = 0
+    while len(kept) < spec.sequences and (row := next(rows, None)) is not None:
+        ids = _encode(tokenizer, row)
+        tokens += len(ids)
+        if len(ids) >= spec.length:
+            kept.append(ids[: spec.length])
+        else:
+            skipped += 1
+    if len(kept) < (at_least := _needed(spec, split)):
+        raise CalibrationError(
+            f"{spec.source} has {len(kept)} rows of {spec.length} tokens or more left, {at_least} are needed "
+            f"({skipped} shorter ones, {tokens} tokens in all); {LOWER}, or use --packing concat"
+        )
+    return torch.tensor(kept)
+
+
+def _ready_ids(path: Path, split: Split, tokenizer: Any, model: Any) -> torch.Tensor | None:
+    """Token ids from a file: the tensor ``input_ids`` (or the only one), held-out ``heldout_ids`` (or none)."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not path.is_file():
+        raise CalibrationError(f"there is no file {path}")
+    try:
+        tensors = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise CalibrationError(f"cannot read {path}: {error}") from error
+    heldout = tensors.pop("heldout_ids", None)
+    if split == "heldout":
+        return None if heldout is None else _checked(path, heldout, tokenizer, model)
+    if "input_ids" not in tensors and len(tensors) != 1:
+        raise CalibrationError(f"{path} needs a tensor input_ids; it holds {', '.join(sorted(tensors)) or 'none'}")
+    return _checked(path, tensors.get("input_ids", next(iter(tensors.values()))), tokenizer, model)
+
+
+def _checked(path: Path, ids: torch.Tensor, tokenizer: Any, model: Any) -> torch.Tensor:
+    vocabulary = model.config.vocab_size if model is not None else len(tokenizer)
+    if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
+        raise CalibrationError(f"{path}: token ids must be integers, not {ids.dtype}")
+    if ids.ndim != 2 or len(ids) < 1 or ids.shape[1] < 2:
+        raise CalibrationError(f"{path}: token ids must be [sequences, length >= 2], not {list(ids.shape)}")
+    low, high = int(ids.min()), int(ids.max())
+    if low < 0 or high >= vocabulary:
+        raise CalibrationError(f"{path}: token id {low if low < 0 else high} is outside 0..{vocabulary - 1}")
+    return ids.to(torch.int64)

@@ -1,0 +1,78 @@
+"""The Hugging Face Hub: whether it answers, asked once, briefly and without retries."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+TIMEOUT = 3.0
+"""Seconds that the Hub has to answer the first question; the Hub library's own retries take 23 s to give up."""
+
+
+class HubUnreachable(Exception):
+    """The Hub cannot be asked; the text says why."""
+
+
+def repo_info(repo: str, repo_type: Literal["model", "dataset"] = "model", revision: str | None = None) -> Any:
+    """What the Hub says about a repository: one request with a short timeout.
+
+    Args:
+        repo: its id, ``owner/name``.
+        repo_type: what it holds.
+        revision: branch, tag or commit.
+
+    Returns:
+        huggingface_hub's ``ModelInfo`` or ``DatasetInfo``.
+
+    Raises:
+        HubUnreachable: when offline mode is set, or the Hub does not answer.
+        RepositoryNotFoundError, RevisionNotFoundError, HFValidationError: when the Hub says no.
+    """
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
+
+    if constants.HF_HUB_OFFLINE:
+        raise HubUnreachable("HF_HUB_OFFLINE is set")
+    try:
+        return HfApi().repo_info(repo, repo_type=repo_type, revision=revision, timeout=TIMEOUT)
+    except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError):
+        raise
+    except Exception as error:  # the transport's own classes differ between versions of huggingface_hub
+        raise HubUnreachable(" ".join(str(error).split()) or type(error).__name__) from error
+
+
+@contextmanager
+def offline() -> Iterator[None]:
+    """Let the Hub's libraries use what they have cached, without asking the network."""
+    from huggingface_hub import constants
+
+    holders: list[Any] = [constants]
+    if "datasets" in sys.modules:
+        holders.append(sys.modules["datasets"].config)
+    before = [holder.HF_HUB_OFFLINE for holder in holders]
+    try:
+        for holder in holders:
+            holder.HF_HUB_OFFLINE = True
+        yield
+    finally:
+        for holder, value in zip(holders, before, strict=True):
+            holder.HF_HUB_OFFLINE = value
+
+
+def cached_snapshot(repo: str, revision: str | None = None) -> Path | None:
+    """The folder of a model that the Hub's cache holds whole (configuration and every safetensors shard)."""
+    from huggingface_hub import try_to_load_from_cache
+
+    config = try_to_load_from_cache(repo, "config.json", revision=revision)
+    if not isinstance(config, str):
+        return None
+    folder = Path(config).parent
+    index = folder / "model.safetensors.index.json"
+    shards = {"model.safetensors"}
+    if index.exists():
+        shards = set(json.loads(index.read_text())["weight_map"].values())
+    return folder if all((folder / shard).exists() for shard in shards) else None

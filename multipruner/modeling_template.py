@@ -1,0 +1,141 @@
+"""A pruned Llama: the stock decoder layers, each with its own number of heads and channels, or without a block.
+
+Written by multipruner (https://pypi.org/project/multipruner); needs torch and transformers>=5.14, nothing else.
+Sizes come from ``per_layer_config`` in config.json; every forward pass is transformers' own.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+from torch import Tensor, nn
+
+# family: begin
+from transformers.models.llama.configuration_llama import LlamaConfig
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaForCausalLM, LlamaModel
+
+
+def stock_layer(config: Any, number: int) -> Any:
+    """The stock decoder layer of one layer's configuration."""
+    return LlamaDecoderLayer(config, number)
+
+
+# family: end
+
+if not hasattr(LlamaConfig, "per_layer_config"):
+    raise ImportError("this model needs transformers>=5.14 (per_layer_config): pip install -U transformers")
+
+
+class NoHeads(nn.Module):
+    """Stands where an attention block was removed and adds nothing to the residual stream.
+
+    (From "Attention" in a class's name here, transformers would conclude that implementations cannot be switched.)
+    """
+
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, None]:
+        return hidden_states.new_zeros(1), None
+
+
+class NoMLP(nn.Module):
+    """Stands where an MLP block was removed and adds nothing to the residual stream."""
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return hidden_states.new_zeros(1)
+
+
+@strict
+class PrunedLlamaConfig(LlamaConfig):
+    """``per_layer_config`` holds what differs between layers; the global sizes are the dense model's."""
+
+    model_type = "multipruner_llama"
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        classes = {"AutoConfig": "Config", "AutoModel": "Model", "AutoModelForCausalLM": "ForCausalLM"}
+        kwargs["auto_map"] = {auto: f"modeling_multipruner_llama.PrunedLlama{end}" for auto, end in classes.items()}
+        super().__post_init__(**kwargs)
+
+    def validate_architecture(self) -> None:
+        """The stock check wants hidden_size to be a multiple of the heads; with an explicit head_dim it need not."""
+        for number, layer in enumerate(self.per_layer_config or ()):  # None in 5.14 where all layers are alike
+            kv_heads = getattr(layer, "num_key_value_heads", None) or layer.num_attention_heads
+            if layer.num_attention_heads % kv_heads:
+                raise ValueError(f"layer {number}: {kv_heads} KV heads do not divide {layer.num_attention_heads}")
+
+    def to_dict(self) -> dict[str, Any]:
+        output = super().to_dict()
+        rope = output.get("rope_parameters") or {}
+        if "rope_theta" in rope:  # transformers 4 and most other readers look for it here
+            output["rope_theta"] = rope["rope_theta"]
+        return output
+
+
+@contextmanager
+def without_layers(config: Any) -> Iterator[None]:
+    """Let a stock constructor build all but the decoder layers, on this same configuration object."""
+    flag = "allow_global_per_layer_attribute_access"
+    before = {name: vars(config)[name] for name in ("num_hidden_layers", flag) if name in vars(config)}
+    config.num_hidden_layers = 0
+    vars(config)[flag] = True
+    try:
+        yield
+    finally:
+        del vars(config)[flag]
+        vars(config).update(before)
+
+
+def pruned_layer(config: Any, number: int) -> nn.Module:
+    """The stock decoder layer in its own sizes, with null modules in the place of removed blocks."""
+    own = config.per_layer_config[number]
+    layer = stock_layer(own, number)
+    skip = getattr(own, "skip", ())
+    if "attention" in skip:
+        layer.self_attn, layer.input_layernorm = NoHeads(), nn.Identity()
+    if "mlp" in skip:
+        layer.mlp, layer.post_attention_layernorm = NoMLP(), nn.Identity()
+    for module in layer.modules():  # one object for all, so that set_attn_implementation() reaches every layer
+        if hasattr(module, "config"):
+            module.config = config
+    return layer
+
+
+def assign_cache_slots(config: Any, layers: Sequence[Any]) -> None:
+    """Hand the cache's slots, in order and by layer type, to the attentions that are left.
+
+    Lengths and masks are read from the first slot of each type, which a layer without attention would leave empty.
+    """
+    types = getattr(config, "layer_types", None) or [None] * len(layers)
+    slots = {kind: iter([number for number, other in enumerate(types) if other == kind]) for kind in set(types)}
+    for layer, kind in zip(layers, types, strict=True):
+        if not isinstance(layer.self_attn, NoHeads):
+            layer.self_attn.layer_idx = next(slots[kind])
+
+
+class PrunedLlamaModel(LlamaModel):
+    config_class = PrunedLlamaConfig
+
+    def __init__(self, config: PrunedLlamaConfig) -> None:
+        with without_layers(config):
+            super().__init__(config)
+        self.layers.extend(pruned_layer(config, number) for number in range(config.num_hidden_layers))
+        assign_cache_slots(config, list(self.layers))
+        self.post_init()
+
+
+class PrunedLlamaForCausalLM(LlamaForCausalLM):
+    config_class = PrunedLlamaConfig
+
+    def __init__(self, config: PrunedLlamaConfig) -> None:
+        with without_layers(config):
+            super().__init__(config)
+        self.model = PrunedLlamaModel(config)
+        self.post_init()
+
+    def _get_static_cache_init_shape(self) -> None:
+        """No shapes in advance: cache slots are not in the order of the layers (the first update shapes them)."""
+        return
+
+
+PrunedLlamaConfig.register_for_auto_class()
+PrunedLlamaModel.register_for_auto_class("AutoModel")
+PrunedLlamaForCausalLM.register_for_auto_class("AutoModelForCausalLM")

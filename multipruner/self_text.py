@@ -1,0 +1,108 @@
+"""Text that a model writes itself: calibration without any data set, for machines that cannot reach one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from .cache import cache_folder, publish, work_folder
+from .sources import fingerprint
+
+SAMPLING = 1
+"""Raised when the same seed gives other text."""
+BATCH_TOKENS = 8192
+"""Tokens sampled side by side at most (their keys and values are in memory): independent of the machine, so that
+the text is."""
+
+Progress = Callable[[int, int], None]
+
+
+def self_text(
+    model: Any, tokenizer: Any, sequences: int, length: int, seed: int, progress: Progress | None = None
+) -> torch.Tensor:
+    """Sequences sampled from a model, from the cache where they were sampled before.
+
+    Args:
+        model: the dense causal language model.
+        tokenizer: its tokenizer.
+        sequences: how many.
+        length: tokens per sequence, the first token included.
+        seed: of the sampling.
+        progress: called with (tokens done, tokens in all).
+
+    Returns:
+        Token ids, int64 [sequences, length], on the CPU.
+    """
+    from safetensors.torch import load_file, save_file
+
+    settings = [SAMPLING, fingerprint(model), str(model.device.type), sequences, length, seed, *_starts(tokenizer)]
+    key = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:32]
+    target = cache_folder() / "self-text" / f"{key}.safetensors"
+    if target.exists():
+        return load_file(target)["input_ids"]
+    ids = sample(model, tokenizer, sequences, length, seed, progress)
+    with work_folder() as work:
+        save_file({"input_ids": ids}, work / "ids")
+        publish(work / "ids", target)
+    return ids
+
+
+@torch.inference_mode()
+def sample(
+    model: Any, tokenizer: Any, sequences: int, length: int, seed: int, progress: Progress | None = None
+) -> torch.Tensor:
+    """Sample from the full distribution (temperature 1): even sequences from BOS, odd ones from a random token.
+
+    An end-of-text token ends nothing: the model goes on after it, as in packed documents. Only a generator of its
+    own is used, so torch's global random state stays as it was, and what a sequence becomes depends on its own
+    row of random numbers. ``model.generate`` is not used: it would add the checkpoint's own sampling settings.
+    Arguments and result are those of :func:`self_text`.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    first = _first_tokens(tokenizer, sequences, generator)
+    draws = torch.rand(sequences, length, generator=generator)
+    rows = max(1, BATCH_TOKENS // length)
+    batches = []
+    for begin in range(0, sequences, rows):
+        chosen = slice(begin, begin + rows)
+
+        def tell(position: int, begin: int = begin, now: int = len(first[chosen])) -> None:
+            if progress is not None:
+                progress(begin * length + now * position, sequences * length)
+
+        batches.append(_continue(model, first[chosen], draws[chosen], tell))
+    return torch.cat(batches).clone()
+
+
+def _continue(model: Any, first: torch.Tensor, draws: torch.Tensor, tell: Callable[[int], None]) -> torch.Tensor:
+    """Grow sequences token by token: each draw in [0, 1) picks from the cumulated probabilities."""
+    ids, cache = [first[:, None]], None
+    for position in range(1, draws.shape[1]):
+        out = model(input_ids=ids[-1].to(model.device), past_key_values=cache, use_cache=True)
+        cache = out.past_key_values
+        cumulated = out.logits[:, -1].float().softmax(-1).cumsum(-1)
+        target = draws[:, position, None].to(cumulated.device) * cumulated[:, -1:]
+        picked = torch.searchsorted(cumulated, target, right=True).clamp(max=cumulated.shape[-1] - 1)
+        ids.append(picked.cpu())
+        tell(position + 1)
+    return torch.cat(ids, dim=1)
+
+
+def _starts(tokenizer: Any) -> tuple[int | None, int]:
+    """BOS (or EOS, which separates documents, where a family has no BOS) and the number of ordinary tokens."""
+    start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    return start, len(tokenizer)
+
+
+def _first_tokens(tokenizer: Any, sequences: int, generator: torch.Generator) -> torch.Tensor:
+    start, size = _starts(tokenizer)
+    special = set(tokenizer.all_special_ids)
+    ordinary = torch.tensor([token for token in range(size) if token not in special])
+    first = ordinary[torch.randint(len(ordinary), (sequences,), generator=generator)]
+    if start is not None:
+        first[::2] = start
+    return first

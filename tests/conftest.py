@@ -1,0 +1,22 @@
+"""Before transformers is imported: no network, and a module cache of its own for code that travels with a model."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import shutil
+import sys
+import tempfile
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+if "HF_MODULES_CACHE" not in os.environ:
+    os.environ["HF_MODULES_CACHE"] = tempfile.mkdtemp(prefix="multipruner-modules-")
+    atexit.register(shutil.rmtree, os.environ["HF_MODULES_CACHE"], ignore_errors=True)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """One thread for tiny models: more only wait for each other when the machine has other work."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads((os.cpu_count() or 1) if item.get_closest_marker("slow") else 1)
