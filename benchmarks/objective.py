@@ -116,7 +116,7 @@ def overhead(prunable: Prunable, ids: torch.Tensor, repeats: int = 9) -> None:
 def whole_run(prunable: Prunable, ids: torch.Tensor, recipe: Recipe) -> None:
     """A whole run to 20 %, both ways."""
     spec = recipe.calibration
-    grid = Grid(recipe.channel_group, recipe.kv_group_step)
+    grid = Grid(recipe.channel_group, recipe.kv_group_step, recipe.partial_groups)
     problem = Problem(prunable.costs, 0.2, recipe.order, recipe.shares, grid, recipe.stop)
     sides, paths = [], []
     for name, make in (("prefix re-use", CalibrationObjective), ("plain full forwards", PlainObjective)):

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 _HEADINGS = ("", "examples", "dense", "pruned", "difference")
+_SHORT = {"examples": "n"}
 _HEADLINE = ("acc_norm", "acc")  # the metric that stands for a task in the average, best first
 
 
@@ -79,36 +80,38 @@ class Comparison:
         return cls(perplexity, tasks, average)
 
     def table(self, title: str | None = None) -> Table:
-        """Both models side by side, for the terminal; a standard error follows each number."""
+        """Both models side by side, narrow enough for a terminal of 80 columns; ± is one standard error."""
+        from rich import box
         from rich.table import Table
 
-        table = Table(title=title, title_justify="left")
-        for heading in _HEADINGS:
-            table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
-        for row in (*self._perplexity_rows(), *self._task_rows()):
-            table.add_row(*row)
+        table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+        table.add_column(_HEADINGS[0], overflow="fold")  # where it is too narrow, names break and numbers do not
+        for heading in _HEADINGS[1:]:
+            table.add_column(_SHORT.get(heading, heading), justify="right", no_wrap=True)
+        for row in (*self._perplexity_rows(2), *self._task_rows(3)):
+            table.add_row(*(cell.replace("± ", "±") for cell in row))
         return table
 
     def markdown(self, *, perplexity: bool = False) -> str:
         """The tasks as a markdown table (and the perplexities above them, if asked); empty when there is none."""
-        rows = [*(self._perplexity_rows() if perplexity else []), *self._task_rows()]
+        rows = [*(self._perplexity_rows(3) if perplexity else []), *self._task_rows(4)]
         if not rows:
             return ""
         lines = [_HEADINGS, ("---", *("---:",) * (len(_HEADINGS) - 1)), *rows]
         return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
-    def _perplexity_rows(self) -> list[tuple[str, ...]]:
-        return [_row(f"perplexity, {name}", contrast, 3) for name, contrast in self.perplexity.items()]
+    def _perplexity_rows(self, digits: int) -> list[tuple[str, ...]]:
+        return [_row(f"perplexity, {name}", contrast, digits) for name, contrast in self.perplexity.items()]
 
-    def _task_rows(self) -> list[tuple[str, ...]]:
+    def _task_rows(self, digits: int) -> list[tuple[str, ...]]:
         rows = [
-            _row(f"{task} {metric}", contrast, 4)
+            _row(f"{task} {metric}", contrast, digits)
             for task, metrics in self.tasks.items()
             for metric, contrast in metrics.items()
         ]
         averaged = len(_headlines(self.tasks))
         if self.average and averaged > 1:
-            rows.append(_row(f"average of {averaged} tasks", self.average, 4))
+            rows.append(_row(f"average of {averaged} tasks", self.average, digits))
         return rows
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import io
+import logging
 import math
+import os
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
@@ -20,10 +22,10 @@ from multipruner.eval.hub import offline_unless_hub_answers
 from multipruner.eval.inference import inference
 from multipruner.eval.results import MetricResult, TaskResult, TaskResults
 
-# lm-eval's search for the largest batch starts at 64 rows of the longest context: on a CPU that takes minutes and
-# gigabytes to find a size that is no faster than this one
+# lm-eval's search for the largest batch tries 64 rows of the longest context first and waits for memory to run out,
+# which is no way to treat a CPU; so a fixed number there
 _BATCH_SIZE = 16
-# only for metrics without a closed form; lm-eval's default of 100,000 takes minutes
+# draws for the standard error of metrics without a closed form; lm-eval's default is 100,000
 _BOOTSTRAP = 1000
 
 
@@ -40,11 +42,10 @@ def run_tasks(
     """Run lm-eval tasks, groups, tags or patterns such as ``mmlu_*`` with their stock prompts and metrics.
 
     Args:
-        model: a causal language model; not changed (training flags are restored).
-        tokenizer: its tokenizer; not changed.
+        model, tokenizer: a causal language model and its tokenizer; both are as before afterwards.
         tasks: names that lm-eval knows, or that ``include_path`` defines.
         include_path: a folder with further task files, which win over stock ones of the same name.
-        limit: documents per task (the first ones, hence the same for every model).
+        limit: the first so many documents per task.
         batch_size: rows per forward pass; ``"auto"`` is lm-eval's search on CUDA and 16 elsewhere.
         progress: show lm-eval's own bars and messages.
 
@@ -66,8 +67,7 @@ def run_tasks(
         if not progress:
             stack.enter_context(_silence())
         output = _simple_evaluate(model, tokenizer, manager, names, limit, batch_size)
-    for task, samples in output["samples"].items():
-        _refuse_nan(task, samples)
+    _refuse_nan(output["samples"])
     return _read(output, names)
 
 
@@ -126,9 +126,11 @@ def _resolve(tasks: tuple[str, ...], include_path: str | Path | None) -> tuple[A
     if include_path is not None and not Path(include_path).is_dir():
         raise ConfigError(f"evaluation.include_path = {str(include_path)!r} is no folder with lm-eval task files")
     folder = None if include_path is None else str(Path(include_path).resolve())
-    # reading lm-eval's own 14,000 task files takes seconds: not when the folder has all that is asked for
+    # reading lm-eval's own 14,000 task files takes seconds: not when the folder has all that is asked for (groups and
+    # tags may have stock members)
     manager = _manager(folder, defaults=folder is None)
-    if not all(manager.match_tasks([task]) for task in tasks):
+    matches = [set(manager.match_tasks([task])) for task in tasks]
+    if not all(matches) or not set().union(*matches) <= set(manager.all_subtasks):
         manager = _manager(folder, defaults=True)
     found = {task: manager.match_tasks([task]) for task in tasks}
     if all(found.values()):
@@ -163,9 +165,7 @@ def _random_state_restored() -> Iterator[None]:
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    """Drop what lm-eval prints, its bars and its messages below errors."""
-    import logging
-
+    """Drop what lm-eval, datasets and the commands that they start print; exceptions come through."""
     import datasets
 
     loggers = [logging.getLogger(name) for name in ("lm_eval", "lm-eval")]
@@ -176,7 +176,7 @@ def _silence() -> Iterator[None]:
     datasets.disable_progress_bars()
     try:
         # lm-eval offers no switch for its bars
-        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()), _children_silenced():
             yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):
@@ -185,16 +185,39 @@ def _silence() -> Iterator[None]:
             datasets.enable_progress_bars()
 
 
-def _refuse_nan(task: str, samples: Sequence[Mapping[str, Any]]) -> None:
+@contextmanager
+def _children_silenced() -> Iterator[None]:
+    """Standard error of the process goes nowhere: lm-eval asks git for a commit, which complains outside of one."""
+    try:
+        kept = os.dup(2)
+    except OSError:  # a process without standard error
+        yield
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
+def _refuse_nan(documents: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
     # the best of several NaN is the first answer: without this check a broken model scores as if it had guessed
-    for sample in samples:
-        for answer in sample["filtered_resps"]:
-            score = answer[0] if isinstance(answer, (tuple, list)) and answer else answer
-            if isinstance(score, float) and math.isnan(score):
+    for task, samples in documents.items():
+        for sample in samples:
+            if any(_is_nan(answer) for answer in sample["filtered_resps"]):
                 raise NumericsError(
                     f"task {task!r}, document {sample['doc_id']}: the model's log-likelihood is NaN; "
                     "evaluate in bfloat16 or float32, and check the perplexity"
                 )
+
+
+def _is_nan(answer: Any) -> bool:
+    """Whether one of lm-eval's answers, a log-likelihood alone or with whether it is greedy, is NaN."""
+    score = answer[0] if isinstance(answer, (tuple, list)) and answer else answer
+    return isinstance(score, float) and math.isnan(score)
 
 
 def _read(output: Mapping[str, Any], names: list[str]) -> dict[str, TaskResult]:

@@ -77,31 +77,36 @@ def load_calibration(
     Raises:
         CalibrationError: naming what is missing or too short, and what to do.
     """
-    ignore_id = tokenizer.eos_token_id
+    ids, name = _given_ids(spec, tokenizer, model, split, say), Path(spec.source).name
+    if ids is None:
+        if model is None:
+            raise CalibrationError("text sampled from the model needs the model")
+        both = self_text(model, tokenizer, 2 * spec.sequences, spec.length, spec.seed, progress)
+        ids, name = both[: spec.sequences] if split == "calibration" else both[spec.sequences :], "self"
+    return CalibrationSet(ids, name, tokenizer.eos_token_id)
+
+
+def _given_ids(
+    spec: CalibrationSpec, tokenizer: Any, model: Any, split: Split, say: Callable[[str], None]
+) -> torch.Tensor | None:
+    """What the source gives; ``None`` where text sampled from the model is wanted or has to take its place."""
+    if spec.source == "self":
+        return None
     if Path(spec.source).suffix == IDS:
         ready = _ready_ids(Path(spec.source).expanduser(), split, tokenizer, model)
-        if ready is not None:
-            return CalibrationSet(ready, Path(spec.source).name, ignore_id)
-        say(f"{spec.source} has no heldout_ids: held-out text is sampled from the model itself")
-    elif spec.source != "self":
-        try:
-            rows = rows_of(spec.source, spec.text_column, 2 * spec.sequences * spec.length, spec.length)
-            return CalibrationSet(_pack(rows, spec, tokenizer, split), _name(spec.source), ignore_id)
-        except HubUnreachable as error:
-            if spec.source != "alpaca" or model is None:
-                raise CalibrationError(
-                    f"cannot reach the Hub for {spec.source} ({error}); give --calibration self or a local file"
-                ) from None
-            say(f"calibration: text sampled from the model itself, in place of alpaca (no Hub: {error})")
-    if model is None:
-        raise CalibrationError("text sampled from the model needs the model")
-    both = self_text(model, tokenizer, 2 * spec.sequences, spec.length, spec.seed, progress)
-    ids = both[: spec.sequences] if split == "calibration" else both[spec.sequences :]
-    return CalibrationSet(ids, "self", ignore_id)
-
-
-def _name(source: str) -> str:
-    return Path(source).name
+        if ready is None:
+            say(f"{spec.source} has no heldout_ids: held-out text is sampled from the model itself")
+        return ready
+    try:
+        rows = rows_of(spec.source, spec.text_column, 2 * spec.sequences * spec.length, spec.length)
+    except HubUnreachable as error:
+        if spec.source != "alpaca" or model is None:
+            raise CalibrationError(
+                f"cannot reach the Hub for {spec.source} ({error}); give --calibration self or a local file"
+            ) from None
+        say(f"calibration: text sampled from the model itself, in place of alpaca (no Hub: {error})")
+        return None
+    return _pack(rows, spec, tokenizer, split)
 
 
 def _pack(rows: list[str], spec: CalibrationSpec, tokenizer: Any, split: Split) -> torch.Tensor:

@@ -51,6 +51,8 @@ def _flags(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--shares", help="of the ratio for blocks:mlp:heads, default 44:52:4")
     what.add_argument("--stop", choices=("nearest", "reach"), help="a dimension ends nearest to its share, or beyond")
     what.add_argument("--channel-group", dest="channel_group", type=int, help="MLP channels that leave together")
+    what.add_argument("--partial-groups", dest="partial_groups", action="store_true",
+                      help="allow channel groups that do not divide the width")  # fmt: skip
     what.add_argument("--kv-group-step", dest="kv_group_step", type=int, help="KV groups that leave together")
     what.add_argument("--importance", choices=("magnitude", "none"), help="order of channels and KV groups")
 

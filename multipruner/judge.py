@@ -63,7 +63,8 @@ def judge_folders(
     for folder in folders:
         gc.collect()
         if reports[folder]:
-            candidate = load(folder, dtype=dtype).to(device)
+            candidate: Any = load(folder, dtype=dtype)
+            candidate.to(device)
         else:
             other = Recipe.build(mapping_for(folder), settings)
             candidate, _ = load_dense(resolve(other, say), other)

@@ -78,7 +78,7 @@ class _Setting:
     def problem(self) -> Problem:
         """The search problem that the recipe asks for."""
         recipe = self.recipe
-        grid = Grid(recipe.channel_group, recipe.kv_group_step)
+        grid = Grid(recipe.channel_group, recipe.kv_group_step, recipe.partial_groups)
         return Problem(self.prunable.costs, recipe.ratio, recipe.order, recipe.shares, grid, recipe.stop)
 
     @property
@@ -160,7 +160,7 @@ def _prepare(recipe: Recipe, say: Callable[[str], None]) -> _Setting:
     source = resolve(recipe, say)
     model, tokenizer = load_dense(source, recipe)
     prunable = Prunable.of(model)
-    grid = Grid(recipe.channel_group, recipe.kv_group_step)
+    grid = Grid(recipe.channel_group, recipe.kv_group_step, recipe.partial_groups)
     grid.check(prunable.dense)
     problem = Problem(prunable.costs, recipe.ratio, recipe.order, recipe.shares, grid, recipe.stop)
     reachable = reachable_ratio(problem)
@@ -206,8 +206,8 @@ def _search(
         say(f"going on after step {len(done)} of an interrupted run")
     with setting.prunable.in_order(setting.ranking):
         objectives = _objectives(setting)
-        tokens = {name: objective.tokens for name, objective in objectives.items()}
-        expected = {name: count * tokens[name] for name, count in expected_candidates(problem).items()}
+        counts = expected_candidates(problem)
+        expected: dict[Dimension, float] = {name: n * objectives[name].tokens for name, n in counts.items()}
         with search_display(console, expected, problem.ratio) as display:
             steps = sequential_path(problem, objectives, done=done, on_step=journal.add, on_progress=display)
     journal.finish()

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from .architecture import ArchitectureSpec, BlockSpec, dense_structure, dimensions, rows_per_part, spec_for
 from .costs import Costs, LayerCost
@@ -65,7 +66,7 @@ class Prunable:
         costs: what any structure costs.
     """
 
-    model: nn.Module
+    model: PreTrainedModel
     spec: ArchitectureSpec
     dense: Structure
     head_dim: int

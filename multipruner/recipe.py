@@ -88,6 +88,11 @@ class Recipe(_Frozen):
         "(what the official code does)",
     )
     channel_group: Annotated[int, Field(ge=1)] = Field(default=128, description="MLP channels that leave together")
+    partial_groups: bool = Field(
+        default=False,
+        description="allow channel groups that do not divide the MLP width (as the paper's recipes do): groups leave "
+        "from the end, and the one that stays at least is the larger",
+    )
     kv_group_step: Annotated[int, Field(ge=1)] = Field(default=1, description="KV groups that leave together")
     importance: Literal["magnitude", "none"] = "magnitude"
     calibration: CalibrationSpec = CalibrationSpec()

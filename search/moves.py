@@ -20,10 +20,12 @@ class Grid:
     Attributes:
         channel_group: MLP channels that leave together.
         kv_group_step: KV groups (one KV head with its query heads) that leave together.
+        partial: allow channel groups that do not divide the width: groups leave from the end, what stays is uneven.
     """
 
     channel_group: int
     kv_group_step: int = 1
+    partial: bool = False
 
     def check(self, dense: Structure) -> None:
         """Refuse steps that do not divide the dense sizes.
@@ -36,10 +38,13 @@ class Grid:
             ("KV group step", self.kv_group_step, "kv_heads"),
         ):
             for width in sorted({getattr(size, name) for size in dense}):
-                if step < 1 or width % step:
+                if name == "channels" and self.partial and step <= width:
+                    continue
+                if width % step:
                     raise ConfigError(
                         f"{flag} {step} does not divide the {width} {name.replace('_', ' ')} of a layer; "
                         f"these do: {', '.join(map(str, _divisors(width)))}"
+                        + ("; or allow it with --partial-groups" if name == "channels" and step < width else "")
                     )
 
 
@@ -72,14 +77,14 @@ def _whole_blocks(structure: Structure, grid: Grid) -> Iterator[_Move]:
 def _channel_groups(structure: Structure, grid: Grid) -> Iterator[_Move]:
     step = grid.channel_group
     for number, size in enumerate(structure):
-        if size.channels > step:
+        if size.channels >= 2 * step:
             yield "mlp", number, replace(size, channels=size.channels - step)
 
 
 def _kv_groups(structure: Structure, grid: Grid) -> Iterator[_Move]:
     step = grid.kv_group_step
     for number, size in enumerate(structure):
-        if size.kv_heads > step:
+        if size.kv_heads >= 2 * step:
             queries = size.query_heads // size.kv_heads * step
             yield (
                 "attention",

@@ -217,9 +217,10 @@ def test_hash_and_head() -> None:
 @pytest.mark.parametrize("family", ["llama", "qwen2", "baichuan"])
 def test_self_text_is_its_seeds_and_the_models(family: str) -> None:
     model, tokenizer = tiny_model(family), tiny_tokenizer()
-    before = torch.random.get_rng_state()
+    before, threads = torch.random.get_rng_state(), torch.get_num_threads()
     ids = sample(model, tokenizer, 6, 12, seed=3)
     assert torch.equal(torch.random.get_rng_state(), before), "the global random state is as it was"
+    assert torch.get_num_threads() == threads
     assert ids.shape == (6, 12) and ids.dtype == torch.int64 and int(ids.max()) < 97
     assert torch.equal(ids, sample(model, tokenizer, 6, 12, seed=3))
     assert not torch.equal(ids, sample(model, tokenizer, 6, 12, seed=4))

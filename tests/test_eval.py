@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
+import re
 import subprocess
 import sys
 import time
@@ -98,7 +100,7 @@ class _Capped(LlamaForCausalLM):
     """A family that caps its logits after the output projection."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        output = super().forward(*args, **kwargs)
+        output: Any = super().forward(*args, **kwargs)
         output.logits = torch.tanh(output.logits / 3) * 3
         return output
 
@@ -295,13 +297,13 @@ def test_json_of_something_else_is_refused() -> None:
 
 def test_table_and_markdown_show_the_numbers() -> None:
     result = compare(evaluation({"0": 1, "1": 0}, [2.0, 2.0]), evaluation({"0": 0, "1": 0}, [2.0, 2.0]))
-    console = Console(width=140, record=True, file=open("/dev/null", "w"))  # noqa: PTH123, SIM115
+    console = Console(width=80, record=True, file=io.StringIO())
     console.print(result.table(title="side by side"))
     shown = console.export_text()
     assert "side by side" in shown
-    assert "perplexity, text" in shown
-    assert "-0.5000 ± 0.5000" in shown
-    assert "0.5000 ± 0.1000" in shown
+    assert re.search(r"perplexity, text +2 +7\.39 ±0\.00 +7\.39 ±0\.00 +\+0\.00 ±0\.00", shown)
+    assert "0.500 ±0.100" in shown
+    assert "-0.500 ±0.500" in shown
     assert "average" not in shown, "of one task"
     assert result.markdown().splitlines()[2] == (
         "| piqa acc | 2 | 0.5000 ± 0.1000 | 0.0000 ± 0.1000 | -0.5000 ± 0.5000 |"
@@ -339,6 +341,13 @@ def tasks(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.fixture
+def local_tasks_only(tasks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reading lm-eval's own files takes seconds."""
+    manager = harness._manager(str(tasks), defaults=False)
+    monkeypatch.setattr(harness, "_manager", lambda folder, defaults: manager)
+
+
 def choices(model: Any, folder: Path, name: str) -> list[float]:
     """Accuracy of each document, from the log-likelihoods of the whole texts."""
     tokenizer, scores = tiny_tokenizer(), []
@@ -355,7 +364,10 @@ def choices(model: Any, folder: Path, name: str) -> list[float]:
     return scores
 
 
-def test_run_tasks(tasks: Path, offline: None, capfd: pytest.CaptureFixture[str]) -> None:
+def test_run_tasks(
+    tasks: Path, offline: None, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tasks)  # not a repository: lm-eval asks git, which complains
     model, tokenizer = tiny_llama().train(), tiny_tokenizer()
     tokenizer.pad_token = None
     torch.manual_seed(5)
@@ -378,6 +390,7 @@ def test_run_tasks(tasks: Path, offline: None, capfd: pytest.CaptureFixture[str]
         assert 0 < np.mean(scores) < 1
 
 
+@pytest.mark.usefixtures("local_tasks_only")
 def test_limit_and_groups(tasks: Path, offline: None) -> None:
     model, tokenizer = tiny_llama(), tiny_tokenizer()
     limited = run_tasks(model, tokenizer, ["tiny_left"], include_path=tasks, limit=4)
@@ -392,9 +405,8 @@ def test_limit_and_groups(tasks: Path, offline: None) -> None:
     assert set(tagged) == {"tiny_left", "tiny_right"}
 
 
-def test_unknown_task_is_refused_with_a_suggestion(tasks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    only_local = harness._manager(str(tasks), defaults=False)  # reading lm-eval's own files takes seconds
-    monkeypatch.setattr(harness, "_manager", lambda folder, defaults: only_local)
+@pytest.mark.usefixtures("local_tasks_only")
+def test_unknown_task_is_refused_with_a_suggestion(tasks: Path) -> None:
     with pytest.raises(ConfigError, match=r"unknown task 'tiny_lefd' \(did you mean 'tiny_left'\?\)"):
         run_tasks(tiny_llama(), tiny_tokenizer(), ["tiny_right", "tiny_lefd"], include_path=tasks)
     with pytest.raises(ConfigError, match="is no folder"):
@@ -454,6 +466,15 @@ def test_functions_stay_functions() -> None:
     assert all(getattr(multipruner.eval, name) is not None for name in multipruner.eval.__all__)
     with pytest.raises(AttributeError, match="nothing"):
         _ = multipruner.eval.nothing
+
+
+def test_lm_evals_own_tasks_are_read_only_where_needed(tasks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    manager, asked = harness._manager(str(tasks), defaults=False), []
+    monkeypatch.setattr(harness, "_manager", lambda folder, defaults: asked.append(defaults) or manager)
+    for names, expected in ((["tiny_left"], [False]), (["tiny_group"], [False, True]), (["tiny_tag"], [False, True])):
+        asked.clear()
+        harness._resolve(tuple(names), tasks)
+        assert asked == expected, "groups and tags may have stock members"
 
 
 @pytest.mark.slow

@@ -11,19 +11,21 @@ import pytest
 from multipruner import recipes
 from multipruner.errors import ConfigError, UnknownModelError
 from multipruner.recipe import Recipe
+from multipruner.search import Grid
+from multipruner.structure import Structure
 
 FOLDER = Path(recipes.__file__).parent
 PUBLISHED = {
-    "baichuan2-13b": ("44:52:4", 1024, 24, "none", 128),
-    "baichuan2-7b": ("44:52:4", 1024, 22, "magnitude", 256),
-    "llama-2-13b": ("44:52:4", 1024, 25, "magnitude", 128),
-    "llama-2-7b": ("44:52:4", 1024, 22, "magnitude", 128),
-    "llama-3-8b": ("20:80:0", 1024, 20, "magnitude", 128),
-    "llama-3.1-8b": ("30:70:0", 1024, 20, "magnitude", 128),
-    "llama-3.2-3b": ("10:90:0", 768, 9, "magnitude", 128),
-    "qwen1.5-14b": ("44:52:4", 2048, 24, "magnitude", 128),
-    "qwen1.5-7b": ("44:52:4", 1024, 22, "magnitude", 128),
-    "qwen2.5-7b": ("50:50:0", 1024, 20, "magnitude", 128),
+    "baichuan2-13b": ("44:52:4", 1024, 24, "none", 6),
+    "baichuan2-7b": ("44:52:4", 1024, 22, "magnitude", 14),
+    "llama-2-13b": ("44:52:4", 1024, 25, "magnitude", 6),
+    "llama-2-7b": ("44:52:4", 1024, 22, "magnitude", 6),
+    "llama-3-8b": ("20:80:0", 1024, 20, "magnitude", 6),
+    "llama-3.1-8b": ("30:70:0", 1024, 20, "magnitude", 6),
+    "llama-3.2-3b": ("10:90:0", 768, 9, "magnitude", 6),
+    "qwen1.5-14b": ("44:52:4", 2048, 24, "magnitude", 6),
+    "qwen1.5-7b": ("44:52:4", 1024, 22, "magnitude", 6),
+    "qwen2.5-7b": ("50:50:0", 1024, 20, "magnitude", 6),
 }
 """Shares, channel group, ratio in per cent, channel order, width calibration: paper and official code."""
 
@@ -54,7 +56,7 @@ def test_published_settings(name: str) -> None:
     assert recipe.kv_group_step == 1 and recipe.stop == "reach" and recipe.order == ("blocks", "mlp", "heads")
     calibration = recipe.calibration
     assert (calibration.source, calibration.packing, calibration.length) == ("alpaca", "concat", 2048)
-    assert (calibration.sequences, calibration.width_sequences) == (256, width)
+    assert (calibration.sequences, calibration.width_sequences) == (14, width)
 
 
 def test_the_small_recipe_has_a_fallback() -> None:
@@ -127,3 +129,26 @@ def test_the_catalogue_needs_no_torch() -> None:
         check=False,
     )
     assert "import multipruner.recipes" in bare.stderr
+
+
+# layers, query heads, KV heads, MLP channels, as in the models' published configurations
+DENSE = {
+    "baichuan2-13b": (40, 40, 40, 13696),
+    "baichuan2-7b": (32, 32, 32, 11008),
+    "llama": (30, 9, 3, 1536),
+    "llama-2-13b": (40, 40, 40, 13824),
+    "llama-2-7b": (32, 32, 32, 11008),
+    "llama-3-8b": (32, 32, 8, 14336),
+    "llama-3.1-8b": (32, 32, 8, 14336),
+    "llama-3.2-3b": (28, 24, 8, 8192),
+    "qwen1.5-14b": (40, 40, 40, 13696),
+    "qwen1.5-7b": (32, 32, 32, 11008),
+    "qwen2.5-7b": (28, 28, 4, 18944),
+}
+
+
+@pytest.mark.parametrize("name", sorted(DENSE))
+def test_groups_suit_the_model(name: str) -> None:
+    recipe = Recipe.build(recipes.read(name))
+    assert set(DENSE) == set(recipes.names())
+    Grid(recipe.channel_group, recipe.kv_group_step, recipe.partial_groups).check(Structure.uniform(*DENSE[name]))

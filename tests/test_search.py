@@ -166,6 +166,14 @@ def test_groups_that_do_not_divide_are_refused_with_those_that_do() -> None:
         run(problem(grid=Grid(8, 3)))
 
 
+def test_partial_groups_leave_from_the_end() -> None:
+    steps = run(problem(0.1, grid=Grid(24, 1, partial=True), shares={"blocks": 0, "mlp": 1, "heads": 0}))
+    widths = {size.channels for size in replay(DENSE, steps)}
+    assert widths <= {64, 40}, "64 - 24 = 40 stay: another 24 would leave less than a group"
+    with pytest.raises(ConfigError, match="--partial-groups"):
+        run(problem(grid=Grid(24, 1)))
+
+
 def test_candidates_keep_a_block_and_a_group() -> None:
     one = Structure((LayerSize(8, 4, 64), LayerSize(0, 0, 8)))
     assert [kind for kind, *_ in candidates("blocks", one, Grid(8))] == ["mlp", "mlp"]
