@@ -6,7 +6,7 @@ from functools import cache
 from pathlib import Path
 
 from multipruner.errors import CalibrationError, ConfigError
-from multipruner.eval.hub import offline_unless_hub_answers
+from multipruner.hub import offline_unless_hub_answers
 from multipruner.recipe import EvaluationSpec
 
 WIKITEXT = ("Salesforce/wikitext", "wikitext-2-raw-v1")

@@ -30,16 +30,16 @@ def model_card(
     """Markdown with the Hub's metadata; whatever the report does not know is left out.
 
     Args:
-        report: what happened. Read when there: ``model recipe parameters ratio backbone_ratio calibration perplexity
+        report: what happened. Read when there: ``recipe parameters ratio backbone_ratio calibration perplexity
             tasks_markdown command versions picture``.
         plan: what was kept.
         license: the dense model's licence, as its own card names it.
         languages: the dense model's languages.
         name: what the loading example opens (a folder or Hub id).
     """
-    model = str(report.get("model") or plan.model)
+    model = plan.model
     parts = [
-        _metadata(model, license, languages),
+        _metadata(_base_model(report, model), license, languages),
         f"# {model.rstrip('/').rpartition('/')[2]}, pruned",
         _summary(report, model),
         _removed(plan, report.get("picture")),
@@ -50,15 +50,23 @@ def model_card(
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _metadata(model: str, license: str | None, languages: tuple[str, ...]) -> str:
+def _base_model(report: Mapping[str, Any], model: str) -> str | None:
+    """The Hub id of the dense model: what was loaded, or what a fallback stood in for."""
+    recipe = report.get("recipe") or {}
+    if isinstance(recipe, Mapping) and recipe.get("fallback"):
+        return recipe["model"]
+    return model if _HUB_ID.fullmatch(model) else None
+
+
+def _metadata(base_model: str | None, license: str | None, languages: tuple[str, ...]) -> str:
     # the Hub knows adapters, merges, quantisations and fine-tunes as relations of a base model, not pruning
     known: dict[str, Any] = {
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
         "tags": ["pruned", "multipruner"],
     }
-    if _HUB_ID.fullmatch(model):
-        known["base_model"] = model
+    if base_model:
+        known["base_model"] = base_model
     if license:
         known["license"] = license
     if languages:

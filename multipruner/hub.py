@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -43,6 +44,32 @@ def repo_info(repo: str, repo_type: Literal["model", "dataset"] = "model", revis
         raise
     except Exception as error:  # the transport's own classes differ between versions of huggingface_hub
         raise HubUnreachable(" ".join(str(error).split()) or type(error).__name__) from error
+
+
+@cache
+def hub_answers() -> bool:
+    """Whether the Hub is allowed (``HF_HUB_OFFLINE``) and answers at all; asked once per process.
+
+    Once, so that the dense and the pruned model of a run are judged on the same text.
+    """
+    from huggingface_hub import constants, get_session
+
+    if constants.HF_HUB_OFFLINE:
+        return False
+    try:
+        get_session().head(constants.ENDPOINT, timeout=TIMEOUT)
+    except Exception:  # the transport's own classes differ between versions of huggingface_hub
+        return False
+    return True
+
+
+@contextmanager
+def offline_unless_hub_answers() -> Iterator[None]:
+    """Within, an unreachable Hub fails at once and caches are used, as with ``HF_HUB_OFFLINE=1``."""
+    import datasets  # noqa: F401  (imported within, it would take the flag for good)
+
+    with nullcontext() if hub_answers() else offline():
+        yield
 
 
 @contextmanager
