@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 import multipruner
 
-PERPLEXITY_BOUND = 12.0  # pruned / dense, on held-out text, with the default calibration; measured far below
+PERPLEXITY_BOUND = 5.0  # pruned / dense, on held-out text with the default calibration; measured: 3.52
 
 folder = Path(sys.argv[1])
 report = json.loads((folder / "report.json").read_text())

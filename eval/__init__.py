@@ -10,7 +10,7 @@ if __name__ != "multipruner.eval":
 
 if TYPE_CHECKING:
     from multipruner.eval.comparison import Comparison, Contrast, compare
-    from multipruner.eval.evaluation import evaluate
+    from multipruner.eval.evaluation import check_settings, evaluate
     from multipruner.eval.harness import run_tasks
     from multipruner.eval.results import Evaluation, MetricResult, Perplexity, TaskResult, TaskResults
     from multipruner.eval.scoring import perplexity
@@ -26,6 +26,7 @@ _HOMES = {
     "Perplexity": "results",
     "TaskResult": "results",
     "TaskResults": "results",
+    "check_settings": "evaluation",
     "compare": "comparison",
     "evaluate": "evaluation",
     "perplexity": "scoring",
@@ -41,6 +42,7 @@ __all__ = [
     "Perplexity",
     "TaskResult",
     "TaskResults",
+    "check_settings",
     "compare",
     "evaluate",
     "perplexity",

@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from multipruner.errors import CalibrationError
-from multipruner.eval.harness import run_tasks
+from multipruner.eval.harness import resolve_tasks, run_tasks
 from multipruner.eval.results import Evaluation
 from multipruner.eval.scoring import perplexity
 from multipruner.eval.text import wikitext_text
@@ -16,6 +16,19 @@ from multipruner.recipe import EvaluationSpec
 
 PERPLEXITY = "ppl"
 """The name in ``spec.tasks`` that is no lm-eval task."""
+
+
+def check_settings(spec: EvaluationSpec) -> None:
+    """Find out before a long run whether its evaluation can begin at all: text file, task names, include path.
+
+    Raises:
+        ConfigError: for an unknown task or a wrong path.
+        CalibrationError: when the text file is missing or empty.
+    """
+    if PERPLEXITY in spec.tasks and spec.text is not None:
+        wikitext_text(spec)
+    if names := tuple(name for name in spec.tasks if name != PERPLEXITY):
+        resolve_tasks(names, spec.include_path)
 
 
 def evaluate(

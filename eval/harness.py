@@ -57,7 +57,7 @@ def run_tasks(
         CalibrationError: when a task's documents cannot be had.
         NumericsError: when the model answers with NaN.
     """
-    manager, names = _resolve(tuple(tasks), include_path)
+    manager, names = resolve_tasks(tuple(tasks), include_path)
     if batch_size == "auto" and model.device.type != "cuda":
         batch_size = _BATCH_SIZE
     with ExitStack() as stack:
@@ -121,7 +121,7 @@ def _load(manager: Any, names: list[str]) -> list[Any]:
     return outer + [task for name, task in tasks.items() if name not in covered]
 
 
-def _resolve(tasks: tuple[str, ...], include_path: str | Path | None) -> tuple[Any, list[str]]:
+def resolve_tasks(tasks: tuple[str, ...], include_path: str | Path | None) -> tuple[Any, list[str]]:
     """A task manager that knows all tasks, and their names with patterns expanded."""
     if include_path is not None and not Path(include_path).is_dir():
         raise ConfigError(f"evaluation.include_path = {str(include_path)!r} is no folder with lm-eval task files")

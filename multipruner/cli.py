@@ -8,7 +8,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from .errors import ConfigError, MultiprunerError
 
@@ -33,6 +33,13 @@ other commands
 
 precedence: flags typed here > --recipe file > the catalogue's recipe > defaults
 MULTIPRUNER_CACHE moves the cache of converted models and sampled text."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, as everything else does."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message} (--help lists the flags)")
 
 
 def _flags(parser: argparse.ArgumentParser) -> None:
@@ -81,7 +88,7 @@ def _evaluation_flags(parser: argparse.ArgumentParser, tasks_flag: str, prefix: 
 
 
 def _prune_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="multipruner",
         description=_PRUNE_HELP,
         epilog=_EPILOG,
@@ -98,7 +105,7 @@ def _prune_parser() -> argparse.ArgumentParser:
 
 
 def _eval_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="multipruner eval",
         description="Compare models on perplexity and lm-eval tasks: standard errors, and paired differences "
         "against the first model on the same examples.",
@@ -151,7 +158,9 @@ def _prune(arguments: Sequence[str]) -> int:
     sources = [read_file(recipe_file)] if recipe_file else []
     model = typed.pop("model", None)
     if model is not None:
-        sources.insert(0, mapping_for(model))
+        named = mapping_for(model)
+        # what the model is goes with the flag; everything else of the catalogue gives way to the file
+        sources = [named, *sources, {key: named.get(key) for key in ("model", "name", "revision", "fallback")}]
     elif not sources:
         raise ConfigError("which model? give --model NAME (see --model list), a Hub id, a folder or a .gguf file")
     flags = _nested(typed)
@@ -186,7 +195,7 @@ def _eval(arguments: Sequence[str]) -> int:
 
 
 def _recipes(arguments: Sequence[str]) -> int:
-    argparse.ArgumentParser(prog="multipruner recipes", description="List the recipes.").parse_args(arguments)
+    _Parser(prog="multipruner recipes", description="List the recipes.").parse_args(arguments)
     from rich.console import Console
     from rich.table import Table
 
@@ -202,6 +211,11 @@ def _recipes(arguments: Sequence[str]) -> int:
     return 0
 
 
+def _terminate(number: int, frame: object) -> None:
+    """A polite kill ends a run as Ctrl-C does."""
+    raise KeyboardInterrupt
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"prune": _prune, "eval": _eval, "recipes": _recipes}
 
 
@@ -211,8 +225,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command = _prune
     if arguments and arguments[0] in COMMANDS:
         command = COMMANDS[arguments.pop(0)]
-    signal.signal(signal.SIGTERM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
     try:
+        signal.signal(signal.SIGTERM, _terminate)
         return command(arguments)
     except MultiprunerError as error:
         if "--debug" in arguments:
@@ -222,7 +236,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         if "--debug" in arguments:
             raise
-        print("multipruner: stopped; the same command goes on from here", file=sys.stderr)
+        hint = "; the same command goes on from here" if command is _prune else ""
+        print(f"multipruner: stopped{hint}", file=sys.stderr)
         return 130
     except Exception as error:
         if "--debug" in arguments:

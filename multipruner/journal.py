@@ -6,10 +6,9 @@ writing) is cut off.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,11 +36,6 @@ class Trajectory:
     steps: tuple[Step, ...]
     finished: bool
 
-    @property
-    def key(self) -> str:
-        """A digest of the identity, for people and logs."""
-        return digest(self.identity)
-
     def differences(self, identity: Mapping[str, Any]) -> list[str]:
         """The entries in which another identity differs, as ``name: theirs -> ours``."""
         names = sorted(set(self.identity) | set(identity))
@@ -50,11 +44,6 @@ class Trajectory:
             for name in names
             if self.identity.get(name) != identity.get(name)
         ]
-
-
-def digest(record: Mapping[str, Any]) -> str:
-    """SHA-256 of a plain mapping, the same for the same content."""
-    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
 class Journal:
@@ -66,20 +55,19 @@ class Journal:
     def begin(self, identity: Mapping[str, Any], ratio: float) -> None:
         """Write the header of a new trajectory."""
         header = {"format": FORMAT, "version": VERSION, "ratio": ratio, "identity": dict(identity)}
-        self.path.write_text("")
-        self._append(header)
+        self._write(header, "w")
 
     def add(self, step: Step) -> None:
         """Append one step."""
-        self._append(step.to_json())
+        self._write(step.to_json())
 
     def finish(self) -> None:
         """Note that the search is over."""
-        self._append({"finished": True})
+        self._write({"finished": True})
 
-    def _append(self, record: Mapping[str, Any]) -> None:
+    def _write(self, record: Mapping[str, Any], mode: str = "a") -> None:
         try:
-            with self.path.open("a", encoding="utf-8") as stream:
+            with self.path.open(mode, encoding="utf-8") as stream:
                 stream.write(json.dumps(record) + "\n")
                 stream.flush()
                 os.fsync(stream.fileno())
@@ -91,7 +79,7 @@ class Journal:
 
 
 def read_trajectory(path: Path) -> Trajectory | None:
-    """Read a trajectory, cutting a torn last line off the file; ``None`` when there is nothing worth keeping.
+    """Read a trajectory, cutting a torn last line off the file; ``None`` when it has not taken a step.
 
     Raises:
         OutputError: when the file is something else, or of a newer format.
@@ -106,19 +94,11 @@ def read_trajectory(path: Path) -> Trajectory | None:
         records = [json.loads(line) for line in whole.splitlines()]
     except ValueError:
         raise OutputError(f"{path} is damaged; remove it to start anew") from None
-    if not records:
+    if len(records) < 2:
         return None
     header, *rest = records
-    if header.get("format") != FORMAT or header.get("version") != VERSION:
+    ours = isinstance(header, dict) and {"identity", "ratio"} <= header.keys()
+    if not ours or (header.get("format"), header.get("version")) != (FORMAT, VERSION):
         raise OutputError(f"{path} is not a trajectory that this version of multipruner reads")
     steps = tuple(Step.from_json(record) for record in rest if "finished" not in record)
     return Trajectory(header["identity"], header["ratio"], steps, any("finished" in record for record in rest))
-
-
-def write_trajectory(path: Path, trajectory: Trajectory, steps: Sequence[Step]) -> None:
-    """Write a finished trajectory anew."""
-    journal = Journal(path)
-    journal.begin(trajectory.identity, trajectory.ratio)
-    for step in steps:
-        journal.add(step)
-    journal.finish()

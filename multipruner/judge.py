@@ -5,19 +5,19 @@ from __future__ import annotations
 import gc
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from .calibration import load_calibration
-from .errors import ConfigError, OutputError
-from .eval import Comparison, Evaluation, compare, evaluate
+from .errors import ConfigError, OutputError, UnknownModelError, UnsupportedModelError
+from .eval import Comparison, Evaluation, check_settings, compare, evaluate
 from .export.checkpoint import load
+from .pipeline import held_out_text
 from .recipe import Recipe
 from .recipes import mapping_for
-from .sources import load_dense, resolve
+from .sources import fingerprint, load_dense, resolve
 from .summary import teller
 
 REPORT = "report.json"
@@ -47,30 +47,25 @@ def judge_folders(
     say = teller(console)
     reports = {folder: _read_report(folder) for folder in folders}
     recipe = _recipe(against, next((report for report in reports.values() if report), None), settings)
-    model, tokenizer = load_dense(resolve(recipe, say), recipe)
     spec = recipe.evaluation
-    needs_text = "ppl" in spec.tasks and spec.text is None
-    held_out = load_calibration(recipe.calibration, tokenizer, model, split="heldout", say=say) if needs_text else None
+    check_settings(spec)
+    model, tokenizer = load_dense(resolve(recipe, say), recipe)
+    _check_same_base(reports, fingerprint(model))
+    held_out = held_out_text(recipe, tokenizer, model)
 
     def judge(model: Any) -> Evaluation:
         ids, name = (held_out.ids, f"held-out {held_out.name}") if held_out else (None, "")
         return evaluate(model, tokenizer, spec, fallback_ids=ids, fallback_name=name, say=say)
 
     dense = judge(model)
-    dtype, device = next(model.parameters()).dtype, next(model.parameters()).device
+    dtype, device = model.dtype, model.device
     del model
     results = []
     for folder in folders:
         gc.collect()
-        if reports[folder]:
-            candidate: Any = load(folder, dtype=dtype)
-            candidate.to(device)
-        else:
-            other = Recipe.build(mapping_for(folder), settings)
-            candidate, _ = load_dense(resolve(other, say), other)
-        comparison = compare(dense, judge(candidate))
-        del candidate
-        console.print(comparison.table(title=folder))
+        comparison = compare(dense, judge(_candidate(folder, recipe, settings, dtype, device, say)))
+        say(f"\n{folder}")
+        console.print(comparison.table())
         results.append(comparison)
         if reports[folder]:
             _add_to_report(Path(folder), comparison, recipe)
@@ -85,13 +80,38 @@ def _read_report(folder: str) -> dict[str, Any] | None:
     return json.loads(path.read_text()) if path.exists() else None
 
 
+def _candidate(
+    folder: str, recipe: Recipe, settings: Mapping[str, Any], dtype: Any, device: Any, say: Callable[[str], None]
+) -> Any:
+    """A pruned folder or Hub repository, else whatever ``--model`` would take."""
+    try:
+        candidate: Any = load(folder, dtype=dtype, trust_remote_code=recipe.trust_remote_code)
+        return candidate.to(device)
+    except (UnknownModelError, UnsupportedModelError):
+        if (Path(folder) / REPORT).exists():
+            raise
+    other = Recipe.build(mapping_for(folder), settings)
+    return load_dense(resolve(other, say), other)[0]
+
+
+def _check_same_base(reports: Mapping[str, Mapping[str, Any] | None], dense: str) -> None:
+    """Paired differences mean something only against the very model that was pruned."""
+    for folder, report in reports.items():
+        if report and report["model"]["fingerprint"] != dense:
+            raise ConfigError(
+                f"{folder} was pruned from {report['model']['description']}, whose weights differ from those loaded "
+                "now; name that model with --against"
+            )
+
+
 def _recipe(against: str | None, report: Mapping[str, Any] | None, settings: Mapping[str, Any]) -> Recipe:
     """How to load the dense model, and what to evaluate."""
     if against is not None:
         return Recipe.build(mapping_for(against), settings)
     if report is None:
         raise ConfigError("no folder given is a pruned one; name the dense model with --against")
-    return Recipe.build(report["recipe"], settings)
+    revision = {"revision": report["model"]["revision"]} if report["model"]["revision"] else {}
+    return Recipe.build(report["recipe"], revision, settings)
 
 
 def _add_to_report(folder: Path, comparison: Comparison, recipe: Recipe) -> None:

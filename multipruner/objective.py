@@ -28,6 +28,11 @@ STATE_BYTES = 1 << 30
 """Default memory for the hidden states of the base structure; above it they are recomputed batch by batch."""
 _LOGIT_BYTES = 48 << 20  # one float32 chunk of logits; larger temporaries cost more in page faults than in arithmetic
 
+_NOT_FINITE = (
+    "the calibration loss is not finite: the model overflows in its dtype, or its weights hold NaN; "
+    "try --dtype float32 or bfloat16"
+)
+
 Progress = Callable[[int, int], None]
 """Called with (candidates done, candidates in all)."""
 
@@ -66,8 +71,9 @@ class CalibrationObjective:
         prunable: the model, its weights in ranked order (inside :meth:`Prunable.in_order`).
         ids: calibration token ids, [sequences, length].
         ignore_id: a label that is not scored (the official code skips the end-of-sequence token).
-        batch_size: sequences that run together.
-        state_bytes: memory for the base structure's hidden states.
+        batch_size: sequences that run together at most.
+        state_bytes: memory for the base structure's hidden states; where those of all sequences do not fit, they are
+            recomputed in every step for one batch after another, the batches as large as fit.
     """
 
     def __init__(
@@ -87,13 +93,15 @@ class CalibrationObjective:
             (layer, kind) for layer in range(len(prunable.dense)) for kind in KINDS
         ]
         self._buffer: Tensor | None = None
+        per_sequence = prunable.state_bytes(ids.shape[1])
+        self._hold = per_sequence * len(ids) <= state_bytes
+        if not self._hold:
+            batch_size = max(1, min(batch_size, state_bytes // per_sequence))
         self._prepare(ids, ignore_id, batch_size)
-        hidden_bytes = sum(b.inputs.hidden.numel() * b.inputs.hidden.element_size() for b in self._batches)
-        self._hold = hidden_bytes * (len(self._order) + 1) <= state_bytes
 
     @torch.inference_mode()
     def _prepare(self, ids: Tensor, ignore_id: int | None, batch_size: int) -> None:
-        device = next(self.prunable.model.parameters()).device
+        device = self.prunable.model.device
         total = len(ids)
         self._batches: list[_Batch] = []
         for rows in ids.split(batch_size):
@@ -184,6 +192,8 @@ class CalibrationObjective:
             for layer, kind in self._order[start:]:
                 hidden = self._block(hidden, batch, layer, kind, structure)
             total += self._nll(hidden, batch, bound - total)
+            if math.isnan(total):
+                raise NumericsError(_NOT_FINITE)
         return total
 
     def _nll(self, hidden: Tensor, batch: _Batch, bound: float) -> float:
@@ -223,9 +233,9 @@ class PlainObjective:
     @torch.inference_mode()
     def __call__(self, structure: Structure) -> float:
         """The loss of one structure in nats."""
-        total = 0.0
+        total, device = 0.0, self.prunable.model.device
         with self.prunable.applied(structure):
-            for rows in self.ids.split(self.batch_size):
+            for rows in self.ids.to(device).split(self.batch_size):
                 logits = self.prunable.model(input_ids=rows, use_cache=False).logits[:, :-1].float()
                 nll = F.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten(), reduction="none")
                 weights = label_weights(rows, self.ignore_id).flatten() / len(self.ids)
@@ -262,10 +272,7 @@ def _second(totals: Sequence[float]) -> float:
 def _best_two(structures: Sequence[Structure], totals: Sequence[float]) -> Choice:
     finite = [(loss, index) for index, loss in enumerate(totals) if math.isfinite(loss)]
     if not finite:
-        raise NumericsError(
-            f"the calibration loss is not finite for any of {len(structures)} structures: the model or its dtype "
-            "overflows; try --dtype float32 or bfloat16, and check the weights for NaN"
-        )
+        raise NumericsError(_NOT_FINITE)
     (loss, best), *rest = sorted(finite)
     if not rest:
         return Choice(structures[best], loss)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import platform
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from importlib.metadata import version
+from math import floor
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +14,21 @@ from rich.console import Console
 
 from .calibration import CalibrationSet, load_calibration
 from .card import model_card
-from .errors import InfeasibleError
-from .eval import Comparison, Evaluation, compare, evaluate
+from .errors import CalibrationError, InfeasibleError
+from .eval import Comparison, Evaluation, check_settings, compare, evaluate
 from .export.checkpoint import save
+from .hub import hub_answers
 from .importance import rank
+from .journal import Trajectory
 from .modeling import apply_plan
-from .objective import CalibrationObjective, Work
+from .objective import CalibrationObjective
 from .progress import search_display
 from .prunable import Prunable
 from .recipe import Recipe
+from .record import record
 from .search import (
+    DIMENSIONS,
     Dimension,
-    Grid,
     Problem,
     Step,
     expected_candidates,
@@ -36,12 +37,11 @@ from .search import (
     sequential_path,
     steps_to,
 )
-from .sources import ResolvedModel, fingerprint, load_dense, resolve
-from .structure import PruningPlan, Ranking
-from .summary import picture, render, teller
+from .setting import Found, Setting, problem_of
+from .sources import fingerprint, load_dense, resolve
+from .structure import PruningPlan
+from .summary import next_commands, render, teller
 from .workspace import Workspace
-
-PACKAGES = ("multipruner", "torch", "transformers", "lm-eval", "datasets")
 
 
 @dataclass(frozen=True)
@@ -60,44 +60,6 @@ class Run:
     report: dict[str, Any]
     model: Any = field(repr=False)
     tokenizer: Any = field(repr=False)
-
-
-@dataclass(frozen=True)
-class _Setting:
-    """What the stages of a run share."""
-
-    recipe: Recipe
-    source: ResolvedModel
-    prunable: Prunable
-    tokenizer: Any
-    calibration: CalibrationSet
-    ranking: Ranking
-    fingerprint: str
-
-    @property
-    def problem(self) -> Problem:
-        """The search problem that the recipe asks for."""
-        recipe = self.recipe
-        grid = Grid(recipe.channel_group, recipe.kv_group_step, recipe.partial_groups)
-        return Problem(self.prunable.costs, recipe.ratio, recipe.order, recipe.shares, grid, recipe.stop)
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """Everything that the decisions depend on, except the ratio."""
-        recipe = self.recipe
-        return {
-            "model": self.fingerprint,
-            "calibration": self.calibration.hash,
-            "width_sequences": min(recipe.calibration.width_sequences, len(self.calibration.ids)),
-            "batch_size": recipe.calibration.batch_size,
-            "order": ",".join(recipe.order),
-            "shares": recipe.shares_text(),
-            "stop": recipe.stop,
-            "channel_group": recipe.channel_group,
-            "kv_group_step": recipe.kv_group_step,
-            "importance": recipe.importance,
-            "dtype": str(self.prunable.head_weight.dtype),
-        }
 
 
 @contextmanager
@@ -123,7 +85,7 @@ def prune(
     Args:
         recipe: what to do.
         output: the folder; it appears only when everything is there.
-        console: where progress and summary go; default: standard error for neither.
+        console: where progress and summary go; default: nowhere.
         command: the command line, for the record.
         overwrite: give up what another run left in the folder.
 
@@ -131,51 +93,73 @@ def prune(
         MultiprunerError: see :mod:`multipruner.errors`; nothing half-written is left.
     """
     console = console or Console(quiet=True)
-    say = teller(console)
-    workspace = Workspace(output)
-    workspace.check(overwrite)
+    with Workspace(output) as workspace:
+        run = _run(recipe, workspace, console, command, overwrite)
+        workspace.close()
+    return run
+
+
+def _run(recipe: Recipe, workspace: Workspace, console: Console, command: str | None, overwrite: bool) -> Run:
+    say, output = teller(console), workspace.output
     seconds: dict[str, float] = {}
     with _timed(seconds, "load"):
         setting = _prepare(recipe, say)
     with _timed(seconds, "search"):
-        steps, work = _search(setting, workspace, console, say, overwrite)
-    plan = _plan(setting, steps)
+        path = _search(setting, workspace, console, say, overwrite)
+    plan = _plan(setting, path.steps)
     with _timed(seconds, "surgery"):
         pruned = apply_plan(setting.prunable.model, plan)
     with _timed(seconds, "evaluation"):
         comparison = _evaluate(setting, pruned, say)
-    report = _report(setting, plan, steps, work, comparison, seconds, command)
+    report = record(setting, plan, path, comparison, seconds, command)
     card = model_card(report, plan)
-    save(
-        output, pruned, setting.tokenizer, plan=plan, report=report, trajectory=workspace.trajectory_path, card=card,
-        replace=True,
-    )  # fmt: skip
-    workspace.close()
+    trajectory = workspace.trajectory_path
+    save(output, pruned, setting.tokenizer, plan=plan, report=report, trajectory=trajectory, card=card, replace=True)
     console.print(render(report, output, comparison.table()))
+    say(next_commands(output))
     return Run(output, plan, report, pruned, setting.tokenizer)
 
 
-def _prepare(recipe: Recipe, say: Callable[[str], None]) -> _Setting:
+def _prepare(recipe: Recipe, say: Callable[[str], None]) -> Setting:
     """Load model and calibration, rank the widths, refuse what cannot be reached before any search."""
+    check_settings(recipe.evaluation)
     source = resolve(recipe, say)
     model, tokenizer = load_dense(source, recipe)
     prunable = Prunable.of(model)
-    grid = Grid(recipe.channel_group, recipe.kv_group_step, recipe.partial_groups)
-    grid.check(prunable.dense)
-    problem = Problem(prunable.costs, recipe.ratio, recipe.order, recipe.shares, grid, recipe.stop)
-    reachable = reachable_ratio(problem)
-    if reachable < recipe.ratio:
-        raise InfeasibleError(
-            f"a ratio of {recipe.ratio:g} is out of reach with shares {recipe.shares_text()} and channel groups of "
-            f"{recipe.channel_group}: the maximum is about {reachable:.3f}; ask for less or give 'blocks' more",
-            nearest=reachable,
-        )
+    _check_reachable(problem_of(recipe, prunable))
     calibration = load_calibration(recipe.calibration, tokenizer, model, say=say)
     ranking = rank(recipe.importance, prunable.layers, prunable.spec, prunable.dense, prunable.head_dim)
-    return _Setting(recipe, source, prunable, tokenizer, calibration, ranking, fingerprint(model))
+    held_out = held_out_text(recipe, tokenizer, model)
+    return Setting(recipe, source, prunable, tokenizer, calibration, held_out, ranking, fingerprint(model))
 
 
-def _objectives(setting: _Setting) -> dict[Dimension, CalibrationObjective]:
+def _check_reachable(problem: Problem) -> None:
+    problem.grid.check(problem.costs.dense)
+    reachable = reachable_ratio(problem)
+    if reachable < problem.ratio:
+        shares = ":".join(f"{problem.shares[dimension]:g}" for dimension in DIMENSIONS)
+        raise InfeasibleError(
+            f"a ratio of {problem.ratio:g} is out of reach with shares {shares} and channel groups of "
+            f"{problem.grid.channel_group}: the maximum is about {floor(reachable * 1e3) / 1e3:g}; ask for less, or "
+            "give 'blocks' a larger share",
+            nearest=reachable,
+        )
+
+
+def held_out_text(recipe: Recipe, tokenizer: Any, model: Any) -> CalibrationSet | None:
+    """Text for perplexity in place of WikiText-2, found before the search so that no search ends without it."""
+    spec = recipe.evaluation
+    if "ppl" not in spec.tasks or spec.text is not None:
+        return None
+    try:
+        return load_calibration(recipe.calibration, tokenizer, model, split="heldout")
+    except CalibrationError:
+        if hub_answers():
+            return None
+        raise
+
+
+def _objectives(setting: Setting) -> dict[Dimension, CalibrationObjective]:
     """Blocks are judged on all sequences, widths on the first few: they have many more candidates."""
     spec, calibration = setting.recipe.calibration, setting.calibration
 
@@ -192,15 +176,14 @@ def _objectives(setting: _Setting) -> dict[Dimension, CalibrationObjective]:
 
 
 def _search(
-    setting: _Setting, workspace: Workspace, console: Console, say: Callable[[str], None], overwrite: bool
-) -> tuple[list[Step], Mapping[str, Work]]:
+    setting: Setting, workspace: Workspace, console: Console, say: Callable[[str], None], overwrite: bool
+) -> Found:
     """Search, or go on searching, or find that an earlier search already covers the ratio."""
     problem = setting.problem
     trajectory, journal = workspace.open(setting.identity, problem.ratio, overwrite)
     if trajectory is not None and trajectory.finished:
-        say(f"the finished search to {trajectory.ratio:.0%} in {workspace.output} covers this ratio")
-        steps = list(trajectory.steps)
-        return (steps if trajectory.ratio == problem.ratio else steps[: steps_to(steps, problem.ratio)]), {}
+        say(f"the finished search to {100 * trajectory.ratio:g}% covers this ratio: nothing to search")
+        return Found(_cut(trajectory, problem), trajectory.ratio, {})
     done = trajectory.steps if trajectory is not None else ()
     if done:
         say(f"going on after step {len(done)} of an interrupted run")
@@ -211,10 +194,21 @@ def _search(
         with search_display(console, expected, problem.ratio) as display:
             steps = sequential_path(problem, objectives, done=done, on_step=journal.add, on_progress=display)
     journal.finish()
-    return steps, {"blocks": objectives["blocks"].work, "widths": objectives["mlp"].work}
+    return Found(steps, problem.ratio, {"blocks": objectives["blocks"].work, "widths": objectives["mlp"].work})
 
 
-def _plan(setting: _Setting, steps: list[Step]) -> PruningPlan:
+def _cut(trajectory: Trajectory, problem: Problem) -> list[Step]:
+    """The part of a finished path that leads to a ratio."""
+    steps = list(trajectory.steps)
+    if trajectory.ratio != problem.ratio:
+        steps = steps[: steps_to(steps, problem.ratio, problem.stop)]
+    if not steps:
+        least = trajectory.steps[0].ratio
+        raise InfeasibleError(f"the first step removes {least:.5f}; ask for a ratio of at least that", nearest=least)
+    return steps
+
+
+def _plan(setting: Setting, steps: list[Step]) -> PruningPlan:
     dense = setting.prunable.dense
     return PruningPlan.from_structure(
         replay(dense, steps),
@@ -227,63 +221,12 @@ def _plan(setting: _Setting, steps: list[Step]) -> PruningPlan:
     )
 
 
-def _evaluate(setting: _Setting, pruned: Any, say: Callable[[str], None]) -> Comparison:
+def _evaluate(setting: Setting, pruned: Any, say: Callable[[str], None]) -> Comparison:
     """Dense and pruned model on the same text and tasks."""
-    recipe, tokenizer = setting.recipe, setting.tokenizer
-    held_out = load_calibration(
-        recipe.calibration, tokenizer, setting.prunable.model, split="heldout", say=lambda text: None
-    )
+    ids, name = (setting.held_out.ids, f"held-out {setting.held_out.name}") if setting.held_out else (None, "")
 
     def judge(model: Any, say: Callable[[str], None]) -> Evaluation:
-        name = f"held-out {held_out.name}"
-        return evaluate(model, tokenizer, recipe.evaluation, fallback_ids=held_out.ids, fallback_name=name, say=say)
+        spec = setting.recipe.evaluation
+        return evaluate(model, setting.tokenizer, spec, fallback_ids=ids, fallback_name=name, say=say)
 
     return compare(judge(setting.prunable.model, say), judge(pruned, lambda text: None))
-
-
-def _report(
-    setting: _Setting,
-    plan: PruningPlan,
-    steps: list[Step],
-    work: Mapping[str, Work],
-    comparison: Comparison,
-    seconds: dict[str, float],
-    command: str | None,
-) -> dict[str, Any]:
-    """What ``report.json`` holds."""
-    costs, structure, dense = setting.prunable.costs, plan.structure, plan.dense
-
-    def pair(count: Callable[..., int]) -> dict[str, int]:
-        return {"before": count(dense), "after": count(structure)}
-
-    return {
-        "format": "multipruner-report",
-        "version": 1,
-        "model": {"name": setting.source.name, "revision": setting.source.revision,
-                  "description": setting.source.description, "fingerprint": setting.fingerprint},
-        "recipe": setting.recipe.model_dump(mode="json"),
-        "command": command,
-        "ratio": costs.ratio(structure),
-        "backbone_ratio": costs.backbone_ratio(structure),
-        "parameters": pair(costs.parameters),
-        "costs": {
-            "weight_bytes": pair(costs.weight_bytes),
-            "kv_bytes_per_token": pair(costs.kv_bytes_per_token),
-            "flops_per_token": pair(costs.flops_per_token),
-        },
-        "structure": structure.to_json(),
-        "picture": picture(structure, dense),
-        "calibration": {"name": setting.calibration.name, "hash": setting.calibration.hash,
-                        "tokens": setting.calibration.ids.numel(), "sequences": len(setting.calibration.ids)},
-        "search": {
-            "steps": len(steps),
-            "loss": steps[-1].loss if steps else None,
-            "work": {name: {"evaluations": w.evaluations, "token_layers": w.token_layers,
-                            "head_tokens": w.head_tokens} for name, w in work.items()},
-        },
-        **comparison.to_json(),
-        "tasks_markdown": comparison.markdown(),
-        "seconds": seconds,
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
-        "platform": f"{sys.platform} {platform.machine()}",
-    }  # fmt: skip

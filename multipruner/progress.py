@@ -41,7 +41,7 @@ class SearchDisplay:
             before += amount
         perplexity = f"ppl {math.exp(report.loss):.3f}" if report.loss is not None and report.loss < 50 else "dense"
         detail = (
-            f"step {report.step}  ratio {report.ratio:.2%} of {self._target:.0%}  {perplexity}  "
+            f"step {report.step}  ratio {report.ratio:.2%} of {100 * self._target:g}%  {perplexity}  "
             f"{report.candidates - report.candidate:3d} candidates left"
         )
         self._bar.update(

@@ -101,6 +101,11 @@ class Prunable:
     def head_weight(self) -> Tensor:
         return _weight(self.model.get_submodule(self.spec.head))
 
+    def state_bytes(self, length: int) -> int:
+        """Memory for the hidden states at the input of every block, and after the last, of one sequence."""
+        states = len(self.dense) * len(KINDS) + 1
+        return states * length * self.head_weight.shape[1] * self.head_weight.element_size()
+
     def inputs(self, ids: Tensor) -> Inputs:
         """Embed token ids [sequences, length] and record how the stock decoder calls its layers."""
         recorders = [_Recorder(layer, self.spec.layer_output == "tuple") for layer in self.layers]
@@ -137,6 +142,8 @@ class Prunable:
         size = size.without("mlp" if kind == "attention" else "attention")
         key = (layer, kind, size)
         if key not in self._slim:
+            if len(self._slim) >= 4 * len(self.dense):
+                self._slim.clear()  # views cost nothing, but slices of fused projections are copies
             self._slim[key] = slim_block(module, block, size, full, self.head_dim)
         return self._slim[key]
 

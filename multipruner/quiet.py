@@ -1,4 +1,4 @@
-"""Keep the libraries' chatter off the screen of a command; warnings and errors stay."""
+"""Keep the libraries' chatter off the screen of a command; their errors stay."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import warnings
 
 
 def quiet_libraries() -> None:
-    """Turn off other libraries' progress bars and information messages, for this process."""
+    """Turn off other libraries' progress bars and messages below errors, for this process."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     import datasets
     from huggingface_hub.utils import disable_progress_bars as quiet_hub

@@ -1,7 +1,7 @@
 """The one typed object that says what a pruning run does: for Python, YAML and the command line alike.
 
-Precedence: what was typed on the command line > the recipe file > the defaults below. Nothing is merged twice:
-every source yields a plain mapping, the mappings are merged, and the result is validated once.
+Precedence: what was typed on the command line > the recipe file > the catalogue's recipe > the defaults below.
+Nothing is merged twice: every source yields a plain mapping, the mappings are merged, and the result is validated once.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from .errors import ConfigError, did_you_mean
 
@@ -59,7 +59,7 @@ class EvaluationSpec(_Frozen):
     tasks: tuple[str, ...] = Field(default=("ppl",), description="ppl, or names of lm-eval tasks")
     include_path: str | None = Field(default=None, description="folder with further lm-eval task files")
     limit: Annotated[int, Field(ge=1)] | None = Field(default=None, description="documents per task")
-    batch_size: int | Literal["auto"] = "auto"
+    batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     text: str | None = Field(default=None, description="a text file for ppl instead of WikiText-2")
     length: Annotated[int, Field(ge=2)] = 2048
     max_tokens: Annotated[int, Field(ge=2)] | None = Field(default=49152, description="of the perplexity text")
@@ -110,13 +110,11 @@ class Recipe(_Frozen):
             raise ValueError(f"name each of {', '.join(DIMENSIONS)} once, such as 'blocks,mlp,heads'")
         return value
 
-    @model_validator(mode="before")
+    @field_validator("shares", mode="before")
     @classmethod
-    def _parse_shares(cls, data: Any) -> Any:
+    def _parse_shares(cls, value: Any) -> Any:
         """``"44:52:4"`` gives the shares of blocks, mlp and heads, whatever the order."""
-        if not isinstance(data, Mapping) or not isinstance(data.get("shares"), str):
-            return data
-        return {**data, "shares": dict(zip(DIMENSIONS, _three_numbers(data["shares"]), strict=True))}
+        return dict(zip(DIMENSIONS, _three_numbers(value), strict=True)) if isinstance(value, str) else value
 
     @field_validator("shares")
     @classmethod
@@ -163,6 +161,13 @@ def _merge_into(target: dict[str, Any], source: Mapping[str, Any]) -> None:
             target[key] = dict(value) if isinstance(value, Mapping) else value
 
 
+def _keys() -> list[str]:
+    """Every key of a recipe, dotted."""
+    nested = {"calibration": CalibrationSpec, "evaluation": EvaluationSpec, "fallback": PackageSource}
+    inner = [f"{name}.{key}" for name, model in nested.items() for key in model.model_fields]
+    return [*Recipe.model_fields, *inner]
+
+
 def _explain(error: ValidationError) -> str:
     """One line per fault: the field, the value, what is allowed."""
     lines = []
@@ -170,9 +175,7 @@ def _explain(error: ValidationError) -> str:
         field = ".".join(str(part) for part in fault["loc"]) or "recipe"
         message = fault["msg"].removeprefix("Value error, ")
         if fault["type"] == "extra_forbidden":
-            lines.append(f"unknown key {field!r}{did_you_mean(field, Recipe.model_fields)}")
-        elif fault["type"] == "value_error" and field == "recipe":
-            lines.append(message)
+            lines.append(f"unknown key {field!r}{did_you_mean(field, _keys())}")
         else:
             lines.append(f"{field} = {fault.get('input')!r}: {message}")
     return "; ".join(lines)

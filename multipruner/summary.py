@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from .structure import BlockKind, Structure
+from .structure import Structure
 
 _BARS = " ▁▂▃▄▅▆▇█"
 
@@ -29,32 +30,31 @@ def bar(part: int, whole: int) -> str:
 
 
 def picture(structure: Structure, dense: Structure) -> str:
-    """The shape of a model in two lines: one character per decoder layer, its height what the layer keeps."""
+    """The shape of a model: one character per decoder layer, its height what the layer keeps, a dot for nothing."""
     heads = "".join(bar(size.query_heads, full.query_heads) for size, full in zip(structure, dense, strict=True))
     channels = "".join(bar(size.channels, full.channels) for size, full in zip(structure, dense, strict=True))
-    ruler = "".join(str(number // 10 % 10) if number % 10 == 0 else "·" for number in range(len(dense)))
-    return "\n".join(
-        (
-            f"layer      {ruler.replace('·', ' ')}",
-            f"attention  {heads}  {_kept(structure, dense, 'attention')}",
-            f"MLP        {channels}  {_kept(structure, dense, 'mlp')}",
-        )
+    ruler = "".join(str(number // 10 % 10) if number % 10 == 0 else " " for number in range(len(dense))).rstrip()
+    return "\n".join((f"layer      {ruler}", f"attention  {heads}", f"MLP        {channels}", *_kept(structure, dense)))
+
+
+def _kept(structure: Structure, dense: Structure) -> tuple[str, str]:
+    """What stays, in words."""
+
+    def of(name: str) -> str:
+        return f"{sum(getattr(s, name) for s in structure):,} of {sum(getattr(s, name) for s in dense):,}"
+
+    return (
+        f"kept: {structure.count('attention')} of {dense.count('attention')} attention blocks "
+        f"({of('query_heads')} query heads)",
+        f"      {structure.count('mlp')} of {dense.count('mlp')} MLP blocks ({of('channels')} channels)",
     )
-
-
-def _kept(structure: Structure, dense: Structure, kind: BlockKind) -> str:
-    blocks = f"{structure.count(kind)} of {dense.count(kind)} blocks"
-    if kind == "attention":
-        kept, full = sum(s.query_heads for s in structure), sum(s.query_heads for s in dense)
-        return f"{blocks}, {kept} of {full} query heads"
-    return f"{blocks}, {sum(s.channels for s in structure)} of {sum(s.channels for s in dense)} channels"
 
 
 def render(report: Mapping[str, Any], folder: Path, tables: RenderableType | None) -> RenderableType:
     """The summary that ends a run."""
     before, after = report["parameters"]["before"], report["parameters"]["after"]
     facts = Table.grid(padding=(0, 2))
-    facts.add_row("model", report["model"]["description"])
+    facts.add_row("model", Text(report["model"]["description"]))
     facts.add_row(
         "parameters",
         f"{before:,} -> {after:,}  "
@@ -65,13 +65,12 @@ def render(report: Mapping[str, Any], folder: Path, tables: RenderableType | Non
         "memory",
         f"weights {_mib(cost['weight_bytes'])}, KV cache per token {_kib(cost['kv_bytes_per_token'])}",
     )
-    facts.add_row("calibration", f"{report['calibration']['name']}, {report['calibration']['tokens']:,} tokens")
+    facts.add_row("calibration", Text(f"{report['calibration']['name']}, {report['calibration']['tokens']:,} tokens"))
     facts.add_row("time", _seconds(report["seconds"]))
-    facts.add_row("folder", str(folder))
+    facts.add_row("folder", Text(str(folder)))
     parts: list[RenderableType] = [facts, Text(""), Text(report["picture"])]
     if tables is not None:
         parts += [Text(""), tables]
-    parts += [Text(""), _next_commands(folder)]
     return Panel(Group(*parts), title="multipruner", expand=False)
 
 
@@ -88,10 +87,14 @@ def _seconds(seconds: Mapping[str, float]) -> str:
     return f"{total:,.0f} s  (" + ", ".join(f"{name} {value:,.0f}" for name, value in seconds.items()) + ")"
 
 
-def _next_commands(folder: Path) -> Table:
-    grid = Table.grid(padding=(0, 2))
-    grid.add_row("load", f'multipruner.load("{folder}")')
-    grid.add_row("", f'AutoModelForCausalLM.from_pretrained("{folder}", trust_remote_code=True)')
-    grid.add_row("evaluate", f"python -m multipruner eval {folder} --tasks ppl,piqa,arc_easy")
-    grid.add_row("push", f"hf upload USER/NAME {folder} --private")
-    return grid
+def next_commands(folder: Path) -> str:
+    """The lines to load, evaluate and share a result with."""
+    quoted = shlex.quote(str(folder))
+    return "\n".join(
+        (
+            f"load      multipruner.load({str(folder)!r})",
+            f"          AutoModelForCausalLM.from_pretrained({str(folder)!r}, trust_remote_code=True)",
+            f"evaluate  python -m multipruner eval {quoted} --tasks ppl,piqa,arc_easy",
+            f"push      hf upload USER/NAME {quoted} --private",
+        )
+    )

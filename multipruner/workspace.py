@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from .errors import OutputError
 from .journal import Journal, Trajectory, read_trajectory
 
@@ -14,23 +16,39 @@ TRAJECTORY = "trajectory.jsonl"
 
 
 class Workspace:
-    """Where one run keeps its state until its folder appears.
+    """Where one run keeps its state until its folder appears; entered, no other run can have it.
 
     Args:
         output: the folder that will hold the result.
     """
 
     def __init__(self, output: Path) -> None:
+        place = output.absolute().resolve()
+        if place in (Path.cwd(), *Path.cwd().parents):
+            raise OutputError(f"{output} cannot be replaced by a model's folder; choose another --output")
         self.output = output
-        self.partial = output.with_name(output.name + ".partial")
+        self.partial = place.with_name(place.name + ".partial")
+        self._lock = FileLock(self.partial / ".lock", timeout=0)
 
     @property
     def trajectory_path(self) -> Path:
         """The trajectory of the run at hand (in the partial folder until the run ends)."""
         return self.partial / TRAJECTORY
 
-    def check(self, overwrite: bool) -> None:
-        """Refuse an output folder that holds something else, before any work.
+    def __enter__(self) -> Workspace:
+        self._check()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Let others have the folder; leave nothing of a run that has not taken a step."""
+        self._lock.release()
+        if self.trajectory_path.exists() and read_trajectory(self.trajectory_path) is None:
+            self.trajectory_path.unlink()
+        if not self.trajectory_path.exists():
+            shutil.rmtree(self.partial, ignore_errors=True)
+
+    def _check(self) -> None:
+        """Refuse an output folder that holds something else, or that another run writes to, before any work.
 
         Raises:
             OutputError: naming what is there.
@@ -41,8 +59,11 @@ class Workspace:
             raise OutputError(f"{self.output} holds something that is no multipruner run; choose another --output")
         try:
             self.partial.mkdir(parents=True, exist_ok=True)
-            (self.partial / ".probe").write_text("")
-            (self.partial / ".probe").unlink()
+            self._lock.acquire()
+        except Timeout:
+            raise OutputError(
+                f"another process is writing to {self.output}; wait, or choose another --output"
+            ) from None
         except OSError as error:
             raise OutputError(f"cannot write to {self.partial}: {error.strerror}") from error
 
@@ -50,38 +71,40 @@ class Workspace:
         """The trajectory to go on with, if any, and the journal to write to.
 
         Raises:
-            OutputError: when the folder holds a run with other settings, or to a smaller ratio.
+            OutputError: when the folder holds a run with other settings or to a smaller ratio, unless overwritten.
         """
         journal = Journal(self.trajectory_path)
-        if overwrite and not self._matches(self.trajectory_path, identity, ratio):
-            journal.begin(identity, ratio)
-            return None, journal
-        finished = self._usable(self.output / TRAJECTORY, identity, ratio, overwrite)
-        if finished is not None and finished.finished:
-            shutil.copyfile(self.output / TRAJECTORY, self.trajectory_path)
-            return finished, journal
-        interrupted = self._usable(self.trajectory_path, identity, ratio, overwrite)
-        if interrupted is None:
-            journal.begin(identity, ratio)
-        return interrupted, journal
-
-    def _matches(self, path: Path, identity: Mapping[str, Any], ratio: float) -> bool:
-        found = read_trajectory(path)
-        return found is not None and not found.differences(identity) and found.ratio == ratio
-
-    def _usable(self, path: Path, identity: Mapping[str, Any], ratio: float, overwrite: bool) -> Trajectory | None:
-        """A trajectory that serves this run; one that does not is an error."""
-        found = read_trajectory(path)
-        if found is None:
-            return None
-        where = f"{path.parent} holds a run"
-        mend = "choose another --output, or give it up with --overwrite"
-        if differences := found.differences(identity):
-            raise OutputError(f"{where} with other settings ({'; '.join(differences)}); {mend}")
-        if ratio > found.ratio or (ratio != found.ratio and not found.finished):
-            raise OutputError(f"{where} to a ratio of {found.ratio:g}, not {ratio:g}; {mend}")
-        return found
+        interrupted = read_trajectory(self.trajectory_path)
+        if interrupted is not None and _serves(interrupted, identity, ratio):
+            return interrupted, journal
+        there = read_trajectory(self.output / TRAJECTORY)
+        if there is not None and there.finished and _serves(there, identity, ratio):
+            _copy(self.output / TRAJECTORY, self.trajectory_path)
+            return there, journal
+        for folder, found in ((self.partial, interrupted), (self.output, there)):
+            if found is not None and not overwrite:
+                raise OutputError(_conflict(folder, found, identity, ratio))
+        journal.begin(identity, ratio)
+        return None, journal
 
     def close(self) -> None:
         """Remove what only a running search needs."""
         shutil.rmtree(self.partial, ignore_errors=True)
+
+
+def _serves(found: Trajectory, identity: Mapping[str, Any], ratio: float) -> bool:
+    """Whether a trajectory is of this run, or of a finished one that this is a part of."""
+    return not found.differences(identity) and (ratio == found.ratio or (found.finished and ratio < found.ratio))
+
+
+def _conflict(folder: Path, found: Trajectory, identity: Mapping[str, Any], ratio: float) -> str:
+    differences = found.differences(identity)
+    what = f"with other settings ({'; '.join(differences)})" if differences else f"to {found.ratio:g}, not {ratio:g}"
+    return f"{folder} holds a run {what}; choose another --output, or give that run up with --overwrite"
+
+
+def _copy(source: Path, target: Path) -> None:
+    try:
+        shutil.copyfile(source, target)
+    except OSError as error:
+        raise OutputError(f"cannot write {target}: {error.strerror}") from error

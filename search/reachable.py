@@ -7,37 +7,55 @@ from dataclasses import replace
 
 from multipruner.errors import InfeasibleError
 from multipruner.search.moves import Dimension
-from multipruner.search.objective import Objective
 from multipruner.search.sequential import Problem, sequential_path
+from multipruner.search.step import Step
 from multipruner.structure import Choice, Structure
 
 
-class _FirstComes:
-    """An objective without a model: the first candidate is the best. For asking how far a path can go."""
+class _Probe:
+    """An objective without a model, for asking how far a path can go: takes the candidate at a place in the list.
+
+    Attention blocks stand first among the candidates and MLP blocks last, so the places 0, 1/2 and 1 walk paths that
+    remove mostly attention, some of both, or mostly MLPs.
+    """
+
+    def __init__(self, place: float) -> None:
+        self._place = place
 
     def __call__(self, structure: Structure) -> float:
         return 0.0
 
     def argmin(self, structures: Sequence[Structure], progress: Callable[[int, int], None] | None = None) -> Choice:
-        return Choice(structures[0], 0.0)
+        return Choice(structures[round(self._place * (len(structures) - 1))], 0.0)
 
     def commit(self, structure: Structure) -> None:
         pass
 
 
-def reachable_ratio(problem: Problem) -> float:
-    """About the largest ratio that these shares can reach (exact up to which blocks happen to leave).
+PLACES = (0.0, 0.25, 0.5, 0.75, 1.0)
 
-    Found by walking paths that need no model, halving the interval.
+
+def _probe(problem: Problem, place: float) -> list[Step]:
+    return sequential_path(problem, dict.fromkeys(problem.order, _Probe(place)))
+
+
+def _gets_there(problem: Problem, place: float) -> bool:
+    try:
+        _probe(problem, place)
+    except InfeasibleError:
+        return False
+    return True
+
+
+def reachable_ratio(problem: Problem) -> float:
+    """The problem's ratio if these shares can reach it, else about the largest that they can.
+
+    What can be reached depends on which blocks happen to leave; a ratio counts as reachable when any of a few paths
+    that need no model gets there. The largest is found by halving the interval.
     """
-    objectives: dict[Dimension, Objective] = dict.fromkeys(problem.order, _FirstComes())
 
     def feasible(ratio: float) -> bool:
-        try:
-            sequential_path(replace(problem, ratio=ratio), objectives)
-        except InfeasibleError:
-            return False
-        return True
+        return any(_gets_there(replace(problem, ratio=ratio), place) for place in PLACES)
 
     if feasible(problem.ratio):
         return problem.ratio
@@ -50,8 +68,8 @@ def reachable_ratio(problem: Problem) -> float:
 
 def expected_candidates(problem: Problem) -> dict[Dimension, int]:
     """About how many candidates each dimension will compare, for telling the time that is left."""
-    steps = sequential_path(problem, dict.fromkeys(problem.order, _FirstComes()))
+    place = next((place for place in PLACES if _gets_there(problem, place)), None)
     counts: dict[Dimension, int] = {dimension: 0 for dimension, _ in problem.stages()}
-    for step in steps:
+    for step in _probe(problem, place) if place is not None else ():
         counts[step.stage] += step.candidates
     return counts

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import floor
 from typing import Literal
 
 from multipruner.costs import Costs
@@ -96,8 +97,9 @@ def sequential_path(
     for stage, end in problem.stages():
         while pending and pending[0].stage == stage:
             structure = replay(structure, [pending.pop(0)])
-        if pending:
-            continue  # a later dimension had begun already
+        if pending:  # a later dimension had begun already
+            start = problem.costs.ratio(structure)
+            continue
         objective = objectives[stage]
         objective.commit(structure)
         position = _Position(stage, start, end, on_progress)
@@ -108,7 +110,7 @@ def sequential_path(
             if on_step is not None:
                 on_step(step)
         start = problem.costs.ratio(structure)
-    _check_reached(problem, structure)
+    _check_reached(problem, structure, steps)
     return steps
 
 
@@ -175,14 +177,23 @@ def _as_step(
     )
 
 
-def _check_reached(problem: Problem, structure: Structure) -> None:
-    """Every dimension ended; if one was exhausted, say so and name what can be reached."""
-    here = problem.costs.ratio(structure)
+def _check_reached(problem: Problem, structure: Structure, steps: Sequence[Step]) -> None:
+    """Every dimension ended; if nothing could go, or one was exhausted, say so and name what can be reached."""
+    here, costs = problem.costs.ratio(structure), problem.costs
     final_dimension, end = problem.stages()[-1]
-    if here < end and not candidates(final_dimension, structure, problem.grid):
+    if not steps:
+        moves = [s for dimension, _ in problem.stages() for _, _, s in candidates(dimension, structure, problem.grid)]
+        least = min(map(costs.ratio, moves), default=0.0)
+        raise InfeasibleError(
+            f"a ratio of {problem.ratio:g} is nearer to nothing than to the smallest step, {least:.5f}: ask for at "
+            "least that, or give smaller groups",
+            nearest=least,
+        )
+    last = here - (steps[-2].ratio if len(steps) > 1 else 0.0)
+    if end - here > last / 2 and not candidates(final_dimension, structure, problem.grid):
         raise InfeasibleError(
             f"a ratio of {problem.ratio:g} is out of reach: every part that shares {_shares(problem)} may remove is "
-            f"gone at {here:.4f}; ask for at most that, or give the dimension 'blocks' a larger share",
+            f"gone at {floor(here * 1e4) / 1e4:g}; ask for at most that, or give the dimension 'blocks' a larger share",
             nearest=here,
         )
 

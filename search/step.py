@@ -71,7 +71,16 @@ def replay(dense: Structure, steps: Sequence[Step]) -> Structure:
     return structure
 
 
-def steps_to(steps: Sequence[Step], ratio: float) -> int:
-    """How many steps of a path come nearest to a ratio (fewer steps, where two are as near)."""
+def steps_to(steps: Sequence[Step], ratio: float, stop: str = "nearest") -> int:
+    """How many steps of a path lead to a ratio.
+
+    Args:
+        steps: the path.
+        ratio: smaller than the path's.
+        stop: ``"nearest"``: the prefix that ends nearest to the ratio (the shorter of two); ``"reach"``: the first
+            that reaches it.
+    """
     ratios = [0.0, *(step.ratio for step in steps)]
-    return min(range(len(ratios)), key=lambda index: (abs(ratios[index] - ratio), index))
+    if stop == "reach":
+        return next((count for count, reached in enumerate(ratios) if reached >= ratio), len(steps))
+    return min(range(len(ratios)), key=lambda count: (abs(ratios[count] - ratio), count))

@@ -472,7 +472,7 @@ def test_lm_evals_own_tasks_are_read_only_where_needed(tasks: Path, monkeypatch:
     monkeypatch.setattr(harness, "_manager", lambda folder, defaults: asked.append(defaults) or manager)
     for names, expected in ((["tiny_left"], [False]), (["tiny_group"], [False, True]), (["tiny_tag"], [False, True])):
         asked.clear()
-        harness._resolve(tuple(names), tasks)
+        harness.resolve_tasks(tuple(names), tasks)
         assert asked == expected, "groups and tags may have stock members"
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 from safetensors.torch import load_file, save_file
 
 import multipruner
@@ -119,10 +120,40 @@ def test_a_smaller_ratio_costs_no_search(finished: Path, dense: Path, tmp_path: 
     assert "covers this ratio" in capsys.readouterr().out
     report = json.loads((output / "report.json").read_text())
     assert report["ratio"] == pytest.approx(0.15, abs=0.05)
-    assert report["search"]["work"] == {}
+    assert report["search"]["work_of_this_process"] == {}
+    assert report["search"]["searched_to"] == 0.3
     assert (output / "trajectory.jsonl").read_bytes() == (finished / "trajectory.jsonl").read_bytes()
     assert main(arguments(dense, output)) == 0, "and back again"
     assert (output / "plan.json").read_bytes() == (finished / "plan.json").read_bytes()
+
+
+def test_an_interrupted_overwrite_goes_on(finished: Path, dense: Path, tmp_path: Path, capsys) -> None:
+    output = tmp_path / "over"
+    shutil.copytree(finished, output)
+    (output / "notes.txt").write_text("mine")
+    again = [*arguments(dense, output), "--shares", "30:60:10", "--overwrite"]
+    partial = output.with_name("over.partial")
+    reference = tmp_path / "reference"
+    assert main([*arguments(dense, reference), "--shares", "30:60:10"]) == 0
+    lines = (reference / "trajectory.jsonl").read_text().splitlines(keepends=True)
+    partial.mkdir()
+    (partial / "trajectory.jsonl").write_text("".join(lines[:4]))
+    capsys.readouterr()
+    assert main(again) == 0
+    assert "going on after step 3" in capsys.readouterr().out
+    assert (output / "plan.json").read_bytes() == (reference / "plan.json").read_bytes()
+    assert (output / "notes.txt").read_text() == "mine", "a file of the user's own survives"
+
+
+def test_a_typed_model_wins_over_a_recipe_file(dense: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("model: no/where\nshares: 0:1:0\nratio: 0.1\n")
+    flags = arguments(dense, tmp_path / "out")
+    del flags[flags.index("--ratio") : flags.index("--ratio") + 2]
+    assert main([*flags, "--recipe", str(recipe)]) == 0
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["recipe"]["model"] == str(dense)
+    assert (report["recipe"]["ratio"], report["recipe"]["shares"]["mlp"]) == (0.1, 1.0)
 
 
 def test_other_settings_do_not_touch_a_finished_folder(finished: Path, dense: Path, capsys) -> None:
@@ -166,6 +197,12 @@ BAD = {
     "folder with something else": (["--output", "{dense}"], "no multipruner run"),
     "unknown family": (["--model", "{other}"], "supported: baichuan, llama, mistral, qwen2"),
     "NaN weights": (["--model", "{nan}"], "layers.1.mlp.down_proj.weight"),
+    "less than a step": (["--ratio", "0.0001"], "smallest step"),
+    "number that is none": (["--ratio", "a fifth"], "--ratio"),
+    "unknown flag": (["--ratoi", "0.2"], "--ratoi"),
+    "unknown task": (["--eval", "piqqa"], "did you mean 'piqa'"),
+    "evaluation text that is not there": (["--eval-text", "nowhere.txt"], "nowhere.txt"),
+    "the current folder as output": (["--output", "."], "cannot be replaced"),
     "unknown device": (["--device", "cudda"], "cudda"),
     "no model in folder": (["--model", "{empty}"], "config.json"),
 }
@@ -196,6 +233,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(case: str, dense: Path, tmp_pa
     assert printed.count("\n") == 1, printed
     assert "Traceback" not in printed
     assert not output.exists()
+    assert not output.with_name("out.partial").exists()
 
 
 def test_no_space_left_is_said(dense: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
@@ -220,6 +258,17 @@ def test_ctrl_c_says_how_to_go_on(dense: Path, tmp_path: Path) -> None:
     assert process.returncode == 130
     assert printed == "multipruner: stopped; the same command goes on from here\n"
     assert not output.exists()
+
+
+def test_two_runs_do_not_share_a_folder(dense: Path, tmp_path: Path, capsys) -> None:
+    output = tmp_path / "shared"
+    output.with_name("shared.partial").mkdir()
+    command = [sys.executable, "-m", "multipruner", *arguments(dense, output)]
+    held = FileLock(output.with_name("shared.partial") / ".lock")
+    with held:
+        second = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert second.returncode == 2
+    assert "another process is writing" in second.stderr
 
 
 def test_eval_command(finished: Path, dense: Path, tmp_path: Path, capsys) -> None:

@@ -159,6 +159,26 @@ def test_what_cannot_be_reached_is_said_with_the_maximum() -> None:
     assert reachable_ratio(problem(0.3)) == 0.3
 
 
+@pytest.mark.parametrize("ratio", [0.3, 0.5, 0.7])
+def test_what_some_path_reaches_is_not_refused(ratio: float) -> None:
+    asked = problem(ratio)
+    assert reachable_ratio(asked) == ratio
+    run(asked, Additive(3))
+
+
+def test_less_than_half_a_step_is_refused_with_the_smallest() -> None:
+    with pytest.raises(InfeasibleError, match="smallest step") as caught:
+        run(problem(1e-4))
+    least = min(COSTS.ratio(s) for d in DIMENSIONS for _, _, s in candidates(d, DENSE, Grid(8)))
+    assert caught.value.nearest == least
+
+
+def test_a_cut_of_a_path_follows_its_stop_rule() -> None:
+    steps = run(problem(0.4))
+    reached = steps_to(steps, 0.2, "reach")
+    assert steps[reached - 1].ratio >= 0.2 > steps[reached - 2].ratio
+
+
 def test_groups_that_do_not_divide_are_refused_with_those_that_do() -> None:
     with pytest.raises(ConfigError, match=r"48 does not divide the 64 channels.*32, 64"):
         run(problem(grid=Grid(48, 1)))

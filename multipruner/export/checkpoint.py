@@ -166,12 +166,21 @@ def _sync_one(path: Path) -> None:
         os.close(descriptor)
 
 
+def _keep_others(old: Path, new: Path) -> None:
+    """Carry over what somebody else put into the folder; only what a run writes is replaced."""
+    for path in old.iterdir():
+        ours = path.suffix in (".safetensors", ".py") or path.name.endswith(".index.json")
+        if not ours and not (new / path.name).exists():
+            (shutil.copytree if path.is_dir() else shutil.copy2)(path, new / path.name)
+
+
 def _take_name(partial: Path, target: Path) -> None:
     """Rename into place; an old folder steps aside first and comes back if that fails."""
     old = target.with_name(f".{target.name}.old-{os.getpid()}")
     if not target.exists():
         partial.rename(target)
     else:
+        _keep_others(target, partial)
         target.rename(old)
         try:
             partial.rename(target)
