@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 from multipruner.errors import InfeasibleError
@@ -35,16 +36,13 @@ class _Probe:
 PLACES = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
-def _probe(problem: Problem, place: float) -> list[Step]:
-    return sequential_path(problem, dict.fromkeys(problem.order, _Probe(place)))
-
-
-def _gets_there(problem: Problem, place: float) -> bool:
-    try:
-        _probe(problem, place)
-    except InfeasibleError:
-        return False
-    return True
+def _probes(problem: Problem) -> list[list[Step]]:
+    """The paths that get to the problem's ratio."""
+    paths = []
+    for place in PLACES:
+        with suppress(InfeasibleError):
+            paths.append(sequential_path(problem, dict.fromkeys(problem.order, _Probe(place))))
+    return paths
 
 
 def reachable_ratio(problem: Problem) -> float:
@@ -53,23 +51,22 @@ def reachable_ratio(problem: Problem) -> float:
     What can be reached depends on which blocks happen to leave; a ratio counts as reachable when any of a few paths
     that need no model gets there. The largest is found by halving the interval.
     """
-
-    def feasible(ratio: float) -> bool:
-        return any(_gets_there(replace(problem, ratio=ratio), place) for place in PLACES)
-
-    if feasible(problem.ratio):
+    if _probes(problem):
         return problem.ratio
-    low, high = 0.0, problem.ratio
+    low, high, reached = 0.0, problem.ratio, 0.0
     for _ in range(12):
         middle = (low + high) / 2
-        low, high = (middle, high) if feasible(middle) else (low, middle)
-    return low
+        paths = _probes(replace(problem, ratio=middle))
+        if paths:
+            low, reached = middle, max(reached, *(steps[-1].ratio for steps in paths))
+        else:
+            high = middle
+    return reached
 
 
 def expected_candidates(problem: Problem) -> dict[Dimension, int]:
     """About how many candidates each dimension will compare, for telling the time that is left."""
-    place = next((place for place in PLACES if _gets_there(problem, place)), None)
     counts: dict[Dimension, int] = {dimension: 0 for dimension, _ in problem.stages()}
-    for step in _probe(problem, place) if place is not None else ():
+    for step in next(iter(_probes(problem)), ()):
         counts[step.stage] += step.candidates
     return counts

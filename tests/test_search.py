@@ -75,7 +75,7 @@ orders = st.permutations(DIMENSIONS).map(tuple)
 shares = st.fixed_dictionaries({name: st.integers(0, 10) for name in DIMENSIONS}).filter(lambda s: s["blocks"] > 0)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(orders, shares, st.floats(0.05, 0.5), st.integers(1, 50))
 def test_every_step_is_the_best_of_its_dimension(
     order: tuple[Dimension, ...], share: dict[Dimension, float], ratio: float, seed: int
@@ -95,7 +95,7 @@ def test_every_step_is_the_best_of_its_dimension(
     assert [step.stage for step in steps] == sorted((step.stage for step in steps), key=order.index)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(orders, st.floats(0.05, 0.4), st.integers(1, 50))
 def test_the_ratio_is_within_half_a_step_or_reached(order: tuple[Dimension, ...], ratio: float, seed: int) -> None:
     steps = run(problem(ratio, order=order), Additive(seed))
@@ -109,7 +109,7 @@ def test_the_ratio_is_within_half_a_step_or_reached(order: tuple[Dimension, ...]
     assert run(problem(ratio, "reach", order=order), Additive(seed))[-1].ratio >= ratio
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 60), st.integers(1, 30))
 def test_a_run_cut_anywhere_ends_the_same(cut: int, seed: int) -> None:
     whole = run(problem(), Additive(seed))

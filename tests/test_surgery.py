@@ -193,7 +193,7 @@ def plans(draw: st.DrawFn) -> PruningPlan:
     )
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(plans())
 def test_plans_survive_their_json(plan: PruningPlan) -> None:
     text = plan.to_json()
