@@ -36,6 +36,7 @@ from .search import (
     replay,
     sequential_path,
     steps_to,
+    too_small,
 )
 from .setting import Found, Setting, problem_of
 from .sources import fingerprint, load_dense, resolve
@@ -136,6 +137,8 @@ def _prepare(recipe: Recipe, say: Callable[[str], None]) -> Setting:
 def _check_reachable(problem: Problem) -> None:
     problem.grid.check(problem.costs.dense)
     reachable = reachable_ratio(problem)
+    if not reachable:
+        raise too_small(problem)
     if reachable < problem.ratio:
         shares = ":".join(f"{problem.shares[dimension]:g}" for dimension in DIMENSIONS)
         raise InfeasibleError(

@@ -99,7 +99,11 @@ def _serves(found: Trajectory, identity: Mapping[str, Any], ratio: float) -> boo
 
 def _conflict(folder: Path, found: Trajectory, identity: Mapping[str, Any], ratio: float) -> str:
     differences = found.differences(identity)
-    what = f"with other settings ({'; '.join(differences)})" if differences else f"to {found.ratio:g}, not {ratio:g}"
+    what = (
+        f"with other settings ({'; '.join(differences)})"
+        if differences
+        else f"to a ratio of {found.ratio:g}, not {ratio:g}"
+    )
     return f"{folder} holds a run {what}; choose another --output, or give that run up with --overwrite"
 
 

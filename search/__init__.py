@@ -11,7 +11,7 @@ if __name__ != "multipruner.search":
 from multipruner.search.moves import DIMENSIONS, Dimension, Grid, candidates
 from multipruner.search.objective import Objective
 from multipruner.search.reachable import expected_candidates, reachable_ratio
-from multipruner.search.sequential import Problem, Progress, sequential_path
+from multipruner.search.sequential import Problem, Progress, sequential_path, too_small
 from multipruner.search.step import Step, replay, steps_to
 
 __all__ = [
@@ -28,4 +28,5 @@ __all__ = [
     "replay",
     "sequential_path",
     "steps_to",
+    "too_small",
 ]

@@ -179,16 +179,10 @@ def _as_step(
 
 def _check_reached(problem: Problem, structure: Structure, steps: Sequence[Step]) -> None:
     """Every dimension ended; if nothing could go, or one was exhausted, say so and name what can be reached."""
-    here, costs = problem.costs.ratio(structure), problem.costs
+    here = problem.costs.ratio(structure)
     final_dimension, end = problem.stages()[-1]
     if not steps:
-        moves = [s for dimension, _ in problem.stages() for _, _, s in candidates(dimension, structure, problem.grid)]
-        least = min(map(costs.ratio, moves), default=0.0)
-        raise InfeasibleError(
-            f"a ratio of {problem.ratio:g} is nearer to nothing than to the smallest step, {least:.5f}: ask for at "
-            "least that, or give smaller groups",
-            nearest=least,
-        )
+        raise too_small(problem)
     last = here - (steps[-2].ratio if len(steps) > 1 else 0.0)
     if end - here > last / 2 and not candidates(final_dimension, structure, problem.grid):
         raise InfeasibleError(
@@ -196,6 +190,18 @@ def _check_reached(problem: Problem, structure: Structure, steps: Sequence[Step]
             f"gone at {floor(here * 1e4) / 1e4:g}; ask for at most that, or give the dimension 'blocks' a larger share",
             nearest=here,
         )
+
+
+def too_small(problem: Problem) -> InfeasibleError:
+    """The error for a ratio to which taking no step at all is nearest."""
+    costs = problem.costs
+    moves = [s for dimension, _ in problem.stages() for _, _, s in candidates(dimension, costs.dense, problem.grid)]
+    least = min(map(costs.ratio, moves), default=0.0)
+    return InfeasibleError(
+        f"a ratio of {problem.ratio:g} is nearer to nothing than to the smallest step, {least:.5f}: ask for at least "
+        "that, or give smaller groups",
+        nearest=least,
+    )
 
 
 def _shares(problem: Problem) -> str:

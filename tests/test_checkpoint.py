@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -202,7 +203,8 @@ def test_an_existing_folder_is_replaced_only_when_asked(tmp_path: Path) -> None:
         _save(tmp_path / "out")
     (tmp_path / "out" / "leftover").write_text("")
     model = _save(tmp_path / "out", "qwen2", replace=True)
-    assert not (tmp_path / "out" / "leftover").exists()
+    assert (tmp_path / "out" / "leftover").exists(), "somebody's own file survives"
+    assert not (tmp_path / "out" / "modeling_multipruner_llama.py").exists(), "ours does not"
     assert torch.equal(_logits(load(tmp_path / "out")), _logits(model))
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
@@ -243,9 +245,8 @@ def _metadata(card: str) -> dict[str, Any]:
 
 
 def test_card_of_a_full_report() -> None:
-    _, plan = _pruned()
+    plan = replace(_pruned()[1], model="HuggingFaceTB/SmolLM2-135M")
     report = {
-        "model": "HuggingFaceTB/SmolLM2-135M",
         "recipe": {"ratio": 0.2},
         "parameters": {"before": 134_515_008, "after": 107_612_006},
         "ratio": 0.2,
@@ -267,6 +268,12 @@ def test_card_of_a_full_report() -> None:
         assert text in card
     for text in ("| c4 | 20.000 | – |", "0 ####", "4,096 tokens", 'multipruner.load("me/small")', "piqa", "ratio: 0.2"):
         assert text in card
+
+
+def test_card_names_the_model_that_a_fallback_stood_in_for() -> None:
+    _, plan = _pruned()
+    recipe = {"model": "HuggingFaceTB/SmolLM2-135M", "fallback": {"name": "wheel"}}
+    assert _metadata(model_card({"recipe": recipe}, plan))["base_model"] == "HuggingFaceTB/SmolLM2-135M"
 
 
 def test_card_of_an_empty_report() -> None:
