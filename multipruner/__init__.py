@@ -17,8 +17,8 @@ __version__ = "0.1.0"
 
 _EXPORTS = {
     "LayerSize": "structure",
-    "PruningPlan": "structure",
-    "Ranking": "structure",
+    "PruningPlan": "plan",
+    "Ranking": "plan",
     "Structure": "structure",
     "Recipe": "recipe",
     "MultiprunerError": "errors",
@@ -36,10 +36,10 @@ if TYPE_CHECKING:
     from .export.checkpoint import save as save
     from .modeling import apply_plan as apply_plan
     from .pipeline import Run as Run
+    from .plan import PruningPlan as PruningPlan
+    from .plan import Ranking as Ranking
     from .recipe import Recipe as Recipe
     from .structure import LayerSize as LayerSize
-    from .structure import PruningPlan as PruningPlan
-    from .structure import Ranking as Ranking
     from .structure import Structure as Structure
 
 __all__ = [*_EXPORTS, "__version__"]  # pyright: ignore[reportUnsupportedDunderAll]

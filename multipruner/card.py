@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from .architecture import FAMILIES
-from .structure import PruningPlan
+from .plan import PruningPlan
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _REMOTE_CODE = (

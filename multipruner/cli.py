@@ -196,18 +196,12 @@ def _eval(arguments: Sequence[str]) -> int:
 
 def _recipes(arguments: Sequence[str]) -> int:
     _Parser(prog="multipruner recipes", description="List the recipes.").parse_args(arguments)
-    from rich.console import Console
-    from rich.table import Table
-
     from .recipes import catalogue
 
-    table = Table("--model", "Hub id", "ratio", "shares", "channels", "what", title="recipes (blocks:mlp:heads)")
     for recipe in catalogue():
-        table.add_row(
-            recipe.name, recipe.model, f"{recipe.ratio:g}", recipe.shares_text(), str(recipe.channel_group),
-            recipe.description,
-        )  # fmt: skip
-    Console().print(table)
+        facts = f"ratio {recipe.ratio:g}  shares {recipe.shares_text()}  channel groups of {recipe.channel_group}"
+        print(f"{recipe.name:<15}{recipe.model}\n{'':<15}{facts}\n{'':<15}{recipe.description}\n")
+    print("shares are blocks:mlp:heads; any Hub id, local folder or .gguf file of a supported family will do as well")
     return 0
 
 

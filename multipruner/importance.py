@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from .architecture import ArchitectureSpec, BlockSpec, rows_per_part
 from .errors import ConfigError, did_you_mean
-from .structure import LayerRanking, LayerSize, Ranking, Structure
+from .plan import LayerRanking, Ranking
+from .structure import LayerSize, Structure
 
 RankLayer = Callable[[nn.Module, ArchitectureSpec, LayerSize, int], LayerRanking]
 

@@ -22,7 +22,8 @@ from transformers.utils.hub import HF_MODULES_CACHE
 
 from .architecture import FAMILIES, ArchitectureSpec, dense_structure, dimensions, spec_for
 from .errors import ConfigError, UnsupportedModelError
-from .structure import LayerSize, PruningPlan, Structure
+from .plan import PruningPlan
+from .structure import LayerSize, Structure
 from .surgery import pruned_weights, surviving_layers
 
 MODEL_TYPE = "multipruner_"

@@ -22,6 +22,7 @@ from .importance import rank
 from .journal import Trajectory
 from .modeling import apply_plan
 from .objective import CalibrationObjective
+from .plan import PruningPlan
 from .progress import search_display
 from .prunable import Prunable
 from .recipe import Recipe
@@ -40,7 +41,6 @@ from .search import (
 )
 from .setting import Found, Setting, problem_of
 from .sources import fingerprint, load_dense, resolve
-from .structure import PruningPlan
 from .summary import next_commands, render, teller
 from .workspace import Workspace
 

@@ -17,7 +17,8 @@ from transformers import PreTrainedModel
 
 from .architecture import ArchitectureSpec, BlockSpec, dense_structure, dimensions, rows_per_part, spec_for
 from .costs import Costs, LayerCost
-from .structure import BlockKind, KeptLayer, LayerSize, Ranking, Structure
+from .plan import KeptLayer, Ranking
+from .structure import BlockKind, LayerSize, Structure
 from .surgery import Index, kept_rows, output_part, slim_block, tensor_indices
 
 KINDS: tuple[BlockKind, ...] = ("attention", "mlp")

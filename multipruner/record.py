@@ -11,8 +11,8 @@ from typing import Any
 
 from . import __version__
 from .eval import Comparison
+from .plan import PruningPlan
 from .setting import Found, Setting
-from .structure import PruningPlan
 from .summary import picture
 
 PACKAGES = ("torch", "transformers", "lm-eval", "datasets")

@@ -8,11 +8,11 @@ from typing import Any
 
 from .calibration import CalibrationSet
 from .objective import Work
+from .plan import Ranking
 from .prunable import Prunable
 from .recipe import Recipe
 from .search import Grid, Problem, Step
 from .sources import ResolvedModel
-from .structure import Ranking
 
 
 def problem_of(recipe: Recipe, prunable: Prunable) -> Problem:

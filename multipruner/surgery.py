@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from .architecture import ArchitectureSpec, BlockSpec, Part, quantity, rows_per_part
 from .errors import ConfigError
-from .structure import BlockKind, KeptLayer, LayerSize, PruningPlan
+from .plan import KeptLayer, PruningPlan
+from .structure import BlockKind, LayerSize
 
 Index = slice | Tensor
 """Rows of one part: a slice gives views, a tensor of indices gives copies."""

@@ -23,7 +23,7 @@ from multipruner.errors import ConfigError, OutputError, UnknownModelError, Unsu
 from multipruner.export import checkpoint
 from multipruner.export.checkpoint import load, save, weight_bytes
 from multipruner.modeling import apply_plan
-from multipruner.structure import PruningPlan
+from multipruner.plan import PruningPlan
 from tests import tiny
 
 variants = pytest.mark.parametrize("variant", tiny.VARIANTS)

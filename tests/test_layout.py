@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FLOORS = {
-    "errors": 0, "structure": 0, "architecture": 0, "costs": 0, "latency": 0, "hub": 0,
+    "errors": 0, "structure": 0, "plan": 0, "architecture": 0, "costs": 0, "latency": 0, "hub": 0,
     "recipe": 1,
     "cli": 5, "__main__": 5,
     "pipeline": 4, "export": 4, "card": 4, "report": 4, "journal": 4, "workspace": 4, "summary": 4, "progress": 4,
@@ -115,7 +115,7 @@ def test_light_imports_leave_torch_alone(code: str) -> None:
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_files_and_functions_stay_small(path: Path) -> None:
     text = path.read_text()
-    assert len(text.splitlines()) <= 350, "one file, one thing"
+    assert len(text.splitlines()) <= 300, "one file, one thing"
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef) and node.end_lineno:
             assert node.end_lineno - node.lineno <= 70, f"{node.name} is long"

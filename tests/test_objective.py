@@ -9,8 +9,9 @@ import torch
 
 from multipruner.errors import NumericsError, UnsupportedModelError
 from multipruner.objective import CalibrationObjective, PlainObjective, label_weights
+from multipruner.plan import PruningPlan
 from multipruner.prunable import Prunable
-from multipruner.structure import PruningPlan, Structure
+from multipruner.structure import Structure
 from multipruner.surgery import pruned_weights
 from tests.tiny import VARIANTS, random_ids, random_ranking, random_structure, tiny_model
 

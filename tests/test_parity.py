@@ -16,12 +16,12 @@ import torch
 
 from multipruner.importance import rank
 from multipruner.objective import CalibrationObjective
+from multipruner.plan import LayerRanking, Ranking
 from multipruner.prunable import Prunable
 from multipruner.recipe import Recipe
 from multipruner.recipes import mapping_for
 from multipruner.search import Grid, candidates
 from multipruner.sources import load_dense, resolve
-from multipruner.structure import LayerRanking, Ranking
 from tests.test_official import REFERENCE, after
 
 EOS = 2

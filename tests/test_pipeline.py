@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 import multipruner
 from multipruner.cli import main
-from multipruner.structure import PruningPlan
+from multipruner.plan import PruningPlan
 from tests.tiny import random_ids, tiny_model, tiny_tokenizer
 
 FILES = {

@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from multipruner.errors import ConfigError
-from multipruner.structure import KeptLayer, LayerRanking, LayerSize, PruningPlan, Ranking, Structure
+from multipruner.plan import KeptLayer, LayerRanking, PruningPlan, Ranking
+from multipruner.structure import LayerSize, Structure
 
 sizes = st.builds(
     lambda groups, per, channels: LayerSize(groups * per, groups, channels),

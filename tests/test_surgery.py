@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from multipruner.architecture import dense_structure, spec_for
 from multipruner.errors import ConfigError, UnsupportedModelError
 from multipruner.modeling import apply_plan, family_of, model_class, modeling_source, pruned_config
+from multipruner.plan import KeptLayer, PruningPlan
 from multipruner.prunable import Prunable
-from multipruner.structure import KeptLayer, LayerSize, PruningPlan, Structure
+from multipruner.structure import LayerSize, Structure
 from tests import tiny
 
 TOLERANCE = 3e-5

@@ -29,7 +29,8 @@ from transformers import (
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from multipruner.architecture import dense_structure, dimensions, spec_for
-from multipruner.structure import LayerRanking, LayerSize, PruningPlan, Ranking, Structure
+from multipruner.plan import LayerRanking, PruningPlan, Ranking
+from multipruner.structure import LayerSize, Structure
 
 VOCABULARY = 97
 SIZES: dict[str, Any] = {

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from multipruner.errors import ConfigError, OutputError, UnknownModelError, UnsupportedModelError
 from multipruner.modeling import family_of, model_class
-from multipruner.structure import PruningPlan
+from multipruner.plan import PruningPlan
 
 PLAN_FILE = "plan.json"
 REPORT_FILE = "report.json"
