@@ -169,7 +169,7 @@ def _objectives(setting: Setting) -> dict[Dimension, CalibrationObjective]:
     def objective(sequences: int) -> CalibrationObjective:
         return CalibrationObjective(
             setting.prunable,
-            calibration.ids[:sequences],
+            calibration.head(sequences).ids,
             ignore_id=calibration.ignore_id,
             batch_size=spec.batch_size,
         )
