@@ -1,0 +1,11 @@
+"""The commands: one module each, with a parser whose help teaches. No torch before a command runs."""
+
+from __future__ import annotations
+
+COMMANDS: dict[str, str] = {
+    "prune": "prune a model (what happens when no command is named)",
+    "eval": "compare models on perplexity and lm-eval tasks",
+    "recipes": "list the recipes that --model knows",
+}
+"""Every command is a module of this package with ``run(arguments) -> exit code``; the text is for
+``--help``."""

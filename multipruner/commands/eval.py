@@ -1,0 +1,44 @@
+"""``python -m multipruner eval FOLDER``: compare models."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from .base import Parser, evaluation_flags, evaluation_values, nested
+
+
+def _eval_parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        prog="multipruner eval",
+        description="Compare models on perplexity and lm-eval tasks: standard errors, and paired differences "
+        "against the first model on the same examples.",
+        argument_default=argparse.SUPPRESS,
+    )
+    parser.add_argument("folders", nargs="+", metavar="FOLDER", help="pruned folders, recipes or Hub ids")
+    parser.add_argument("--against", metavar="MODEL", help="the dense model (default: what FOLDER was made from)")
+    parser.add_argument("--trust-remote-code", dest="trust_remote_code", action="store_true")
+    parser.add_argument("--dtype", choices=("auto", "bfloat16", "float16", "float32"))
+    parser.add_argument("--device")
+    evaluation_flags(parser, "--tasks", "evaluation.")
+    parser.add_argument("--batch-size", dest="evaluation.batch_size", help="a number or auto")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="also write the result as JSON")
+    parser.add_argument("--debug", action="store_true")
+    return parser
+
+
+def run(arguments: Sequence[str]) -> int:
+    typed = vars(_eval_parser().parse_args(arguments))
+    typed.pop("debug", None)
+    from rich.console import Console
+
+    from multipruner.judge import judge_folders
+    from multipruner.quiet import quiet_libraries
+
+    quiet_libraries()
+    folders, against, output = typed.pop("folders"), typed.pop("against", None), typed.pop("output", None)
+    settings = nested(typed)
+    evaluation_values(settings)
+    judge_folders(folders, against, settings, console=Console(), output=output)
+    return 0
