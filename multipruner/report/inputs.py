@@ -1,0 +1,276 @@
+"""What a report is made from: the files that runs and searches leave in their folders. Reads, never writes.
+
+Every file is checked once, here; a missing or broken one is an error that names it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from multipruner.errors import ConfigError
+from multipruner.eval.comparison import Contrast
+from multipruner.plan import PruningPlan
+from multipruner.search import Step
+from multipruner.structure import Structure
+
+REPORT, PLAN, TRAJECTORY, FRONT = "report.json", "plan.json", "trajectory.jsonl", "front.json"
+COSTS = ("latency_ms", "latency", "parameters", "weight_bytes", "kv_bytes", "flops")
+"""What a search may weigh against the loss; the first that it has is drawn."""
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Amount:
+    """A cost of the dense and of the pruned model."""
+
+    before: float
+    after: float
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """The dense model."""
+
+    name: str
+    revision: str | None = None
+    description: str | None = None
+    fingerprint: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """The text that decided."""
+
+    name: str | None = None
+    hash: str | None = None
+    tokens: int | None = None
+    sequences: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """One solution of an integer program: the loss that its table promised, and the loss measured, in nats."""
+
+    round: int
+    predicted: float
+    loss: float
+    seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """How the structure was found."""
+
+    steps: int | None = None
+    searched_to: float | None = None
+    loss: float | None = None
+    rounds: tuple[Round, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """One evaluation of dense and pruned model on the same examples."""
+
+    perplexity: dict[str, Contrast] = field(default_factory=dict)
+    tasks: dict[str, dict[str, Contrast]] = field(default_factory=dict)
+    average: Contrast | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """The part of ``report.json`` that a page shows; other keys are left alone."""
+
+    model: Base
+    ratio: float
+    backbone_ratio: float
+    parameters: Amount
+    structure: tuple[tuple[int, int, int], ...]
+    costs: dict[str, Amount] = field(default_factory=dict)
+    calibration: Calibration = field(default_factory=Calibration)
+    search: Search = field(default_factory=Search)
+    perplexity: dict[str, Contrast] = field(default_factory=dict)
+    tasks: dict[str, dict[str, Contrast]] = field(default_factory=dict)
+    average: Contrast | None = None
+    evaluations: tuple[Scores, ...] = ()
+    latency: dict[str, Any] | None = None
+    recipe: dict[str, Any] = field(default_factory=dict)
+    command: str | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    platform: str | None = None
+
+    @property
+    def scores(self) -> tuple[Scores, ...]:
+        """All evaluations, the run's own first; empty ones are left out."""
+        own = Scores(self.perplexity, self.tasks, self.average, self.recipe.get("evaluation") or {})
+        return tuple(scores for scores in (own, *self.evaluations) if scores.perplexity or scores.tasks)
+
+
+@dataclass(frozen=True, slots=True)
+class Front:
+    """What a search found.
+
+    Attributes:
+        label: the name of its folder.
+        cost: the objective that the loss is drawn against, one of :data:`COSTS`.
+        points: (loss in nats, cost) of every candidate in ``front.json``; at least one.
+    """
+
+    label: str
+    cost: str
+    points: tuple[tuple[float, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RunFiles:
+    """One finished run.
+
+    Attributes:
+        label: what the page calls it; different from every other run's.
+        folder: where it is, as it was typed.
+        report, plan: its record and what it kept.
+        steps: the removals that lead to its structure; empty when it was not found step by step.
+    """
+
+    label: str
+    folder: Path
+    report: Report
+    plan: PruningPlan
+    steps: tuple[Step, ...]
+
+    @property
+    def dense(self) -> Structure:
+        return self.plan.dense
+
+    @property
+    def structure(self) -> Structure:
+        return self.plan.structure
+
+
+def read_folders(folders: Sequence[Path]) -> tuple[tuple[RunFiles, ...], tuple[Front, ...]]:
+    """Read the runs and the Pareto fronts that some folders hold (a folder may hold both).
+
+    Raises:
+        ConfigError: naming the file that is missing or broken.
+    """
+    runs, fronts = [], []
+    for folder, label in zip(folders, _labels(folders), strict=True):
+        if not folder.is_dir():
+            raise ConfigError(f"{folder} is not a folder; name the folders that runs wrote")
+        front = folder / FRONT
+        if front.exists():
+            fronts += _read_front(front, label, needed=not (folder / REPORT).exists())
+        if (folder / REPORT).exists() or not front.exists():
+            runs.append(_read_run(folder, label))
+    return tuple(runs), tuple(fronts)
+
+
+def _read_front(path: Path, label: str, *, needed: bool) -> list[Front]:
+    """The points of a search; none when it had no other objective than the loss and a run can be shown instead.
+
+    A point is ``{"values": {"loss": ..., "latency": ...}}``, or holds its numbers itself.
+    """
+    rows = _checked(tuple[dict[str, Any], ...], _mapping(path).get("points"), path, "points")
+    number = dict[Literal["loss"], float]
+    points: list[dict[str, Any]] = []
+    for index, row in enumerate(rows):
+        values = row["values"] if isinstance(row.get("values"), dict) else row
+        _checked(number, {"loss": values.get("loss")}, path, f"points.{index}")
+        points.append(values)
+    for cost in COSTS:
+        both = tuple((float(p["loss"]), float(p[cost])) for p in points if _finite(p.get(cost)) and _finite(p["loss"]))
+        if both:
+            return [Front(label, cost, both)]
+    if needed:
+        raise ConfigError(f"{path} holds no point with a loss and one of {', '.join(COSTS)}: nothing to draw")
+    return []
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
+def _labels(folders: Sequence[Path]) -> list[str]:
+    """The folders' names, with as many parents as it takes to tell them apart."""
+    places = [folder.absolute().resolve() for folder in folders]
+    if len(set(places)) < len(places):
+        raise ConfigError("the same folder is named twice; name each once")
+    depth = 1
+    while len({place.parts[-depth:] for place in places}) < len(places):
+        depth += 1
+    return ["/".join(place.parts[-depth:]) for place in places]
+
+
+def _read_run(folder: Path, label: str) -> RunFiles:
+    path = folder / REPORT
+    record = _mapping(path)
+    if record.get("format") != "multipruner-report" or record.get("version") != 1:
+        raise ConfigError(f"{path} is not a report that this version of multipruner reads")
+    report = _checked(Report, record, path)
+    try:
+        plan = PruningPlan.from_json(_text(folder / PLAN))
+    except ConfigError as error:
+        raise ConfigError(f"{folder / PLAN}: {error}") from None
+    if plan.structure.to_json() != [list(size) for size in report.structure]:
+        raise ConfigError(f"{path} and {folder / PLAN} hold different structures: they are of different runs")
+    return RunFiles(label, folder, report, plan, _read_steps(folder / TRAJECTORY, report, plan.dense))
+
+
+def _read_steps(path: Path, report: Report, dense: Structure) -> tuple[Step, ...]:
+    """The steps up to the run's ratio; a torn last line (the writer was killed) does not count."""
+    if not path.exists():
+        return ()
+    steps = []
+    for number, line in enumerate(_text(path).split("\n")[:-1], start=1):
+        record = _parsed(line, path, f"line {number}")
+        if not isinstance(record, dict):
+            raise ConfigError(f"{path}, line {number}: not a mapping; make the run again")
+        if number == 1 and record.get("format") != "multipruner-trajectory":
+            raise ConfigError(f"{path} is not a trajectory that this version of multipruner reads")
+        if number > 1 and "finished" not in record:
+            step = _checked(Step, record, path, f"line {number}")
+            if not 0 <= step.layer < len(dense):
+                raise ConfigError(f"{path}, line {number}: the dense model has no layer {step.layer}")
+            steps.append(step)
+    return tuple(steps if report.search.steps is None else steps[: report.search.steps])
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"{path} is missing; name a folder that a finished run wrote") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from None
+
+
+def _parsed(text: str, path: Path, where: str = "") -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        place = f"{path}, {where}" if where else str(path)
+        raise ConfigError(f"{place} is not JSON ({error}); make the run again or restore the file") from None
+
+
+def _mapping(path: Path) -> Mapping[str, Any]:
+    record = _parsed(_text(path), path)
+    if not isinstance(record, dict):
+        raise ConfigError(f"{path} holds no mapping; make the run again or restore the file")
+    return record
+
+
+def _checked(kind: type[T], value: Any, path: Path, where: str = "") -> T:
+    try:
+        return TypeAdapter(kind).validate_python(value)
+    except ValidationError as error:
+        faults = error.errors(include_url=False, include_input=False)
+        said = "; ".join(f"{'.'.join([where, *map(str, f['loc'])]).strip('.')}: {f['msg']}" for f in faults[:3])
+        raise ConfigError(f"{path} is broken: {said}") from None

@@ -1,0 +1,252 @@
+"""The parts of a page: one run's, and those that set runs side by side. Each is left out when it has no data."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from multipruner.eval.comparison import Contrast
+
+from .comparison_figures import (
+    Phase,
+    costs_figure,
+    latency_figure,
+    phases,
+    scores_figure,
+)
+from .drawing import STAGE, STAGE_NAMES, Drawing
+from .html import Html, element, facts, figure, join, table
+from .inputs import Front, RunFiles
+from .path_figures import Removal, order_figure, removals, rounds_figure, trajectory_figure
+from .runs_figures import Curve, curves, front_figure, perplexity_figure
+from .structure_figures import structure_figure, structures_figure
+from .words import COSTS, amount, contrast_cells, duration, number, signed
+
+_SWATCHES = {**STAGE, "blocks": "var(--blue)"}
+SHOWN = 12
+"""Rows of a long table that are not folded away."""
+
+
+@dataclass
+class Album:
+    """Collects the drawings of a page while its parts are written.
+
+    Attributes:
+        files: the folder of PNGs and CSVs, relative to the page.
+        drawings: all of them.
+    """
+
+    files: str
+    drawings: list[Drawing] = field(default_factory=list)
+
+    def show(self, drawing: Drawing) -> Html:
+        """The drawing as an element; its files will lie beside the page."""
+        self.drawings.append(drawing)
+        return figure(drawing, self.files)
+
+
+def _card(title: str, *children: str) -> Html:
+    """A part in a frame; a figure brings its own title."""
+    heading = (element("h3", title),) if title else ()
+    return element("section", *heading, *children, class_="card")
+
+
+def run_section(run: RunFiles, album: Album, prefix: str) -> list[Html]:
+    """Everything about one run; ``prefix`` begins the names of its figures."""
+    parts: list[Html] = [
+        _tiles(run),
+        _card("Summary", _about(run), *_loading(run)),
+        _card("", album.show(structure_figure(run, f"{prefix}structure"))),
+    ]
+    if run.steps:
+        path = removals(run)
+        parts += [
+            _card("", album.show(trajectory_figure(run, f"{prefix}trajectory")), *_nested(run)),
+            _card("What each step removed", *_steps(path)),
+            _card("", album.show(order_figure(run, f"{prefix}order"))),
+        ]
+    if run.report.search.rounds:
+        parts.append(_card("", album.show(rounds_figure(run, f"{prefix}rounds"))))
+    parts.append(_card("", album.show(costs_figure(run, f"{prefix}costs")), _costs(run)))
+    found = phases(run.report.latency)
+    if found:
+        parts.append(_card("", album.show(latency_figure(run, f"{prefix}latency")), _latency(found)))
+    for name, perplexity in (("perplexity", True), ("tasks", False)):
+        rows = _scores(run, perplexity=perplexity)
+        if rows:
+            drawn = album.show(scores_figure(rows, f"{prefix}{name}", perplexity=perplexity))
+            headings = ("", "dense", "pruned", "difference", "n")
+            digits = 2 if perplexity else 3
+            shown = table(headings, ([label, *contrast_cells(contrast, digits)] for label, contrast in rows))
+            parts.append(_card("", drawn, shown))
+    return parts
+
+
+def _tiles(run: RunFiles) -> Html:
+    report = run.report
+    before, after = report.parameters.before, report.parameters.after
+    tiles = [
+        ("removed", f"{report.ratio:.1%}", f"of all parameters; {report.backbone_ratio:.1%} of the decoder layers"),
+        ("parameters", amount("parameters", after), f"of {amount('parameters', before)}"),
+    ]
+    if "weight_bytes" in report.costs:
+        pair = report.costs["weight_bytes"]
+        tiles.append(("weights", amount("weight_bytes", pair.after), f"of {amount('weight_bytes', pair.before)}"))
+    for text, contrast in _scores(run, perplexity=True)[-1:]:
+        tiles.append(("perplexity", f"{contrast.pruned:,.4g}", f"dense {contrast.dense:,.4g} ({text})"))
+    cards = (
+        element(
+            "div", element("span", name, class_="name"), element("b", value), element("span", detail), class_="tile"
+        )
+        for name, value, detail in tiles
+    )
+    return element("div", *cards, class_="tiles")
+
+
+def _about(run: RunFiles) -> Html:
+    report, dense, kept = run.report, run.dense, run.structure
+    rows = [("model", report.model.description or report.model.name)]
+    if report.model.revision:
+        rows.append(("revision", report.model.revision))
+    rows.append(
+        ("kept", f"{kept.count('attention')} of {dense.count('attention')} attention blocks, "
+         f"{kept.count('mlp')} of {dense.count('mlp')} MLP blocks, "
+         f"{sum(s.query_heads for s in kept):,} of {sum(s.query_heads for s in dense):,} query heads, "
+         f"{sum(s.channels for s in kept):,} of {sum(s.channels for s in dense):,} MLP channels")
+    )  # fmt: skip
+    text = report.calibration
+    if text.name:
+        size = f", {text.tokens:,} tokens" if text.tokens is not None else ""
+        rows.append(("calibration", f"{text.name}{size}" + (f", hash {text.hash[:12]}…" if text.hash else "")))
+    if report.search.loss is not None:
+        rows.append(("calibration loss", f"{report.search.loss:.4f} nats per token"))
+    if report.seconds:
+        spent = ", ".join(f"{name} {duration(value)}" for name, value in report.seconds.items())
+        rows.append(("time", f"{duration(sum(report.seconds.values()))} ({spent})"))
+    if report.versions:
+        rows.append(("made with", ", ".join(f"{name} {version}" for name, version in report.versions.items())))
+    if report.platform:
+        rows.append(("platform", report.platform))
+    return facts(rows)
+
+
+def _loading(run: RunFiles) -> list[Html]:
+    folder = str(run.folder)
+    code = (
+        "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+        f"model = AutoModelForCausalLM.from_pretrained({folder!r}, trust_remote_code=True)\n"
+        f"tokenizer = AutoTokenizer.from_pretrained({folder!r})"
+    )
+    parts = [element("h4", "How to load it", style="margin-top:1.2rem"), element("pre", element("code", code))]
+    if run.report.command:
+        parts += [element("h4", "How it was made"), element("pre", element("code", run.report.command))]
+    again = f"python -m multipruner eval {shlex.quote(folder)} --tasks ppl,piqa,arc_easy"
+    return [*parts, element("h4", "How to evaluate it"), element("pre", element("code", again))]
+
+
+def _nested(run: RunFiles) -> list[Html]:
+    reached = run.report.search.searched_to
+    if reached is None or reached <= run.report.ratio + 0.01:
+        return []
+    return [
+        element("p", f"The search went on to a ratio of {reached:.0%}; shown is the part that leads to this model.")
+    ]
+
+
+def _steps(path: Sequence[Removal]) -> list[Html]:
+    headings = ("step", "stage", "layer", "removed", "loss", "change", "ratio", "best other")
+    folded = len(path) > SHOWN + 4
+
+    def rows(part: Sequence[Removal]) -> Html:
+        return table(headings, map(_step_row, part), texts=(1, 3, 7), class_="steps")
+
+    shown = [rows(path[:SHOWN] if folded else path)]
+    if folded:
+        more = f"The other {len(path) - SHOWN} steps"
+        shown.append(element("details", element("summary", more), rows(path[SHOWN:])))
+    note = "Loss in nats per token after the step; “change” is against the step before, where both were measured on "
+    return [element("p", f"{note}the same text. “Best other” is the removal that came second.", class_="lead"), *shown]
+
+
+def _step_row(removal: Removal) -> list[str]:
+    step = removal.step
+    colour = element("span", "", class_="stage", style=f"background:{_SWATCHES[step.stage]}")
+    other = "–"
+    if step.runner_up is not None and step.runner_up_loss is not None:
+        kind, layer = step.runner_up
+        other = f"{'MLP' if kind == 'mlp' else kind} {layer}: {step.runner_up_loss - step.loss:+.4f}"
+    return [
+        str(removal.number), join((colour, STAGE_NAMES[step.stage])), str(step.layer), removal.words,
+        number(step.loss, 4), number(removal.increase, 4, "+"), f"{step.ratio:.2%}", other,
+    ]  # fmt: skip
+
+
+def _costs(run: RunFiles) -> Html:
+    costs = {"parameters": run.report.parameters, **run.report.costs}
+    rows = [
+        (COSTS.get(cost, (cost, ""))[0], amount(cost, pair.before), amount(cost, pair.after),
+         signed(pair.after / pair.before - 1) if pair.before else "–")
+        for cost, pair in costs.items()
+    ]  # fmt: skip
+    return table(("", "dense", "pruned", "change"), rows)
+
+
+def _latency(found: Sequence[Phase]) -> Html:
+    rows = []
+    for phase in found:
+        known = phase.predicted is not None and phase.measured
+        error = signed(phase.predicted / phase.measured - 1) if known else "–"  # pyright: ignore[reportOperatorIssue, reportOptionalOperand]
+        faster = f"{phase.dense / phase.measured:.2f}×" if phase.dense and phase.measured else "–"
+        rows.append(
+            [phase.name, *(number(v, 2) for v in (phase.dense, phase.predicted, phase.measured)), error, faster]
+        )
+    return table(("phase", "dense (ms)", "predicted (ms)", "measured (ms)", "error", "faster than dense"), rows)
+
+
+def _scores(run: RunFiles, *, perplexity: bool) -> list[tuple[str, Contrast]]:
+    """Every number of every evaluation; a later evaluation of the same name is marked by its limit."""
+    rows: dict[str, Contrast] = {}
+    for index, scores in enumerate(run.report.scores):
+        if perplexity:
+            named = dict(scores.perplexity)
+        else:
+            named = {f"{task} {metric}": c for task, metrics in scores.tasks.items() for metric, c in metrics.items()}
+        for name, contrast in named.items():
+            if rows.get(name) != contrast:
+                rows[name if name not in rows else f"{name} (evaluation {index + 1})"] = contrast
+    return list(rows.items())
+
+
+def comparison_section(runs: Sequence[RunFiles], album: Album, anchor: Callable[[RunFiles], str]) -> list[Html]:
+    """Several runs side by side."""
+    found = curves(runs)
+    parts = [_card("Runs", _runs_table(runs, found, anchor))]
+    if found:
+        parts.append(_card("", album.show(perplexity_figure(found, "runs-perplexity"))))
+    parts.append(_card("", album.show(structures_figure(runs, "runs-structures"))))
+    return parts
+
+
+def _runs_table(runs: Sequence[RunFiles], found: Sequence[Curve], anchor: Callable[[RunFiles], str]) -> Html:
+    shared = max(found, key=lambda curve: len({point[0] for point in curve.points}), default=None)
+    heading = f"perplexity, {shared.text}" if shared else "perplexity"
+    values = {run: value for run, _, value, _ in shared.points} if shared else {}
+    rows = []
+    for run in runs:
+        report, kept = run.report, run.structure
+        averages = [scores.average for scores in report.scores if scores.average]
+        rows.append(
+            [element("a", run.label, href=f"#{anchor(run)}"), f"{report.ratio:.2%}", f"{report.backbone_ratio:.2%}",
+             amount("parameters", report.parameters.after), f"{kept.count('attention')} + {kept.count('mlp')}",
+             f"{values[run.label]:,.4g}" if run.label in values else "–",
+             number(averages[-1].pruned) if averages else "–",
+             duration(report.seconds["search"]) if "search" in report.seconds else "–"]
+        )  # fmt: skip
+    headings = ("run", "ratio", "decoder layers", "parameters", "attention + MLP blocks", heading, "tasks", "search")
+    return table(headings, rows)
+
+
+def front_section(front: Front, album: Album, name: str) -> Html:
+    """A search's Pareto front."""
+    return _card("", album.show(front_figure(front, name)))

@@ -1,0 +1,60 @@
+"""Numbers as people read them."""
+
+from __future__ import annotations
+
+import math
+
+from multipruner.eval.comparison import Contrast
+
+COSTS: dict[str, tuple[str, str]] = {
+    "parameters": ("parameters", "count"),
+    "weight_bytes": ("weights", "bytes"),
+    "kv_bytes_per_token": ("KV cache per token", "bytes"),
+    "flops_per_token": ("operations per token", "count"),
+}
+"""What ``report.json`` calls its costs, what a page calls them, and what they are measured in."""
+
+
+def amount(cost: str, value: float) -> str:
+    """A cost with a unit that keeps the number short."""
+    unit = COSTS.get(cost, ("", ""))[1]
+    if unit == "bytes":
+        return _scaled(value, 1024, ("B", "KiB", "MiB", "GiB", "TiB"))
+    return _scaled(value, 1000, ("", "k", "M", "G", "T")) if unit == "count" else f"{value:,.4g}"
+
+
+def _scaled(value: float, base: int, units: tuple[str, ...]) -> str:
+    power = min(int(math.log(value, base)) if value >= 1 else 0, len(units) - 1)
+    return f"{value / base**power:,.{0 if power == 0 else 1}f}\N{NO-BREAK SPACE}{units[power]}".rstrip()
+
+
+def number(value: float | None, digits: int = 3, sign: str = "") -> str:
+    """A number, or a dash for none."""
+    return "–" if value is None else f"{value:{sign},.{digits}f}".replace("-", "−")
+
+
+def signed(share: float) -> str:
+    """A change in per cent."""
+    return f"{share:+.1%}".replace("-", "−")
+
+
+def with_error(value: float, stderr: float | None, digits: int, sign: str = "") -> str:
+    """A number and its standard error."""
+    return number(value, digits, sign) + ("" if stderr is None else f" ±\N{NO-BREAK SPACE}{stderr:,.{digits}f}")
+
+
+def contrast_cells(contrast: Contrast, digits: int) -> list[str]:
+    """Dense, pruned, difference, number of examples."""
+    return [
+        with_error(contrast.dense, contrast.dense_stderr, digits),
+        with_error(contrast.pruned, contrast.pruned_stderr, digits),
+        with_error(contrast.difference, contrast.difference_stderr, digits, "+"),
+        f"{contrast.examples:,}" if contrast.examples else "–",
+    ]
+
+
+def duration(seconds: float) -> str:
+    """Seconds, minutes or hours."""
+    if seconds < 90:
+        return f"{seconds:.{1 if seconds < 1 else 2}g} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
