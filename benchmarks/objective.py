@@ -152,7 +152,7 @@ def main() -> None:
     model, tokenizer = load_dense(resolve(recipe, print), recipe)
     prunable = Prunable.of(model)
     ids = load_calibration(recipe.calibration, tokenizer, model, say=print).ids
-    ranking = rank(recipe.importance, prunable.layers, prunable.spec, prunable.dense, prunable.head_dim)
+    ranking = rank(recipe.importance, prunable)
     print(f"{torch.get_num_threads()} threads, {prunable.head_weight.dtype}, torch {torch.__version__}")
     with prunable.in_order(ranking):
         overhead(prunable, ids)

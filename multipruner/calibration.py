@@ -22,7 +22,9 @@ from .recipe import CalibrationSpec
 from .self_text import self_text
 from .texts import IDS, rows_of
 
-Split = Literal["calibration", "heldout"]
+Split = Literal["calibration", "heldout", "statistics"]
+SEED_STEP = 1_000_003
+"""Between the seed of the text that scores and of the text that statistics are of, where the model writes both."""
 LOWER = "lower --sequences or --length, or give more text"
 
 
@@ -70,7 +72,9 @@ def load_calibration(
         spec: the recipe's calibration section.
         tokenizer: the model's.
         model: the dense model; needed for text sampled from it.
-        split: ``"heldout"`` gives as many sequences of the text after the calibration part, fewer where it ends.
+        split: ``"heldout"`` gives as many sequences of the text after the calibration part, ``"statistics"``
+            ``spec.statistics_sequences`` after both; fewer where the text ends. A file of ready token ids may have
+            tensors ``heldout_ids`` and ``statistics_ids``; without the latter statistics are of the calibration part.
         say: told when something else than asked for is used.
         progress: of the sampling: called with (tokens done, tokens in all).
 
@@ -81,9 +85,18 @@ def load_calibration(
     if ids is None:
         if model is None:
             raise CalibrationError("text sampled from the model needs the model")
-        both = self_text(model, tokenizer, 2 * spec.sequences, spec.length, spec.seed, progress)
-        ids, name = both[: spec.sequences] if split == "calibration" else both[spec.sequences :], "self"
+        ids, name = _sampled(spec, tokenizer, model, split, progress), "self"
     return CalibrationSet(ids, name, tokenizer.eos_token_id)
+
+
+def _sampled(
+    spec: CalibrationSpec, tokenizer: Any, model: Any, split: Split, progress: Callable[[int, int], None] | None
+) -> torch.Tensor:
+    if split == "statistics":
+        seed = spec.seed + SEED_STEP
+        return self_text(model, tokenizer, spec.statistics_sequences, spec.length, seed, progress)
+    both = self_text(model, tokenizer, 2 * spec.sequences, spec.length, spec.seed, progress)
+    return both[: spec.sequences] if split == "calibration" else both[spec.sequences :]
 
 
 def _given_ids(
@@ -98,7 +111,8 @@ def _given_ids(
             say(f"{spec.source} has no heldout_ids: held-out text is sampled from the model itself")
         return ready
     try:
-        rows = rows_of(spec.source, spec.text_column, 2 * spec.sequences * spec.length, spec.length)
+        sequences = 2 * spec.sequences + (spec.statistics_sequences if split == "statistics" else 0)
+        rows = rows_of(spec.source, spec.text_column, sequences * spec.length, spec.length)
     except HubUnreachable as error:
         if spec.source != "alpaca" or model is None:
             raise CalibrationError(
@@ -115,13 +129,18 @@ def _pack(rows: list[str], spec: CalibrationSpec, tokenizer: Any, split: Split) 
     random.Random(spec.seed).shuffle(shuffled)
     pack = _concatenated if spec.packing == "concat" else _one_per_row
     remaining = iter(shuffled)
-    ids = pack(remaining, spec, tokenizer, "calibration")
-    return ids if split == "calibration" else pack(remaining, spec, tokenizer, "heldout")
+    order: tuple[Split, ...] = ("calibration", "heldout", "statistics")
+    packed = [pack(remaining, spec, tokenizer, part) for part in order[: order.index(split) + 1]]
+    return packed[-1]
 
 
 def _needed(spec: CalibrationSpec, split: Split) -> int:
-    """How many sequences there must be: all for calibration, one of held-out text."""
+    """How many sequences there must be: all for calibration, one of held-out text or for statistics."""
     return spec.sequences if split == "calibration" else 1
+
+
+def _wanted(spec: CalibrationSpec, split: Split) -> int:
+    return spec.statistics_sequences if split == "statistics" else spec.sequences
 
 
 def _encode(tokenizer: Any, text: str) -> list[int]:
@@ -130,7 +149,7 @@ def _encode(tokenizer: Any, text: str) -> list[int]:
 
 def _concatenated(rows: Iterator[str], spec: CalibrationSpec, tokenizer: Any, split: Split) -> torch.Tensor:
     """Rows joined by blank lines and tokenised at once, as many as are needed; int64 [sequences, length]."""
-    wanted = spec.sequences * spec.length
+    wanted = _wanted(spec, split) * spec.length
     taken: list[str] = []
     ids: list[int] = []
     count = 0
@@ -143,7 +162,7 @@ def _concatenated(rows: Iterator[str], spec: CalibrationSpec, tokenizer: Any, sp
                 break
     else:
         ids = _encode(tokenizer, "\n\n".join(taken))
-    sequences = min(len(ids) // spec.length, spec.sequences)
+    sequences = min(len(ids) // spec.length, _wanted(spec, split))
     if sequences < (at_least := _needed(spec, split)):
         part = "" if split == "calibration" else " after the calibration part"
         raise CalibrationError(
@@ -157,7 +176,7 @@ def _one_per_row(rows: Iterator[str], spec: CalibrationSpec, tokenizer: Any, spl
     """The beginning of every row that is long enough; int64 [sequences, length]."""
     kept: list[list[int]] = []
     tokens = skipped = 0
-    while len(kept) < spec.sequences and (row := next(rows, None)) is not None:
+    while len(kept) < _wanted(spec, split) and (row := next(rows, None)) is not None:
         ids = _encode(tokenizer, row)
         tokens += len(ids)
         if len(ids) >= spec.length:
@@ -183,7 +202,9 @@ def _ready_ids(path: Path, split: Split, tokenizer: Any, model: Any) -> torch.Te
         tensors = load_file(path)
     except (SafetensorError, OSError) as error:
         raise CalibrationError(f"cannot read {path}: {error}") from error
-    heldout = tensors.pop("heldout_ids", None)
+    heldout, statistics = tensors.pop("heldout_ids", None), tensors.pop("statistics_ids", None)
+    if split == "statistics" and statistics is not None:
+        return _checked(path, statistics, tokenizer, model)
     if split == "heldout":
         return None if heldout is None else _checked(path, heldout, tokenizer, model)
     if "input_ids" not in tensors and len(tensors) != 1:

@@ -1,32 +1,69 @@
 """Nested orders of KV groups and MLP channels, most important first, behind one interface.
 
-An importance is a function of a dense decoder layer's weights; every width is a prefix of the order it gives.
+An importance looks at one dense decoder layer, and where it wants at calibration statistics, and orders the layer's
+parts; every width is a prefix of the order it gives. To add one, write a function and a row in ``IMPORTANCES``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from .architecture import ArchitectureSpec, BlockSpec, rows_per_part
+from .architecture import BlockSpec, rows_per_part
+from .elimination import elimination_order
 from .errors import ConfigError, did_you_mean
 from .plan import LayerRanking, Ranking
-from .structure import LayerSize, Structure
+from .prunable import Prunable
+from .statistics import Statistics
+from .structure import BlockKind, LayerSize
 
-RankLayer = Callable[[nn.Module, ArchitectureSpec, LayerSize, int], LayerRanking]
+
+@dataclass(frozen=True)
+class LayerView:
+    """One dense decoder layer, as importances see it."""
+
+    prunable: Prunable
+    number: int
+    statistics: Statistics | None
+
+    @property
+    def full(self) -> LayerSize:
+        return self.prunable.dense[self.number]
+
+    def parts(self, kind: BlockKind) -> dict[str, Tensor]:
+        """Weight rows of every part of a block: part -> [rows, hidden_size], views."""
+        block = self.prunable.spec.block(kind)
+        module = self.prunable.layers[self.number].get_submodule(block.path)
+        weights: dict[str, Tensor] = {}
+        for projection in block.inputs:
+            lengths = [rows_per_part(part, self.full, self.prunable.head_dim) for part in projection.parts]
+            stacked = module.get_submodule(projection.path).weight
+            assert isinstance(stacked, Tensor)
+            weights.update(zip(projection.parts, stacked.detach().split(lengths), strict=True))
+        return weights
+
+    def output(self, kind: BlockKind) -> Tensor:
+        """The output projection of a block, float32 [hidden_size, columns]."""
+        block: BlockSpec = self.prunable.spec.block(kind)
+        weight = self.prunable.layers[self.number].get_submodule(f"{block.path}.{block.output}").weight
+        assert isinstance(weight, Tensor)
+        return weight.detach().float()
+
+    def gram(self, kind: BlockKind) -> Tensor:
+        """Second moments of the output projection's input, [columns, columns]."""
+        assert self.statistics is not None
+        return self.statistics.grams[self.number, kind]
+
+    def by_group(self, columns: Tensor) -> Tensor:
+        """Sum of the scores of a KV group's columns (its query heads side by side), [kv_heads]."""
+        return columns.reshape(self.full.kv_heads, -1).sum(dim=1)
 
 
-def part_weights(module: nn.Module, block: BlockSpec, full: LayerSize, head_dim: int) -> dict[str, Tensor]:
-    """Weight rows of every part of a block: part -> [rows, hidden_size], views."""
-    weights: dict[str, Tensor] = {}
-    for projection in block.inputs:
-        lengths = [rows_per_part(part, full, head_dim) for part in projection.parts]
-        stacked = module.get_submodule(projection.path).weight
-        assert isinstance(stacked, Tensor)
-        weights.update(zip(projection.parts, stacked.detach().split(lengths), strict=True))
-    return weights
+RankLayer = Callable[[LayerView], LayerRanking]
 
 
 def _descending(scores: Tensor) -> tuple[int, ...]:
@@ -34,37 +71,69 @@ def _descending(scores: Tensor) -> tuple[int, ...]:
     return tuple(torch.sort(scores, descending=True, stable=True).indices.tolist())
 
 
-def rank_by_magnitude(layer: nn.Module, spec: ArchitectureSpec, full: LayerSize, head_dim: int) -> LayerRanking:
+def by_magnitude(layer: LayerView) -> LayerRanking:
     """The paper's order (arXiv 2501.09949, section 3): L1 norms of the rows that feed a channel or a KV group.
 
     A channel's score is the sum over its gate and up rows; a KV group's is the mean L1 norm of its q, k and v
     rows. Norms are taken in float32.
     """
-    mlp = part_weights(layer.get_submodule(spec.mlp.path), spec.mlp, full, head_dim)
-    channels = sum((weight.float().abs().sum(dim=1) for weight in mlp.values()), torch.zeros(()))
-    attention = part_weights(layer.get_submodule(spec.attention.path), spec.attention, full, head_dim)
-    rows = {part: weight.float().abs().sum(dim=1) for part, weight in attention.items()}
-    groups = torch.cat([norms.reshape(full.kv_heads, -1) for norms in rows.values()], dim=1).mean(dim=1)
+    channels = sum((weight.float().abs().sum(dim=1) for weight in layer.parts("mlp").values()), torch.zeros(()))
+    rows = [weight.float().abs().sum(dim=1) for weight in layer.parts("attention").values()]
+    groups = torch.cat([norms.reshape(layer.full.kv_heads, -1) for norms in rows], dim=1).mean(dim=1)
     return LayerRanking(_descending(groups), _descending(channels))
 
 
-def rank_as_is(layer: nn.Module, spec: ArchitectureSpec, full: LayerSize, head_dim: int) -> LayerRanking:
+def by_activation(layer: LayerView) -> LayerRanking:
+    """What a column contributes to the block's output on its own: ``|w_j|^2 E[x_j^2]`` (after Wanda, 2306.11695)."""
+
+    def scores(kind: BlockKind) -> Tensor:
+        return layer.output(kind).square().sum(dim=0) * layer.gram(kind).diagonal()
+
+    return LayerRanking(_descending(layer.by_group(scores("attention"))), _descending(scores("mlp")))
+
+
+def by_second_order(layer: LayerView) -> LayerRanking:
+    """Backward elimination with exact compensation (OBS; ZipLM, arXiv 2302.04089): see :mod:`.elimination`."""
+    groups = elimination_order(layer.output("attention"), layer.gram("attention"), groups=layer.full.kv_heads)
+    channels = elimination_order(layer.output("mlp"), layer.gram("mlp"), groups=layer.full.channels)
+    return LayerRanking(groups, channels)
+
+
+def as_it_is(layer: LayerView) -> LayerRanking:
     """The dense model's own order (the paper's ablation "no reordering")."""
-    return LayerRanking(tuple(range(full.kv_heads)), tuple(range(full.channels)))
+    return LayerRanking(tuple(range(layer.full.kv_heads)), tuple(range(layer.full.channels)))
 
 
-IMPORTANCES: dict[str, RankLayer] = {"magnitude": rank_by_magnitude, "none": rank_as_is}
+ImportanceName = Literal["magnitude", "activation", "second-order", "none"]
+IMPORTANCES: dict[str, RankLayer] = {
+    "magnitude": by_magnitude,
+    "activation": by_activation,
+    "second-order": by_second_order,
+    "none": as_it_is,
+}
+NEED_STATISTICS = ("activation", "second-order")
 
 
 @torch.no_grad()
-def rank(name: str, layers: nn.ModuleList, spec: ArchitectureSpec, dense: Structure, head_dim: int) -> Ranking:
+def rank(
+    name: str,
+    prunable: Prunable,
+    statistics: Statistics | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Ranking:
     """Order every dense layer's KV groups and channels by the importance of this name.
 
     Raises:
-        ConfigError: when there is no such importance.
+        ConfigError: when there is no such importance, or it needs calibration statistics and gets none.
     """
     if name not in IMPORTANCES:
         known = ", ".join(IMPORTANCES)
         raise ConfigError(f"no importance {name!r}{did_you_mean(name, IMPORTANCES)}; there are: {known}")
-    measure = IMPORTANCES[name]
-    return Ranking(tuple(measure(layer, spec, full, head_dim) for layer, full in zip(layers, dense, strict=True)))
+    if name in NEED_STATISTICS and statistics is None:
+        raise ConfigError(f"importance {name!r} needs calibration statistics")
+    layers = []
+    for number in range(len(prunable.dense)):
+        layers.append(IMPORTANCES[name](LayerView(prunable, number, statistics)))
+        if progress is not None:
+            progress(number + 1, len(prunable.dense))
+    return Ranking(tuple(layers))

@@ -5,8 +5,8 @@ already known. :class:`CalibrationObjective` keeps the hidden states at the inpu
 base structure and re-runs only from the first block that differs. :class:`PlainObjective` runs the stock model
 from end to end; it is the reference that tests and benchmarks compare with.
 
-The loss is the mean over sequences of the mean negative log-likelihood per scored token, in nats (the official
-protocol; its exponential is the calibration perplexity).
+The loss is the mean over sequences of the mean loss per scored token, in nats: the negative log-likelihood (the
+official protocol; its exponential is the calibration perplexity), or the divergence from the dense model.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +24,7 @@ from torch import Tensor
 from .errors import NumericsError
 from .prunable import KINDS, Inputs, Prunable
 from .structure import BlockKind, Choice, Structure
+from .token_loss import DivergenceFromDense, NegativeLogLikelihood, TokenLoss
 
 STATE_BYTES = 1 << 30
 """Default memory for the hidden states of the base structure; above it they are recomputed batch by batch."""
@@ -56,8 +58,8 @@ class _Batch:
     """Sequences that are scored together, ready for the first block, with the states of the base structure."""
 
     inputs: Inputs
-    labels: Tensor  # [sequences * (length - 1)]
-    weights: Tensor  # [sequences * (length - 1)], float64: what each label's NLL counts in the loss
+    loss: TokenLoss
+    weights: Tensor  # [scored], float64: what each token counts in the loss
     scored: Tensor  # indices of the labels that count, into the flattened [sequences * (length - 1)] positions
     states: list[Tensor] = field(default_factory=list)  # input of every block, then the output of the last one
 
@@ -72,6 +74,7 @@ class CalibrationObjective:
         ids: calibration token ids, [sequences, length].
         ignore_id: a label that is not scored (the official code skips the end-of-sequence token).
         batch_size: sequences that run together at most.
+        loss: ``"nll"``, or ``"kl"``: the divergence from the model as it is when the objective is made.
         state_bytes: memory for the base structure's hidden states; where those of all sequences do not fit, they are
             recomputed in every step for one batch after another, the batches as large as fit.
     """
@@ -83,6 +86,7 @@ class CalibrationObjective:
         *,
         ignore_id: int | None = None,
         batch_size: int = 8,
+        loss: Literal["nll", "kl"] = "nll",
         state_bytes: int = STATE_BYTES,
     ) -> None:
         self.prunable = prunable
@@ -97,10 +101,10 @@ class CalibrationObjective:
         self._hold = per_sequence * len(ids) <= state_bytes
         if not self._hold:
             batch_size = max(1, min(batch_size, state_bytes // per_sequence))
-        self._prepare(ids, ignore_id, batch_size)
+        self._prepare(ids, ignore_id, batch_size, loss)
 
     @torch.inference_mode()
-    def _prepare(self, ids: Tensor, ignore_id: int | None, batch_size: int) -> None:
+    def _prepare(self, ids: Tensor, ignore_id: int | None, batch_size: int, loss: str) -> None:
         device = self.prunable.model.device
         total = len(ids)
         self._batches: list[_Batch] = []
@@ -108,8 +112,14 @@ class CalibrationObjective:
             rows = rows.to(device)
             weights = label_weights(rows, ignore_id) / total
             scored = weights.flatten().nonzero().flatten()
-            labels = rows[:, 1:].flatten()[scored]
-            self._batches.append(_Batch(self.prunable.inputs(rows), labels, weights.flatten()[scored], scored))
+            judge = NegativeLogLikelihood(rows[:, 1:].flatten()[scored])
+            batch = _Batch(self.prunable.inputs(rows), judge, weights.flatten()[scored], scored)
+            self._batches.append(batch)
+            if loss == "kl":
+                with self._states([batch]):
+                    normed = self.prunable.normed(self._scored(batch.states[-1], batch))
+                batch.loss = DivergenceFromDense.of(self.prunable.head, normed, self._chunk)
+        self.work = Work()
 
     def __call__(self, structure: Structure) -> float:
         """The loss of one structure in nats.
@@ -191,36 +201,40 @@ class CalibrationObjective:
             hidden = batch.states[start]
             for layer, kind in self._order[start:]:
                 hidden = self._block(hidden, batch, layer, kind, structure)
-            total += self._nll(hidden, batch, bound - total)
+            total += self._token_losses(hidden, batch, bound - total)
             if math.isnan(total):
                 raise NumericsError(_NOT_FINITE)
         return total
 
-    def _nll(self, hidden: Tensor, batch: _Batch, bound: float) -> float:
-        """Weighted NLL of a batch, logits reduced in chunks; stops as soon as the bound is passed."""
+    @property
+    def _chunk(self) -> int:
+        """Tokens whose float32 logits are in memory together."""
+        return max(_LOGIT_BYTES // (4 * self.prunable.vocab_size), 16)
+
+    @staticmethod
+    def _scored(hidden: Tensor, batch: _Batch) -> Tensor:
+        """The positions that count, [scored, hidden_size]."""
         flat = hidden[:, :-1].flatten(0, 1)
-        if len(batch.scored) < len(flat):
-            flat = flat[batch.scored]
-        total = 0.0
-        chunk = max(_LOGIT_BYTES // (4 * self.prunable.vocab_size), 16)
-        for rows, labels, weights in zip(
-            flat.split(chunk), batch.labels.split(chunk), batch.weights.split(chunk), strict=True
-        ):
-            total += float(self._chunk_nll(rows, labels).double() @ weights)
-            self.work.head_tokens += len(rows)
+        return flat[batch.scored] if len(batch.scored) < len(flat) else flat
+
+    def _token_losses(self, hidden: Tensor, batch: _Batch, bound: float) -> float:
+        """Weighted loss of a batch, logits reduced in chunks; stops as soon as the bound is passed."""
+        flat, total, chunk = self._scored(hidden, batch), 0.0, self._chunk
+        for begin in range(0, len(flat), chunk):
+            part = slice(begin, begin + chunk)
+            normed = self.prunable.normed(flat[part])
+            losses = batch.loss(self._scores(self.prunable.head(normed)), normed, part)
+            total += float(losses.double() @ batch.weights[part])
+            self.work.head_tokens += len(normed)
             if total > bound:
                 return math.inf
         return total
 
-    def _chunk_nll(self, rows: Tensor, labels: Tensor) -> Tensor:
-        """NLL of every row in float32, in one buffer that is used again and again."""
-        logits = self.prunable.logits(rows)
-        if self._buffer is None or len(self._buffer) < len(rows):
+    def _scores(self, logits: Tensor) -> Tensor:
+        """Logits in float32, in one buffer that is used again and again."""
+        if self._buffer is None or len(self._buffer) < len(logits):
             self._buffer = torch.empty(logits.shape, dtype=torch.float32, device=logits.device)
-        scores = self._buffer[: len(rows)].copy_(logits)
-        chosen = scores.gather(1, labels[:, None])[:, 0]
-        top = scores.amax(dim=1, keepdim=True)
-        return scores.sub_(top).exp_().sum(dim=1).log_() + top[:, 0] - chosen
+        return self._buffer[: len(logits)].copy_(logits)
 
 
 class PlainObjective:

@@ -6,41 +6,31 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from math import floor
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 
+from .accumulation import write_outputs
 from .calibration import CalibrationSet, load_calibration
 from .card import model_card
-from .errors import CalibrationError, InfeasibleError
+from .compensation import Repair, compensate
+from .errors import CalibrationError
 from .eval import Comparison, Evaluation, check_settings, compare, evaluate
 from .export.checkpoint import save
 from .hub import hub_answers
-from .importance import rank
-from .journal import Trajectory
-from .modeling import apply_plan
-from .objective import CalibrationObjective
+from .importance import NEED_STATISTICS, rank
+from .modeling import apply_plan, family_of
 from .plan import PruningPlan
-from .progress import search_display
+from .progress import counting_display
 from .prunable import Prunable
 from .recipe import Recipe
 from .record import record
-from .search import (
-    DIMENSIONS,
-    Dimension,
-    Problem,
-    Step,
-    expected_candidates,
-    reachable_ratio,
-    replay,
-    sequential_path,
-    steps_to,
-    too_small,
-)
-from .setting import Found, Setting, problem_of
+from .setting import Found, Setting
 from .sources import fingerprint, load_dense, resolve
+from .statistics import gather
+from .strategies import check_reachable, find, repair_all
 from .summary import next_commands, render, teller
 from .workspace import Workspace
 
@@ -103,50 +93,83 @@ def prune(
 def _run(recipe: Recipe, workspace: Workspace, console: Console, command: str | None, overwrite: bool) -> Run:
     say, output = teller(console), workspace.output
     seconds: dict[str, float] = {}
-    with _timed(seconds, "load"):
-        setting = _prepare(recipe, say)
+    setting = _prepare(recipe, console, seconds)
     with _timed(seconds, "search"):
-        path = _search(setting, workspace, console, say, overwrite)
-    plan = _plan(setting, path.steps)
+        found = find(setting, workspace, console, say, overwrite)
+    if setting.repair is not None and recipe.accumulate:
+        with _timed(seconds, "repair"), counting_display(console) as display:
+            found = repair_all(setting, found, say, _named(display, "repair"))
+    plan = _plan(setting, found)
     with _timed(seconds, "surgery"):
-        pruned = apply_plan(setting.prunable.model, plan)
+        pruned = _cut(setting, plan, found)
     with _timed(seconds, "evaluation"):
         comparison = _evaluate(setting, pruned, say)
-    report = record(setting, plan, path, comparison, seconds, command)
-    card = model_card(report, plan)
-    trajectory = workspace.trajectory_path
-    save(output, pruned, setting.tokenizer, plan=plan, report=report, trajectory=trajectory, card=card, replace=True)
+    report = record(setting, plan, found, comparison, seconds, command)
+    card = model_card(report, plan, stock=family_of(pruned.config.to_dict()) is None)
+    journal = workspace.journal_path
+    save(output, pruned, setting.tokenizer, plan=plan, report=report, trajectory=journal, card=card, replace=True)
     console.print(render(report, output, comparison.table()))
     say(next_commands(output))
     return Run(output, plan, report, pruned, setting.tokenizer)
 
 
-def _prepare(recipe: Recipe, say: Callable[[str], None]) -> Setting:
+def _cut(setting: Setting, plan: PruningPlan, found: Found) -> Any:
+    """The pruned model in memory, repaired."""
+    pruned = apply_plan(setting.prunable.model, plan)
+    if setting.repair is not None and setting.statistics is not None:
+        compensate(pruned, setting.prunable, plan, setting.statistics, setting.recipe.ridge)
+    write_outputs(pruned, setting.prunable, plan, setting.ranking, found.outputs)
+    return pruned
+
+
+def _prepare(recipe: Recipe, console: Console, seconds: dict[str, float]) -> Setting:
     """Load model and calibration, rank the widths, refuse what cannot be reached before any search."""
+    say = teller(console)
     check_settings(recipe.evaluation)
-    source = resolve(recipe, say)
-    model, tokenizer = load_dense(source, recipe)
-    prunable = Prunable.of(model)
-    _check_reachable(problem_of(recipe, prunable))
-    calibration = load_calibration(recipe.calibration, tokenizer, model, say=say)
-    ranking = rank(recipe.importance, prunable.layers, prunable.spec, prunable.dense, prunable.head_dim)
-    held_out = held_out_text(recipe, tokenizer, model)
-    return Setting(recipe, source, prunable, tokenizer, calibration, held_out, ranking, fingerprint(model))
+    with _timed(seconds, "load"):
+        source = resolve(recipe, say)
+        model, tokenizer = load_dense(source, recipe)
+        prunable = Prunable.of(model)
+        check_reachable(recipe, prunable)
+    with counting_display(console) as display:
+        with _timed(seconds, "text"):
+            text = _named(display, "text")
+            calibration = load_calibration(recipe.calibration, tokenizer, model, say=say, progress=text)
+            held_out = held_out_text(recipe, tokenizer, model)
+            more = _statistics_text(recipe, tokenizer, model, text)
+        with _timed(seconds, "statistics"):
+            statistics = gather(prunable, more, _named(display, "statistics")) if more is not None else None
+            order = _named(display, "order")
+            ranking = rank(recipe.importance, prunable, statistics, order)
+    repair = None
+    if statistics is not None and recipe.compensation == "lstsq":
+        repair = Repair(prunable, statistics, ranking, recipe.ridge)
+    return Setting(
+        recipe,
+        source,
+        prunable,
+        tokenizer,
+        calibration,
+        held_out,
+        statistics,
+        more,
+        ranking,
+        repair,
+        fingerprint(model),
+    )
 
 
-def _check_reachable(problem: Problem) -> None:
-    problem.grid.check(problem.costs.dense)
-    reachable = reachable_ratio(problem)
-    if not reachable:
-        raise too_small(problem)
-    if reachable < problem.ratio:
-        shares = ":".join(f"{problem.shares[dimension]:g}" for dimension in DIMENSIONS)
-        raise InfeasibleError(
-            f"a ratio of {problem.ratio:g} is out of reach with shares {shares} and channel groups of "
-            f"{problem.grid.channel_group}: the maximum is about {floor(reachable * 1e3) / 1e3:g}; ask for less, or "
-            "give 'blocks' a larger share",
-            nearest=reachable,
-        )
+def _named(display: Callable[[str, int, int], None], what: str) -> Callable[[int, int], None]:
+    return lambda done, total: display(what, done, total)
+
+
+def _statistics_text(
+    recipe: Recipe, tokenizer: Any, model: Any, progress: Callable[[int, int], None]
+) -> torch.Tensor | None:
+    """More of the calibration text for second moments, where something needs them; token ids."""
+    if recipe.compensation == "none" and recipe.importance not in NEED_STATISTICS:
+        return None
+    return load_calibration(recipe.calibration, tokenizer, model, split="statistics", progress=progress).ids
 
 
 def held_out_text(recipe: Recipe, tokenizer: Any, model: Any) -> CalibrationSet | None:
@@ -162,61 +185,11 @@ def held_out_text(recipe: Recipe, tokenizer: Any, model: Any) -> CalibrationSet 
         raise
 
 
-def _objectives(setting: Setting) -> dict[Dimension, CalibrationObjective]:
-    """Blocks are judged on all sequences, widths on the first few: they have many more candidates."""
-    spec, calibration = setting.recipe.calibration, setting.calibration
-
-    def objective(sequences: int) -> CalibrationObjective:
-        return CalibrationObjective(
-            setting.prunable,
-            calibration.head(sequences).ids,
-            ignore_id=calibration.ignore_id,
-            batch_size=spec.batch_size,
-        )
-
-    blocks, width = objective(len(calibration.ids)), objective(spec.width_sequences)
-    return {"blocks": blocks, "mlp": width, "heads": width}
-
-
-def _search(
-    setting: Setting, workspace: Workspace, console: Console, say: Callable[[str], None], overwrite: bool
-) -> Found:
-    """Search, or go on searching, or find that an earlier search already covers the ratio."""
-    problem = setting.problem
-    trajectory, journal = workspace.open(setting.identity, problem.ratio, overwrite)
-    if trajectory is not None and trajectory.finished:
-        say(f"the finished search to {100 * trajectory.ratio:g}% covers this ratio: nothing to search")
-        return Found(_cut(trajectory, problem), trajectory.ratio, {})
-    done = trajectory.steps if trajectory is not None else ()
-    if done:
-        say(f"going on after step {len(done)} of an interrupted run")
-    with setting.prunable.in_order(setting.ranking):
-        objectives = _objectives(setting)
-        counts = expected_candidates(problem)
-        expected: dict[Dimension, float] = {name: n * objectives[name].tokens for name, n in counts.items()}
-        with search_display(console, expected, problem.ratio) as display:
-            steps = sequential_path(problem, objectives, done=done, on_step=journal.add, on_progress=display)
-    journal.finish()
-    return Found(steps, problem.ratio, {"blocks": objectives["blocks"].work, "widths": objectives["mlp"].work})
-
-
-def _cut(trajectory: Trajectory, problem: Problem) -> list[Step]:
-    """The part of a finished path that leads to a ratio."""
-    steps = list(trajectory.steps)
-    if trajectory.ratio != problem.ratio:
-        steps = steps[: steps_to(steps, problem.ratio, problem.stop)]
-    if not steps:
-        least = trajectory.steps[0].ratio
-        raise InfeasibleError(f"the first step removes {least:.5f}; ask for a ratio of at least that", nearest=least)
-    return steps
-
-
-def _plan(setting: Setting, steps: list[Step]) -> PruningPlan:
-    dense = setting.prunable.dense
+def _plan(setting: Setting, found: Found) -> PruningPlan:
     return PruningPlan.from_structure(
-        replay(dense, steps),
+        found.structure,
         setting.ranking,
-        dense,
+        setting.prunable.dense,
         model=setting.source.name,
         revision=setting.source.revision,
         fingerprint=setting.fingerprint,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -67,3 +67,25 @@ def search_display(console: Console, expected: Mapping[Dimension, float], target
         display = SearchDisplay(bar, expected, target)
         yield display
         display.done()
+
+
+@contextmanager
+def counting_display(console: Console) -> Iterator[Callable[[str, int, int], None]]:
+    """A live progress line for a count: called with (what, done, in all)."""
+    columns = (
+        TextColumn("{task.description:<18}"),
+        BarColumn(bar_width=24),
+        TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True, speed_estimate_period=120) as bar:
+        task, last = bar.add_task("", total=1), ""
+
+        def tell(what: str, done: int, total: int) -> None:
+            nonlocal last
+            if what != last:
+                bar.reset(task, total=total, description=what)
+                last = what
+            bar.update(task, completed=done, total=total)
+
+        yield tell

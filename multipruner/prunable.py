@@ -6,7 +6,7 @@ a decoder layer is called with (masks, rotary embeddings, positions) is recorded
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,13 +15,17 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from .architecture import ArchitectureSpec, BlockSpec, dense_structure, dimensions, rows_per_part, spec_for
-from .costs import Costs, LayerCost
+from .architecture import ArchitectureSpec, dense_structure, dimensions, spec_for
+from .costs import Costs
+from .model_costs import KINDS, costs_of, weight_of
 from .plan import KeptLayer, Ranking
 from .structure import BlockKind, LayerSize, Structure
-from .surgery import Index, kept_rows, output_part, slim_block, tensor_indices
+from .surgery import Index, kept_rows, slim_block, tensor_indices, with_output
 
-KINDS: tuple[BlockKind, ...] = ("attention", "mlp")
+OutputOf = Callable[[int, BlockKind, LayerSize, Tensor], Tensor]
+"""(layer, kind, size, whole output projection in ranked order) -> the projection of a block of that size."""
+Outputs = dict[tuple[int, BlockKind], Tensor]
+"""(layer, kind) -> an output projection, [hidden_size, columns in ranked order]."""
 
 
 class _Recorder(nn.Module):
@@ -72,6 +76,8 @@ class Prunable:
     dense: Structure
     head_dim: int
     costs: Costs
+    _repair: OutputOf | None = field(default=None, repr=False)
+    _outputs: Outputs = field(default_factory=dict, repr=False)
     _slim: dict[tuple[int, BlockKind, LayerSize], nn.Module] = field(default_factory=dict, repr=False)
 
     @classmethod
@@ -82,7 +88,7 @@ class Prunable:
             UnsupportedModelError: when its family has no row.
         """
         spec, dense, dims = spec_for(model.config), dense_structure(model.config), dimensions(model.config)
-        return cls(model, spec, dense, dims.head_dim, _costs(model, spec, dense, dims.head_dim))
+        return cls(model, spec, dense, dims.head_dim, costs_of(model, spec, dense, dims.head_dim))
 
     @property
     def decoder(self) -> nn.Module:
@@ -100,7 +106,7 @@ class Prunable:
 
     @property
     def head_weight(self) -> Tensor:
-        return _weight(self.model.get_submodule(self.spec.head))
+        return weight_of(self.head)
 
     def state_bytes(self, length: int) -> int:
         """Memory for the hidden states at the input of every block, and after the last, of one sequence."""
@@ -122,30 +128,57 @@ class Prunable:
         """One residual block of a given size: ``hidden + block(norm(hidden))``; [sequences, length, hidden_size]."""
         if not size.has(kind):
             return hidden
-        block = self.spec.block(kind)
-        normed = self.layers[layer].get_submodule(block.norm)(hidden)
-        module = self._slimmed(layer, kind, size)
-        if kind == "mlp":
-            return hidden + module(normed)
-        output = module(hidden_states=normed, **inputs.arguments[layer])
-        return hidden + (output[0] if isinstance(output, tuple) else output)
+        return hidden + self._run(self._slimmed(layer, kind, size), hidden, inputs, layer, kind)
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Vocabulary logits of final hidden states, in the model's dtype."""
-        normed = self.decoder.get_submodule(self.spec.final_norm)(hidden)
-        return self.model.get_submodule(self.spec.head)(normed)
+    def _run(self, module: nn.Module, hidden: Tensor, inputs: Inputs, layer: int, kind: BlockKind) -> Tensor:
+        normed = self.layers[layer].get_submodule(self.spec.block(kind).norm)(hidden)
+        if kind == "mlp":
+            return module(normed)
+        output = module(hidden_states=normed, **inputs.arguments[layer])
+        return output[0] if isinstance(output, tuple) else output
+
+    def output_of(self, layer: int, kind: BlockKind, size: LayerSize) -> nn.Module:
+        """The output projection of a block of a given size."""
+        return self._slimmed(layer, kind, size).get_submodule(self.spec.block(kind).output)
+
+    def output_input(self, hidden: Tensor, inputs: Inputs, layer: int, kind: BlockKind, size: LayerSize) -> Tensor:
+        """What the output projection of a block of a given size is multiplied with, [sequences, length, columns]."""
+        seen: list[Tensor] = []
+        output = self.output_of(layer, kind, size)
+        hook = output.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+        try:
+            self._run(self._slimmed(layer, kind, size), hidden, inputs, layer, kind)
+        finally:
+            hook.remove()
+        return seen[0]
+
+    def normed(self, hidden: Tensor) -> Tensor:
+        """Final hidden states after the last norm: what the head multiplies."""
+        return self.decoder.get_submodule(self.spec.final_norm)(hidden)
+
+    @property
+    def head(self) -> nn.Module:
+        """The output projection; its logits are in the model's dtype."""
+        return self.model.get_submodule(self.spec.head)
 
     def _slimmed(self, layer: int, kind: BlockKind, size: LayerSize) -> nn.Module:
         full, block = self.dense[layer], self.spec.block(kind)
         module = self.layers[layer].get_submodule(block.path)
-        if size.same_block(full, kind):
+        fixed = self._outputs.get((layer, kind))
+        if size.same_block(full, kind) and fixed is None:
             return module
         size = size.without("mlp" if kind == "attention" else "attention")
         key = (layer, kind, size)
         if key not in self._slim:
             if len(self._slim) >= 4 * len(self.dense):
                 self._slim.clear()  # views cost nothing, but slices of fused projections are copies
-            self._slim[key] = slim_block(module, block, size, full, self.head_dim)
+            slim = slim_block(module, block, size, full, self.head_dim)
+            if fixed is not None and fixed.shape[1] == weight_of(slim.get_submodule(block.output)).shape[1]:
+                slim = with_output(slim, block, fixed)
+            elif self._repair is not None and not size.same_block(full, kind):
+                whole = weight_of(module.get_submodule(block.output))
+                slim = with_output(slim, block, self._repair(layer, kind, size, whole))
+            self._slim[key] = slim
         return self._slim[key]
 
     @contextmanager
@@ -167,26 +200,42 @@ class Prunable:
             yield
 
     @contextmanager
-    def in_order(self, ranking: Ranking) -> Iterator[None]:
+    def in_order(self, ranking: Ranking, repair: OutputOf | None = None) -> Iterator[None]:
         """Reorder KV groups and channels by a ranking, so that every width is a leading slice; undone on leaving.
 
         The model computes the same function throughout (up to the order of summation).
+
+        Args:
+            ranking: the orders.
+            repair: gives narrowed blocks another output projection than the leading slice of the whole one.
         """
         orders = [
-            _as_kept(groups=rank.kv_groups, channels=rank.channels, full=full)
-            for rank, full in zip(ranking.layers, self.dense, strict=True)
+            as_kept(rank.kv_groups, rank.channels, full) for rank, full in zip(ranking.layers, self.dense, strict=True)
         ]
         done: list[int] = []
         try:
             for number, order in enumerate(orders):
                 self._permute(number, kept_rows(order, self.head_dim))
                 done.append(number)
+            self._repair = repair
             yield
         finally:
+            self._repair = None
             self._slim.clear()
             for number in done:
                 rows = kept_rows(orders[number], self.head_dim)
                 self._permute(number, {part: torch.argsort(torch.as_tensor(index)) for part, index in rows.items()})
+
+    @contextmanager
+    def with_outputs(self, outputs: Outputs) -> Iterator[None]:
+        """Give blocks of matching width other output projections (inside :meth:`in_order`); undone on leaving."""
+        self._slim.clear()
+        self._outputs = outputs
+        try:
+            yield
+        finally:
+            self._outputs = {}
+            self._slim.clear()
 
     @torch.no_grad()
     def _permute(self, number: int, rows: dict[str, Index]) -> None:
@@ -200,7 +249,7 @@ class Prunable:
                     tensor.data = tensor.data.index_select(dimension, torch.as_tensor(index).to(tensor.device))
 
 
-def _as_kept(groups: tuple[int, ...], channels: tuple[int, ...], full: LayerSize) -> KeptLayer:
+def as_kept(groups: tuple[int, ...], channels: tuple[int, ...], full: LayerSize) -> KeptLayer:
     """A ranking of one layer as the order of its query heads, KV heads and channels."""
     per_group = full.query_heads // full.kv_heads
     heads = tuple(group * per_group + i for group in groups for i in range(per_group))
@@ -223,65 +272,3 @@ def _replaced(root: nn.Module, path: str, child: nn.Module) -> Iterator[None]:
 def _zero(module: nn.Module, args: Any, output: Any) -> Any:
     """A forward hook that silences a block."""
     return (output[0] * 0, *output[1:]) if isinstance(output, tuple) else output * 0
-
-
-def _weight(module: nn.Module) -> Tensor:
-    weight = module.weight
-    assert isinstance(weight, Tensor)
-    return weight
-
-
-def _costs(model: Any, spec: ArchitectureSpec, dense: Structure, head_dim: int) -> Costs:
-    """Read the coefficients off the first decoder layer and the rest of the model."""
-    parameters = dict(model.named_parameters())  # tied tensors appear once
-    prefix = f"{spec.decoder}.{spec.layers}."
-    constant = sum(t.numel() for name, t in parameters.items() if not name.startswith(prefix))
-    layer = model.get_submodule(spec.decoder).get_submodule(spec.layers)[0]
-    head = model.get_submodule(spec.head).weight
-    return Costs(
-        dense=dense,
-        layer=_layer_cost(layer, spec, dense[0], head_dim),
-        constant=constant,
-        head_dim=head_dim,
-        head_macs=head.numel(),
-        bytes_per_parameter=head.element_size(),
-    )
-
-
-def _layer_cost(layer: nn.Module, spec: ArchitectureSpec, full: LayerSize, head_dim: int) -> LayerCost:
-    """What one head or channel weighs, and what of a block stays as long as the block does."""
-    unit: dict[str, tuple[int, int]] = {}
-    fixed: dict[BlockKind, int] = {}
-    for kind in KINDS:
-        block = spec.block(kind)
-        module = layer.get_submodule(block.path)
-        rows = {part: rows_per_part(part, full, head_dim) for p in block.inputs for part in p.parts}
-        per_row = {part: _per_row(module, block, part) for part in rows}
-        whole = _count(module) + _count(layer.get_submodule(block.norm))
-        fixed[kind] = whole - sum(per_row[part][0] * count for part, count in rows.items())
-        unit |= per_row
-    per = {part: (both[0] * head_dim, both[1] * head_dim) if part in "qkv" else both for part, both in unit.items()}
-    return LayerCost(
-        attention_fixed=fixed["attention"],
-        per_query_head=per["q"][0],
-        per_kv_head=per["k"][0] + per["v"][0],
-        mlp_fixed=fixed["mlp"],
-        per_channel=per["gate"][0] + per["up"][0],
-        matrix_per_query_head=per["q"][1],
-        matrix_per_kv_head=per["k"][1] + per["v"][1],
-        matrix_per_channel=per["gate"][1] + per["up"][1],
-    )
-
-
-def _per_row(module: nn.Module, block: BlockSpec, part: str) -> tuple[int, int]:
-    """Parameters and multiply-accumulates of one row of a part, with the output column it feeds."""
-    projection = next(module.get_submodule(p.path) for p in block.inputs if part in p.parts)
-    macs = _weight(projection).shape[1]
-    biases = int(getattr(projection, "bias", None) is not None)
-    if part == output_part(block):
-        macs += _weight(module.get_submodule(block.output)).shape[0]
-    return macs + biases, macs
-
-
-def _count(module: nn.Module) -> int:
-    return sum(tensor.numel() for tensor in module.parameters())

@@ -15,6 +15,18 @@ from .errors import ConfigError, did_you_mean
 
 Dimension = Literal["blocks", "mlp", "heads"]
 DIMENSIONS: tuple[Dimension, ...] = ("blocks", "mlp", "heads")
+MethodName = Literal["global", "paper"]
+METHODS: dict[str, dict[str, Any]] = {
+    "global": {"calibration": {"sequences": 10, "length": 256}},
+    "paper": {
+        "strategy": "sequential",
+        "objective": "nll",
+        "importance": "magnitude",
+        "compensation": "none",
+        "calibration": {"sequences": 8, "length": 128},
+    },
+}
+"""What a method stands for; whatever is given explicitly wins."""
 
 
 class _Frozen(BaseModel):
@@ -33,8 +45,9 @@ class PackageSource(_Frozen):
 class CalibrationSpec(_Frozen):
     """The text that decides what goes.
 
-    ``sequences`` x ``length`` tokens score the removal of blocks; the first ``width_sequences`` of them score
-    channels and heads, whose many more candidates differ less.
+    ``sequences`` x ``length`` tokens score structures; on the sequential path the first ``width_sequences`` of them
+    score channels and heads, whose many more candidates differ less. ``statistics_sequences`` sequences, which cost
+    one forward pass, give the second moments that order and repair need.
     """
 
     source: str = Field(
@@ -45,6 +58,7 @@ class CalibrationSpec(_Frozen):
     text_column: str | None = Field(default=None, description="column of a local file that holds the text")
     sequences: Annotated[int, Field(ge=1)] = 8
     width_sequences: Annotated[int, Field(ge=1)] = 4
+    statistics_sequences: Annotated[int, Field(ge=1)] = 256
     length: Annotated[int, Field(ge=2)] = 128
     packing: Literal["concat", "rows"] = Field(
         default="concat", description="concat: rows joined by blank lines, cut to length; rows: one text per sequence"
@@ -78,6 +92,20 @@ class Recipe(_Frozen):
     device: str = "auto"
 
     ratio: Annotated[float, Field(gt=0, lt=1)] = Field(default=0.2, description="removed / all parameters")
+    method: MethodName = Field(
+        default="global", description="a set of defaults: global (this project's) or paper (the published procedure)"
+    )
+    strategy: Literal["milp", "sequential"] = Field(
+        default="milp",
+        description="milp: tables of measured losses and an exact integer program; sequential: the paper's greedy path",
+    )
+    rounds: Annotated[int, Field(ge=0)] = Field(default=2, description="times the program is refined, for milp")
+    layout: Literal["blocks-free", "uniform"] = Field(
+        default="blocks-free", description="uniform: equal layers, so that the result is an ordinary stock checkpoint"
+    )
+    objective: Literal["nll", "kl"] = Field(
+        default="kl", description="nll of the calibration text, or kl: the divergence from the dense model on it"
+    )
     order: tuple[Dimension, ...] = DIMENSIONS
     shares: dict[Dimension, Annotated[float, Field(ge=0)]] = Field(
         default_factory=lambda: {"blocks": 44.0, "mlp": 52.0, "heads": 4.0}
@@ -94,7 +122,15 @@ class Recipe(_Frozen):
         "from the end, and the one that stays at least is the larger",
     )
     kv_group_step: Annotated[int, Field(ge=1)] = Field(default=1, description="KV groups that leave together")
-    importance: Literal["magnitude", "none"] = "magnitude"
+    importance: Literal["magnitude", "activation", "second-order", "none"] = "second-order"
+    compensation: Literal["none", "lstsq"] = Field(
+        default="lstsq", description="lstsq: what stays of an output projection is refitted to what all of it gave"
+    )
+    ridge: Annotated[float, Field(gt=0)] = Field(default=1e-2, description="of lstsq, relative to the mean moment")
+    accumulate: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=1.0,
+        description="of lstsq: share of the error of the blocks before that every block takes on at the end; 0: none",
+    )
     calibration: CalibrationSpec = CalibrationSpec()
     evaluation: EvaluationSpec = EvaluationSpec()
 
@@ -130,9 +166,12 @@ class Recipe(_Frozen):
         Raises:
             ConfigError: listing every fault at once, one line each.
         """
-        merged: dict[str, Any] = {}
+        given: dict[str, Any] = {}
         for source in sources:
-            _merge_into(merged, source)
+            _merge_into(given, source)
+        merged: dict[str, Any] = {}
+        _merge_into(merged, METHODS.get(given.get("method", "global"), {}))
+        _merge_into(merged, given)
         try:
             return cls.model_validate(merged)
         except ValidationError as error:

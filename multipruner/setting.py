@@ -3,22 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from math import floor
 from typing import Any
 
+from torch import Tensor
+
 from .calibration import CalibrationSet
+from .compensation import Repair
 from .objective import Work
 from .plan import Ranking
-from .prunable import Prunable
+from .prunable import Outputs, Prunable
 from .recipe import Recipe
-from .search import Grid, Problem, Step
+from .search import Grid, Limit, Problem, Round, Step, Task
+from .search.milp import alone
 from .sources import ResolvedModel
+from .statistics import Statistics
+from .structure import BlockKind, LayerSize, Structure
+
+
+def grid_of(recipe: Recipe) -> Grid:
+    """How finely a recipe cuts."""
+    return Grid(recipe.channel_group, recipe.kv_group_step, recipe.partial_groups)
+
+
+def task_of(recipe: Recipe, prunable: Prunable) -> Task:
+    """The integer program that a recipe asks for."""
+    costs, limits = prunable.costs, []
+
+    def parameters(layer: int, kind: BlockKind, size: LayerSize) -> float:
+        return costs.layer.parameters(alone(size, kind))
+
+    most = floor((1 - recipe.ratio) * costs.parameters(costs.dense))
+    limits.append(Limit("parameters", parameters, costs.constant, most))
+    return Task(costs.dense, grid_of(recipe), tuple(limits), recipe.layout == "uniform", recipe.rounds)
 
 
 def problem_of(recipe: Recipe, prunable: Prunable) -> Problem:
     """The search problem that a recipe asks for."""
-    grid = Grid(recipe.channel_group, recipe.kv_group_step, recipe.partial_groups)
-    return Problem(prunable.costs, recipe.ratio, recipe.order, recipe.shares, grid, recipe.stop)
+    return Problem(prunable.costs, recipe.ratio, recipe.order, recipe.shares, grid_of(recipe), recipe.stop)
 
 
 @dataclass(frozen=True)
@@ -31,7 +54,10 @@ class Setting:
     tokenizer: Any
     calibration: CalibrationSet
     held_out: CalibrationSet | None
+    statistics: Statistics | None
+    statistics_ids: Tensor | None
     ranking: Ranking
+    repair: Repair | None
     fingerprint: str
 
     @property
@@ -40,31 +66,60 @@ class Setting:
         return problem_of(self.recipe, self.prunable)
 
     @property
+    def task(self) -> Task:
+        """The integer program that the recipe asks for."""
+        return task_of(self.recipe, self.prunable)
+
+    @property
     def identity(self) -> dict[str, Any]:
-        """Everything that the decisions depend on, except the ratio."""
+        """Everything that losses and decisions depend on, except the ratio."""
         recipe = self.recipe
-        return {
+        identity = {
             "model": self.fingerprint,
             "calibration": self.calibration.hash,
             "ignored_label": self.calibration.ignore_id,
-            "width_sequences": min(recipe.calibration.width_sequences, len(self.calibration.ids)),
             "batch_size": recipe.calibration.batch_size,
-            "order": ",".join(recipe.order),
-            "shares": recipe.shares_text(),
-            "stop": recipe.stop,
+            "strategy": recipe.strategy,
+            "objective": recipe.objective,
             "channel_group": recipe.channel_group,
             "partial_groups": recipe.partial_groups,
             "kv_group_step": recipe.kv_group_step,
             "importance": recipe.importance,
+            "compensation": recipe.compensation,
             "dtype": str(self.prunable.head_weight.dtype),
             "device": self.prunable.model.device.type,
         }
+        if self.statistics is not None:
+            identity |= {"statistics": self.statistics.hash, "ridge": recipe.ridge}
+        if recipe.strategy == "sequential":
+            identity |= {
+                "width_sequences": min(recipe.calibration.width_sequences, len(self.calibration.ids)),
+                "order": ",".join(recipe.order),
+                "shares": recipe.shares_text(),
+                "stop": recipe.stop,
+            }
+        return identity
 
 
 @dataclass(frozen=True)
 class Found:
-    """The steps to take, the ratio of the search that found them, and what this process computed for it."""
+    """What a strategy found.
 
-    steps: list[Step]
+    Attributes:
+        structure: what stays.
+        loss: its calibration loss in nats, by the recipe's objective.
+        outputs: output projections that were refitted at the end, or none.
+        searched_to: the ratio of the search that found it.
+        work: what this process computed for it.
+        steps: of the sequential path, where there is one.
+        rounds: of the integer program, where there is one.
+    """
+
+    structure: Structure
+    loss: float
     searched_to: float
     work: Mapping[str, Work]
+    steps: list[Step] = field(default_factory=list)
+    rounds: tuple[Round, ...] = ()
+    outputs: Outputs = field(default_factory=dict)
+    loss_before_outputs: float | None = None

@@ -95,6 +95,7 @@ def next_commands(folder: Path) -> str:
             f"load      multipruner.load({str(folder)!r})",
             f"          AutoModelForCausalLM.from_pretrained({str(folder)!r}, trust_remote_code=True)",
             f"evaluate  python -m multipruner eval {quoted} --tasks ppl,piqa,arc_easy",
-            f"push      hf upload USER/NAME {quoted} --private",
+            f"report    python -m multipruner report {quoted}",
+            f"push      python -m multipruner push {quoted} USER/NAME",
         )
     )

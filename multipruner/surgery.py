@@ -111,6 +111,14 @@ def slim_block(module: nn.Module, block: BlockSpec, size: LayerSize, full: Layer
     return slim
 
 
+def with_output(module: nn.Module, block: BlockSpec, weight: Tensor) -> nn.Module:
+    """The same block with another output projection; the module itself is untouched."""
+    copy, output = shallow_copy(module), shallow_copy(module.get_submodule(block.output))
+    output._parameters["weight"] = nn.Parameter(weight, requires_grad=False)
+    _set_submodule(copy, block.output, output)
+    return copy
+
+
 def _set_submodule(root: nn.Module, path: str, child: nn.Module) -> None:
     parent, _, name = path.rpartition(".")
     root.get_submodule(parent)._modules[name] = child

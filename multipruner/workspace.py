@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +14,9 @@ from .errors import OutputError
 from .journal import Journal, Trajectory, read_trajectory
 
 TRAJECTORY = "trajectory.jsonl"
+MEASUREMENTS = "measurements.jsonl"
+"""Every loss that an allocation measured; its first line says what of."""
+MEASUREMENTS_FORMAT = {"format": "multipruner-measurements", "version": 1}
 
 
 class Workspace:
@@ -35,6 +39,16 @@ class Workspace:
         """The trajectory of the run at hand (in the partial folder until the run ends)."""
         return self.partial / TRAJECTORY
 
+    @property
+    def journal_path(self) -> Path:
+        """What the search left to go on from: its trajectory, or its measurements."""
+        return self.trajectory_path if self.trajectory_path.exists() else self.measurements_path
+
+    @property
+    def measurements_path(self) -> Path:
+        """The losses that the allocation at hand has measured (in the partial folder until the run ends)."""
+        return self.partial / MEASUREMENTS
+
     def __enter__(self) -> Workspace:
         self._check()
         return self
@@ -42,9 +56,10 @@ class Workspace:
     def __exit__(self, *error: object) -> None:
         """Let others have the folder; leave nothing of a run that has not taken a step."""
         self._lock.release()
+        measured = _read_identity(self.measurements_path)[1]
         if self.trajectory_path.exists() and read_trajectory(self.trajectory_path) is None:
             self.trajectory_path.unlink()
-        if not self.trajectory_path.exists():
+        if not self.trajectory_path.exists() and not measured:
             shutil.rmtree(self.partial, ignore_errors=True)
 
     def _check(self) -> None:
@@ -55,7 +70,7 @@ class Workspace:
         """
         if self.output.exists() and not self.output.is_dir():
             raise OutputError(f"{self.output} is a file; choose another --output")
-        if self.output.is_dir() and any(self.output.iterdir()) and not (self.output / TRAJECTORY).exists():
+        if self.output.is_dir() and any(self.output.iterdir()) and not _is_run(self.output):
             raise OutputError(f"{self.output} holds something that is no multipruner run; choose another --output")
         try:
             self.partial.mkdir(parents=True, exist_ok=True)
@@ -87,9 +102,46 @@ class Workspace:
         journal.begin(identity, ratio)
         return None, journal
 
+    def open_measurements(self, identity: Mapping[str, Any], overwrite: bool) -> Path:
+        """The file of measured losses to go on with: of an interrupted run, or of a finished one in the output folder.
+
+        Raises:
+            OutputError: when the folder holds a run with other settings, unless overwritten.
+        """
+        for folder in (self.partial, self.output):
+            found, measured = _read_identity(folder / MEASUREMENTS)
+            if found == dict(identity):
+                if folder is self.output and not self.measurements_path.exists():
+                    _copy(folder / MEASUREMENTS, self.measurements_path)
+                return self.measurements_path
+            if not overwrite and (measured or _is_run(folder)):
+                known = Trajectory(found or {}, 0.0, (), True)
+                raise OutputError(_conflict(folder, known, identity, 0.0))
+        header = json.dumps({**MEASUREMENTS_FORMAT, "identity": dict(identity)}) + "\n"
+        try:
+            self.measurements_path.write_text(header, encoding="utf-8")
+        except OSError as error:
+            raise OutputError(f"cannot write {self.measurements_path}: {error.strerror}") from error
+        return self.measurements_path
+
     def close(self) -> None:
         """Remove what only a running search needs."""
         shutil.rmtree(self.partial, ignore_errors=True)
+
+
+def _is_run(folder: Path) -> bool:
+    """Whether a folder holds what a finished run writes."""
+    return any((folder / name).exists() for name in (TRAJECTORY, MEASUREMENTS, "plan.json"))
+
+
+def _read_identity(path: Path) -> tuple[dict[str, Any] | None, bool]:
+    """What a file of measurements is of, if it is one, and whether there are any."""
+    try:
+        with path.open(encoding="utf-8") as stream:
+            header = json.loads(stream.readline())
+            return header["identity"], bool(stream.readline())
+    except (OSError, KeyError, TypeError, ValueError):
+        return None, False
 
 
 def _serves(found: Trajectory, identity: Mapping[str, Any], ratio: float) -> bool:

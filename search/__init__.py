@@ -8,6 +8,9 @@ from __future__ import annotations
 if __name__ != "multipruner.search":
     raise ImportError("import multipruner.search: a bare `search` would load every class twice")
 
+from multipruner.search.allocation import Allocation, Round, Task, allocate
+from multipruner.search.memo import Memo
+from multipruner.search.milp import Limit, Solution, solve
 from multipruner.search.moves import DIMENSIONS, Dimension, Grid, candidates
 from multipruner.search.objective import Objective
 from multipruner.search.reachable import expected_candidates, reachable_ratio
@@ -16,17 +19,25 @@ from multipruner.search.step import Step, replay, steps_to
 
 __all__ = [
     "DIMENSIONS",
+    "Allocation",
     "Dimension",
     "Grid",
+    "Limit",
+    "Memo",
     "Objective",
     "Problem",
     "Progress",
+    "Round",
+    "Solution",
     "Step",
+    "Task",
+    "allocate",
     "candidates",
     "expected_candidates",
     "reachable_ratio",
     "replay",
     "sequential_path",
+    "solve",
     "steps_to",
     "too_small",
 ]

@@ -94,6 +94,6 @@ def test_our_float32_order_is_the_official_bfloat16_one_up_to_rounding(smollm2: 
         norms = torch.stack(weights).abs().sum(dim=(0, 2))[torch.tensor(order)]
         later = norms.flip(0).cummax(0).values.flip(0)
         assert bool((norms >= later * (1 - 2**-6)).all()), "no channel stands before one of clearly larger norm"
-    ranking = rank("magnitude", smollm2.layers, smollm2.spec, smollm2.dense, smollm2.head_dim)
+    ranking = rank("magnitude", smollm2)
     agree = sum(list(ours.kv_groups) == kv for ours, kv in zip(ranking.layers, official["kv"], strict=True))
     assert agree >= 20, "KV groups of nearly equal norm may change places"

@@ -46,7 +46,8 @@ def dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def arguments(dense: Path, output: Path, *more: str) -> list[str]:
     return [
-        "--model", str(dense), "--ratio", "0.3", "--calibration", str(dense / "text.txt"), "--sequences", "4",
+        "--method", "paper", "--model", str(dense), "--ratio", "0.3",
+        "--calibration", str(dense / "text.txt"), "--sequences", "4",
         "--width-sequences", "2", "--length", "16", "--channel-group", "8", "--eval-text", str(dense / "text.txt"),
         "--output", str(output), *more,
     ]  # fmt: skip

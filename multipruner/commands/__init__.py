@@ -5,6 +5,8 @@ from __future__ import annotations
 COMMANDS: dict[str, str] = {
     "prune": "prune a model (what happens when no command is named)",
     "eval": "compare models on perplexity and lm-eval tasks",
+    "report": "write an HTML page about one or several runs",
+    "push": "share a pruned model on the Hugging Face Hub",
     "recipes": "list the recipes that --model knows",
 }
 """Every command is a module of this package with ``run(arguments) -> exit code``; the text is for

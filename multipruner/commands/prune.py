@@ -51,23 +51,39 @@ def _flags(parser: argparse.ArgumentParser) -> None:
 
     what = parser.add_argument_group("what goes")
     what.add_argument("--ratio", type=float, help="removed / all parameters, between 0 and 1 (default 0.2)")
-    what.add_argument("--order", help="of the dimensions, default blocks,mlp,heads")
+    what.add_argument("--method", choices=("global", "paper"),
+                      help="a set of defaults: global (tables of measured losses, an exact program, closed-form "
+                      "repair; default) or paper (the published greedy path)")  # fmt: skip
+    what.add_argument("--strategy", choices=("milp", "sequential"), help="exact program, or one greedy step at a time")
+    what.add_argument("--rounds", type=int, help="times the program is refined with losses measured around its answer")
+    what.add_argument("--layout", choices=("blocks-free", "uniform"),
+                      help="uniform: equal layers, an ordinary stock checkpoint that loads everywhere")  # fmt: skip
+    what.add_argument("--objective", choices=("nll", "kl"), help="what calibration measures: kl to the dense model")
+    what.add_argument("--compensation", choices=("none", "lstsq"), help="closed-form repair of what stays")
+    what.add_argument("--accumulate", type=float, metavar="SHARE",
+                      help="of the error of earlier blocks that each makes good, default 1; 0: none")  # fmt: skip
+    what.add_argument("--ridge", type=float, help="of the repair, default 0.01")
+    what.add_argument("--order", help="sequential: of the dimensions, default blocks,mlp,heads")
     what.add_argument("--shares", help="of the ratio for blocks:mlp:heads, default 44:52:4")
     what.add_argument("--stop", choices=("nearest", "reach"), help="a dimension ends nearest to its share, or beyond")
     what.add_argument("--channel-group", dest="channel_group", type=int, help="MLP channels that leave together")
     what.add_argument("--partial-groups", dest="partial_groups", action="store_true",
                       help="allow channel groups that do not divide the width")  # fmt: skip
     what.add_argument("--kv-group-step", dest="kv_group_step", type=int, help="KV groups that leave together")
-    what.add_argument("--importance", choices=("magnitude", "none"), help="order of channels and KV groups")
+    what.add_argument("--importance", choices=("magnitude", "activation", "second-order", "none"),
+                      help="order of channels and KV groups")  # fmt: skip
 
     text = parser.add_argument_group("calibration")
     text.add_argument("--calibration", dest="calibration.source", metavar="TEXT",
                       help="alpaca, wikitext2, c4, self (sampled from the model), or a local .txt .jsonl .json "
                       ".parquet .safetensors file; default alpaca, else self")  # fmt: skip
     text.add_argument("--text-column", dest="calibration.text_column", help="column of a local file")
-    text.add_argument("--sequences", dest="calibration.sequences", type=int, help="for blocks (default 8)")
-    text.add_argument("--width-sequences", dest="calibration.width_sequences", type=int, help="for widths (default 4)")
-    text.add_argument("--length", dest="calibration.length", type=int, help="tokens per sequence (default 128)")
+    text.add_argument("--sequences", dest="calibration.sequences", type=int, help="that structures are judged on")
+    text.add_argument("--width-sequences", dest="calibration.width_sequences", type=int, help="sequential: for widths")
+    text.add_argument("--statistics-sequences", dest="calibration.statistics_sequences", type=int,
+                      help="for the moments behind order and repair (default 256)")  # fmt: skip
+
+    text.add_argument("--length", dest="calibration.length", type=int, help="tokens per sequence")
     text.add_argument("--packing", dest="calibration.packing", choices=("concat", "rows"))
     text.add_argument("--batch-size", dest="calibration.batch_size", type=int, help="sequences per forward")
     text.add_argument("--seed", dest="calibration.seed", type=int)

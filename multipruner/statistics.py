@@ -1,0 +1,109 @@
+"""What calibration text says about the inputs of output projections: their second moments, one pass over the text.
+
+The matrices drive the order in which channels and heads go (:mod:`multipruner.importance`) and the closed-form repair
+of what stays (:mod:`multipruner.compensation`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from .prunable import KINDS, Inputs, Prunable
+from .structure import BlockKind
+
+Progress = Callable[[int, int], None]
+BATCH_TOKENS = 4096
+"""Tokens that run together."""
+
+
+@dataclass
+class Statistics:
+    """Second moments of the dense model.
+
+    Attributes:
+        grams: (layer, kind) -> mean over tokens of ``x x^T``, float32 [n, n], x the input of the block's output
+            projection (query heads side by side, or MLP channels), in the dense numbering.
+        tokens: how many tokens the means are of.
+        hash: of the token ids.
+    """
+
+    grams: dict[tuple[int, BlockKind], Tensor] = field(default_factory=dict)
+    tokens: int = 0
+    hash: str = ""
+
+
+def gather(prunable: Prunable, ids: Tensor, progress: Progress | None = None) -> Statistics:
+    """All second moments, in memory: ``layers * (channels^2 + (query heads * head_dim)^2) * 4`` bytes.
+
+    Args:
+        prunable: the dense model.
+        ids: token ids, [sequences, length].
+        progress: called with (blocks done, blocks in all).
+    """
+    moments = Statistics(tokens=ids.numel(), hash=hashlib.sha256(ids.contiguous().numpy().tobytes()).hexdigest())
+    for done, (layer, kind, gram) in enumerate(stream(prunable, ids)):
+        moments.grams[layer, kind] = gram
+        if progress is not None:
+            progress(done + 1, len(prunable.dense) * len(KINDS))
+    return moments
+
+
+@torch.inference_mode()
+def stream(prunable: Prunable, ids: Tensor) -> Iterator[tuple[int, BlockKind, Tensor]]:
+    """One block after another: (layer, kind, second moments), so that one matrix is in memory at a time.
+
+    Args:
+        prunable: the dense model.
+        ids: token ids, [sequences, length]; the hidden states of all of them are kept, in the model's dtype.
+    """
+    batches = embedded(prunable, ids)
+    hidden = [batch.hidden for batch in batches]
+    for layer, size in enumerate(prunable.dense):
+        for kind in KINDS:
+            block = prunable.spec.block(kind)
+            output = prunable.layers[layer].get_submodule(f"{block.path}.{block.output}")
+            with Moments(output) as moments:
+                hidden = [
+                    prunable.block(states, batch, layer, kind, size)
+                    for states, batch in zip(hidden, batches, strict=True)
+                ]
+            yield layer, kind, moments.mean()
+
+
+def embedded(prunable: Prunable, ids: Tensor) -> list[Inputs]:
+    """Token ids as batches that are ready for the first block."""
+    rows = max(1, BATCH_TOKENS // ids.shape[1])
+    return [prunable.inputs(batch.to(prunable.model.device)) for batch in ids.split(rows)]
+
+
+class Moments:
+    """Sums ``x x^T`` over the inputs of a linear layer while it is entered; float32."""
+
+    def __init__(self, linear: nn.Module) -> None:
+        self._linear = linear
+        self._sum: Tensor | None = None
+        self._tokens = 0
+
+    def __enter__(self) -> Moments:
+        self._hook = self._linear.register_forward_pre_hook(self._add)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._hook.remove()
+
+    def _add(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        rows = args[0].flatten(0, -2).float()
+        if self._sum is None:
+            self._sum = torch.zeros(rows.shape[1], rows.shape[1], device=rows.device)
+        self._sum.addmm_(rows.T, rows)
+        self._tokens += len(rows)
+
+    def mean(self) -> Tensor:
+        """Mean over the tokens, [n, n]."""
+        assert self._sum is not None, "nothing ran"
+        return self._sum / self._tokens

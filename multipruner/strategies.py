@@ -1,0 +1,198 @@
+"""How a structure is found: the paper's sequential path, or tables and the exact program."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from math import floor
+
+from rich.console import Console
+
+from .accumulation import accumulated
+from .errors import InfeasibleError
+from .journal import Trajectory
+from .objective import CalibrationObjective
+from .progress import counting_display, search_display
+from .prunable import Prunable
+from .recipe import Recipe
+from .search import (
+    DIMENSIONS,
+    Dimension,
+    Memo,
+    Problem,
+    Step,
+    allocate,
+    expected_candidates,
+    reachable_ratio,
+    replay,
+    sequential_path,
+    steps_to,
+    too_small,
+)
+from .search.allocation import check_feasible
+from .setting import Found, Setting, problem_of, task_of
+from .structure import Choice, Structure
+from .workspace import Workspace
+
+Say = Callable[[str], None]
+
+
+def check_reachable(recipe: Recipe, prunable: Prunable) -> None:
+    """Refuse what cannot be reached, before anything is measured.
+
+    Raises:
+        ConfigError: when the grid does not fit the model.
+        InfeasibleError: naming the nearest budget that can be kept.
+    """
+    if recipe.strategy == "milp":
+        task = task_of(recipe, prunable)
+        task.grid.check(task.dense)
+        check_feasible(task)
+    else:
+        _check_path(problem_of(recipe, prunable))
+
+
+def find(setting: Setting, workspace: Workspace, console: Console, say: Say, overwrite: bool) -> Found:
+    """Search as the recipe says, go on with an interrupted search, or use a finished one that covers the ratio."""
+    return STRATEGIES[setting.recipe.strategy](setting, workspace, console, say, overwrite)
+
+
+def _check_path(problem: Problem) -> None:
+    problem.grid.check(problem.costs.dense)
+    reachable = reachable_ratio(problem)
+    if not reachable:
+        raise too_small(problem)
+    if reachable < problem.ratio:
+        shares = ":".join(f"{problem.shares[dimension]:g}" for dimension in DIMENSIONS)
+        raise InfeasibleError(
+            f"a ratio of {problem.ratio:g} is out of reach with shares {shares} and channel groups of "
+            f"{problem.grid.channel_group}: the maximum is about {floor(reachable * 1e3) / 1e3:g}; ask for less, or "
+            "give 'blocks' a larger share",
+            nearest=reachable,
+        )
+
+
+def _objective(setting: Setting, sequences: int) -> CalibrationObjective:
+    return CalibrationObjective(
+        setting.prunable,
+        setting.calibration.head(sequences).ids,
+        ignore_id=setting.calibration.ignore_id,
+        batch_size=setting.recipe.calibration.batch_size,
+        loss=setting.recipe.objective,
+    )
+
+
+def _sequential(setting: Setting, workspace: Workspace, console: Console, say: Say, overwrite: bool) -> Found:
+    """The paper's path; a smaller ratio of a finished one is cut from it."""
+    problem = setting.problem
+    trajectory, journal = workspace.open(setting.identity, problem.ratio, overwrite)
+    if trajectory is not None and trajectory.finished:
+        say(f"the finished search to {100 * trajectory.ratio:g}% covers this ratio: nothing to search")
+        steps = _cut(trajectory, problem)
+        return Found(replay(problem.costs.dense, steps), steps[-1].loss, trajectory.ratio, {}, steps)
+    done = trajectory.steps if trajectory is not None else ()
+    if done:
+        say(f"going on after step {len(done)} of an interrupted run")
+    with setting.prunable.in_order(setting.ranking, setting.repair):
+        # blocks are judged on all sequences, widths on the first few: they have many more candidates
+        blocks = _objective(setting, len(setting.calibration.ids))
+        width = _objective(setting, setting.recipe.calibration.width_sequences)
+        objectives: dict[Dimension, CalibrationObjective] = {"blocks": blocks, "mlp": width, "heads": width}
+        counts = expected_candidates(problem)
+        expected: dict[Dimension, float] = {name: n * objectives[name].tokens for name, n in counts.items()}
+        with search_display(console, expected, problem.ratio) as display:
+            steps = sequential_path(problem, objectives, done=done, on_step=journal.add, on_progress=display)
+    journal.finish()
+    work = {"blocks": blocks.work, "widths": width.work}
+    return Found(replay(problem.costs.dense, steps), steps[-1].loss, problem.ratio, work, steps)
+
+
+def _cut(trajectory: Trajectory, problem: Problem) -> list[Step]:
+    """The part of a finished path that leads to a ratio."""
+    steps = list(trajectory.steps)
+    if trajectory.ratio != problem.ratio:
+        steps = steps[: steps_to(steps, problem.ratio, problem.stop)]
+    if not steps:
+        least = trajectory.steps[0].ratio
+        raise InfeasibleError(f"the first step removes {least:.5f}; ask for a ratio of at least that", nearest=least)
+    return steps
+
+
+class Remembered:
+    """An objective whose losses are on disk: what was measured once is never measured again.
+
+    Args:
+        objective: measures.
+        memo: remembers.
+    """
+
+    def __init__(self, objective: CalibrationObjective, memo: Memo) -> None:
+        self.objective, self.memo, self._base = objective, memo, objective.base
+
+    def __call__(self, structure: Structure) -> float:
+        """The loss of one structure in nats."""
+        key = structure.to_json()
+        known = self.memo.get(key, 0)
+        if known is None:
+            if self.objective.base != self._base:
+                self.objective.commit(self._base)
+            known = (self.objective(structure),)
+            self.memo.add([(key, 0, known)])
+        return known[0]
+
+    def commit(self, structure: Structure) -> None:
+        """The structure that the next ones differ little from; its states are computed when one is measured."""
+        self._base = structure
+
+    def argmin(self, structures: Sequence[Structure], progress: Callable[[int, int], None] | None = None) -> Choice:
+        """The best and the second best of several structures."""
+        losses = [self(structure) for structure in structures]
+        first, *rest = sorted(range(len(losses)), key=lambda index: (losses[index], index))
+        if not rest:
+            return Choice(structures[first], losses[first])
+        return Choice(structures[first], losses[first], structures[rest[0]], losses[rest[0]])
+
+
+def _milp(setting: Setting, workspace: Workspace, console: Console, say: Say, overwrite: bool) -> Found:
+    """Tables and the exact program; losses measured for one budget serve every other."""
+    identity = setting.identity
+    path = workspace.open_measurements(identity, overwrite)
+    memo = Memo(path, hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest())
+    if len(memo):
+        say(f"{len(memo)} losses were measured before and are not measured again")
+    with setting.prunable.in_order(setting.ranking, setting.repair):
+        objective = _objective(setting, len(setting.calibration.ids))
+        with counting_display(console) as display:
+            result = allocate(setting.task, Remembered(objective, memo), display)
+    for round_ in result.rounds:
+        say(
+            f"round {round_.number}: predicted {round_.predicted:.4f}, measured {round_.loss:.4f} nats"
+            + ("" if round_.accepted else " (not better)")
+        )
+    work = {"structures": objective.work}
+    return Found(result.structure, result.loss, setting.recipe.ratio, work, rounds=result.rounds)
+
+
+def repair_all(setting: Setting, found: Found, say: Say, progress: Callable[[int, int], None]) -> Found:
+    """Refit all output projections to what has added up, if that lowers the loss on text it was not fitted to."""
+    assert setting.statistics_ids is not None
+    prunable, share = setting.prunable, setting.recipe.accumulate
+    with prunable.in_order(setting.ranking, setting.repair):
+        outputs = accumulated(prunable, found.structure, setting.statistics_ids, share=share, progress=progress)
+        objective = _objective(setting, len(setting.calibration.ids))
+        before = objective(found.structure)
+        with prunable.with_outputs(outputs):
+            after = objective(found.structure)
+    helps = after < before
+    say(f"repair of all blocks: {before:.4f} -> {after:.4f} nats" + ("" if helps else " (no better: not taken)"))
+    if not helps:
+        return found
+    return replace(found, loss=after, outputs=outputs, loss_before_outputs=before)
+
+
+STRATEGIES: dict[str, Callable[[Setting, Workspace, Console, Say, bool], Found]] = {
+    "sequential": _sequential,
+    "milp": _milp,
+}

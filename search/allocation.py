@@ -1,0 +1,212 @@
+"""Allocation by tables: measure what shrinking one block costs, solve the exact program, measure again, solve again.
+
+The sum of single losses is not the loss of the sum. So the loss of every solution is measured, the options around the
+best structure so far are measured with everything else as it is there, and the program is solved again among them,
+until nothing better is found. What counts is the measured loss.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import pairwise
+from typing import Any
+
+from multipruner.search.milp import KINDS, Block, Limit, Solution, alone, assemble, solve
+from multipruner.search.moves import Grid
+from multipruner.search.objective import Objective
+from multipruner.structure import BlockKind, LayerSize, Structure
+
+EMPTY = LayerSize(0, 0, 0)
+COARSE = 4
+"""Steps between nothing and everything in the first tables; between them losses are interpolated."""
+
+
+def levels(full: LayerSize, kind: BlockKind, grid: Grid) -> tuple[LayerSize, ...]:
+    """What a block can keep, from nothing to everything, as sizes of that block alone."""
+    if kind == "mlp":
+        widths = sorted({*range(0, full.channels + 1, grid.channel_group), full.channels})
+        return tuple(LayerSize(0, 0, channels) for channels in widths)
+    per_group = full.query_heads // full.kv_heads if full.kv_heads else 0
+    groups = sorted({*range(0, full.kv_heads + 1, grid.kv_group_step), full.kv_heads})
+    return tuple(LayerSize(per_group * count, count, 0) for count in groups)
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What is asked of an allocation.
+
+    Attributes:
+        dense: the dense structure.
+        grid: how finely widths are cut (every width is a multiple of the channel group: the alignment of the kernels).
+        limits: the budgets.
+        uniform: the same sizes in every layer that stays, and only whole layers leave.
+        rounds: how often the surroundings of the best structure are measured, at most.
+    """
+
+    dense: Structure
+    grid: Grid
+    limits: tuple[Limit, ...]
+    uniform: bool = False
+    rounds: int = 2
+
+    def blocks(self) -> list[Block]:
+        """The residual blocks of the dense model."""
+        return [(layer, kind) for layer, size in enumerate(self.dense) for kind in KINDS if size.has(kind)]
+
+    def levels(self, block: Block) -> tuple[LayerSize, ...]:
+        """What a block can keep, from nothing to everything."""
+        return levels(alone(self.dense[block[0]], block[1]), block[1], self.grid)
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """One solution of the program.
+
+    Attributes:
+        number: 0 is the first.
+        predicted: loss by the tables, in the objective's unit.
+        loss: measured.
+        seconds: the round took, measuring included.
+        solver_seconds: of that, the program.
+        gap: proven relative distance of the program's answer to its optimum.
+        measured: losses that were measured in this round.
+        accepted: whether it is the best so far.
+    """
+
+    number: int
+    predicted: float
+    loss: float
+    seconds: float = field(compare=False)
+    solver_seconds: float = field(compare=False)
+    gap: float
+    measured: int
+    accepted: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """A plain mapping (its number is called ``round``)."""
+        record = asdict(self)
+        return {"round": record.pop("number"), **record}
+
+
+@dataclass(frozen=True, slots=True)
+class Allocation:
+    """What an allocation found: the best structure, its measured loss, the dense model's, and every round."""
+
+    structure: Structure
+    loss: float
+    dense_loss: float
+    rounds: tuple[Round, ...]
+
+
+Progress = Callable[[str, int, int], None]
+"""Called with (what is measured, losses measured, losses to measure)."""
+
+
+def allocate(task: Task, objective: Objective, on_progress: Progress | None = None) -> Allocation:
+    """The structure with the lowest measured loss that the rounds find within the budgets.
+
+    Raises:
+        InfeasibleError: when no structure keeps the budgets, before anything is measured.
+    """
+    check_feasible(task)
+    meter = _Meter(objective, on_progress or (lambda *at: None))
+    dense_loss = meter(task.dense)
+    best, best_loss, rounds, reach = task.dense, float("inf"), [], _reach(task)
+    for number in range(task.rounds + 1):
+        began, before = time.perf_counter(), meter.count
+        table, base = _tables(task, meter, best if number else task.dense, None if number == 0 else reach, number)
+        solution = solve(table, task.limits, uniform=task.uniform)
+        loss = meter(solution.structure)
+        accepted = loss < best_loss
+        rounds.append(_round(number, base, solution, loss, began, meter.count - before, accepted))
+        if accepted:
+            best, best_loss = solution.structure, loss
+        elif reach == 1:
+            break
+        reach = max(1, reach // 2) if number else reach
+    return Allocation(best, best_loss, dense_loss, tuple(rounds))
+
+
+def _round(
+    number: int, base: float, solution: Solution, loss: float, began: float, measured: int, accepted: bool
+) -> Round:
+    seconds = time.perf_counter() - began
+    predicted = base + solution.predicted
+    return Round(number, predicted, loss, seconds, solution.seconds, solution.gap, measured, accepted)
+
+
+def _reach(task: Task) -> int:
+    """How many levels up and down the first surroundings go: one coarse step."""
+    return max(1, max(len(task.levels(block)) for block in task.blocks()) // COARSE)
+
+
+def check_feasible(task: Task) -> None:
+    """Solve with no losses at all: raises when the budgets cannot be kept."""
+    solve({b: dict.fromkeys(task.levels(b), 0.0) for b in task.blocks()}, task.limits, uniform=task.uniform)
+
+
+class _Meter:
+    """Measures losses and counts them."""
+
+    def __init__(self, objective: Objective, on_progress: Progress) -> None:
+        self.objective, self.on_progress, self.count = objective, on_progress, 0
+
+    def __call__(self, structure: Structure) -> float:
+        self.count += 1
+        return self.objective(structure)
+
+
+def _tables(
+    task: Task, meter: _Meter, base: Structure, reach: int | None, number: int
+) -> tuple[dict[Block, dict[LayerSize, float]], float]:
+    """Loss increases of every block's options with all other blocks as in ``base``, and the loss of the base.
+
+    ``reach`` None measures a few levels over the whole range; a number measures the levels that far up and down, and
+    options further away are no options. Between measured levels losses are interpolated.
+    """
+    meter.objective.commit(base)
+    own = meter(base)
+    wanted = {block: _wanted(task.levels(block), alone(base[block[0]], block[1]), reach) for block in task.blocks()}
+    total, done = sum(len(sizes) for sizes in wanted.values()), 0
+    what = "first tables" if reach is None else f"round {number}"
+    table: dict[Block, dict[LayerSize, float]] = {}
+    for block, sizes in wanted.items():
+        rows = {alone(base[block[0]], block[1]): 0.0}
+        for size in sizes:
+            rows[size] = meter(with_block(base, block, size)) - own
+            done += 1
+            meter.on_progress(what, done, total)
+        table[block] = interpolated(rows, task.levels(block))
+    return table, own
+
+
+def _wanted(sizes: Sequence[LayerSize], current: LayerSize, reach: int | None) -> list[LayerSize]:
+    """The options of one block to measure: the block as it is costs nothing."""
+    here = sizes.index(current)
+    if reach is None:
+        last = len(sizes) - 1
+        places = {round(last * step / COARSE) for step in range(COARSE + 1)}
+    else:
+        places = {max(0, here - reach), min(len(sizes) - 1, here + reach)}
+    return [sizes[place] for place in sorted(places - {here})]
+
+
+def interpolated(rows: Mapping[LayerSize, float], sizes: Sequence[LayerSize]) -> dict[LayerSize, float]:
+    """Losses of all levels between measured ones, on straight lines over the level's number."""
+    known = sorted((sizes.index(size), loss) for size, loss in rows.items())
+    result = dict(rows)
+    for (low, first), (high, last) in pairwise(known):
+        for place in range(low + 1, high):
+            share = (place - low) / (high - low)
+            result[sizes[place]] = (1 - share) * first + share * last
+    return result
+
+
+def with_block(structure: Structure, block: Block, size: LayerSize) -> Structure:
+    """A structure with one block's size changed."""
+    layer, kind = block
+    parts: dict[Block, LayerSize] = {(0, k): alone(structure[layer], k) for k in KINDS}
+    parts[0, kind] = size
+    return structure.replace(layer, assemble(parts)[0])

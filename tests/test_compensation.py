@@ -1,0 +1,257 @@
+"""Laws of orders and closed-form repair, and that a repaired model is what its scores were of."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from multipruner.accumulation import accumulated, write_outputs
+from multipruner.compensation import Repair, compensate, repaired_columns
+from multipruner.elimination import elimination_order
+from multipruner.errors import ConfigError, NumericsError, UnsupportedModelError
+from multipruner.importance import IMPORTANCES, rank
+from multipruner.model_costs import weight_of
+from multipruner.modeling import apply_plan
+from multipruner.objective import CalibrationObjective, PlainObjective
+from multipruner.plan import PruningPlan
+from multipruner.prunable import Prunable
+from multipruner.statistics import gather, stream
+from multipruner.token_loss import DivergenceFromDense
+from tests.tiny import VARIANTS, random_ids, random_structure, tiny_model
+
+seeds = st.integers(0, 10**6)
+
+
+def _problem(seed: int, columns: int = 12, rows: int = 7, tokens: int = 40) -> tuple[torch.Tensor, ...]:
+    chance = torch.Generator().manual_seed(seed)
+    mixing = torch.randn(columns, columns, generator=chance)
+    x = torch.randn(tokens, columns, generator=chance) @ mixing
+    weight = torch.randn(rows, columns, generator=chance)
+    kept = torch.randperm(columns, generator=chance)[: int(torch.randint(1, columns, (1,), generator=chance))]
+    return weight, x, kept.sort().values
+
+
+def _error(weight: torch.Tensor, x: torch.Tensor, kept: torch.Tensor, columns: torch.Tensor) -> float:
+    return float((x @ weight.T - x[:, kept] @ columns.T).square().sum())
+
+
+@given(seeds)
+def test_all_columns_kept_is_the_identity(seed: int) -> None:
+    weight, x, _ = _problem(seed)
+    everything = torch.arange(weight.shape[1])
+    assert torch.equal(repaired_columns(weight, x.T @ x, everything, 1e-2), weight)
+
+
+@given(seeds)
+def test_a_large_ridge_is_plain_slicing(seed: int) -> None:
+    weight, x, kept = _problem(seed)
+    assert torch.allclose(repaired_columns(weight, x.T @ x / len(x), kept, 1e8), weight[:, kept], atol=1e-4)
+
+
+@given(seeds, st.sampled_from([1e-3, 1e-2, 1e-1, 1.0]))
+def test_the_error_on_calibration_text_never_grows(seed: int, ridge: float) -> None:
+    weight, x, kept = _problem(seed)
+    repaired = repaired_columns(weight, x.T @ x / len(x), kept, ridge)
+    plain = _error(weight, x, kept, weight[:, kept])
+    assert _error(weight, x, kept, repaired) <= plain * (1 + 1e-4)
+
+
+@given(seeds)
+def test_the_repair_is_the_least_squares_solution(seed: int) -> None:
+    weight, x, kept = _problem(seed)
+    gram = x.T @ x / len(x)
+    r = 1e-2 * float(gram.diagonal().mean())
+    moments = gram.double()
+    among = moments[kept][:, kept] + r * torch.eye(len(kept)).double()
+    by_formula = ((weight.double() @ moments)[:, kept] + r * weight[:, kept].double()) @ torch.linalg.inv(among)
+    assert torch.allclose(repaired_columns(weight, gram, kept, 1e-2).double(), by_formula, rtol=1e-2, atol=1e-2)
+
+
+def test_statistics_that_are_not_finite_are_refused() -> None:
+    weight, x, kept = _problem(3)
+    x[0, 0] = float("nan")
+    with pytest.raises(NumericsError, match="NaN"):
+        repaired_columns(weight, x.T @ x, kept, 1e-2)
+    with pytest.raises(NumericsError, match="NaN"):
+        elimination_order(weight, x.T @ x, groups=12)
+
+
+@given(seeds, st.sampled_from([1, 2, 3]))
+def test_orthogonal_inputs_give_the_order_of_the_norms(seed: int, size: int) -> None:
+    weight = torch.randn(7, 12, generator=torch.Generator().manual_seed(seed))
+    norms = weight.square().sum(dim=0).reshape(-1, size).sum(dim=1)
+    order = elimination_order(weight, torch.eye(12), groups=12 // size)
+    assert list(order) == norms.argsort(descending=True).tolist()
+
+
+@given(seeds)
+def test_elimination_pays_the_least_price_at_every_step(seed: int) -> None:
+    """Against refitting from scratch without every candidate."""
+    weight, x, _ = _problem(seed, columns=6)
+    gram = x.T @ x / len(x)
+    damped = (gram + 1e-2 * gram.diagonal().mean() * torch.eye(6)).double()
+
+    def price(left: list[int]) -> float:
+        kept = torch.tensor(left)
+        target = weight.double() @ damped
+        fitted = target[:, kept] @ torch.linalg.inv(damped[kept][:, kept])
+        return float((weight.double() @ target.T).trace() - (fitted @ target[:, kept].T).trace())
+
+    left, order = list(range(6)), list(reversed(elimination_order(weight, gram, groups=6)))
+    for gone in order[:-1]:
+        prices = {candidate: price([c for c in left if c != candidate]) for candidate in left}
+        assert prices[gone] <= min(prices.values()) * (1 + 1e-2) + 1e-6
+        left.remove(gone)
+
+
+@pytest.mark.parametrize("name", IMPORTANCES)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_importance_orders_everything_once(variant: str, name: str) -> None:
+    prunable = Prunable.of(tiny_model(**VARIANTS[variant]))
+    statistics = gather(prunable, random_ids(batch=6, length=20))
+    ranking = rank(name, prunable, statistics)
+    for layer, full in zip(ranking.layers, prunable.dense, strict=True):
+        assert sorted(layer.kv_groups) == list(range(full.kv_heads))
+        assert sorted(layer.channels) == list(range(full.channels))
+    if name in ("activation", "second-order"):
+        with pytest.raises(ConfigError, match="statistics"):
+            rank(name, prunable)
+
+
+def test_streamed_statistics_are_the_moments_of_what_the_stock_model_computes() -> None:
+    prunable = Prunable.of(tiny_model("llama"))
+    ids, seen = random_ids(batch=5, length=16), []
+    output = prunable.layers[2].get_submodule("mlp.down_proj")
+    hook = output.register_forward_pre_hook(lambda module, args: seen.append(args[0].flatten(0, 1)))
+    with torch.no_grad():
+        prunable.model(input_ids=ids)
+    hook.remove()
+    x = torch.cat(seen)
+    grams = {(layer, kind): gram for layer, kind, gram in stream(prunable, ids)}
+    assert torch.allclose(grams[2, "mlp"], x.T @ x / len(x), rtol=1e-4, atol=1e-7)
+    assert not output._forward_pre_hooks
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("name", ["nll", "kl"])
+def test_scores_with_repair_are_those_of_the_model_that_is_written(variant: str, name: str) -> None:
+    model = tiny_model(**VARIANTS[variant])
+    prunable = Prunable.of(model)
+    ids = random_ids(batch=4, length=14)
+    statistics = gather(prunable, random_ids(batch=6, length=20))
+    ranking = rank("second-order", prunable, statistics)
+    structure = random_structure(prunable.dense, 4)
+    with torch.no_grad():
+        dense = model(input_ids=ids).logits[:, :-1].flatten(0, 1).log_softmax(-1)
+    with prunable.in_order(ranking, Repair(prunable, statistics, ranking)):
+        if name == "kl" and type(prunable.head) is not torch.nn.Linear:
+            with pytest.raises(UnsupportedModelError, match="nll"):
+                CalibrationObjective(prunable, ids, loss="kl")
+            return
+        objective = CalibrationObjective(prunable, ids, batch_size=3, loss="nll" if name == "nll" else "kl")
+        loss = objective(structure)
+    plan = PruningPlan.from_structure(
+        structure, ranking, prunable.dense, model="m", model_type=prunable.spec.model_type
+    )
+    pruned = apply_plan(model, plan)
+    assert compensate(pruned, prunable, plan, statistics, 1e-2) > 0
+    with torch.no_grad():
+        logs = pruned(input_ids=ids).logits[:, :-1].flatten(0, 1).log_softmax(-1)
+    expected = -logs.gather(1, ids[:, 1:].reshape(-1, 1)).mean()
+    if name == "kl":
+        expected = (dense.exp() * (dense - logs)).sum(dim=1).mean()
+    assert loss == pytest.approx(float(expected), rel=1e-3, abs=1e-5)
+
+
+def test_repair_lowers_the_divergence_from_the_dense_model() -> None:
+    prunable = Prunable.of(tiny_model("llama"))
+    ids = random_ids(batch=16, length=24)
+    statistics = gather(prunable, ids)
+    ranking = rank("second-order", prunable, statistics)
+    structure = prunable.dense
+    for layer, size in enumerate(structure):
+        structure = structure.replace(layer, type(size)(size.query_heads, size.kv_heads, size.channels // 2))
+    with prunable.in_order(ranking):
+        plain = CalibrationObjective(prunable, ids, loss="kl")(structure)
+    with prunable.in_order(ranking, Repair(prunable, statistics, ranking)):
+        repaired = CalibrationObjective(prunable, ids, loss="kl")(structure)
+    assert 0 < repaired < plain
+
+
+def test_the_divergence_of_the_dense_model_from_itself_is_nothing() -> None:
+    prunable = Prunable.of(tiny_model("llama"))
+    ids = random_ids(batch=4, length=14)
+    objective = CalibrationObjective(prunable, ids, loss="kl", batch_size=2, state_bytes=0)
+    assert objective(prunable.dense) == pytest.approx(0, abs=1e-6)
+    assert PlainObjective(prunable, ids)(prunable.dense) > 0
+
+
+@given(seeds)
+def test_divergence_without_vocabulary_sized_memory_is_the_divergence(seed: int) -> None:
+    torch.manual_seed(seed)
+    head = torch.nn.Linear(6, 30)
+    dense, other = torch.randn(9, 6), torch.randn(9, 6)
+    with torch.no_grad():
+        loss = DivergenceFromDense.of(head, dense, chunk=4)(head(other), other, slice(0, 9))
+        p, q = head(dense).log_softmax(-1), head(other).log_softmax(-1)
+    assert torch.allclose(loss, (p.exp() * (p - q)).sum(dim=1), atol=1e-4)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_repair_of_all_blocks_is_what_the_written_model_computes(variant: str) -> None:
+    model = tiny_model(**VARIANTS[variant])
+    prunable = Prunable.of(model)
+    text, ids = random_ids(batch=24, length=20), random_ids(batch=4, length=14)
+    statistics = gather(prunable, text)
+    ranking = rank("second-order", prunable, statistics)
+    structure, family = random_structure(prunable.dense, 4), prunable.spec.model_type
+    plan = PruningPlan.from_structure(structure, ranking, prunable.dense, model="m", model_type=family)
+    pruned = apply_plan(model, plan)
+    with prunable.in_order(ranking, Repair(prunable, statistics, ranking)):
+        outputs = accumulated(prunable, structure, text)
+        with prunable.with_outputs(outputs):
+            loss = CalibrationObjective(prunable, ids)(structure)
+        plain = CalibrationObjective(prunable, ids)(structure)
+    write_outputs(pruned, prunable, plan, ranking, outputs)
+    with torch.no_grad():
+        logs = pruned(input_ids=ids).logits[:, :-1].flatten(0, 1).log_softmax(-1)
+    assert loss == pytest.approx(float(-logs.gather(1, ids[:, 1:].reshape(-1, 1)).mean()), rel=1e-4)
+    assert loss != pytest.approx(plain, rel=1e-6)
+
+
+def test_the_repair_of_all_blocks_leaves_the_dense_model_as_it_is() -> None:
+    prunable = Prunable.of(tiny_model("llama"))
+    text = random_ids(batch=24, length=20)
+    ranking = rank("second-order", prunable, gather(prunable, text))
+    with prunable.in_order(ranking):
+        outputs = accumulated(prunable, prunable.dense, text)
+        for (layer, kind), weight in outputs.items():
+            whole = weight_of(prunable.output_of(layer, kind, prunable.dense[layer]))
+            assert torch.allclose(weight, whole, atol=1e-4)
+
+
+def test_the_repair_of_all_blocks_brings_the_stream_back() -> None:
+    """On the text it is fitted to, the last hidden states come nearer to the dense model's."""
+    model = tiny_model("llama")
+    prunable = Prunable.of(model)
+    text = random_ids(batch=24, length=20)
+    ranking = rank("second-order", prunable, gather(prunable, text))
+    structure = prunable.dense
+    for layer, size in enumerate(structure):
+        structure = structure.replace(layer, type(size)(size.query_heads, size.kv_heads, size.channels // 2))
+
+    def stream_of(structure: object) -> torch.Tensor:
+        inputs = prunable.inputs(text)
+        hidden = inputs.hidden
+        for layer in range(len(prunable.dense)):
+            for kind in ("attention", "mlp"):
+                hidden = prunable.block(hidden, inputs, layer, kind, structure[layer])  # type: ignore[index]
+        return hidden
+
+    with prunable.in_order(ranking), torch.no_grad():
+        dense, before = stream_of(prunable.dense), stream_of(structure)
+        with prunable.with_outputs(accumulated(prunable, structure, text, ridge=1e-3)):
+            after = stream_of(structure)
+    assert (after - dense).square().sum() < 0.9 * (before - dense).square().sum()
