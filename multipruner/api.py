@@ -15,7 +15,9 @@ from .recipes import mapping_for
 
 def default_output(recipe: Recipe) -> Path:
     """``runs/NAME-RATIO``, where a run goes when no folder is named."""
-    return Path("runs") / f"{recipe.name}-{recipe.ratio:g}"
+    limits = [f"{recipe.ratio:g}"] if recipe.ratio is not None else []
+    limits += [f"{name}-{amount}" for name, amount in recipe.budgets.items()]
+    return Path("runs") / f"{recipe.name}-{'-'.join(limits)}"
 
 
 def prune(

@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         if "--debug" in arguments:
             raise
-        hint = "; the same command goes on from here" if command == "prune" else ""
+        hint = "; the same command goes on from here" if command in ("prune", "latency", "push") else ""
         print(f"multipruner: stopped{hint}", file=sys.stderr)
         return 130
     except Exception as error:

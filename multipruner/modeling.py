@@ -2,6 +2,7 @@
 
 The classes are written once, in ``modeling_template.py`` (itself a working pruned Llama). Rendered for a family, that
 text is both what this package runs and what travels with a checkpoint, so that plain transformers load it too.
+Where all layers that are left are alike, a stock model of the family can say as much, and is what comes out.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassClassValidationError
 from huggingface_hub.utils import WeakFileLock
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.dynamic_module_utils import get_class_from_dynamic_module, get_relative_import_files
@@ -138,7 +140,7 @@ def family_of(config: Any) -> ArchitectureSpec | None:
 
 
 def pruned_config(config: Any, plan: PruningPlan, dense: PreTrainedModel | None = None) -> PreTrainedConfig:
-    """The configuration that a plan leaves of a dense one.
+    """The configuration that a plan leaves of a dense one: a stock one where that can say it.
 
     Args:
         config: the dense model's configuration; not modified.
@@ -156,14 +158,40 @@ def pruned_config(config: Any, plan: PruningPlan, dense: PreTrainedModel | None 
     for key in ("model_type", "architectures", "auto_map", "transformers_version", "per_layer_config"):
         record.pop(key, None)
     record["num_hidden_layers"] = len(layers)
-    record["head_dim"] = dimensions(config).head_dim
     sizes = Structure(tuple(plan.structure[number] for number in layers))
     if record.get("layer_types"):
         record["layer_types"] = _layer_types([record["layer_types"][number] for number in layers], sizes)
+    stock = _stock_config(config, record, sizes, spec)
+    if stock is not None:
+        return stock
+    record["head_dim"] = dimensions(config).head_dim
     grouped = "num_key_value_heads" in record
     record["per_layer_config"] = {number: _overrides(size, grouped) for number, size in enumerate(sizes)}
     config_class: Any = model_class(spec, dense).config_class
     return config_class(**record)
+
+
+def _stock_config(
+    config: Any, record: dict[str, Any], sizes: Structure, spec: ArchitectureSpec
+) -> PreTrainedConfig | None:
+    """The family's own configuration for these sizes, or ``None`` where it has no words for them."""
+    size, head_dim = sizes[0], dimensions(config).head_dim
+    if spec.remote_code or len(set(sizes)) > 1 or not (size.has_attention and size.has_mlp):
+        return None
+    record = {**record, "num_attention_heads": size.query_heads, "intermediate_size": size.channels}
+    if "num_key_value_heads" in record or size.kv_heads != size.query_heads:
+        record["num_key_value_heads"] = size.kv_heads
+    if "head_dim" in record or size.query_heads * head_dim != config.hidden_size:
+        record["head_dim"] = head_dim
+    config_class: Any = type(config)
+    try:
+        stock = config_class(**record)
+    except StrictDataclassClassValidationError:  # LlamaConfig: heads must divide hidden_size, head_dim or not
+        return None
+    rope = getattr(stock, "rope_parameters", None) or {}
+    if "rope_theta" in rope:  # transformers 4 and most other readers look for it here
+        stock.rope_theta = rope["rope_theta"]
+    return stock
 
 
 def _check_plan(config: Any, plan: PruningPlan) -> None:
@@ -196,7 +224,10 @@ def _overrides(size: LayerSize, grouped: bool) -> dict[str, Any]:
 
 
 def apply_plan(model: PreTrainedModel, plan: PruningPlan) -> PreTrainedModel:
-    """Cut a dense model in memory: a new model of the pruned class, same dtype and device; the same bits every time.
+    """Cut a dense model in memory: a new model, same dtype and device; the same bits every time.
+
+    Its class is the family's stock one where the layers that are left are all alike and have both blocks, the pruned
+    one otherwise.
 
     Args:
         model: the dense model; not modified, and no memory is shared with it.
@@ -212,7 +243,8 @@ def apply_plan(model: PreTrainedModel, plan: PruningPlan) -> PreTrainedModel:
     if getattr(model.config, "quantization_config", None) or any(tensor.is_meta for tensor in dense.values()):
         raise UnsupportedModelError("quantised or offloaded weights cannot be cut; load the model in full precision")
     weights = pruned_weights(dense, plan, spec, dimensions(model.config).head_dim)
-    pruned = _with_weights(model_class(spec, model), config, _own(weights, dense), model)
+    cls = model_class(spec, model) if family_of(config) else type(model)
+    pruned = _with_weights(cls, config, _own(weights, dense), model)
     pruned.generation_config = copy.deepcopy(model.generation_config)
     return pruned
 

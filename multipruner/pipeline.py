@@ -13,6 +13,7 @@ import torch
 from rich.console import Console
 
 from .accumulation import write_outputs
+from .budgets import latency_table_of
 from .calibration import CalibrationSet, load_calibration
 from .card import model_card
 from .compensation import Repair, compensate
@@ -32,6 +33,7 @@ from .sources import fingerprint, load_dense, resolve
 from .statistics import gather
 from .strategies import check_reachable, find, repair_all
 from .summary import next_commands, render, teller
+from .timing import environment_of, time_side_by_side
 from .workspace import Workspace
 
 
@@ -105,6 +107,8 @@ def _run(recipe: Recipe, workspace: Workspace, console: Console, command: str | 
     with _timed(seconds, "evaluation"):
         comparison = _evaluate(setting, pruned, say)
     report = record(setting, plan, found, comparison, seconds, command)
+    if recipe.latency_table is not None:
+        report["latency"] = _latency(setting, plan, pruned, say)
     card = model_card(report, plan, stock=family_of(pruned.config.to_dict()) is None)
     journal = workspace.journal_path
     save(output, pruned, setting.tokenizer, plan=plan, report=report, trajectory=journal, card=card, replace=True)
@@ -195,6 +199,27 @@ def _plan(setting: Setting, found: Found) -> PruningPlan:
         fingerprint=setting.fingerprint,
         model_type=setting.prunable.spec.model_type,
     )
+
+
+def _latency(setting: Setting, plan: PruningPlan, pruned: Any, say: Callable[[str], None]) -> dict[str, Any]:
+    """Predicted milliseconds, and those of both models timed in alternation."""
+    table, workload = latency_table_of(setting.recipe, setting.prunable)
+    dense = setting.prunable.model
+    if warning := table.warning(environment_of(dense)):
+        say(warning)
+    measured = time_side_by_side({"dense": dense, "pruned": pruned}, table.row(workload).workload)
+    row = {
+        "predicted_ms": table.milliseconds(plan.structure, workload),
+        "predicted_dense_ms": table.milliseconds(plan.dense, workload),
+        "measured_ms": measured["pruned"].median_ms,
+        "dense_ms": measured["dense"].median_ms,
+    }
+    predicted, real = row["predicted_ms"] / row["predicted_dense_ms"], row["measured_ms"] / row["dense_ms"]
+    say(
+        f"{workload}: {row['dense_ms']:.1f} -> {row['measured_ms']:.1f} ms, {real:.3f}x; the table predicted "
+        f"{row['predicted_ms']:.1f} ms, {predicted:.3f}x"
+    )
+    return {"phases": {workload: row}}
 
 
 def _evaluate(setting: Setting, pruned: Any, say: Callable[[str], None]) -> Comparison:

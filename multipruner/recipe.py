@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from .errors import ConfigError, did_you_mean
 
 Dimension = Literal["blocks", "mlp", "heads"]
 DIMENSIONS: tuple[Dimension, ...] = ("blocks", "mlp", "heads")
 MethodName = Literal["global", "paper"]
+BudgetName = Literal["parameters", "weight_bytes", "kv_bytes", "flops", "latency"]
 METHODS: dict[str, dict[str, Any]] = {
     "global": {"calibration": {"sequences": 10, "length": 256}},
     "paper": {
@@ -91,7 +92,16 @@ class Recipe(_Frozen):
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     device: str = "auto"
 
-    ratio: Annotated[float, Field(gt=0, lt=1)] = Field(default=0.2, description="removed / all parameters")
+    ratio: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        default=0.2, description="removed / all parameters; none where other budgets say how small"
+    )
+    budgets: dict[BudgetName, str] = Field(
+        default_factory=dict,
+        description="upper bounds that hold together, for milp: parameters, weight_bytes, kv_bytes and flops (per "
+        "token) and latency; a number (12ms, 200MiB) or a share of the dense model (0.7x)",
+    )
+    latency_table: str | None = Field(default=None, description="what `multipruner latency` wrote, for latency")
+    workload: str | None = Field(default=None, description="of that table; default: its first, such as prefill-b1-t512")
     method: MethodName = Field(
         default="global", description="a set of defaults: global (this project's) or paper (the published procedure)"
     )
@@ -159,6 +169,16 @@ class Recipe(_Frozen):
             raise ValueError("give three shares blocks:mlp:heads that add up to more than 0, such as 44:52:4")
         return value
 
+    @model_validator(mode="after")
+    def _check_budgets(self) -> Recipe:
+        if self.ratio is None and not self.budgets:
+            raise ValueError("give a ratio or a budget")
+        if self.strategy == "sequential" and (self.budgets or self.ratio is None):
+            raise ValueError("the sequential path knows a ratio only; budgets need --strategy milp")
+        if ("latency" in self.budgets) != (self.latency_table is not None):
+            raise ValueError("a latency budget and a latency table need each other (multipruner latency makes tables)")
+        return self
+
     @classmethod
     def build(cls, *sources: Mapping[str, Any]) -> Recipe:
         """Merge plain mappings, later ones winning, and validate once.
@@ -216,5 +236,5 @@ def _explain(error: ValidationError) -> str:
         if fault["type"] == "extra_forbidden":
             lines.append(f"unknown key {field!r}{did_you_mean(field, _keys())}")
         else:
-            lines.append(f"{field} = {fault.get('input')!r}: {message}")
+            lines.append(message if field == "recipe" else f"{field} = {fault.get('input')!r}: {message}")
     return "; ".join(lines)

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from math import floor
 from typing import Any
 
 from torch import Tensor
 
+from .budgets import limits_of
 from .calibration import CalibrationSet
 from .compensation import Repair
 from .objective import Work
 from .plan import Ranking
 from .prunable import Outputs, Prunable
 from .recipe import Recipe
-from .search import Grid, Limit, Problem, Round, Step, Task
-from .search.milp import alone
+from .search import Grid, Problem, Round, Step, Task
 from .sources import ResolvedModel
 from .statistics import Statistics
-from .structure import BlockKind, LayerSize, Structure
+from .structure import Structure
 
 
 def grid_of(recipe: Recipe) -> Grid:
@@ -29,18 +28,12 @@ def grid_of(recipe: Recipe) -> Grid:
 
 def task_of(recipe: Recipe, prunable: Prunable) -> Task:
     """The integer program that a recipe asks for."""
-    costs, limits = prunable.costs, []
-
-    def parameters(layer: int, kind: BlockKind, size: LayerSize) -> float:
-        return costs.layer.parameters(alone(size, kind))
-
-    most = floor((1 - recipe.ratio) * costs.parameters(costs.dense))
-    limits.append(Limit("parameters", parameters, costs.constant, most))
-    return Task(costs.dense, grid_of(recipe), tuple(limits), recipe.layout == "uniform", recipe.rounds)
+    return Task(prunable.dense, grid_of(recipe), limits_of(recipe, prunable), recipe.layout == "uniform", recipe.rounds)
 
 
 def problem_of(recipe: Recipe, prunable: Prunable) -> Problem:
     """The search problem that a recipe asks for."""
+    assert recipe.ratio is not None, "checked by the recipe"
     return Problem(prunable.costs, recipe.ratio, recipe.order, recipe.shares, grid_of(recipe), recipe.stop)
 
 

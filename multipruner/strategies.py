@@ -172,7 +172,8 @@ def _milp(setting: Setting, workspace: Workspace, console: Console, say: Say, ov
             + ("" if round_.accepted else " (not better)")
         )
     work = {"structures": objective.work}
-    return Found(result.structure, result.loss, setting.recipe.ratio, work, rounds=result.rounds)
+    reached = setting.prunable.costs.ratio(result.structure)
+    return Found(result.structure, result.loss, reached, work, rounds=result.rounds)
 
 
 def repair_all(setting: Setting, found: Found, say: Say, progress: Callable[[int, int], None]) -> Found:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf, isfinite
+from typing import Any
 
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
@@ -94,6 +95,11 @@ def solve(table: Table, limits: Sequence[Limit], *, uniform: bool = False, time_
     return _solve_uniform(program, time_limit) if uniform else program.solve(time_limit)
 
 
+def _bounded(matrix: Any, lower: Any, upper: Any) -> LinearConstraint:
+    """scipy's annotations know single numbers only."""
+    return LinearConstraint(matrix, lower, upper)
+
+
 class _Program:
     """The matrices: one binary variable per option."""
 
@@ -126,15 +132,16 @@ class _Program:
         return csr_array(np.vstack([one, keeps])), lower, upper
 
     def solve(self, time_limit: float, extra: tuple[csr_array, np.ndarray, np.ndarray] | None = None) -> Solution:
-        matrix, lower, upper = self.rows()
+        rows: Any = self.rows()
+        matrix, lower, upper = rows
         if extra is not None:
             matrix = vstack([matrix, extra[0]])
             lower, upper = np.concatenate([lower, extra[1]]), np.concatenate([upper, extra[2]])
         room = np.array([limit.limit - limit.constant for limit in self.limits])
         scale = np.maximum(np.abs(room), 1e-12)  # HiGHS likes numbers near one
-        constraints = [LinearConstraint(matrix, lower, upper)]
+        constraints = [_bounded(matrix, lower, upper)]
         if self.limits:
-            constraints.append(LinearConstraint(csr_array(self.costs / scale[:, None]), -inf, room / scale))
+            constraints.append(_bounded(csr_array(self.costs / scale[:, None]), -inf, room / scale))
         began = time.perf_counter()
         result = milp(
             np.array(self.losses),
@@ -163,7 +170,7 @@ class _Program:
                 )
         return Solution(structure, float(sum(self.losses[index] for index in chosen)), gap, seconds)
 
-    def _infeasible(self, matrix: csr_array, lower: np.ndarray, upper: np.ndarray) -> InfeasibleError:
+    def _infeasible(self, matrix: Any, lower: np.ndarray, upper: np.ndarray) -> InfeasibleError:
         """By how much all limits have to be widened together, and what that makes of each."""
         columns = len(self.options)
         widths = np.array([[abs(limit.limit)] for limit in self.limits])
@@ -173,10 +180,8 @@ class _Program:
             integrality=np.concatenate([np.ones(columns), [0.0]]),
             bounds=Bounds(0, np.concatenate([np.ones(columns), [inf]])),
             constraints=[
-                LinearConstraint(
-                    csr_array(np.hstack([matrix.toarray(), np.zeros((matrix.shape[0], 1))])), lower, upper
-                ),
-                LinearConstraint(np.hstack([self.costs, -widths]), -inf, room),
+                _bounded(csr_array(np.hstack([matrix.toarray(), np.zeros((matrix.shape[0], 1))])), lower, upper),
+                _bounded(np.hstack([self.costs, -widths]), -inf, room),
             ],
         )
         if result.x is None:

@@ -17,7 +17,7 @@ FLOORS = {
     "cli": 5, "commands": 5, "__main__": 5,
     "pipeline": 4, "export": 4, "card": 4, "report": 4, "journal": 4, "workspace": 4, "summary": 4, "progress": 4,
     "publish": 4, "hub_package": 4, "hub_upload": 4, "judge": 4, "quiet": 4, "api": 4, "setting": 4,
-    "strategies": 4, "record": 4,
+    "strategies": 4, "budgets": 4, "record": 4,
     "search": 3, "eval": 3, "recipes": 1,
 }  # fmt: skip
 DEFAULT_FLOOR = 2

@@ -144,6 +144,19 @@ def test_head_counts_need_not_divide_the_hidden_size() -> None:
     assert type(config)(**config.to_dict()).to_dict() == config.to_dict()
 
 
+@pytest.mark.parametrize("rope_type", ["linear", "dynamic", "yarn"])
+def test_scaled_rotary_embeddings_survive_differing_layers(rope_type: str, tmp_path) -> None:
+    rope = {"rope_type": rope_type, "factor": 2.0, "rope_theta": 10000.0, "original_max_position_embeddings": 16}
+    model = tiny.tiny_model("llama", rope_parameters=rope, max_position_embeddings=32)
+    plan = tiny.random_plan(model, 5)
+    pruned, ids = apply_plan(model, plan), tiny.random_ids(batch=2, length=14)
+    assert pruned.config.model_type != model.config.model_type, "mixed layers"
+    assert _difference(pruned, tiny.masked_model(model, plan), ids) < TOLERANCE
+    pruned.save_pretrained(tmp_path)
+    loaded = type(pruned).from_pretrained(tmp_path)
+    assert _difference(pruned, loaded, ids) == 0
+
+
 def test_a_plan_for_another_model_is_refused() -> None:
     llama, qwen = tiny.tiny_model("llama"), tiny.tiny_model("qwen2")
     with pytest.raises(ConfigError, match="made for a 'qwen2' model"):

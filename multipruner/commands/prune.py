@@ -20,6 +20,8 @@ examples
   python -m multipruner --model llama --ratio 0.2
   python -m multipruner --model meta-llama/Llama-3.1-8B --ratio 0.17 --shares 30:70:0 --device cuda
   python -m multipruner --model ./my-model --calibration my.jsonl --eval ppl,piqa,arc_easy
+  python -m multipruner latency --model llama --output table.json
+  python -m multipruner --model llama --max-latency 0.7x --latency-table table.json
   python -m multipruner --model list
 
 A run that was interrupted goes on with the same command. A smaller --ratio of a finished run in the same
@@ -51,6 +53,19 @@ def _flags(parser: argparse.ArgumentParser) -> None:
 
     what = parser.add_argument_group("what goes")
     what.add_argument("--ratio", type=float, help="removed / all parameters, between 0 and 1 (default 0.2)")
+    budget = parser.add_argument_group(
+        "budgets",
+        "upper bounds, any number together: a share of the dense model (0.7x) or a number (12ms, 200MiB, 100M); "
+        "with one of them --ratio is not needed",
+    )
+    budget.add_argument("--max-params", dest="budgets.parameters", metavar="N", help="parameters")
+    budget.add_argument("--max-memory", dest="budgets.weight_bytes", metavar="BYTES", help="of the weights")
+    budget.add_argument("--max-kv-bytes", dest="budgets.kv_bytes", metavar="BYTES", help="KV cache per token")
+    budget.add_argument("--max-flops", dest="budgets.flops", metavar="N", help="per token, without attention scores")
+    budget.add_argument("--max-latency", dest="budgets.latency", metavar="MS", help="of one forward pass")
+    budget.add_argument("--latency-table", dest="latency_table", metavar="FILE", help="of `multipruner latency`")
+    budget.add_argument("--workload", help="of that table, such as prefill-b1-t512; default: its first")
+
     what.add_argument("--method", choices=("global", "paper"),
                       help="a set of defaults: global (tables of measured losses, an exact program, closed-form "
                       "repair; default) or paper (the published greedy path)")  # fmt: skip
@@ -126,6 +141,8 @@ def run(arguments: Sequence[str]) -> int:
         raise ConfigError("which model? give --model NAME (see --model list), a Hub id, a folder or a .gguf file")
     flags = nested(typed)
     evaluation_values(flags)
+    if "budgets" in flags and "ratio" not in flags:
+        flags["ratio"] = None  # a budget that was typed replaces the recipe's ratio
     recipe = Recipe.build(*sources, flags)
     from rich.console import Console
 

@@ -13,7 +13,9 @@ from typing import Any
 
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.utils.hub import cached_file
 
+from multipruner.architecture import FAMILIES
 from multipruner.errors import ConfigError, OutputError, UnknownModelError, UnsupportedModelError
 from multipruner.modeling import family_of, model_class
 from multipruner.plan import PruningPlan
@@ -38,9 +40,10 @@ def save(
     card: str,
     replace: bool = False,
 ) -> Path:
-    """Write a checkpoint folder: weights, configuration, modelling code, tokenizer, plan, report and model card.
+    """Write a checkpoint folder: weights, configuration, tokenizer, plan, report and model card.
 
-    Everything goes to a sibling folder first and takes its name at the end, so that ``folder`` is whole or absent.
+    The modelling code comes with it where layers differ; a model of a stock class needs none. Everything goes to a
+    sibling folder first and takes its name at the end, so that ``folder`` is whole or absent.
 
     Args:
         plan, report: written as ``plan.json`` and ``report.json``.
@@ -53,9 +56,9 @@ def save(
     """
     target = Path(folder).absolute()
     _check_target(target, replace)
-    _check_space(target, weight_bytes(model))
+    check_space(target, weight_bytes(model))
     partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
-    with _output_errors(target):
+    with output_errors(target):
         try:
             partial.mkdir(parents=True)
             _write_model(partial, model, tokenizer)
@@ -101,6 +104,10 @@ def load(source: str | Path, **kwargs: Any) -> PreTrainedModel:
     except OSError as error:
         raise UnknownModelError(f"no model at {str(source)!r}: {error}") from error
     spec = family_of(config)
+    if spec is None and _is_stock_result(str(source), config, options):
+        return AutoModelForCausalLM.from_pretrained(
+            str(source), use_safetensors=True, trust_remote_code=False, **kwargs
+        )
     if spec is None:
         raise UnsupportedModelError(
             f"{str(source)!r} is not a pruned model (model_type {config.get('model_type')!r}); "
@@ -113,6 +120,17 @@ def load(source: str | Path, **kwargs: Any) -> PreTrainedModel:
     return AutoModelForCausalLM.from_pretrained(str(source), use_safetensors=True, trust_remote_code=True, **kwargs)
 
 
+def _is_stock_result(source: str, config: Mapping[str, Any], options: Mapping[str, Any]) -> bool:
+    """Whether this is a stock checkpoint that a plan was applied to (see :func:`multipruner.apply_plan`)."""
+    family = FAMILIES.get(str(config.get("model_type")))
+    if family is None or family.remote_code:
+        return False
+    try:
+        return cached_file(source, PLAN_FILE, **options) is not None
+    except OSError:
+        return False
+
+
 def _check_target(target: Path, replace: bool) -> None:
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return
@@ -122,7 +140,12 @@ def _check_target(target: Path, replace: bool) -> None:
         raise OutputError(f"{target} is not a model's folder (no config.json) and will not be replaced")
 
 
-def _check_space(target: Path, weights: int) -> None:
+def check_space(target: Path, weights: int) -> None:
+    """Refuse to begin what the disk has no room for.
+
+    Raises:
+        OutputError: naming what is needed and what is free.
+    """
     existing = next(parent for parent in target.parents if parent.exists())
     need, free = int(weights * _OVERHEAD), shutil.disk_usage(existing).free
     if need > free:
@@ -142,7 +165,7 @@ def _write_model(folder: Path, model: PreTrainedModel, tokenizer: Any | None) ->
 
 
 @contextmanager
-def _output_errors(target: Path) -> Iterator[None]:
+def output_errors(target: Path) -> Iterator[None]:
     """Turn what a disk can do to us into one line."""
     try:
         yield

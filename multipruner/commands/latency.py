@@ -1,0 +1,181 @@
+"""``python -m multipruner latency --model NAME``: measure the milliseconds of every block option on this machine."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from multipruner.errors import ConfigError, OutputError
+from multipruner.latency import LatencyTable, Workload
+
+from .base import Parser
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_HELP = """\
+Measure how long every attention and MLP option of a model takes on this machine, and write the look-up table from
+which the latency of any pruned structure is predicted.
+
+examples
+  python -m multipruner latency --model llama --output table.json
+  python -m multipruner latency --model llama --output table.json --phase prefill --prompt 512 --prompt 128
+  python -m multipruner latency --model meta-llama/Llama-3.1-8B --output h100.json --device cuda --batch 8
+
+Close other programs first. What was measured is kept in OUTPUT.partial: the same command goes on."""
+
+RESTLESS = 0.15
+"""Relative spread from which other programs must have been at work: a quiet machine's is a few per cent."""
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(prog="multipruner latency", description=_HELP, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, metavar="NAME", help="recipe, Hub id, local folder or .gguf file")
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="the table, JSON")
+    parser.add_argument("--overwrite", action="store_true", help="measure anew what FILE or FILE.partial holds")
+    work = parser.add_argument_group("workloads")
+    work.add_argument("--phase", choices=("prefill", "decode", "both"), default="both", help="default both")
+    work.add_argument("--batch", type=int, default=1, metavar="B", help="sequences (default 1)")
+    work.add_argument("--prompt", type=int, action="append", metavar="P",
+                      help="tokens of the prompt (default 512); may be given several times")  # fmt: skip
+    cache = work.add_mutually_exclusive_group()
+    cache.add_argument("--generate", type=int, metavar="G", help="decode: tokens generated behind the prompt; the "
+                       "cache is measured half-way")  # fmt: skip
+    cache.add_argument("--cached", type=int, metavar="C", help="decode: tokens in the cache (default 256)")
+    how = parser.add_argument_group("how")
+    how.add_argument("--dtype", choices=("auto", "bfloat16", "float16", "float32"), help="default: the recipe's")
+    how.add_argument("--attn-implementation", metavar="NAME", help="transformers' name: sdpa, eager, flash_attention_2")
+    how.add_argument("--compile", action="store_true", help="compile every block (torch.compile)")
+    how.add_argument("--device", help="cpu, cuda, cuda:1 ...; default: cuda when there is one")
+    how.add_argument("--threads", type=int, metavar="N", help="processor threads (default: torch's choice)")
+    how.add_argument("--channel-step", type=int, default=128, metavar="N", help="MLP widths (default 128)")
+    how.add_argument("--revision", help="Hub revision of the model")
+    how.add_argument("--trust-remote-code", action="store_true", help="run the model's own code")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    return parser
+
+
+def workloads_of(typed: argparse.Namespace) -> list[Workload]:
+    """The workloads that the flags ask for.
+
+    Raises:
+        ConfigError: for numbers below one.
+    """
+    prompts = typed.prompt or [512]
+    found = [Workload("prefill", typed.batch, prompt) for prompt in prompts] if typed.phase != "decode" else []
+    if typed.phase != "prefill":
+        if typed.generate is not None:
+            if typed.generate < 1:
+                raise ConfigError(f"--generate {typed.generate}: give at least 1")
+            cached = [prompt + typed.generate // 2 for prompt in prompts]
+        else:
+            cached = [256 if typed.cached is None else typed.cached]
+        found += [Workload("decode", typed.batch, tokens) for tokens in cached]
+    return list(dict.fromkeys(found))
+
+
+def run(arguments: Sequence[str]) -> int:
+    typed = _parser().parse_args(arguments)
+    workloads = workloads_of(typed)
+    if typed.channel_step < 1 or (typed.threads is not None and typed.threads < 1):
+        raise ConfigError("--channel-step and --threads must be at least 1")
+    if typed.output.exists() and not typed.overwrite:
+        raise OutputError(f"{typed.output} is there already; choose another --output, or measure anew with --overwrite")
+    from rich.console import Console
+
+    from multipruner.quiet import quiet_libraries
+
+    quiet_libraries()
+    console = Console()
+    model = _load(typed, console)
+    partial = typed.output.with_name(typed.output.name + ".partial")
+    if typed.overwrite:
+        partial.unlink(missing_ok=True)
+    table = _measured(model, workloads, typed, partial, console)
+    table.write(typed.output)
+    partial.unlink(missing_ok=True)
+    console.print(_summary(table, model))
+    wild = max(_spread(table, name) for name in table.workloads)
+    if wild > RESTLESS:
+        console.print(f"warning: times spread by {100 * wild:.0f}%: close other programs and use --overwrite")
+    console.print(f"wrote {typed.output}", highlight=False)
+    return 0
+
+
+def _load(typed: argparse.Namespace, console: Console) -> Any:
+    """The dense model, as the flags want it."""
+    import torch
+
+    from multipruner.recipe import Recipe
+    from multipruner.recipes import mapping_for
+    from multipruner.sources import load_dense, resolve
+
+    names = ("dtype", "device", "revision")
+    flags = {name: getattr(typed, name) for name in names if getattr(typed, name) is not None}
+    if typed.trust_remote_code:
+        flags["trust_remote_code"] = True
+    recipe = Recipe.build(mapping_for(typed.model), flags)
+    if typed.threads is not None:
+        torch.set_num_threads(typed.threads)
+    say = lambda text: console.print(text, highlight=False, soft_wrap=True)  # noqa: E731
+    model, _ = load_dense(resolve(recipe, say), recipe)
+    if typed.attn_implementation is not None:
+        try:
+            model.set_attn_implementation(typed.attn_implementation)
+        except (ImportError, ValueError) as error:
+            raise ConfigError(f"--attn-implementation {typed.attn_implementation}: {error}") from None
+    return model
+
+
+def _measured(
+    model: Any, workloads: list[Workload], typed: argparse.Namespace, partial: Path, console: Console
+) -> LatencyTable:
+    """Measure, with a progress bar."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from multipruner.measure import measure_table
+
+    columns = (
+        TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.percentage:>3.0f}%"),
+        TimeElapsedColumn(),
+    )  # fmt: skip
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("latency", total=1.0)
+        return measure_table(
+            model,
+            workloads,
+            channel_step=typed.channel_step,
+            compiled=typed.compile,
+            resume_from=partial,
+            progress=lambda name, share: bar.update(task, description=name, completed=share),
+        )
+
+
+def _spread(table: LatencyTable, name: str) -> float:
+    """The median spread of a workload's blocks; those of removed ones take too little to tell."""
+    row = table.row(name)
+    return median(entry.spread for kind in (row.attention, row.mlp) for width, entry in kind.items() if width)
+
+
+def _summary(table: LatencyTable, model: Any) -> Any:
+    """The dense model's prediction and the entries, as a table for the screen."""
+    from rich.table import Table
+
+    from multipruner.architecture import dense_structure
+
+    dense = dense_structure(model.config)
+    environment = table.environment
+    threads = f", {environment['threads']} threads" if environment["device"] == "cpu" else ""
+    title = f"milliseconds on {environment['device_name']}{threads}, {environment['dtype']}"
+    view = Table(title=title, title_justify="left")
+    for column in ("workload", "dense", "constant", "attention", "MLP", "spread"):
+        view.add_column(column, justify="left" if column == "workload" else "right")
+    for name in table.workloads:
+        full = dense[0]
+        kinds = [table.block_milliseconds(kind, full, name) for kind in ("attention", "mlp")]
+        numbers = [table.milliseconds(dense, name), table.constant(name), *kinds]
+        view.add_row(name, *(f"{number:.3f}" for number in numbers), f"{100 * _spread(table, name):.0f}%")
+    return view

@@ -1,0 +1,189 @@
+"""GGUF files for llama.cpp: one architecture for layers of different sizes, the family's own where all are alike."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from gguf import GGMLQuantizationType, GGUFValueType, GGUFWriter, LlamaFileType
+
+from multipruner.cache import publish
+from multipruner.errors import ConfigError, OutputError
+
+from .checkpoint import check_space, output_errors
+from .gguf_model import GgufModel, read_model
+from .gguf_tensors import OUTTYPES, TensorJob, Weights, tensor_jobs, written_size
+from .gguf_tokenizer import Field, copied_fields, tokenizer_fields
+
+_QUANTIZATION_VERSION = 2
+_FILE_TYPES = {
+    "f32": LlamaFileType.ALL_F32,
+    "f16": LlamaFileType.MOSTLY_F16,
+    "bf16": LlamaFileType.MOSTLY_BF16,
+    "q8_0": LlamaFileType.MOSTLY_Q8_0,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """What was written.
+
+    Attributes:
+        path: the file.
+        architecture: what it tells llama.cpp.
+        layers, tensors: how many there are.
+        nbytes: its size.
+        kept_wide: matrices that stayed 16-bit because the rows do not fit the type's blocks.
+        window: the sliding window that cut the context length short, which these architectures do not have.
+    """
+
+    path: Path
+    architecture: str
+    layers: int
+    tensors: int
+    nbytes: int
+    kept_wide: int
+    window: int | None
+
+
+def export_gguf(
+    folder: str | Path,
+    output: str | Path | None = None,
+    *,
+    outtype: str = "f16",
+    base_gguf: str | Path | None = None,
+    overwrite: bool = False,
+) -> Exported:
+    """Write a checkpoint folder as a GGUF file; only one tensor at a time is in memory.
+
+    Args:
+        folder: what a run wrote (or a stock checkpoint of a family in :data:`GGUF_FAMILIES`).
+        output: the file; default ``FOLDER-OUTTYPE.gguf`` beside the folder. It appears whole or not at all.
+        outtype: ``f32 f16 bf16 q8_0``, of the matrices.
+        base_gguf: a GGUF file of the base model to copy the tokenizer from.
+        overwrite: whether an existing file may be replaced.
+
+    Raises:
+        UnknownModelError: when the folder holds no checkpoint.
+        UnsupportedModelError: when llama.cpp cannot compute this model, or its tokenizer has no name there.
+        ConfigError: when the folder contradicts itself, or ``base_gguf`` is of another model.
+        OutputError: when the file exists, or cannot be written; nothing is left behind.
+    """
+    folder = Path(folder)
+    target = Path(output) if output else folder.absolute().with_name(f"{folder.absolute().name}-{outtype}.gguf")
+    if outtype not in OUTTYPES:
+        raise ConfigError(f"outtype {outtype!r} is unknown; choose {', '.join(OUTTYPES)}")
+    if target.is_dir() or (target.exists() and not overwrite):
+        raise OutputError(f"{target} exists already; choose another --output or give --overwrite")
+    model, weights = read_model(folder), Weights(folder)
+    jobs, kind = _jobs(model, weights), OUTTYPES[outtype]
+    base = Path(base_gguf) if base_gguf else None
+    tokenizer = copied_fields(base, folder, model.config) if base else tokenizer_fields(folder, model.config)
+    check_space(target.absolute(), sum(job.nbytes(kind) for job in jobs))
+    partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
+    with output_errors(target):
+        try:
+            target.absolute().parent.mkdir(parents=True, exist_ok=True)
+            writer = GGUFWriter(partial, model.architecture)
+            _add_general(writer, folder, outtype)
+            _add_model(writer, model)
+            _add_fields(writer, tokenizer)
+            _write(writer, jobs, weights, kind)
+            publish(partial, target)
+        finally:
+            partial.unlink(missing_ok=True)
+    wide = sum(len(job.shape) > 1 and job.type(kind) != kind for job in jobs)
+    return Exported(target, model.architecture, len(model.sizes), len(jobs), target.stat().st_size, wide, model.window)
+
+
+def _jobs(model: GgufModel, weights: Weights) -> list[TensorJob]:
+    jobs = tensor_jobs(model.spec, model.sizes, model.shape, weights)
+    if model.rope_factors:
+        jobs.insert(1, TensorJob("rope_freqs.weight", (len(model.rope_factors),), values=model.rope_factors))
+    return jobs
+
+
+def _add_general(writer: GGUFWriter, folder: Path, outtype: str) -> None:
+    """What the model is called and where it comes from, as far as the folder's model card says."""
+    card = _card(folder)
+    writer.add_type("model")
+    writer.add_name(folder.absolute().name)
+    if isinstance(card.get("license"), str):
+        writer.add_license(card["license"])
+    bases = card.get("base_model") or []
+    bases = [bases] if isinstance(bases, str) else list(bases)
+    if bases:
+        writer.add_base_model_count(len(bases))
+    for number, base in enumerate(bases):
+        organization, _, name = str(base).rpartition("/")
+        writer.add_base_model_name(number, name)
+        if organization:
+            writer.add_base_model_organization(number, organization)
+            writer.add_base_model_repo_url(number, f"https://huggingface.co/{base}")
+    for key, add in (("tags", writer.add_tags), ("language", writer.add_languages)):
+        values = card.get(key)
+        if values:
+            add([str(value) for value in ([values] if isinstance(values, str) else values)])
+    writer.add_quantization_version(_QUANTIZATION_VERSION)
+    writer.add_file_type(_FILE_TYPES[outtype])
+
+
+def _card(folder: Path) -> dict[str, Any]:
+    """The metadata at the head of the folder's README.md."""
+    path = folder / "README.md"
+    parts = path.read_text(encoding="utf-8").split("---\n", 2) if path.is_file() else []
+    try:
+        record = yaml.safe_load(parts[1]) if len(parts) == 3 and not parts[0].strip() else None
+    except yaml.YAMLError:
+        record = None
+    return record if isinstance(record, dict) else {}
+
+
+def _add_model(writer: GGUFWriter, model: GgufModel) -> None:
+    """Sizes: arrays for layers that differ, single numbers for the family's own architecture."""
+    config, head_dim = model.config, model.shape.head_dim
+    sizes = [written_size(number, size) for number, size in enumerate(model.sizes)]
+    for add, values in (
+        (writer.add_head_count, [size.query_heads for size in sizes]),
+        (writer.add_head_count_kv, [size.kv_heads for size in sizes]),
+        (writer.add_feed_forward_length, [size.channels for size in sizes]),
+    ):
+        add(values if model.per_layer else values[0])
+    writer.add_block_count(len(sizes))
+    writer.add_context_length(model.window or config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_key_length(head_dim)
+    writer.add_value_length(head_dim)
+    writer.add_rope_dimension_count(head_dim)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    if model.rope_scale != 1.0:
+        writer.add_rope_scaling_attn_factors(model.rope_scale)
+
+
+def _add_fields(writer: GGUFWriter, fields: list[Field]) -> None:
+    """Add what is not said yet: the folder's own card goes before what another file says."""
+    for key, value, kind, sub_type in fields:
+        if key in writer.kv_data[0]:
+            continue
+        writer.add_key_value(key, value, kind, sub_type if kind == GGUFValueType.ARRAY else None)
+
+
+def _write(writer: GGUFWriter, jobs: list[TensorJob], weights: Weights, kind: GGMLQuantizationType) -> None:
+    """Header first, from shapes alone; then one tensor after another."""
+    for job in jobs:
+        stored = job.type(kind)
+        writer.add_tensor_info(job.name, job.shape, np.dtype(np.float32), job.nbytes(kind), raw_dtype=stored)
+    try:
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        for job in jobs:
+            writer.write_tensor_data(job.encode(weights, kind))
+    finally:
+        writer.close()

@@ -1,0 +1,220 @@
+"""Tensors of a GGUF file: which there are, under which names, and their values, read one at a time.
+
+llama.cpp's ``deci`` architecture (made for NVIDIA's Nemotron-NAS models) takes sizes per layer, but not every
+combination; see :func:`written_size` for what stands in for a removed block there.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+from gguf.quants import quantize
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+
+from multipruner.architecture import ArchitectureSpec, BlockSpec, rows_per_part
+from multipruner.errors import ConfigError, NumericsError, UnknownModelError
+from multipruner.structure import BlockKind, LayerSize, Structure
+from multipruner.surgery import output_part
+
+OUTTYPES: dict[str, GGMLQuantizationType] = {
+    "f32": GGMLQuantizationType.F32,
+    "f16": GGMLQuantizationType.F16,
+    "bf16": GGMLQuantizationType.BF16,
+    "q8_0": GGMLQuantizationType.Q8_0,
+}
+"""Types of the matrices; vectors (norms, biases) are always 32-bit, as llama.cpp wants them."""
+_PARTS = {"q": "attn_q", "k": "attn_k", "v": "attn_v", "gate": "ffn_gate", "up": "ffn_up"}
+_NORM_AND_OUTPUT: dict[BlockKind, tuple[str, str]] = {
+    "attention": ("attn_norm", "attn_output"),
+    "mlp": ("ffn_norm", "ffn_down"),
+}
+_ROTARY = ("q", "k")
+_LEAST_CHANNELS = 32  # a whole block of Q8_0
+
+
+class Weights:
+    """The safetensors of a checkpoint folder: shapes at once, values on demand.
+
+    Args:
+        folder: holds ``model.safetensors``, or shards with an index.
+
+    Raises:
+        UnknownModelError: when there are none, or they are damaged.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        index = folder / "model.safetensors.index.json"
+        single = folder / "model.safetensors"
+        if not (index.is_file() or single.is_file()):
+            raise UnknownModelError(f"{folder} has no model.safetensors; name the folder of a finished run")
+        names = set(json.loads(index.read_text())["weight_map"].values()) if index.is_file() else {single.name}
+        self._files: dict[str, Path] = {}
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        for path in sorted(folder / name for name in names):
+            try:
+                with safe_open(path, "pt") as file:
+                    for name in file.keys():  # noqa: SIM118 (not a mapping)
+                        self._files[name] = path
+                        self.shapes[name] = tuple(file.get_slice(name).get_shape())
+            except (OSError, SafetensorError) as error:
+                raise UnknownModelError(f"{path} cannot be read: {error}") from error
+
+    def read(self, name: str) -> NDArray[np.float32]:
+        """One tensor's values."""
+        with safe_open(self._files[name], "pt") as file:
+            return file.get_tensor(name).float().numpy()
+
+
+@dataclass(frozen=True, slots=True)
+class TensorJob:
+    """One tensor of the file.
+
+    Attributes:
+        name: in the GGUF file.
+        shape: as in the checkpoint (the file's own header turns it round).
+        source: the checkpoint's tensor; ``None`` for one that is made up.
+        heads: of a query or key projection whose rows llama.cpp wants interleaved; 0 where they stay.
+        fill: the value of a tensor that is made up.
+        values: its values, one by one, where they are not all alike.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    source: str | None = None
+    heads: int = 0
+    fill: float = 0.0
+    values: tuple[float, ...] = ()
+
+    def type(self, outtype: GGMLQuantizationType) -> GGMLQuantizationType:
+        """How it is stored: rows that the type's block does not divide stay 16-bit."""
+        if len(self.shape) == 1:
+            return GGMLQuantizationType.F32
+        return outtype if self.shape[-1] % GGML_QUANT_SIZES[outtype][0] == 0 else GGMLQuantizationType.F16
+
+    def nbytes(self, outtype: GGMLQuantizationType) -> int:
+        block, size = GGML_QUANT_SIZES[self.type(outtype)]
+        return int(np.prod(self.shape)) // block * size
+
+    def encode(self, weights: Weights, outtype: GGMLQuantizationType) -> NDArray:
+        """Its values as they are stored.
+
+        Raises:
+            NumericsError: for weights beyond the range of 16-bit floats.
+        """
+        kind = self.type(outtype)
+        with np.errstate(over="ignore"):
+            stored = quantize(np.ascontiguousarray(self._values(weights)), kind)
+        if kind == GGMLQuantizationType.F16 and not np.isfinite(stored).all():
+            raise NumericsError(f"{self.name} holds values that f16 cannot; choose --outtype bf16 or f32")
+        return stored
+
+    def _values(self, weights: Weights) -> NDArray[np.float32]:
+        if self.values:
+            return np.array(self.values, dtype=np.float32)
+        if self.source is None:
+            return np.full(self.shape, self.fill, dtype=np.float32)
+        values = weights.read(self.source)
+        return interleave(values, self.heads) if self.heads else values
+
+
+def interleave(rows: NDArray[np.float32], heads: int) -> NDArray[np.float32]:
+    """Rows of every head from (first half, second half) to pairs, which is where llama.cpp's plain rotation acts."""
+    return rows.reshape(heads, 2, -1, *rows.shape[1:]).swapaxes(1, 2).reshape(rows.shape)
+
+
+def written_size(number: int, size: LayerSize) -> LayerSize:
+    """What the file says of a layer: its size, or more where llama.cpp would fail or compute something else.
+
+    ``deci`` skips a layer without MLP altogether, attention and all, and takes the width of a head from layer 0. Zero
+    weights add nothing to the residual stream, so one zero head and 32 zero channels keep the values as they are.
+    """
+    if number == 0 and not size.has_attention:
+        size = replace(size, query_heads=1, kv_heads=1)
+    if size.has_attention and not size.has_mlp:
+        size = replace(size, channels=_LEAST_CHANNELS)
+    return size
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What the tensors' shapes follow from, besides the sizes of the layers."""
+
+    hidden_size: int
+    head_dim: int
+    vocab_size: int
+    tied_embeddings: bool
+    interleaved: bool
+
+
+def tensor_jobs(spec: ArchitectureSpec, sizes: Structure, shape: Shape, weights: Weights) -> list[TensorJob]:
+    """Every tensor of the file, in order; checked against the checkpoint.
+
+    Args:
+        spec: the family's row.
+        sizes: what each layer has.
+        shape: the rest of the dimensions, and whether query and key rows are interleaved.
+        weights: the checkpoint.
+
+    Raises:
+        ConfigError: when the checkpoint lacks a tensor, has one too many, or one of another shape.
+    """
+    table, vector = (shape.vocab_size, shape.hidden_size), (shape.hidden_size,)
+    jobs = [TensorJob("token_embd.weight", table, f"{spec.decoder}.{spec.embeddings}.weight")]
+    for number, size in enumerate(sizes):
+        jobs += _layer_jobs(spec, number, size, shape, weights)
+    jobs.append(TensorJob("output_norm.weight", vector, f"{spec.decoder}.{spec.final_norm}.weight"))
+    head = f"{spec.head}.weight"
+    if not shape.tied_embeddings:
+        jobs.append(TensorJob("output.weight", table, head))
+    _check(jobs, weights, ignored={head} if shape.tied_embeddings else set())
+    return jobs
+
+
+def _layer_jobs(
+    spec: ArchitectureSpec, number: int, size: LayerSize, shape: Shape, weights: Weights
+) -> Iterator[TensorJob]:
+    prefix, written = f"{spec.decoder}.{spec.layers}.{number}", written_size(number, size)
+    kinds: Sequence[BlockKind] = ("attention", "mlp")
+    for kind in kinds:
+        if not written.has(kind):
+            continue
+        real = size.has(kind)
+        for job in _block_jobs(spec.block(kind), kind, f"blk.{number}", prefix, written, shape):
+            if job.name.endswith(".bias") and not (real and job.source in weights.shapes):
+                continue
+            yield job if real else replace(job, source=None, heads=0)
+
+
+def _block_jobs(
+    block: BlockSpec, kind: BlockKind, target: str, prefix: str, size: LayerSize, shape: Shape
+) -> Iterator[TensorJob]:
+    """A block's tensors, each matrix with the bias that it may have."""
+    norm, output = _NORM_AND_OUTPUT[kind]
+    yield TensorJob(f"{target}.{norm}.weight", (shape.hidden_size,), f"{prefix}.{block.norm}.weight", fill=1.0)
+    for projection in block.inputs:
+        (part,) = projection.parts
+        rows, source = rows_per_part(part, size, shape.head_dim), f"{prefix}.{block.path}.{projection.path}"
+        heads = (rows // shape.head_dim) if shape.interleaved and part in _ROTARY else 0
+        yield TensorJob(f"{target}.{_PARTS[part]}.weight", (rows, shape.hidden_size), f"{source}.weight", heads)
+        yield TensorJob(f"{target}.{_PARTS[part]}.bias", (rows,), f"{source}.bias", heads)
+    columns = rows_per_part(output_part(block), size, shape.head_dim)
+    source = f"{prefix}.{block.path}.{block.output}"
+    yield TensorJob(f"{target}.{output}.weight", (shape.hidden_size, columns), f"{source}.weight")
+    yield TensorJob(f"{target}.{output}.bias", (shape.hidden_size,), f"{source}.bias")
+
+
+def _check(jobs: Sequence[TensorJob], weights: Weights, ignored: set[str]) -> None:
+    wanted = {job.source: job.shape for job in jobs if job.source is not None}
+    missing = sorted(set(wanted) - set(weights.shapes))
+    extra = sorted(set(weights.shapes) - set(wanted) - ignored)
+    wrong = sorted(name for name in set(wanted) & set(weights.shapes) if wanted[name] != weights.shapes[name])
+    faults = {"missing": missing, "unexpected": extra, "of another shape": wrong}
+    told = [f"{len(names)} {what}, such as {names[0]}" for what, names in faults.items() if names]
+    if told:
+        raise ConfigError(f"the weights do not fit config.json: {'; '.join(told)}")
