@@ -148,7 +148,7 @@ class _Program:
             integrality=np.ones(len(self.options)),
             bounds=Bounds(0, 1),
             constraints=constraints,
-            options={"time_limit": time_limit, "mip_rel_gap": 0.0},
+            options={"time_limit": time_limit, "mip_rel_gap": 1e-6},
         )
         seconds = time.perf_counter() - began
         if result.x is None:

@@ -40,12 +40,25 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     text.write_text(" ".join(f"w{4 + (n * n + n // 7) % 93}" for n in range(4000)))
     folders = []
     for name, shares in (("all-stages", "40:40:20"), ("widths", "0:80:20")):
-        flags = ["--model", str(dense), "--ratio", "0.3", "--calibration", str(text), "--sequences", "4",
-                 "--width-sequences", "2", "--length", "16", "--channel-group", "8", "--eval-text", str(text),
+        flags = ["--method", "paper", "--model", str(dense), "--ratio", "0.3",
+                 "--calibration", str(text), "--sequences", "4", "--width-sequences", "2", "--length", "16", "--channel-group", "8", "--eval-text", str(text),
                  "--shares", shares, "--output", str(base / name)]  # fmt: skip
         assert command_line(flags) == 0
         folders.append(base / name)
     return folders
+
+
+def test_a_run_of_the_exact_program_shows_its_rounds(runs: list[Path]) -> None:
+    base = runs[0].parent
+    dense, text = base / "tiny", base / "tiny" / "text.txt"
+    flags = ["--model", str(dense), "--ratio", "0.3", "--calibration", str(text), "--sequences", "4", "--length", "16",
+             "--statistics-sequences", "8", "--channel-group", "8", "--eval-text", str(text),
+             "--output", str(base / "program")]  # fmt: skip
+    assert command_line(flags) == 0
+    page = write_report([base / "program"])
+    written = {path.stem for path in (base / "program" / "report_files").iterdir()}
+    assert "rounds" in page.read_text() and any("rounds" in name for name in written)
+    assert not any("trajectory" in name for name in written)
 
 
 def copy_of(run: Path, folder: Path) -> Path:
