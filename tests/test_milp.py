@@ -22,11 +22,7 @@ MLP = (LayerSize(0, 0, 0), LayerSize(0, 0, 8), LayerSize(0, 0, 16))
 def _table(losses: Sequence[float], layers: int) -> dict[Block, dict[LayerSize, float]]:
     kinds: tuple[tuple[BlockKind, tuple[LayerSize, ...]], ...] = (("attention", ATTENTION), ("mlp", MLP))
     numbers = iter(losses)
-    return {
-        (layer, kind): {size: next(numbers) for size in sizes}
-        for layer in range(layers)
-        for kind, sizes in kinds
-    }
+    return {(layer, kind): {size: next(numbers) for size in sizes} for layer in range(layers) for kind, sizes in kinds}
 
 
 def _weight(layer: int, kind: BlockKind, size: LayerSize) -> float:

@@ -40,9 +40,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     text.write_text(" ".join(f"w{4 + (n * n + n // 7) % 93}" for n in range(4000)))
     folders = []
     for name, shares in (("all-stages", "40:40:20"), ("widths", "0:80:20")):
-        flags = ["--method", "paper", "--model", str(dense), "--ratio", "0.3",
-                 "--calibration", str(text), "--sequences", "4", "--width-sequences", "2", "--length", "16", "--channel-group", "8", "--eval-text", str(text),
-                 "--shares", shares, "--output", str(base / name)]  # fmt: skip
+        flags = ["--method", "paper", "--model", str(dense), "--ratio", "0.3", "--calibration", str(text),
+                 "--sequences", "4", "--width-sequences", "2", "--length", "16", "--channel-group", "8",
+                 "--eval-text", str(text), "--shares", shares, "--output", str(base / name)]  # fmt: skip
         assert command_line(flags) == 0
         folders.append(base / name)
     return folders
