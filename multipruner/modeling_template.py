@@ -118,7 +118,8 @@ class PrunedLlamaModel(LlamaModel):
         with without_layers(config):
             super().__init__(config)
         if hasattr(self, "rotary_emb"):  # some rotary types read the number of heads, which only a layer has
-            self.rotary_emb.config = config.per_layer_config[0]
+            rotary: Any = self.rotary_emb
+            rotary.config = config.per_layer_config[0]
         self.layers.extend(pruned_layer(config, number) for number in range(config.num_hidden_layers))
         assign_cache_slots(config, list(self.layers))
         self.post_init()

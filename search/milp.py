@@ -100,6 +100,10 @@ def _bounded(matrix: Any, lower: Any, upper: Any) -> LinearConstraint:
     return LinearConstraint(matrix, lower, upper)
 
 
+def _interval(lower: Any, upper: Any) -> Bounds:
+    return Bounds(lower, upper)
+
+
 class _Program:
     """The matrices: one binary variable per option."""
 
@@ -178,7 +182,7 @@ class _Program:
         result = milp(
             np.concatenate([np.zeros(columns), [1.0]]),
             integrality=np.concatenate([np.ones(columns), [0.0]]),
-            bounds=Bounds(0, np.concatenate([np.ones(columns), [inf]])),
+            bounds=_interval(0, np.concatenate([np.ones(columns), [inf]])),
             constraints=[
                 _bounded(csr_array(np.hstack([matrix.toarray(), np.zeros((matrix.shape[0], 1))])), lower, upper),
                 _bounded(np.hstack([self.costs, -widths]), -inf, room),

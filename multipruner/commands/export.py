@@ -20,7 +20,7 @@ examples
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(prog="multipruner export", description=_HELP, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="the folder of a finished run")
-    parser.add_argument("--format", choices=("gguf",), required=True, help="what to write")
+    parser.add_argument("--format", choices=("gguf",), default="gguf", help="what to write; default gguf")
     parser.add_argument("--outtype", choices=("f32", "f16", "bf16", "q8_0"), default="f16",
                         help="of the matrices; default f16")  # fmt: skip
     parser.add_argument("--output", type=Path, metavar="FILE", help="default FOLDER-OUTTYPE.gguf, beside the folder")
