@@ -293,5 +293,10 @@ def _reproduction(report: Mapping[str, Any]) -> str:
     versions = report.get("versions") or {}
     if versions:
         lines.append("Made with " + ", ".join(f"{package} {version}" for package, version in versions.items()) + ".")
-    lines.append("`plan.json` and the dense weights give these weights again, bit for bit.")
+    repaired = isinstance(recipe, Mapping) and recipe.get("compensation", "none") != "none"
+    lines.append(
+        "`plan.json` says what was cut; the output projections of what stays were then refitted in closed form."
+        if repaired
+        else "`plan.json` and the dense weights give these weights again, bit for bit."
+    )
     return "\n\n".join(["## How it was made", *lines])

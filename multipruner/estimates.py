@@ -10,9 +10,7 @@ from typing import TypeAlias
 
 from .latency import Entry, Width
 from .probe_journal import ProbeRecord
-from .structure import BlockKind
-
-KINDS: tuple[BlockKind, ...] = ("attention", "mlp")
+from .structure import KINDS, BlockKind
 
 
 def relative_iqr(samples: Sequence[float]) -> float:

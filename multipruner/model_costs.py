@@ -8,10 +8,8 @@ from torch import Tensor, nn
 
 from .architecture import ArchitectureSpec, BlockSpec, rows_per_part
 from .costs import Costs, LayerCost
-from .structure import BlockKind, LayerSize, Structure
+from .structure import KINDS, BlockKind, LayerSize, Structure
 from .surgery import output_part
-
-KINDS: tuple[BlockKind, ...] = ("attention", "mlp")
 
 
 def costs_of(model: Any, spec: ArchitectureSpec, dense: Structure, head_dim: int) -> Costs:

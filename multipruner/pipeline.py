@@ -56,7 +56,8 @@ class Run:
 
 
 @contextmanager
-def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
+def timed(seconds: dict[str, float], name: str) -> Iterator[None]:
+    """Add the seconds that the body takes to those of a stage."""
     began = time.perf_counter()
     yield
     seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - began
@@ -93,18 +94,40 @@ def prune(
 
 
 def _run(recipe: Recipe, workspace: Workspace, console: Console, command: str | None, overwrite: bool) -> Run:
-    say, output = teller(console), workspace.output
+    say = teller(console)
     seconds: dict[str, float] = {}
-    setting = _prepare(recipe, console, seconds)
-    with _timed(seconds, "search"):
+    setting = prepare(recipe, console, seconds)
+    with timed(seconds, "search"):
         found = find(setting, workspace, console, say, overwrite)
+    return finish(setting, found, workspace, console, command, seconds)
+
+
+def finish(
+    setting: Setting,
+    found: Found,
+    workspace: Workspace,
+    console: Console,
+    command: str | None,
+    seconds: dict[str, float],
+) -> Run:
+    """From what a search found to the folder: repair, surgery, evaluation, checkpoint, report, card.
+
+    Args:
+        setting: what :func:`prepare` gave.
+        found: the structure to make.
+        workspace: of the output folder, entered.
+        console: for progress and the summary.
+        command: the command line, for the record.
+        seconds: how long the stages before took; those of the ones here are added.
+    """
+    recipe, say, output = setting.recipe, teller(console), workspace.output
     if setting.repair is not None and recipe.accumulate:
-        with _timed(seconds, "repair"), counting_display(console) as display:
+        with timed(seconds, "repair"), counting_display(console) as display:
             found = repair_all(setting, found, say, _named(display, "repair"))
     plan = _plan(setting, found)
-    with _timed(seconds, "surgery"):
+    with timed(seconds, "surgery"):
         pruned = _cut(setting, plan, found)
-    with _timed(seconds, "evaluation"):
+    with timed(seconds, "evaluation"):
         comparison = _evaluate(setting, pruned, say)
     report = record(setting, plan, found, comparison, seconds, command)
     if recipe.latency_table is not None:
@@ -120,28 +143,29 @@ def _run(recipe: Recipe, workspace: Workspace, console: Console, command: str | 
 def _cut(setting: Setting, plan: PruningPlan, found: Found) -> Any:
     """The pruned model in memory, repaired."""
     pruned = apply_plan(setting.prunable.model, plan)
-    if setting.repair is not None and setting.statistics is not None:
+    if found.outputs:  # they cover every block that stays
+        write_outputs(pruned, setting.prunable, plan, setting.ranking, found.outputs)
+    elif setting.repair is not None and setting.statistics is not None:
         compensate(pruned, setting.prunable, plan, setting.statistics, setting.recipe.ridge)
-    write_outputs(pruned, setting.prunable, plan, setting.ranking, found.outputs)
     return pruned
 
 
-def _prepare(recipe: Recipe, console: Console, seconds: dict[str, float]) -> Setting:
+def prepare(recipe: Recipe, console: Console, seconds: dict[str, float]) -> Setting:
     """Load model and calibration, rank the widths, refuse what cannot be reached before any search."""
     say = teller(console)
     check_settings(recipe.evaluation)
-    with _timed(seconds, "load"):
+    with timed(seconds, "load"):
         source = resolve(recipe, say)
         model, tokenizer = load_dense(source, recipe)
         prunable = Prunable.of(model)
         check_reachable(recipe, prunable)
     with counting_display(console) as display:
-        with _timed(seconds, "text"):
+        with timed(seconds, "text"):
             text = _named(display, "text")
             calibration = load_calibration(recipe.calibration, tokenizer, model, say=say, progress=text)
             held_out = held_out_text(recipe, tokenizer, model)
             more = _statistics_text(recipe, tokenizer, model, text)
-        with _timed(seconds, "statistics"):
+        with timed(seconds, "statistics"):
             statistics = gather(prunable, more, _named(display, "statistics")) if more is not None else None
             order = _named(display, "order")
             ranking = rank(recipe.importance, prunable, statistics, order)

@@ -74,7 +74,8 @@ def _check_path(problem: Problem) -> None:
         )
 
 
-def _objective(setting: Setting, sequences: int) -> CalibrationObjective:
+def objective_of(setting: Setting, sequences: int) -> CalibrationObjective:
+    """The recipe's loss on the first sequences of the calibration text (inside :meth:`Prunable.in_order`)."""
     return CalibrationObjective(
         setting.prunable,
         setting.calibration.head(sequences).ids,
@@ -97,8 +98,8 @@ def _sequential(setting: Setting, workspace: Workspace, console: Console, say: S
         say(f"going on after step {len(done)} of an interrupted run")
     with setting.prunable.in_order(setting.ranking, setting.repair):
         # blocks are judged on all sequences, widths on the first few: they have many more candidates
-        blocks = _objective(setting, len(setting.calibration.ids))
-        width = _objective(setting, setting.recipe.calibration.width_sequences)
+        blocks = objective_of(setting, len(setting.calibration.ids))
+        width = objective_of(setting, setting.recipe.calibration.width_sequences)
         objectives: dict[Dimension, CalibrationObjective] = {"blocks": blocks, "mlp": width, "heads": width}
         counts = expected_candidates(problem)
         expected: dict[Dimension, float] = {name: n * objectives[name].tokens for name, n in counts.items()}
@@ -163,7 +164,7 @@ def _milp(setting: Setting, workspace: Workspace, console: Console, say: Say, ov
     if len(memo):
         say(f"{len(memo)} losses were measured before and are not measured again")
     with setting.prunable.in_order(setting.ranking, setting.repair):
-        objective = _objective(setting, len(setting.calibration.ids))
+        objective = objective_of(setting, len(setting.calibration.ids))
         with counting_display(console) as display:
             result = allocate(setting.task, Remembered(objective, memo), display)
     for round_ in result.rounds:
@@ -182,7 +183,7 @@ def repair_all(setting: Setting, found: Found, say: Say, progress: Callable[[int
     prunable, share = setting.prunable, setting.recipe.accumulate
     with prunable.in_order(setting.ranking, setting.repair):
         outputs = accumulated(prunable, found.structure, setting.statistics_ids, share=share, progress=progress)
-        objective = _objective(setting, len(setting.calibration.ids))
+        objective = objective_of(setting, len(setting.calibration.ids))
         before = objective(found.structure)
         with prunable.with_outputs(outputs):
             after = objective(found.structure)

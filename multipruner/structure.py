@@ -9,6 +9,8 @@ from typing import Literal
 from .errors import ConfigError
 
 BlockKind = Literal["attention", "mlp"]
+KINDS: tuple[BlockKind, ...] = ("attention", "mlp")
+"""The residual blocks of a decoder layer, in the order in which they run."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -99,6 +99,7 @@ class Workspace:
         for folder, found in ((self.partial, interrupted), (self.output, there)):
             if found is not None and not overwrite:
                 raise OutputError(_conflict(folder, found, identity, ratio))
+        self.measurements_path.unlink(missing_ok=True)  # of a given-up run of the other strategy
         journal.begin(identity, ratio)
         return None, journal
 
@@ -117,6 +118,7 @@ class Workspace:
             if not overwrite and (measured or _is_run(folder)):
                 known = Trajectory(found or {}, 0.0, (), True)
                 raise OutputError(_conflict(folder, known, identity, 0.0))
+        self.trajectory_path.unlink(missing_ok=True)  # of a given-up run of the other strategy
         header = json.dumps({**MEASUREMENTS_FORMAT, "identity": dict(identity)}) + "\n"
         try:
             self.measurements_path.write_text(header, encoding="utf-8")

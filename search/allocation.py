@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from typing import Any
 
+from multipruner.search.levels import widths
 from multipruner.search.milp import KINDS, Block, Limit, Solution, alone, assemble, solve
 from multipruner.search.moves import Grid
 from multipruner.search.objective import Objective
@@ -26,11 +27,9 @@ COARSE = 4
 def levels(full: LayerSize, kind: BlockKind, grid: Grid) -> tuple[LayerSize, ...]:
     """What a block can keep, from nothing to everything, as sizes of that block alone."""
     if kind == "mlp":
-        widths = sorted({*range(0, full.channels + 1, grid.channel_group), full.channels})
-        return tuple(LayerSize(0, 0, channels) for channels in widths)
+        return tuple(LayerSize(0, 0, channels) for channels in widths(full.channels, grid.channel_group))
     per_group = full.query_heads // full.kv_heads if full.kv_heads else 0
-    groups = sorted({*range(0, full.kv_heads + 1, grid.kv_group_step), full.kv_heads})
-    return tuple(LayerSize(per_group * count, count, 0) for count in groups)
+    return tuple(LayerSize(per_group * count, count, 0) for count in widths(full.kv_heads, grid.kv_group_step))
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +38,7 @@ class Task:
 
     Attributes:
         dense: the dense structure.
-        grid: how finely widths are cut (every width is a multiple of the channel group: the alignment of the kernels).
+        grid: how finely widths are cut; where the channel group divides the width, every width is a multiple of it.
         limits: the budgets.
         uniform: the same sizes in every layer that stays, and only whole layers leave.
         rounds: how often the surroundings of the best structure are measured, at most.

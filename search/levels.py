@@ -13,9 +13,9 @@ from multipruner.structure import LayerSize, Structure
 Levels = list[int]
 
 
-def _widths(dense: int, step: int) -> tuple[int, ...]:
+def widths(dense: int, step: int) -> tuple[int, ...]:
     """Every width that a block can have, 0 first: groups leave from the end, what stays is at least one group."""
-    return (0, *sorted(range(dense, step - 1, -step))) if dense else (0,)
+    return (0, *sorted({dense, *range(dense, step - 1, -step)})) if dense else (0,)
 
 
 class Ladder:
@@ -32,9 +32,9 @@ class Ladder:
         grid.check(dense)
         self.dense = dense
         self._widths = [
-            widths
+            rungs
             for size in dense
-            for widths in (_widths(size.kv_heads, grid.kv_group_step), _widths(size.channels, grid.channel_group))
+            for rungs in (widths(size.kv_heads, grid.kv_group_step), widths(size.channels, grid.channel_group))
         ]
         self.tops: tuple[int, ...] = tuple(len(widths) - 1 for widths in self._widths)
         self._sizes: dict[tuple[int, int, int], LayerSize] = {}
@@ -58,10 +58,10 @@ class Ladder:
 
     def levels(self, structure: Structure) -> Levels:
         """The levels of a structure; a width that is not on the grid goes to the nearest one (the lower of two)."""
-        widths = [width for size in structure for width in (size.kv_heads, size.channels)]
+        sizes = [width for size in structure for width in (size.kv_heads, size.channels)]
         return [
             min(range(len(rungs)), key=lambda level, rungs=rungs, width=width: (abs(rungs[level] - width), level))
-            for rungs, width in zip(self._widths, widths, strict=True)
+            for rungs, width in zip(self._widths, sizes, strict=True)
         ]
 
     def can(self, levels: Levels, place: int, change: int) -> bool:

@@ -19,14 +19,13 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_array, vstack
 
 from multipruner.errors import ConfigError, InfeasibleError, MultiprunerError
-from multipruner.structure import BlockKind, LayerSize, Structure
+from multipruner.structure import KINDS, BlockKind, LayerSize, Structure
 
 Block = tuple[int, BlockKind]
 """(layer, kind)."""
 Table = Mapping[Block, Mapping[LayerSize, float]]
 """For every block its options, as the layer's size with the other block left out, and the loss increase of each."""
 CostOf = Callable[[int, BlockKind, LayerSize], float]
-KINDS: tuple[BlockKind, ...] = ("attention", "mlp")
 _SLACK = 1e-9
 
 

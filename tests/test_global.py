@@ -176,3 +176,22 @@ def test_a_method_is_a_set_of_defaults_that_gives_way() -> None:
     default = Recipe.build({"model": "m"})
     assert (default.strategy, default.objective, default.compensation) == ("milp", "kl", "lstsq")
     assert METHODS["paper"]["calibration"] == {"sequences": 8, "length": 128}, "building changes no table"
+
+
+def test_a_run_of_the_other_strategy_leaves_nothing_behind(finished: Path, dense: Path, tmp_path: Path) -> None:
+    output = tmp_path / "switched"
+    partial = tmp_path / "switched.partial"
+    partial.mkdir()
+    (partial / "trajectory.jsonl").write_text("what an interrupted run of the paper's path left\n")
+    assert main(arguments(dense, output)) == 2
+    assert main(arguments(dense, output, "--overwrite")) == 0
+    assert (output / "plan.json").read_text() == (finished / "plan.json").read_text()
+    assert (output / "measurements.jsonl").exists() and not (output / "trajectory.jsonl").exists()
+    assert main(arguments(dense, output, "--method", "paper", "--overwrite")) == 0
+    assert (output / "trajectory.jsonl").exists() and not (output / "measurements.jsonl").exists()
+
+
+def test_the_card_promises_no_more_than_holds(finished: Path, dense: Path, tmp_path: Path) -> None:
+    assert "bit for bit" not in (finished / "README.md").read_text()
+    assert main(arguments(dense, tmp_path / "plain", "--compensation", "none", "--rounds", "0")) == 0
+    assert "bit for bit" in (tmp_path / "plain" / "README.md").read_text()

@@ -24,8 +24,8 @@ examples
   python -m multipruner --model llama --max-latency 0.7x --latency-table table.json
   python -m multipruner --model list
 
-A run that was interrupted goes on with the same command. A smaller --ratio of a finished run in the same
---output costs no search."""
+A run that was interrupted goes on with the same command. Another --ratio in the same --output re-uses the losses
+that were measured; with --strategy sequential a smaller one costs no search."""
 
 _EPILOG = """\
 other commands

@@ -24,6 +24,7 @@ PLAN_FILE = "plan.json"
 REPORT_FILE = "report.json"
 SHARD_SIZE = "5GB"
 """Weights above this are split over several files."""
+_SEARCH_FILES = ("trajectory.jsonl", "measurements.jsonl")  # of one strategy or the other
 _OVERHEAD = 1.05  # tokenizer, plan and report beside the weights
 _HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -192,7 +193,7 @@ def _sync_one(path: Path) -> None:
 def _keep_others(old: Path, new: Path) -> None:
     """Carry over what somebody else put into the folder; only what a run writes is replaced."""
     for path in old.iterdir():
-        ours = path.suffix in (".safetensors", ".py") or path.name.endswith(".index.json")
+        ours = path.suffix in (".safetensors", ".py") or path.name.endswith(".index.json") or path.name in _SEARCH_FILES
         if not ours and not (new / path.name).exists():
             (shutil.copytree if path.is_dir() else shutil.copy2)(path, new / path.name)
 
