@@ -22,7 +22,7 @@ from .errors import NumericsError
 from .model_costs import KINDS, weight_of
 from .plan import PruningPlan, Ranking
 from .prunable import Outputs, Prunable, as_kept
-from .statistics import embedded
+from .statistics import add_moments, embedded, mirrored
 from .structure import Structure
 from .surgery import kept_rows, output_part, surviving_layers
 
@@ -96,17 +96,18 @@ class _Fit:
         if self._moments is None or self._target is None:
             self._moments = torch.zeros(rows.shape[1], rows.shape[1], device=rows.device)
             self._target = torch.zeros(rows.shape[1], wanted.shape[1], device=rows.device)
-        self._moments.addmm_(rows.T, rows)
+        add_moments(self._moments, rows)
         self._target.addmm_(rows.T, wanted)
 
     def solve(self, weight: Tensor, ridge: float) -> Tensor:
         """The projection [hidden_size, n] that fits best and stays near ``weight``."""
         assert self._moments is not None and self._target is not None
-        r = ridge * float(self._moments.diagonal().mean())
+        moments = mirrored(self._moments)
+        r = ridge * float(moments.diagonal().mean())
         # solved for the change, so that nothing to repair changes nothing
-        missing = self._target - self._moments @ weight.T
-        self._moments.diagonal().add_(r)
-        factor, status = torch.linalg.cholesky_ex(self._moments)
+        missing = self._target - moments @ weight.T
+        moments.diagonal().add_(r)
+        factor, status = torch.linalg.cholesky_ex(moments)
         if int(status) or not bool(torch.isfinite(missing).all()):
             raise NumericsError("the repair cannot be solved: raise --ridge, or check the weights for NaN")
         return weight + torch.cholesky_solve(missing, factor).T

@@ -65,8 +65,9 @@ def load_calibration(
 ) -> CalibrationSet:
     """The calibration text of a recipe, or held-out text that shares no row with it.
 
-    ``alpaca`` becomes text sampled from the model where the Hub cannot be reached. Ready token ids have no
-    held-out part, unless the file has a tensor ``heldout_ids``: then text sampled from the model takes its place.
+    Sources joined by ``+`` are mixed (:func:`mixture`). ``alpaca`` becomes text sampled from the model where the Hub
+    cannot be reached. Ready token ids have no held-out part, unless the file has a tensor ``heldout_ids``: then text
+    sampled from the model takes its place.
 
     Args:
         spec: the recipe's calibration section.
@@ -81,12 +82,77 @@ def load_calibration(
     Raises:
         CalibrationError: naming what is missing or too short, and what to do.
     """
-    ids, name = _given_ids(spec, tokenizer, model, split, say), Path(spec.source).name
-    if ids is None:
+    found: list[tuple[torch.Tensor, str]] = []
+    own: list[CalibrationSpec] = []
+    for part in mixture(spec):
+        ids = _given_ids(part, tokenizer, model, split, say)
+        if ids is None:
+            own.append(part)
+        else:
+            found.append((ids[: _wanted(part, split)] if part is not spec else ids, Path(part.source).name))
+    if own:
         if model is None:
             raise CalibrationError("text sampled from the model needs the model")
-        ids, name = _sampled(spec, tokenizer, model, split, progress), "self"
-    return CalibrationSet(ids, name, tokenizer.eos_token_id)
+        found.append((_sampled(_together(own), tokenizer, model, split, progress), "self"))
+    if len({ids.shape[1] for ids, _ in found}) > 1:
+        raise CalibrationError(f"the sources of {spec.source} hold sequences of different lengths")
+    ids = _interleaved([ids for ids, _ in found])
+    return CalibrationSet(ids, "+".join(name for _, name in found), tokenizer.eos_token_id)
+
+
+def mixture(spec: CalibrationSpec) -> list[CalibrationSpec]:
+    """A calibration section per source: ``alpaca+self`` shares the sequences evenly, ``alpaca:1+self:3`` one to three.
+
+    Raises:
+        CalibrationError: when there are too few sequences for every source to have one.
+    """
+    if "+" not in spec.source or Path(spec.source).expanduser().exists():
+        return [spec]
+    named = [_weighted(part) for part in spec.source.split("+")]
+    total = sum(weight for _, weight in named)
+    score = _shared(spec.sequences, [weight / total for _, weight in named])
+    statistics = _shared(spec.statistics_sequences, [weight / total for _, weight in named])
+    if min(*score, *statistics) < 1:
+        raise CalibrationError(
+            f"{spec.sequences} sequences are too few for every source of {spec.source}: raise --sequences"
+        )
+    return [
+        spec.model_copy(update={"source": name, "sequences": few, "statistics_sequences": many})
+        for (name, _), few, many in zip(named, score, statistics, strict=True)
+    ]
+
+
+def _weighted(text: str) -> tuple[str, float]:
+    """``self:3`` is a source and its weight; without a number the weight is 1."""
+    name, colon, number = text.strip().rpartition(":")
+    try:
+        weight = float(number) if colon else 1.0
+    except ValueError:
+        return text.strip(), 1.0
+    if not 0 < weight < float("inf"):
+        raise CalibrationError(f"the weight in {text!r} must be more than 0")
+    return (name if colon else number), weight
+
+
+def _shared(count: int, shares: list[float]) -> list[int]:
+    """Whole numbers that add up to ``count``, by largest remainders."""
+    exact = [count * share for share in shares]
+    whole = [int(number) for number in exact]
+    for place in sorted(range(len(exact)), key=lambda i: (whole[i] - exact[i], i))[: count - sum(whole)]:
+        whole[place] += 1
+    return whole
+
+
+def _together(parts: list[CalibrationSpec]) -> CalibrationSpec:
+    """One section for all that the model has to write: also what a source that is out of reach would have given."""
+    sums = {key: sum(getattr(part, key) for part in parts) for key in ("sequences", "statistics_sequences")}
+    return parts[0].model_copy(update=sums)
+
+
+def _interleaved(sets: list[torch.Tensor]) -> torch.Tensor:
+    """All sequences in an order in which every beginning holds the sets in about their shares."""
+    places = [((i + 0.5) / len(ids), number, i) for number, ids in enumerate(sets) for i in range(len(ids))]
+    return torch.stack([sets[number][i] for _, number, i in sorted(places)])
 
 
 def _sampled(

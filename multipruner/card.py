@@ -278,8 +278,7 @@ def _reproduction(report: Mapping[str, Any]) -> str:
     lines = []
     if report.get("command"):
         lines.append(f"```sh\n{report['command']}\n```")
-    calibration = report.get("calibration") or {}
-    if calibration.get("name"):
+    if (calibration := report.get("calibration") or {}).get("name"):
         size = f", {calibration['tokens']:,} tokens" if isinstance(calibration.get("tokens"), int) else ""
         digest = f", hash `{calibration['hash']}`" if calibration.get("hash") else ""
         lines.append(f"Calibration text: {calibration['name']}{size}{digest}.")
@@ -290,8 +289,7 @@ def _reproduction(report: Mapping[str, Any]) -> str:
     if recipe:
         text = recipe if isinstance(recipe, str) else yaml.safe_dump(dict(recipe), sort_keys=False).rstrip()
         lines.append(f"Recipe: `{text}`." if "\n" not in text else f"Recipe:\n\n```yaml\n{text}\n```")
-    versions = report.get("versions") or {}
-    if versions:
+    if versions := report.get("versions"):
         lines.append("Made with " + ", ".join(f"{package} {version}" for package, version in versions.items()) + ".")
     repaired = isinstance(recipe, Mapping) and recipe.get("compensation", "none") != "none"
     lines.append(

@@ -18,7 +18,7 @@ DIMENSIONS: tuple[Dimension, ...] = ("blocks", "mlp", "heads")
 MethodName = Literal["global", "paper"]
 BudgetName = Literal["parameters", "weight_bytes", "kv_bytes", "flops", "latency"]
 METHODS: dict[str, dict[str, Any]] = {
-    "global": {"calibration": {"sequences": 10, "length": 256}},
+    "global": {"calibration": {"source": "self", "sequences": 16, "length": 256}},
     "paper": {
         "strategy": "sequential",
         "objective": "nll",
@@ -54,7 +54,8 @@ class CalibrationSpec(_Frozen):
     source: str = Field(
         default="alpaca",
         description="alpaca, wikitext2, c4 (through datasets), self (text sampled from the dense model), or a "
-        "local .txt, .jsonl, .json, .parquet or .safetensors (ready token ids) file",
+        "local .txt, .jsonl, .json, .parquet or .safetensors (ready token ids) file; several joined by + share the "
+        "sequences evenly (alpaca+self) or by weights (alpaca:1+self:3)",
     )
     text_column: str | None = Field(default=None, description="column of a local file that holds the text")
     sequences: Annotated[int, Field(ge=1)] = 8
@@ -110,6 +111,9 @@ class Recipe(_Frozen):
         description="milp: tables of measured losses and an exact integer program; sequential: the paper's greedy path",
     )
     rounds: Annotated[int, Field(ge=0)] = Field(default=2, description="times the program is refined, for milp")
+    refine: Annotated[float, Field(ge=0)] = Field(
+        default=0.0, description="minutes for further rounds, until no exchange between blocks lowers the loss"
+    )
     layout: Literal["blocks-free", "uniform"] = Field(
         default="blocks-free", description="uniform: equal layers, so that the result is an ordinary stock checkpoint"
     )

@@ -28,7 +28,14 @@ def grid_of(recipe: Recipe) -> Grid:
 
 def task_of(recipe: Recipe, prunable: Prunable) -> Task:
     """The integer program that a recipe asks for."""
-    return Task(prunable.dense, grid_of(recipe), limits_of(recipe, prunable), recipe.layout == "uniform", recipe.rounds)
+    return Task(
+        prunable.dense,
+        grid_of(recipe),
+        limits_of(recipe, prunable),
+        recipe.layout == "uniform",
+        recipe.rounds,
+        60 * recipe.refine,
+    )
 
 
 def problem_of(recipe: Recipe, prunable: Prunable) -> Problem:

@@ -19,6 +19,7 @@ from .structure import BlockKind
 Progress = Callable[[int, int], None]
 BATCH_TOKENS = 4096
 """Tokens that run together."""
+_BLOCK = 256  # columns whose products are taken together: a symmetric matrix needs little more than half of them
 
 
 @dataclass
@@ -100,10 +101,27 @@ class Moments:
         rows = args[0].flatten(0, -2).float()
         if self._sum is None:
             self._sum = torch.zeros(rows.shape[1], rows.shape[1], device=rows.device)
-        self._sum.addmm_(rows.T, rows)
+        add_moments(self._sum, rows)
         self._tokens += len(rows)
 
     def mean(self) -> Tensor:
         """Mean over the tokens, [n, n]."""
         assert self._sum is not None, "nothing ran"
-        return self._sum / self._tokens
+        return mirrored(self._sum) / self._tokens
+
+
+def add_moments(total: Tensor, rows: Tensor) -> None:
+    """Add ``rows^T rows`` to the upper triangle of ``total`` in blocks; what is below the diagonal is not meant.
+
+    Args:
+        total: float32 [n, n].
+        rows: float32 [tokens, n].
+    """
+    for begin in range(0, rows.shape[1], _BLOCK):
+        block = slice(begin, begin + _BLOCK)
+        total[block, begin:].addmm_(rows[:, block].T, rows[:, begin:])
+
+
+def mirrored(total: Tensor) -> Tensor:
+    """The whole symmetric matrix of which only the upper triangle is meant."""
+    return total.triu() + total.triu(1).T

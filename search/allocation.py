@@ -8,20 +8,24 @@ until nothing better is found. What counts is the measured loss.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from itertools import pairwise
+from itertools import count, pairwise
 from typing import Any
 
 from multipruner.search.levels import widths
-from multipruner.search.milp import KINDS, Block, Limit, Solution, alone, assemble, solve
+from multipruner.search.milp import KINDS, Block, Limit, Solution, Table, alone, assemble, solve
 from multipruner.search.moves import Grid
 from multipruner.search.objective import Objective
 from multipruner.structure import BlockKind, LayerSize, Structure
 
 EMPTY = LayerSize(0, 0, 0)
-COARSE = 4
-"""Steps between nothing and everything in the first tables; between them losses are interpolated."""
+PARTS = (4, 8, 16, 32)
+"""Of the blocks, one in so many may change: cautious steps beside the free one."""
+FIRST = (0.0, 0.5, 0.75)
+"""Shares of its levels that a block keeps in the first tables; between them losses are interpolated."""
+FIRST_REACH = 0.25
+"""Share of the levels that the first surroundings go up and down."""
 
 
 def levels(full: LayerSize, kind: BlockKind, grid: Grid) -> tuple[LayerSize, ...]:
@@ -42,6 +46,7 @@ class Task:
         limits: the budgets.
         uniform: the same sizes in every layer that stays, and only whole layers leave.
         rounds: how often the surroundings of the best structure are measured, at most.
+        refine_seconds: further rounds begin until so much time has passed after those.
     """
 
     dense: Structure
@@ -49,6 +54,7 @@ class Task:
     limits: tuple[Limit, ...]
     uniform: bool = False
     rounds: int = 2
+    refine_seconds: float = 0.0
 
     def blocks(self) -> list[Block]:
         """The residual blocks of the dense model."""
@@ -113,11 +119,12 @@ def allocate(task: Task, objective: Objective, on_progress: Progress | None = No
     meter = _Meter(objective, on_progress or (lambda *at: None))
     dense_loss = meter(task.dense)
     best, best_loss, rounds, reach = task.dense, float("inf"), [], _reach(task)
-    for number in range(task.rounds + 1):
+    for number in _numbers(task):
         began, before = time.perf_counter(), meter.count
         table, base = _tables(task, meter, best if number else task.dense, None if number == 0 else reach, number)
-        solution = solve(table, task.limits, uniform=task.uniform)
-        loss = meter(solution.structure)
+        solutions = _solutions(task, table, best if number else None)
+        losses = [meter(solution.structure) for solution in solutions]
+        loss, solution = min(zip(losses, solutions, strict=True), key=lambda pair: pair[0])
         accepted = loss < best_loss
         rounds.append(_round(number, base, solution, loss, began, meter.count - before, accepted))
         if accepted:
@@ -126,6 +133,38 @@ def allocate(task: Task, objective: Objective, on_progress: Progress | None = No
             break
         reach = max(1, reach // 2) if number else reach
     return Allocation(best, best_loss, dense_loss, tuple(rounds))
+
+
+def _numbers(task: Task) -> Iterator[int]:
+    """Numbers of the rounds: those asked for, then more while there is time."""
+    yield from range(task.rounds + 1)
+    began = time.perf_counter()
+    for number in count(task.rounds + 1):
+        if time.perf_counter() - began >= task.refine_seconds:
+            return
+        yield number
+
+
+def _solutions(task: Task, table: Table, base: Structure | None) -> list[Solution]:
+    """What the program gives, and what it gives when only some of the blocks may differ from the base.
+
+    The more blocks change together, the less their single losses add up; so a table that promises too much for all
+    blocks at once is still right about the few best changes, and solving again costs next to nothing.
+    """
+    free = solve(table, task.limits, uniform=task.uniform)
+    if base is None or task.uniform:
+        return [free]
+
+    def changed(layer: int, kind: BlockKind, size: LayerSize) -> float:
+        return float(size != alone(base[layer], kind))
+
+    found = {free.structure: free}
+    for part in PARTS:
+        few = Limit("changed blocks", changed, 0.0, float(max(2, len(table) // part)))
+        solution = solve(table, (*task.limits, few))
+        found.setdefault(solution.structure, solution)
+    found.pop(base, None)
+    return list(found.values()) or [free]
 
 
 def _round(
@@ -137,8 +176,8 @@ def _round(
 
 
 def _reach(task: Task) -> int:
-    """How many levels up and down the first surroundings go: one coarse step."""
-    return max(1, max(len(task.levels(block)) for block in task.blocks()) // COARSE)
+    """How many levels up and down the first surroundings go."""
+    return max(1, int(max(len(task.levels(block)) for block in task.blocks()) * FIRST_REACH))
 
 
 def check_feasible(task: Task) -> None:
@@ -186,7 +225,7 @@ def _wanted(sizes: Sequence[LayerSize], current: LayerSize, reach: int | None) -
     here = sizes.index(current)
     if reach is None:
         last = len(sizes) - 1
-        places = {round(last * step / COARSE) for step in range(COARSE + 1)}
+        places = {round(last * share) for share in FIRST}
     else:
         places = {max(0, here - reach), min(len(sizes) - 1, here + reach)}
     return [sizes[place] for place in sorted(places - {here})]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from multipruner.errors import ConfigError, InfeasibleError
 from multipruner.search import Grid, Limit, Task, allocate, solve
-from multipruner.search.allocation import interpolated, levels, with_block
+from multipruner.search.allocation import _solutions, interpolated, levels, with_block
 from multipruner.search.milp import Block, alone, assemble
 from multipruner.structure import BlockKind, Choice, LayerSize, Structure
 
@@ -128,6 +129,37 @@ def test_measuring_again_around_the_solution_finds_a_better_one() -> None:
     assert again.loss == objective(again.structure) == min(r.loss for r in again.rounds)
     assert _task(110).limits[0].of(again.structure) <= 110
     assert again.rounds[0].accepted
+
+
+def test_refining_goes_on_until_nothing_helps_and_no_longer_than_asked() -> None:
+    objective = _Coupled(lambda layer, kind: 1 + (layer % 3) / 2)
+    once, refined = (
+        allocate(_task(90, rounds=0), objective),
+        allocate(replace(_task(90, 0), refine_seconds=60), objective),
+    )
+    assert len(refined.rounds) > len(once.rounds) == 1
+    assert refined.loss < once.loss and not refined.rounds[-1].accepted
+    assert sum(round_.seconds for round_ in refined.rounds) < 60
+
+
+@given(losses_of_two_layers.filter(lambda losses: len(set(losses)) == 12), st.integers(0, 11))
+def test_cautious_steps_change_few_blocks_and_keep_the_budgets(losses: list[float], pick: int) -> None:
+    table = {(layer, kind): sizes for (layer, kind), sizes in _table(losses * 3, 6).items()}
+    task = _task(110)
+    base = solve(table, task.limits).structure
+    prices = {block: dict(zip(sizes, (losses * 2)[pick : pick + 3], strict=True)) for block, sizes in table.items()}
+    free, *cautious = _solutions(task, prices, base)
+    assert free.structure == solve(prices, task.limits).structure or free.structure != base
+    for solution in (free, *cautious):
+        assert task.limits[0].of(solution.structure) <= 110 + 1e-9
+    for solution in cautious:
+        changed = sum(
+            not size.same_block(old, kind)
+            for size, old in zip(solution.structure, base, strict=True)
+            for kind in ("attention", "mlp")
+        )
+        assert 0 < changed <= len(table) // 4
+    assert len({solution.structure for solution in (free, *cautious)}) == 1 + len(cautious)
 
 
 def test_an_impossible_allocation_measures_nothing() -> None:

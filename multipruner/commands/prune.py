@@ -71,6 +71,7 @@ def _flags(parser: argparse.ArgumentParser) -> None:
                       "repair; default) or paper (the published greedy path)")  # fmt: skip
     what.add_argument("--strategy", choices=("milp", "sequential"), help="exact program, or one greedy step at a time")
     what.add_argument("--rounds", type=int, help="times the program is refined with losses measured around its answer")
+    what.add_argument("--refine", type=float, metavar="MIN", help="minutes of further rounds, until none helps")
     what.add_argument("--layout", choices=("blocks-free", "uniform"),
                       help="uniform: equal layers, an ordinary stock checkpoint that loads everywhere")  # fmt: skip
     what.add_argument("--objective", choices=("nll", "kl"), help="what calibration measures: kl to the dense model")
@@ -91,7 +92,8 @@ def _flags(parser: argparse.ArgumentParser) -> None:
     text = parser.add_argument_group("calibration")
     text.add_argument("--calibration", dest="calibration.source", metavar="TEXT",
                       help="alpaca, wikitext2, c4, self (sampled from the model), or a local .txt .jsonl .json "
-                      ".parquet .safetensors file; default alpaca, else self")  # fmt: skip
+                      ".parquet .safetensors file; several: alpaca+self, or weighted alpaca:1+self:3; default self "
+                      "(--method global) or alpaca (paper)")  # fmt: skip
     text.add_argument("--text-column", dest="calibration.text_column", help="column of a local file")
     text.add_argument("--sequences", dest="calibration.sequences", type=int, help="that structures are judged on")
     text.add_argument("--width-sequences", dest="calibration.width_sequences", type=int, help="sequential: for widths")
