@@ -15,6 +15,24 @@ class PublishError(MultiprunerError):
 
 
 AGAIN = "the same command goes on, and what has arrived is not sent again"
+SILENCE = 100.0
+"""Seconds that a Hub may take to say or accept anything at all; large files may take longer on the way."""
+
+
+@contextmanager
+def patience(seconds: float = SILENCE) -> Iterator[None]:
+    """Let no call of the Hub's library wait longer for a sign of life; left alone, it would wait for ever.
+
+    Connections of the user's own making (``set_client_factory``) keep their other settings.
+    """
+    from huggingface_hub import get_session
+
+    session = get_session()
+    before, session.timeout = session.timeout, seconds
+    try:
+        yield
+    finally:
+        session.timeout = before
 
 
 @contextmanager
@@ -49,6 +67,8 @@ def explain(error: BaseException, repo: str, endpoint: str) -> str | None:
             return _status(response.status_code, said, repo, endpoint)
         if names & {"ConnectError", "ConnectTimeout", "ProxyError", "UnsupportedProtocol", "InvalidURL"}:
             return f"no connection to {endpoint} ({_line(str(each))}); check the network, the proxy and HF_ENDPOINT"
+        if "TimeoutException" in names:
+            return f"{_server(each) or endpoint} is connected, but silent; try again later: {AGAIN}"
         if names & {"TransportError", "ConnectionError"}:
             return f"the connection to {endpoint} was cut ({_line(str(each)) or type(each).__name__}); {AGAIN}"
         if "HFValidationError" in names:
@@ -58,6 +78,15 @@ def explain(error: BaseException, repo: str, endpoint: str) -> str | None:
         if isinstance(each, OSError) and each.filename:
             return f"{each.filename} cannot be read: {each.strerror}"
     return None
+
+
+def _server(error: BaseException) -> str:
+    """Scheme and host of the request that failed, without the rest: a signed address is a secret."""
+    try:
+        url = error.request.url  # pyright: ignore[reportAttributeAccessIssue]
+        return f"{url.scheme}://{url.netloc.decode().rpartition('@')[2]}"
+    except (AttributeError, RuntimeError):  # the latter: an error of no request
+        return ""
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

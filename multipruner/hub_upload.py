@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from . import __version__
-from .hub_errors import PublishError, hub_errors
+from .hub_errors import SILENCE, PublishError, hub_errors, patience
 from .hub_package import Item, Package, human
 from .run_folder import left_over
 
@@ -48,6 +48,7 @@ def push_to_hub(
     endpoint: str | None = None,
     confirm: Callable[[], bool] | None = None,
     say: Callable[[str], None] = lambda text: None,
+    silence: float = SILENCE,
 ) -> Pushed:
     """Create the repository if need be, send what differs from it in one commit, tag it, and only then make it public.
 
@@ -62,18 +63,19 @@ def push_to_hub(
         endpoint: the Hub's address; default ``HF_ENDPOINT``.
         confirm: asked before anything is sent to where everybody can see it; ``False`` stops.
         say: where messages go.
+        silence: seconds without a sign of life after which a call is given up (sending a file is tried six times).
 
     Raises:
-        PublishError: when the Hub says no, breaks off or cannot be reached; the line names the mend.
+        PublishError: when the Hub says no, breaks off, falls silent or cannot be reached; the line names the mend.
     """
     from huggingface_hub import HfApi
 
     api = HfApi(endpoint=endpoint, token=token, library_name="multipruner", library_version=__version__)
     repo = package.repo
     check_tag(tag)
-    with hub_errors(repo, api.endpoint, token):
+    with hub_errors(repo, api.endpoint, token), patience(silence):
         check_token(api, repo)
-        there = look(api, repo)
+        there = look(api, repo, silence)
         check_visibility(there, repo, public)
         if public and confirm and not confirm():
             raise PublishError("nothing was sent")
@@ -85,7 +87,7 @@ def push_to_hub(
             say(f"the licence of {package.run.plan.model} is not known; name it with --license ID")
         if there is None:
             api.create_repo(repo, private=True, exist_ok=True)
-            there = look(api, repo)
+            there = look(api, repo, silence)
             if there is None:
                 raise PublishError(f"{repo} was created and is not there; push again")
         files, tags = contents(api, repo)
@@ -134,12 +136,12 @@ def check_token(api: HfApi, repo: str) -> None:
         )
 
 
-def look(api: HfApi, repo: str) -> Any:
+def look(api: HfApi, repo: str, silence: float) -> Any:
     """The Hub's ``ModelInfo`` of a repository, ``None`` when there is none to be seen."""
     from huggingface_hub.errors import RepositoryNotFoundError
 
     try:
-        return api.model_info(repo)
+        return api.model_info(repo, timeout=silence)  # this call knows no default
     except RepositoryNotFoundError:
         return None
 

@@ -14,8 +14,9 @@ import json
 import re
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -69,13 +70,21 @@ class Repo:
 
 @dataclass
 class Fault:
-    """What goes wrong with the next ``times`` requests whose ``METHOD path`` matches: a status, or a cut."""
+    """What goes wrong with the next ``times`` requests whose ``METHOD path`` matches: a status, a cut, or silence.
+
+    Attributes:
+        status: of the answer; 0: none comes.
+        silent: the connection stays open without an answer until the other side gives up; else it is cut.
+        late: the request is carried out all the same before the Hub falls silent.
+    """
 
     pattern: str
     status: int = 0
     body: str = "{}"
     headers: dict[str, str] = field(default_factory=dict)
     times: int = 1000
+    silent: bool = False
+    late: bool = False
 
 
 class Answer(Exception):
@@ -142,7 +151,7 @@ class Handler(BaseHTTPRequestHandler):
         self.query = parse_qs(parts.query)
         line = f"{self.command} {unquote(parts.path)}"
         fault = self.hub.fault(line)
-        if fault and not fault.status:
+        if fault and not fault.status and not fault.silent:
             self.rfile.read(min(1024, int(self.headers.get("Content-Length") or 0)))
             self.close_connection = True
             self.connection.close()
@@ -150,12 +159,22 @@ class Handler(BaseHTTPRequestHandler):
         self.body = self._read()
         self.hub.requests.append((line, len(self.body)))
         try:
-            if fault:
+            if fault and fault.silent and not fault.late:
+                self._hold()
+                return
+            if fault and fault.status:
                 echo = self.headers.get("Authorization", "")
                 raise Answer(fault.status, fault.body.replace("{authorization}", echo).encode(), **fault.headers)
             self._route(line)
         except Answer as answer:
-            self._reply(answer)
+            (self._hold if fault and fault.silent else partial(self._reply, answer))()
+
+    def _hold(self) -> None:
+        """Say nothing for as long as the other side waits."""
+        self.close_connection = True
+        with suppress(OSError):
+            while self.connection.recv(1 << 16):
+                pass
 
     do_GET = do_HEAD = do_POST = do_PUT = _serve
 

@@ -28,7 +28,8 @@ MIXED = Structure(
 )
 """Six layers, of which the first has no attention, the second no MLP, the third neither, the fifth no attention."""
 UNIFORM = Structure((LayerSize(2, 1, 24),) * 6)
-VARIANTS = {name: options for name, options in tiny.VARIANTS.items() if name not in ("baichuan", "qwen2-mixed")}
+_ELSEWHERE = ("baichuan", "qwen2-mixed", "qwen3", "qwen3-tied")  # has no such file, or its own tests
+VARIANTS = {name: options for name, options in tiny.VARIANTS.items() if name not in _ELSEWHERE}
 TEXT = (
     "The year 1984 began on a Sunday; it's said that 12,345 people weren't there.\n\n"
     "We'll see: they've 3 apples, I'd say, and the others had 77!\tDon't   panic...\r\n"

@@ -320,7 +320,7 @@ def test_the_command_says_what_it_wrote(tmp_path: Path, capsys: pytest.CaptureFi
     assert run([*arguments, "--overwrite"]) == 0
     assert [path.name for path in target.parent.iterdir()] == ["out.gguf"]
     with pytest.raises(ConfigError, match="--format"):
-        run([str(tmp_path / "run"), "--format", "onnx"])
+        run([str(tmp_path / "run"), "--format", "ggml"])
     with pytest.raises(UnknownModelError, match=r"config\.json cannot be read"):
         run([str(tmp_path / "nothing"), "--format", "gguf"])
 

@@ -1,4 +1,4 @@
-"""GGUF files for llama.cpp: one architecture for layers of different sizes, the family's own where all are alike."""
+"""GGUF files for llama.cpp: an architecture for layers of different sizes, the family's own where all are alike."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def export_gguf(
     with output_errors(target):
         try:
             target.absolute().parent.mkdir(parents=True, exist_ok=True)
-            writer = GGUFWriter(partial, model.architecture)
+            writer = GGUFWriter(partial, model.architecture.name)
             _add_general(writer, folder, outtype)
             _add_model(writer, model)
             _add_fields(writer, tokenizer)
@@ -97,7 +97,9 @@ def export_gguf(
         finally:
             partial.unlink(missing_ok=True)
     wide = sum(len(job.shape) > 1 and job.type(kind) != kind for job in jobs)
-    return Exported(target, model.architecture, len(model.sizes), len(jobs), target.stat().st_size, wide, model.window)
+    return Exported(
+        target, model.architecture.name, len(model.sizes), len(jobs), target.stat().st_size, wide, model.window
+    )
 
 
 def _jobs(model: GgufModel, weights: Weights) -> list[TensorJob]:
@@ -146,13 +148,13 @@ def _card(folder: Path) -> dict[str, Any]:
 def _add_model(writer: GGUFWriter, model: GgufModel) -> None:
     """Sizes: arrays for layers that differ, single numbers for the family's own architecture."""
     config, head_dim = model.config, model.shape.head_dim
-    sizes = [written_size(number, size) for number, size in enumerate(model.sizes)]
+    sizes = [written_size(number, size, model.architecture.whole) for number, size in enumerate(model.sizes)]
     for add, values in (
         (writer.add_head_count, [size.query_heads for size in sizes]),
         (writer.add_head_count_kv, [size.kv_heads for size in sizes]),
         (writer.add_feed_forward_length, [size.channels for size in sizes]),
     ):
-        add(values if model.per_layer else values[0])
+        add(values if model.architecture.per_layer else values[0])
     writer.add_block_count(len(sizes))
     writer.add_context_length(model.window or config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)

@@ -1,7 +1,7 @@
 """How a checkpoint is said in GGUF: llama.cpp's architecture for it, sizes per layer, rotary frequencies.
 
-Per-layer sizes are read by ``deci`` (and a few others), not by ``llama`` or ``qwen2``; it computes exactly what a Llama
-does, with biases if there are any, so Mistral and Qwen2 fit it as well.
+Few architectures read sizes per layer. ``deci`` computes exactly what a Llama does, with biases if there are any, so
+Mistral and Qwen2 fit it as well; ``openelm`` computes what a Qwen3 with tied embeddings does.
 """
 
 from __future__ import annotations
@@ -17,12 +17,17 @@ from multipruner.errors import UnknownModelError, UnsupportedModelError
 from multipruner.modeling import MODEL_TYPE
 from multipruner.structure import LayerSize, Structure
 
-from .gguf_tensors import Shape
+from .gguf_tensors import Architecture, Shape
 
-PER_LAYER = "deci"
-"""llama.cpp's architecture for layers of different sizes."""
 _ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 """Rotary frequencies that do not depend on the length of the text: factors of the plain ones say them all."""
+
+
+_DECI = Architecture("deci", per_layer=True, interleaved=True, rope_factors=True, biases=True)
+_OPENELM = Architecture("openelm", per_layer=True, fused=True, tied=True, whole=True)
+_LLAMA = Architecture("llama", interleaved=True, rope_factors=True, biases=True)
+_QWEN2 = Architecture("qwen2", biases=True, square=True)
+_QWEN3 = Architecture("qwen3")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,21 +36,20 @@ class GgufFamily:
 
     Attributes:
         stock: llama.cpp's architecture for the family, with one size for all layers.
-        interleaved: whether that architecture rotates pairs of neighbours (``deci`` does), not halves.
-        square: whether it wants queries as wide as the hidden state.
-        rope_factors: whether it reads factors of the rotary frequencies (``deci`` does).
+        mixed: one that computes the same and reads sizes per layer.
+        head_norms: norms of single query and key heads: path within the attention block, name in the file.
     """
 
-    stock: str
-    interleaved: bool
-    square: bool
-    rope_factors: bool
+    stock: Architecture
+    mixed: Architecture
+    head_norms: tuple[tuple[str, str], ...] = ()
 
 
 GGUF_FAMILIES: dict[str, GgufFamily] = {
-    "llama": GgufFamily("llama", interleaved=True, square=False, rope_factors=True),
-    "mistral": GgufFamily("llama", interleaved=True, square=False, rope_factors=True),
-    "qwen2": GgufFamily("qwen2", interleaved=False, square=True, rope_factors=False),
+    "llama": GgufFamily(_LLAMA, _DECI),
+    "mistral": GgufFamily(_LLAMA, _DECI),
+    "qwen2": GgufFamily(_QWEN2, _DECI),
+    "qwen3": GgufFamily(_QWEN3, _OPENELM, head_norms=(("q_norm", "attn_q_norm"), ("k_norm", "attn_k_norm"))),
 }
 """The families that can be exported, by ``config.model_type`` of the dense model."""
 
@@ -67,15 +71,10 @@ class GgufModel:
     spec: ArchitectureSpec
     config: Any
     sizes: Structure
-    architecture: str
+    architecture: Architecture
     shape: Shape
     rope_factors: tuple[float, ...]
     rope_scale: float
-
-    @property
-    def per_layer(self) -> bool:
-        """Whether sizes are written as arrays."""
-        return self.architecture == PER_LAYER
 
     @property
     def window(self) -> int | None:
@@ -115,19 +114,43 @@ def read_model(folder: Path) -> GgufModel:
     if config.hidden_act != "silu":
         raise UnsupportedModelError(f"hidden_act {config.hidden_act!r}: llama.cpp's architectures here compute silu")
     factors, scale = _rotary(config, head_dim)
-    plain = not factors and scale == 1.0
-    uniform = len(set(sizes)) == 1 and sizes[0].has_attention and sizes[0].has_mlp
-    fits = not family.square or sizes[0].query_heads * head_dim == config.hidden_size
-    stock = uniform and fits and (plain or family.rope_factors)
-    shape = Shape(
-        config.hidden_size,
-        head_dim,
-        config.vocab_size,
-        bool(config.tie_word_embeddings),
-        interleaved=family.interleaved or not stock,
-    )
-    architecture = family.stock if stock else PER_LAYER
+    architecture = _architecture(model_type, family, config, sizes, head_dim, plain=not factors and scale == 1.0)
+    tied = bool(config.tie_word_embeddings)
+    shape = Shape(config.hidden_size, head_dim, config.vocab_size, tied, architecture, family.head_norms)
     return GgufModel(FAMILIES[model_type], config, sizes, architecture, shape, factors, scale)
+
+
+def _architecture(
+    model_type: str, family: GgufFamily, config: Any, sizes: Structure, head_dim: int, plain: bool
+) -> Architecture:
+    """The family's own architecture where it can say this model, else the one for layers that differ.
+
+    Raises:
+        UnsupportedModelError: when neither can; it says why, and what works instead.
+    """
+    differ = len(set(sizes)) > 1 or not (sizes[0].has_attention and sizes[0].has_mlp)
+    biased = getattr(config, "attention_bias", False) or getattr(config, "mlp_bias", False)
+    narrow = sizes[0].query_heads * head_dim != config.hidden_size
+
+    def faults(row: Architecture) -> list[str]:
+        told = {
+            "layers that differ": differ and not row.per_layer,
+            "output projection besides the embeddings": row.tied and not config.tie_word_embeddings,
+            "scaled rotary embeddings": not plain and not row.rope_factors,
+            "biases": biased and not row.biases,
+            "queries of another width than the hidden state": row.square and narrow,
+        }
+        return [text for text, there in told.items() if there]
+
+    for row in (family.stock, family.mixed):
+        if not faults(row):
+            return row
+    told = "; ".join(f"{row.name!r} takes no {', no '.join(faults(row))}" for row in (family.stock, family.mixed))
+    uniform = "; or prune with --layout uniform" if faults(family.stock) == ["layers that differ"] else ""
+    raise UnsupportedModelError(
+        f"llama.cpp cannot compute this {model_type} model: {told}. What works instead: load the folder with "
+        f"transformers{uniform}"
+    )
 
 
 def _sizes(record: Mapping[str, Any]) -> Structure:

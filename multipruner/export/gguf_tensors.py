@@ -1,7 +1,7 @@
 """Tensors of a GGUF file: which there are, under which names, and their values, read one at a time.
 
-llama.cpp's ``deci`` architecture (made for NVIDIA's Nemotron-NAS models) takes sizes per layer, but not every
-combination; see :func:`written_size` for what stands in for a removed block there.
+llama.cpp's architectures that take sizes per layer do not take every combination; see :func:`written_size` for what
+stands in for a removed block there.
 """
 
 from __future__ import annotations
@@ -30,12 +30,40 @@ OUTTYPES: dict[str, GGMLQuantizationType] = {
 }
 """Types of the matrices; vectors (norms, biases) are always 32-bit, as llama.cpp wants them."""
 _PARTS = {"q": "attn_q", "k": "attn_k", "v": "attn_v", "gate": "ffn_gate", "up": "ffn_up"}
+_FUSED = "attn_qkv"
 _NORM_AND_OUTPUT: dict[BlockKind, tuple[str, str]] = {
     "attention": ("attn_norm", "attn_output"),
     "mlp": ("ffn_norm", "ffn_down"),
 }
 _ROTARY = ("q", "k")
 _LEAST_CHANNELS = 32  # a whole block of Q8_0
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """One of llama.cpp's architectures, as far as our files differ between them.
+
+    Attributes:
+        name: ``general.architecture``.
+        per_layer: whether it reads sizes per layer.
+        interleaved: whether it rotates pairs of neighbours, not halves of a head.
+        rope_factors: whether it reads factors of the rotary frequencies.
+        biases: whether its projections may have biases.
+        fused: whether queries, keys and values are one tensor.
+        tied: whether its output projection is always the embedding table.
+        whole: whether every layer must have both blocks.
+        square: whether queries must be as wide as the hidden state.
+    """
+
+    name: str
+    per_layer: bool = False
+    interleaved: bool = False
+    rope_factors: bool = False
+    biases: bool = False
+    fused: bool = False
+    tied: bool = False
+    whole: bool = False
+    square: bool = False
 
 
 class Weights:
@@ -78,7 +106,7 @@ class TensorJob:
     Attributes:
         name: in the GGUF file.
         shape: as in the checkpoint (the file's own header turns it round).
-        source: the checkpoint's tensor; ``None`` for one that is made up.
+        sources: the checkpoint's tensors, one below the other, with the rows of each; none if it is made up.
         heads: of a query or key projection whose rows llama.cpp wants interleaved; 0 where they stay.
         fill: the value of a tensor that is made up.
         values: its values, one by one, where they are not all alike.
@@ -86,7 +114,7 @@ class TensorJob:
 
     name: str
     shape: tuple[int, ...]
-    source: str | None = None
+    sources: tuple[tuple[str, int], ...] = ()
     heads: int = 0
     fill: float = 0.0
     values: tuple[float, ...] = ()
@@ -117,9 +145,10 @@ class TensorJob:
     def _values(self, weights: Weights) -> NDArray[np.float32]:
         if self.values:
             return np.array(self.values, dtype=np.float32)
-        if self.source is None:
+        if not self.sources:
             return np.full(self.shape, self.fill, dtype=np.float32)
-        values = weights.read(self.source)
+        parts = [weights.read(name) for name, _ in self.sources]
+        values = parts[0] if len(parts) == 1 else np.concatenate(parts)
         return interleave(values, self.heads) if self.heads else values
 
 
@@ -128,28 +157,34 @@ def interleave(rows: NDArray[np.float32], heads: int) -> NDArray[np.float32]:
     return rows.reshape(heads, 2, -1, *rows.shape[1:]).swapaxes(1, 2).reshape(rows.shape)
 
 
-def written_size(number: int, size: LayerSize) -> LayerSize:
+def written_size(number: int, size: LayerSize, whole: bool) -> LayerSize:
     """What the file says of a layer: its size, or more where llama.cpp would fail or compute something else.
 
-    ``deci`` skips a layer without MLP altogether, attention and all, and takes the width of a head from layer 0. Zero
-    weights add nothing to the residual stream, so one zero head and 32 zero channels keep the values as they are.
+    ``deci`` skips a layer without MLP altogether, attention and all, and takes the width of a head from layer 0;
+    ``openelm`` knows only layers with both blocks. Zero weights add nothing to the residual stream, so one zero head
+    and 32 zero channels keep the values as they are.
     """
-    if number == 0 and not size.has_attention:
+    if not size.has_attention and (whole or number == 0):
         size = replace(size, query_heads=1, kv_heads=1)
-    if size.has_attention and not size.has_mlp:
+    if not size.has_mlp and (whole or size.has_attention):
         size = replace(size, channels=_LEAST_CHANNELS)
     return size
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What the tensors' shapes follow from, besides the sizes of the layers."""
+    """What the tensors' shapes follow from, besides the sizes of the layers.
+
+    Attributes:
+        head_norms: norms of single query and key heads: path within the attention block, name in the file.
+    """
 
     hidden_size: int
     head_dim: int
     vocab_size: int
     tied_embeddings: bool
-    interleaved: bool
+    architecture: Architecture
+    head_norms: tuple[tuple[str, str], ...] = ()
 
 
 def tensor_jobs(spec: ArchitectureSpec, sizes: Structure, shape: Shape, weights: Weights) -> list[TensorJob]:
@@ -158,37 +193,55 @@ def tensor_jobs(spec: ArchitectureSpec, sizes: Structure, shape: Shape, weights:
     Args:
         spec: the family's row.
         sizes: what each layer has.
-        shape: the rest of the dimensions, and whether query and key rows are interleaved.
+        shape: the rest of the dimensions, and the architecture.
         weights: the checkpoint.
 
     Raises:
         ConfigError: when the checkpoint lacks a tensor, has one too many, or one of another shape.
     """
     table, vector = (shape.vocab_size, shape.hidden_size), (shape.hidden_size,)
-    jobs = [TensorJob("token_embd.weight", table, f"{spec.decoder}.{spec.embeddings}.weight")]
+    jobs = [_job("token_embd.weight", table, f"{spec.decoder}.{spec.embeddings}.weight")]
     for number, size in enumerate(sizes):
         jobs += _layer_jobs(spec, number, size, shape, weights)
-    jobs.append(TensorJob("output_norm.weight", vector, f"{spec.decoder}.{spec.final_norm}.weight"))
+    jobs.append(_job("output_norm.weight", vector, f"{spec.decoder}.{spec.final_norm}.weight"))
     head = f"{spec.head}.weight"
     if not shape.tied_embeddings:
-        jobs.append(TensorJob("output.weight", table, head))
+        jobs.append(_job("output.weight", table, head))
     _check(jobs, weights, ignored={head} if shape.tied_embeddings else set())
     return jobs
+
+
+def _job(name: str, shape: tuple[int, ...], source: str, heads: int = 0, fill: float = 0.0) -> TensorJob:
+    return TensorJob(name, shape, ((source, shape[0]),), heads, fill)
 
 
 def _layer_jobs(
     spec: ArchitectureSpec, number: int, size: LayerSize, shape: Shape, weights: Weights
 ) -> Iterator[TensorJob]:
-    prefix, written = f"{spec.decoder}.{spec.layers}.{number}", written_size(number, size)
+    prefix, written = f"{spec.decoder}.{spec.layers}.{number}", written_size(number, size, shape.architecture.whole)
     kinds: Sequence[BlockKind] = ("attention", "mlp")
     for kind in kinds:
         if not written.has(kind):
             continue
         real = size.has(kind)
-        for job in _block_jobs(spec.block(kind), kind, f"blk.{number}", prefix, written, shape):
-            if job.name.endswith(".bias") and not (real and job.source in weights.shapes):
+        jobs = list(_block_jobs(spec.block(kind), kind, f"blk.{number}", prefix, written, shape))
+        for job in _fuse(jobs) if shape.architecture.fused else jobs:
+            if job.name.endswith(".bias") and not (real and job.sources[0][0] in weights.shapes):
                 continue
-            yield job if real else replace(job, source=None, heads=0)
+            yield job if real else replace(job, sources=(), heads=0)
+
+
+def _fuse(jobs: Sequence[TensorJob]) -> Iterator[TensorJob]:
+    """One tensor of the matrices of queries, keys and values, in place of the first; the rest as it is."""
+    names = [_PARTS[part] for part in ("q", "k", "v")]
+    parts = [job for name in names for job in jobs if job.name.endswith(f".{name}.weight")]
+    for job in jobs:
+        if parts and job is parts[0]:
+            rows, columns = sum(part.shape[0] for part in parts), job.shape[1]
+            sources = tuple(source for part in parts for source in part.sources)
+            yield TensorJob(job.name.replace(names[0], _FUSED), (rows, columns), sources)
+        elif job not in parts:
+            yield job
 
 
 def _block_jobs(
@@ -196,21 +249,23 @@ def _block_jobs(
 ) -> Iterator[TensorJob]:
     """A block's tensors, each matrix with the bias that it may have."""
     norm, output = _NORM_AND_OUTPUT[kind]
-    yield TensorJob(f"{target}.{norm}.weight", (shape.hidden_size,), f"{prefix}.{block.norm}.weight", fill=1.0)
+    yield _job(f"{target}.{norm}.weight", (shape.hidden_size,), f"{prefix}.{block.norm}.weight", fill=1.0)
     for projection in block.inputs:
         (part,) = projection.parts
         rows, source = rows_per_part(part, size, shape.head_dim), f"{prefix}.{block.path}.{projection.path}"
-        heads = (rows // shape.head_dim) if shape.interleaved and part in _ROTARY else 0
-        yield TensorJob(f"{target}.{_PARTS[part]}.weight", (rows, shape.hidden_size), f"{source}.weight", heads)
-        yield TensorJob(f"{target}.{_PARTS[part]}.bias", (rows,), f"{source}.bias", heads)
+        heads = (rows // shape.head_dim) if shape.architecture.interleaved and part in _ROTARY else 0
+        yield _job(f"{target}.{_PARTS[part]}.weight", (rows, shape.hidden_size), f"{source}.weight", heads)
+        yield _job(f"{target}.{_PARTS[part]}.bias", (rows,), f"{source}.bias", heads)
+    for path, name in shape.head_norms if kind == "attention" else ():
+        yield _job(f"{target}.{name}.weight", (shape.head_dim,), f"{prefix}.{block.path}.{path}.weight", fill=1.0)
     columns = rows_per_part(output_part(block), size, shape.head_dim)
     source = f"{prefix}.{block.path}.{block.output}"
-    yield TensorJob(f"{target}.{output}.weight", (shape.hidden_size, columns), f"{source}.weight")
-    yield TensorJob(f"{target}.{output}.bias", (shape.hidden_size,), f"{source}.bias")
+    yield _job(f"{target}.{output}.weight", (shape.hidden_size, columns), f"{source}.weight")
+    yield _job(f"{target}.{output}.bias", (shape.hidden_size,), f"{source}.bias")
 
 
 def _check(jobs: Sequence[TensorJob], weights: Weights, ignored: set[str]) -> None:
-    wanted = {job.source: job.shape for job in jobs if job.source is not None}
+    wanted = {name: (rows, *job.shape[1:]) for job in jobs for name, rows in job.sources}
     missing = sorted(set(wanted) - set(weights.shapes))
     extra = sorted(set(weights.shapes) - set(wanted) - ignored)
     wrong = sorted(name for name in set(wanted) & set(weights.shapes) if wanted[name] != weights.shapes[name])
