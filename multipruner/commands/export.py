@@ -1,4 +1,4 @@
-"""``python -m multipruner export FOLDER --format gguf``: write a pruned model for llama.cpp."""
+"""``python -m multipruner export FOLDER --format gguf``: write a pruned model for other programs."""
 
 from __future__ import annotations
 
@@ -6,26 +6,38 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from multipruner.errors import ConfigError
+
 from .base import Parser
 
 _HELP = """\
-Write a pruned model as one GGUF file for llama.cpp and what is built on it (Ollama, LM Studio, ...).
-Families: llama, mistral, qwen2. Layers of different sizes are told as llama.cpp's architecture 'deci'.
+Write a pruned model as one file for other programs.
+
+gguf (default)  for llama.cpp and what is built on it (Ollama, LM Studio, ...). Families: llama, mistral, qwen2, qwen3.
+                Layers of different sizes are told as llama.cpp's 'deci', those of qwen3 (with tied embeddings only)
+                as 'openelm'.
+onnx            for ONNX Runtime and its kin: input_ids, attention_mask -> logits, any batch and length, without a
+                cache, so rather for scoring than for writing text. All families.
+                Needs the extra: pip install 'multipruner[onnx]'
 
 examples
   python -m multipruner export runs/llama-0.2 --format gguf
-  python -m multipruner export runs/llama-0.2 --format gguf --outtype q8_0 --output small.gguf"""
+  python -m multipruner export runs/llama-0.2 --format gguf --outtype q8_0 --output small.gguf
+  python -m multipruner export runs/llama-0.2 --format onnx"""
+_DEFAULTS = {"gguf": "f16", "onnx": "f32"}
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(prog="multipruner export", description=_HELP, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="the folder of a finished run")
-    parser.add_argument("--format", choices=("gguf",), default="gguf", help="what to write; default gguf")
-    parser.add_argument("--outtype", choices=("f32", "f16", "bf16", "q8_0"), default="f16",
-                        help="of the matrices; default f16")  # fmt: skip
-    parser.add_argument("--output", type=Path, metavar="FILE", help="default FOLDER-OUTTYPE.gguf, beside the folder")
+    parser.add_argument("--format", choices=tuple(_DEFAULTS), default="gguf", help="what to write; default gguf")
+    parser.add_argument("--outtype", choices=("f32", "f16", "bf16", "q8_0"),
+                        help="of the matrices; default f16 for gguf, f32 for onnx (which has f32 and f16)")  # fmt: skip
+    parser.add_argument("--output", type=Path, metavar="FILE", help="default FOLDER-OUTTYPE.FORMAT, beside the folder")
     parser.add_argument("--base-gguf", type=Path, metavar="FILE",
-                        help="copy the tokenizer from a GGUF file of the base model")  # fmt: skip
+                        help="gguf: copy the tokenizer from a GGUF file of the base model")  # fmt: skip
+    parser.add_argument("--trust-remote-code", dest="trust_remote_code", action="store_true",
+                        help="onnx: run the model's own code")  # fmt: skip
     parser.add_argument("--overwrite", action="store_true", help="replace the file if it is there")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     return parser
@@ -33,10 +45,33 @@ def _parser() -> argparse.ArgumentParser:
 
 def run(arguments: Sequence[str]) -> int:
     typed = _parser().parse_args(arguments)
-    from multipruner.export.gguf import export_gguf
+    typed.outtype = typed.outtype or _DEFAULTS[typed.format]
+    if typed.format == "onnx" and typed.base_gguf:
+        raise ConfigError("--base-gguf goes with --format gguf: an ONNX file holds no tokenizer")
     from multipruner.quiet import quiet_libraries
 
     quiet_libraries()
+    return _onnx(typed) if typed.format == "onnx" else _gguf(typed)
+
+
+def _onnx(typed: argparse.Namespace) -> int:
+    from multipruner.export.onnx import export_onnx
+
+    done = export_onnx(
+        typed.folder,
+        typed.output,
+        outtype=typed.outtype,
+        trust_remote_code=typed.trust_remote_code,
+        overwrite=typed.overwrite,
+    )
+    beside = f", weights in {done.weights.name} beside it" if done.weights else ""
+    print(f"{done.path}: {done.nodes} operators, {typed.outtype}, {done.nbytes / 1e6:,.1f} MB{beside}")
+    return 0
+
+
+def _gguf(typed: argparse.Namespace) -> int:
+    from multipruner.export.gguf import export_gguf
+
     done = export_gguf(
         typed.folder,
         typed.output,

@@ -1,0 +1,87 @@
+"""``python -m multipruner tune FOLDER``: train a pruned model a little, and merge the result."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from .base import Parser
+
+_HELP = """\
+Train a pruned model a little after the cut: LoRA on every linear layer, merged into an ordinary checkpoint folder.
+Pruning itself trains nothing; this is a step of its own, which reads one folder and writes another.
+Needs the extra: pip install 'multipruner[tune]'
+
+examples
+  python -m multipruner tune runs/llama-0.2 --data alpaca
+  python -m multipruner tune runs/llama-0.2 --data my.jsonl --text-column answer --steps 500 --output runs/mine
+  python -m multipruner tune runs/llama-0.2 --data self --eval-text wiki.test.raw
+
+Which data? The model moves towards the text it is trained on: take text like that which it will meet. 'self' is
+text that the dense model writes, which wins back its ways rather than teaching new ones.
+Which steps? 200 of 8 x 256 tokens (the default) are 400,000 tokens; watch both perplexities: when the one on
+held-out text falls and the one on --eval-text rises, the text is too narrow or the learning rate too high.
+
+A training that was stopped goes on with the same command. The folder's card and report.json (section 'tuned') say
+what was done."""
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        prog="multipruner tune",
+        description=_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        argument_default=argparse.SUPPRESS,
+    )
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="the folder of a finished run; it stays as it is")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="default FOLDER-tuned")
+    parser.add_argument("--overwrite", action="store_true", help="replace what is there")
+    text = parser.add_argument_group("text")
+    text.add_argument("--data", metavar="TEXT", help="alpaca (default), wikitext2, c4, self, or a local .txt .jsonl "
+                      ".json .parquet file")  # fmt: skip
+    text.add_argument("--text-column", dest="text_column", help="column of a local file")
+    text.add_argument("--length", type=int, metavar="N", help="tokens per sequence, default 256")
+    how = parser.add_argument_group("training")
+    how.add_argument("--steps", type=int, metavar="N", help="optimizer steps, default 200")
+    how.add_argument("--batch", type=int, metavar="N", help="sequences per step, default 8")
+    how.add_argument("--micro-batch", dest="micro_batch", type=int, metavar="N",
+                     help="sequences per forward pass, for less memory; default: the batch")  # fmt: skip
+    how.add_argument("--rank", type=int, metavar="R", help="of the adapters, default 16 (alpha is twice the rank)")
+    how.add_argument("--lr", type=float, metavar="X", help="peak learning rate, default 2e-4")
+    how.add_argument("--seed", type=int, help="default 0")
+    how.add_argument("--gradient-checkpointing", dest="gradient_checkpointing", action="store_true",
+                     help="less memory, a third more time")  # fmt: skip
+    how.add_argument("--save-every", dest="save_every", type=int, metavar="N",
+                     help="steps between two states on disk, default 25")  # fmt: skip
+    how.add_argument("--device", choices=("auto", "cpu", "cuda"))
+    how.add_argument("--trust-remote-code", dest="trust_remote_code", action="store_true", help="run the model's code")
+    judged = parser.add_argument_group("evaluation, before and after")
+    judged.add_argument("--eval-text", dest="eval_text", metavar="FILE", help="instead of WikiText-2")
+    judged.add_argument("--eval-length", dest="eval_length", type=int, metavar="N", help="tokens per sequence, 2048")
+    judged.add_argument("--eval-tokens", dest="eval_tokens", type=int, metavar="N", help="of the text, default 49152")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    return parser
+
+
+def run(arguments: Sequence[str]) -> int:
+    typed = vars(_parser().parse_args(arguments))
+    typed.pop("debug", None)
+    from rich.console import Console
+
+    from multipruner.quiet import quiet_libraries
+    from multipruner.recipe import Recipe
+    from multipruner.tuning import tune
+    from multipruner.tuning_steps import TuneSettings
+
+    quiet_libraries()
+    folder = typed.pop("folder")
+    options = {name: typed.pop(name) for name in ("device", "trust_remote_code", "overwrite") if name in typed}
+    names = {"eval_text": "text", "eval_length": "length", "eval_tokens": "max_tokens"}
+    evaluation = {field: typed.pop(flag) for flag, field in names.items() if flag in typed}
+    output = typed.pop("output", None) or Path(f"{folder if folder.name else folder.resolve()}-tuned")
+    spec = Recipe.build({"model": str(folder), "evaluation": evaluation}).evaluation
+    command = shlex.join(["python", "-m", "multipruner", "tune", *arguments])
+    tune(folder, output, TuneSettings(**typed), evaluation=spec, console=Console(), command=command, **options)
+    return 0
