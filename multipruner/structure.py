@@ -40,10 +40,12 @@ class LayerSize:
 
     @property
     def has_attention(self) -> bool:
+        """Whether the attention block is still there."""
         return self.query_heads > 0
 
     @property
     def has_mlp(self) -> bool:
+        """Whether the MLP block is still there."""
         return self.channels > 0
 
     def has(self, kind: BlockKind) -> bool:
@@ -57,7 +59,7 @@ class LayerSize:
         return replace(self, channels=0)
 
     def same_block(self, other: LayerSize, kind: BlockKind) -> bool:
-        """Whether the block of this kind has the same size in both."""
+        """Whether the block of this kind has the same size in this layer and in the other."""
         if kind == "mlp":
             return self.channels == other.channels
         return (self.query_heads, self.kv_heads) == (other.query_heads, other.kv_heads)
@@ -71,7 +73,15 @@ class Structure:
 
     @classmethod
     def uniform(cls, layers: int, query_heads: int, kv_heads: int, channels: int) -> Structure:
-        """A structure whose layers are all alike, such as every dense model's."""
+        """A structure whose layers are all alike, such as every dense model's.
+
+        Args:
+            layers: how many.
+            query_heads, kv_heads, channels: of each, see :class:`LayerSize`.
+
+        Raises:
+            ConfigError: for sizes that no layer can have.
+        """
         return cls((LayerSize(query_heads, kv_heads, channels),) * layers)
 
     def __len__(self) -> int:
@@ -104,7 +114,12 @@ class Structure:
 
     @classmethod
     def from_json(cls, rows: Sequence[Sequence[int]]) -> Structure:
-        """The inverse of :meth:`to_json`."""
+        """The inverse of :meth:`to_json`.
+
+        Raises:
+            ConfigError: for sizes that no layer can have.
+            TypeError: when a row does not hold three numbers.
+        """
         return cls(tuple(LayerSize(*row) for row in rows))
 
 

@@ -44,7 +44,7 @@ def check_objectives(
             raise ConfigError(
                 f"{name} is an evaluation task: a search that minimises it picks the structure that does best on that "
                 "very test, and the result reported for it is no longer a test of anything. Search on the calibration "
-                f"loss, or consent by typing {CONSENT!r}"
+                f"loss, or consent with --consent {CONSENT!r}"
             )
         raise ConfigError(
             f"unknown objective {name!r}{did_you_mean(name, OBJECTIVES)}; these are known: {', '.join(OBJECTIVES)}"

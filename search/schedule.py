@@ -110,7 +110,7 @@ class ScheduleSpace:
         """Shares on the line between the parents'; everything else from either."""
         weight = rng.uniform(-0.25, 1.25)
         left, right = (
-            _rounded([max(0.0, a + w * (b - a)) for a, b in zip(one.shares, other.shares, strict=True)])
+            rounded([max(0.0, a + w * (b - a)) for a, b in zip(one.shares, other.shares, strict=True)])
             for w in (weight, 1 - weight)
         )
         picks = {name: rng.random() < 0.5 for name in ("order", "channel_group", "importance", "compensation")}
@@ -184,7 +184,7 @@ def _move(shares: list[int], giver: int, taker: int, amount: int) -> None:
     shares[taker] += amount
 
 
-def _rounded(shares: Sequence[float]) -> tuple[int, ...]:
+def rounded(shares: Sequence[float]) -> tuple[int, ...]:
     """Whole per cent that add up to 100: rounded down, what is missing goes to the largest remainders."""
     scaled = [share * TOTAL / sum(shares) for share in shares]
     whole = [int(share) for share in scaled]

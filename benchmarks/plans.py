@@ -1,0 +1,137 @@
+"""What the benchmarks of searches share: one setting for all plans, cells on disk, a clock that survives a kill."""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from multipruner.accumulation import write_outputs
+from multipruner.commands.recipe_flags import calibration_flags, judging_flags, model_flags, recipe_of
+from multipruner.compensation import compensate
+from multipruner.eval import evaluate
+from multipruner.modeling import apply_plan
+from multipruner.pipeline import prepare
+from multipruner.plan import PruningPlan
+from multipruner.recipe import EvaluationSpec
+from multipruner.setting import Found, Setting
+from multipruner.strategies import repair_all
+
+
+def parser_of(description: str | None) -> argparse.ArgumentParser:
+    """Flags of the model, of what judges candidates, of calibration, and of the benchmark itself."""
+    parser = argparse.ArgumentParser(
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        argument_default=argparse.SUPPRESS,
+    )
+    parser.add_argument("--work", type=Path, required=True, help="a JSON file per cell; a cell that is there stays")
+    parser.add_argument("--wikitext", type=Path, default=None, help="raw test split, for perplexity")
+    parser.add_argument("--max-tokens", type=int, default=24 * 2048, help="of that split")
+    model_flags(parser)
+    judging_flags(parser)
+    calibration_flags(parser)
+    return parser
+
+
+def settings_of(typed: dict[str, Any], ratios: Sequence[float]) -> dict[float, Setting]:
+    """The same model, calibration, ranking and repair for every ratio."""
+    typed = {"model": "llama", **typed}
+    recipe = recipe_of(typed, {"strategy": "milp", "ratio": ratios[0]})
+    setting = prepare(recipe, Console(), {})
+    return {ratio: replace(setting, recipe=recipe.model_copy(update={"ratio": ratio})) for ratio in ratios}
+
+
+class Cell:
+    """One result on disk, with the time that all attempts at it took together.
+
+    Args:
+        path: of its JSON file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, self._clock = path, path.with_suffix(".clock")
+        self._before = json.loads(self._clock.read_text()) if self._clock.exists() else [0.0, 0.0]
+        self._began, self._written, self._work = time.perf_counter(), 0.0, lambda: 0.0
+
+    @property
+    def done(self) -> dict[str, Any] | None:
+        """The result, if it is there."""
+        return json.loads(self.path.read_text()) if self.path.exists() else None
+
+    def start(self, work: Callable[[], float]) -> None:
+        """Begin to count seconds, and what ``work`` says: token-layers so far."""
+        at_start = work()
+        self._work = lambda: work() - at_start
+        self._began = time.perf_counter()
+
+    def spent(self) -> list[float]:
+        """Seconds and token-layers of this and all earlier attempts."""
+        return [self._before[0] + time.perf_counter() - self._began, self._before[1] + self._work()]
+
+    def tick(self) -> None:
+        """Write the clock now and then."""
+        if time.perf_counter() - self._written > 5:
+            _write(self._clock, self.spent())
+            self._written = time.perf_counter()
+
+    def write(self, record: Mapping[str, Any]) -> dict[str, Any]:
+        """Keep a result."""
+        _write(self.path, dict(record))
+        self._clock.unlink(missing_ok=True)
+        return dict(record)
+
+
+def _write(path: Path, value: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(path.name + ".aside")
+    aside.write_text(json.dumps(value, indent=1) + "\n")
+    aside.replace(path)
+
+
+def judged(setting: Setting, found: Found, wikitext: Path | None, most: int) -> dict[str, Any]:
+    """What the finished model is like: its ratio and its perplexity, repaired as the recipe says."""
+    recipe, prunable = setting.recipe, setting.prunable
+    result: dict[str, Any] = {"ratio": prunable.costs.ratio(found.structure), "structure": found.structure.to_json()}
+    if wikitext is None:
+        return result
+    if setting.repair is not None and recipe.accumulate:
+        found = repair_all(setting, found, print, lambda done, total: None)
+    plan = PruningPlan.from_structure(
+        found.structure, setting.ranking, prunable.dense, model="dense", model_type=prunable.spec.model_type
+    )
+    pruned: Any = apply_plan(prunable.model, plan)
+    if found.outputs:
+        write_outputs(pruned, prunable, plan, setting.ranking, found.outputs)
+    elif setting.repair is not None and setting.statistics is not None:
+        compensate(pruned, prunable, plan, setting.statistics, recipe.ridge)
+    result["wikitext2"] = perplexity(pruned, setting, wikitext, most)
+    del pruned
+    gc.collect()
+    return result
+
+
+def perplexity(model: Any, setting: Setting, wikitext: Path, most: int) -> dict[str, float | None]:
+    """Of WikiText-2, sequences of 2,048 tokens, with the standard error of its logarithm."""
+    spec = EvaluationSpec(text=str(wikitext), length=2048, max_tokens=most)
+    found = next(iter(evaluate(model, setting.tokenizer, spec).perplexities.values()))
+    return {"value": found.value, "nll": found.nll, "stderr": found.stderr}
+
+
+def number(row: Mapping[str, Any]) -> str:
+    """A perplexity as text, or nothing."""
+    return f"{row['wikitext2']['value']:.2f}" if "wikitext2" in row else ""
+
+
+def write_table(path: Path, lines: Sequence[str]) -> None:
+    """A Markdown table on the screen and in a file."""
+    text = "\n".join(lines) + "\n"
+    path.write_text(text)
+    print(text)

@@ -1,0 +1,199 @@
+"""``python -m multipruner search --model NAME``: evolutionary search over structures or schedules."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from multipruner.errors import ConfigError, MultiprunerError
+
+from . import recipes
+from .base import Parser, evaluation_flags
+from .recipe_flags import budget_flags, calibration_flags, judging_flags, model_flags, recipe_of
+
+if TYPE_CHECKING:
+    from multipruner.search_options import SearchOptions
+
+_HELP = """\
+Search for the structure with the lowest calibration loss by evolution (NSGA-II, on DEAP), starting from the exact
+program's solution; with costs beside the loss, for the whole front.
+
+examples
+  python -m multipruner search --model llama --ratio 0.2 --population 24 --generations 20 --output runs/search
+  python -m multipruner search --model llama --ratio 0.2 --objectives loss,params --ratio-range 0.1:0.4
+  python -m multipruner search --model llama --objectives loss,latency --latency-table table.json --pick knee
+  python -m multipruner search --model llama --genome schedule --channel-groups 128,256
+  torchrun --nproc-per-node 4 -m multipruner search --model llama --output runs/search
+  accelerate launch -m multipruner search --model llama --output runs/search
+
+A search that was interrupted goes on with the same command. Every evaluation is kept in the cache: another search on
+the same model and text does not repeat it."""
+
+PICKS = ("knee", "best")
+
+
+def _search_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("search")
+    for flag, kind, metavar, text in (
+        ("--objectives", str, "NAMES", "loss, and costs: params latency flops kv_bytes weight_bytes (default loss)"),
+        ("--population", int, "N", "a multiple of 4 (default 24)"),
+        ("--generations", int, "N", "after the first population (default 20)"),
+        ("--offspring", int, "N", "children per generation (default: the population)"),
+        ("--search-seed", int, "N", "of everything random in the search (default 0)"),
+        ("--screen", int, "N", "sequences on which children are looked at first; the better half goes on to all of "
+         "them (default: a quarter; 0: none)"),
+        ("--tolerance", float, "SHARE", "how much more than the ratio may go, with the loss alone (default: one step "
+         "of a width)"),
+        ("--ratio-range", str, "LOW:HIGH", "what may go, with several objectives (default: half to one and a half of "
+         "--ratio)"),
+        ("--seeds", str, "NAMES", "computed to start from: milp, sequential, or none (default milp)"),
+        ("--pick", str, "HOW", "point of the front that becomes the model: knee, best (lowest loss) or its number "
+         "(default best; knee with several objectives)"),
+        ("--channel-groups", str, "N,N", "schedule: choices (default: the recipe's)"),
+        ("--importances", str, "NAMES", "schedule: choices (default: the recipe's)"),
+        ("--compensations", str, "NAMES", "schedule: choices, none and/or lstsq (default: the recipe's)"),
+        ("--consent", str, "SENTENCE", "allows an evaluation task as an objective; the refusal says which sentence"),
+    ):  # fmt: skip
+        group.add_argument(flag, type=kind, metavar=metavar, help=text)
+    group.add_argument("--genome", choices=("structure", "schedule"),
+                       help="sizes of every layer (default), or order and shares of a sequential path")  # fmt: skip
+    group.add_argument("--algorithm", choices=("nsga2", "random"), help="random: the same number of random candidates")
+    group.add_argument("--seeds-from", nargs="+", type=Path, metavar="RUN", help="folders of runs to start from, too")
+    group.add_argument("--compare-random", action="store_true", help="also run random search, for comparison")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        prog="multipruner search",
+        description=_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        argument_default=argparse.SUPPRESS,
+    )
+    model_flags(parser)
+    budget_flags(parser)
+    _search_flags(parser)
+    judging_flags(parser)
+    calibration_flags(parser)
+    evaluation_flags(parser, "--eval", "evaluation.")
+    output = parser.add_argument_group("output")
+    output.add_argument("--output", type=Path, metavar="DIR", help="default runs/NAME-RATIO-search")
+    output.add_argument("--overwrite", action="store_true", help="give up what another run left there")
+    output.add_argument("--debug", action="store_true", help="show tracebacks")
+    return parser
+
+
+_PLAIN = ("genome", "algorithm", "population", "generations", "offspring", "screen", "tolerance", "compare_random",
+          "consent")  # fmt: skip
+
+
+def options_of(typed: dict[str, Any]) -> SearchOptions:
+    """The search's own flags, taken out of the others.
+
+    Raises:
+        ConfigError: for what cannot be meant.
+    """
+    from multipruner.search_options import SearchOptions
+
+    given: dict[str, Any] = {name: typed.pop(name) for name in _PLAIN if name in typed}
+    if "search_seed" in typed:
+        given["seed"] = typed.pop("search_seed")
+    for name in ("objectives", "importances", "compensations"):
+        if name in typed:
+            given[name] = _names(typed.pop(name))
+    _check_choices("--importances", given, ("magnitude", "activation", "second-order", "none"))
+    _check_choices("--compensations", given, ("none", "lstsq"))
+    if "channel_groups" in typed:
+        given["channel_groups"] = tuple(
+            _number("--channel-groups", part) for part in _names(typed.pop("channel_groups"))
+        )
+    if "seeds" in typed:
+        given["seeds"] = tuple(name for name in _names(typed.pop("seeds")) if name != "none")
+        _check_choices("--seeds", given, ("milp", "sequential"))
+    if "seeds_from" in typed:
+        given["seeds_from"] = tuple(typed.pop("seeds_from"))
+    if "ratio_range" in typed:
+        given["ratios"] = _range(typed.pop("ratio_range"))
+    if "pick" in typed:
+        how = typed.pop("pick")
+        given["pick"] = how if how in PICKS else _number("--pick", how, "give knee, best or a number from 0")
+    return SearchOptions(**given)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def _check_choices(flag: str, given: dict[str, Any], allowed: Sequence[str]) -> None:
+    for name in given.get(flag.strip("-"), ()):
+        if name not in allowed:
+            raise ConfigError(f"{flag} {name}: there are {', '.join(allowed)}")
+
+
+def _number(flag: str, text: str, hint: str = "give whole numbers") -> int:
+    if not text.isdigit():
+        raise ConfigError(f"{flag} {text}: {hint}")
+    return int(text)
+
+
+def _range(text: str) -> tuple[float, float]:
+    try:
+        low, high = (float(part) for part in text.split(":"))
+    except ValueError:
+        raise ConfigError(f"--ratio-range {text}: give LOW:HIGH, such as 0.1:0.4") from None
+    return low, high
+
+
+def _fixed(typed: dict[str, Any], options: SearchOptions) -> dict[str, Any]:
+    """What the search asks of the recipe, whatever it says."""
+    fixed: dict[str, Any] = {"strategy": "milp"}
+    if "latency" in options.objectives and "budgets.latency" not in typed:
+        fixed["budgets"] = {
+            "latency": "1x"
+        }  # no slower than the dense model; the recipe knows tables with budgets only
+    if "lstsq" in options.compensations:
+        fixed["compensation"] = "lstsq"
+    return fixed
+
+
+def run(arguments: Sequence[str]) -> int:
+    if int(os.environ.get("RANK", "0")) == 0:
+        return _run(arguments)
+    try:
+        return _run(arguments)
+    except MultiprunerError as error:  # rank 0 says it, where it can still be said
+        if "--debug" in arguments:
+            print(f"process {os.environ['RANK']}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def _run(arguments: Sequence[str]) -> int:
+    typed = vars(_parser().parse_args(arguments))
+    typed.pop("debug", None)
+    if typed.get("model") == "list":
+        return recipes.run([])
+    output, overwrite = typed.pop("output", None), typed.pop("overwrite", False)
+    options = options_of(typed)
+    fixed = _fixed(typed, options)
+    if "latency" in options.objectives and "latency_table" not in typed:
+        raise ConfigError("the objective latency needs --latency-table FILE (multipruner latency makes one)")
+    recipe = recipe_of(typed, fixed)
+    from rich.console import Console
+
+    from multipruner.api import default_output
+    from multipruner.quiet import quiet_libraries
+    from multipruner.searching import search
+
+    quiet_libraries()
+    if output is None:
+        named = default_output(recipe)
+        output = named.with_name(f"{named.name}-search")
+    command = shlex.join(["python", "-m", "multipruner", "search", *arguments])
+    search(recipe, options, output, console=Console(), command=command, overwrite=overwrite)
+    return 0
