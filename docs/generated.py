@@ -1,0 +1,265 @@
+"""The parts of the pages that are read off the code: families, recipes and their keys, commands, importances.
+
+A page asks for one by a line ``<!-- generated: NAME -->``; ``NAME`` is a key of :data:`PARTS`. Needs no Sphinx, so that
+tests can compare what the pages say with what the code does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import os
+import re
+from collections.abc import Callable, Iterable, Sequence
+from importlib import import_module
+from typing import Any, get_args, get_origin
+from unittest.mock import patch
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from multipruner import errors
+from multipruner.architecture import FAMILIES, BlockSpec
+from multipruner.budgets import UNITS
+from multipruner.commands import COMMANDS
+from multipruner.commands.base import Parser
+from multipruner.recipe import METHODS, CalibrationSpec, EvaluationSpec, PackageSource, Recipe
+from multipruner.recipes import catalogue
+
+MARK = re.compile(r"^<!-- generated: ([\w-]+) -->$", re.MULTILINE)
+WIDTH = "96"
+"""Columns of the help texts."""
+
+
+def fill(text: str) -> str:
+    """A page's text with every mark replaced.
+
+    Raises:
+        KeyError: when a mark names no part.
+    """
+    return MARK.sub(lambda match: PARTS[match[1]](), text)
+
+
+class _Caught(Exception):
+    """Carries a parser out of the command that made it."""
+
+    def __init__(self, parser: argparse.ArgumentParser) -> None:
+        super().__init__()
+        self.parser = parser
+
+
+def parser_of(command: str) -> argparse.ArgumentParser:
+    """The parser that a command itself makes, whatever its module calls the function."""
+
+    def catch(parser: argparse.ArgumentParser, *arguments: Any, **options: Any) -> Any:
+        raise _Caught(parser)
+
+    run = import_module(f"multipruner.commands.{command}").run
+    with patch.object(Parser, "parse_args", catch):
+        try:
+            run([])
+        except _Caught as caught:
+            return caught.parser
+    raise RuntimeError(f"{command} parses nothing")
+
+
+def help_of(command: str) -> str:
+    """What ``--help`` of a command prints, at a fixed width and without colours."""
+    with patch.dict(os.environ, {"COLUMNS": WIDTH, "NO_COLOR": "1"}):
+        return parser_of(command).format_help().rstrip()
+
+
+def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table; bars within cells are escaped."""
+    lines = [headings, ["---"] * len(headings), *rows]
+    return "\n".join(f"| {' | '.join(_cell(cell) for cell in line)} |" for line in lines)
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def code(value: object) -> str:
+    """A value as inline code."""
+    return f"`{value}`"
+
+
+def families() -> str:
+    """One row per family, straight from the table of architectures."""
+    from multipruner.export.gguf_model import GGUF_FAMILIES
+
+    rows = (
+        (code(name), f"{code(spec.prefix + 'ForCausalLM')}{', code of its own' if spec.remote_code else ''}",
+         _block(spec.attention), _block(spec.mlp), "yes" if name in GGUF_FAMILIES else "no")
+        for name, spec in FAMILIES.items()
+    )  # fmt: skip
+    return table(("model type", "class", "attention", "MLP", "GGUF export"), rows)
+
+
+def _block(block: BlockSpec) -> str:
+    inputs = ", ".join(
+        code(projection.path) + (f" ({' + '.join(projection.parts)})" if len(projection.parts) > 1 else "")
+        for projection in block.inputs
+    )
+    return f"{inputs} → {code(block.output)}"
+
+
+def recipes() -> str:
+    """The catalogue."""
+    rows = (
+        (code(recipe.name), recipe.method, f"{recipe.ratio or 0:g}", recipe.shares_text(), str(recipe.channel_group),
+         f"{code(recipe.model)}: {recipe.description}")
+        for recipe in catalogue()
+    )  # fmt: skip
+    headings = ("recipe", "method", "ratio", "shares", "channels per group", "model")
+    return table(headings, rows)
+
+
+SECTIONS: dict[str, tuple[str, type[BaseModel]]] = {
+    "": ("The run", Recipe),
+    "calibration": ("`calibration`", CalibrationSpec),
+    "evaluation": ("`evaluation`", EvaluationSpec),
+    "fallback": ("`fallback`", PackageSource),
+}
+"""Prefix of the keys -> heading and model. Within a recipe the prefix is a key that holds the others."""
+
+
+def keys() -> str:
+    """Every key of a recipe: its flag, the values it takes, its default, what it means."""
+    flags = _flags()
+    parts = []
+    for prefix, (heading, model) in SECTIONS.items():
+        about = "" if model is Recipe else f"{_paragraphs(model.__doc__)}\n\n"
+        rows = []
+        for name, field in model.model_fields.items():
+            if name in SECTIONS:
+                continue
+            flag, said = flags.get(f"{prefix}.{name}".lstrip("."), ("", ""))
+            rows.append((code(name), code(flag) if flag else "", _values(field), _default(field),
+                         field.description or said))  # fmt: skip
+        parts.append(f"### {heading}\n\n{about}{table(('key', 'flag', 'values', 'default', 'meaning'), rows)}")
+    return "\n\n".join(parts)
+
+
+def _paragraphs(text: str | None) -> str:
+    return inspect.cleandoc(text or "").replace("``", "`")
+
+
+def _flags() -> dict[str, tuple[str, str]]:
+    """Recipe key -> flag of the main command and its help (the flags' destinations are the keys)."""
+    return {
+        action.dest: (max(action.option_strings, key=len), action.help or "")
+        for action in parser_of("prune")._actions
+        if action.option_strings
+    }
+
+
+def _values(field: FieldInfo) -> str:
+    return ", ".join([_type(field.annotation), *_bounds(field.metadata)])
+
+
+def _bounds(constraints: Iterable[Any]) -> list[str]:
+    return [
+        f"{sign} {value:g}"
+        for item in constraints
+        for name, sign in (("gt", ">"), ("ge", "≥"), ("lt", "<"), ("le", "≤"))
+        if (value := getattr(item, name, None)) is not None
+    ]
+
+
+def _type(kind: Any) -> str:
+    if kind is None or kind is type(None):
+        return "nothing"
+    arguments = get_args(kind)
+    if str(get_origin(kind)) == "typing.Literal":
+        return ", ".join(code(value) for value in arguments)
+    if hasattr(kind, "__metadata__"):
+        inner = [part for item in kind.__metadata__ for part in getattr(item, "metadata", [])]
+        return " ".join([_type(kind.__origin__), *_bounds(inner)])
+    if get_origin(kind) is dict:
+        return f"mapping from {_type(arguments[0])} to {_type(arguments[1])}"
+    if get_origin(kind) is tuple:
+        return f"list of {_type(arguments[0])}"
+    if arguments:
+        return " or ".join(_type(part) for part in arguments)
+    name = str(kind.__name__)
+    return {"str": "text", "int": "integer", "float": "number", "bool": "yes or no"}.get(name, name)
+
+
+def _default(field: FieldInfo) -> str:
+    if field.is_required():
+        return "(needed)"
+    value: Any = field.get_default(call_default_factory=True)
+    if isinstance(value, dict):
+        value = ", ".join(f"{key}: {part:g}" for key, part in value.items())
+    elif isinstance(value, tuple):
+        value = ",".join(map(str, value))
+    elif isinstance(value, bool):
+        value = str(value).lower()
+    if value is None:
+        return "none"
+    return code(value) if value != "" else ""
+
+
+def methods() -> str:
+    """What each method sets, and what it is by default."""
+    rows = []
+    for name, values in METHODS.items():
+        flat = {key: value for key, value in values.items() if not isinstance(value, dict)}
+        for prefix, inner in values.items():
+            if isinstance(inner, dict):
+                flat |= {f"{prefix}.{key}": value for key, value in inner.items()}
+        rows.append((code(name), ", ".join(code(f"{key}: {value}") for key, value in flat.items())))
+    return table(("method", "sets"), rows)
+
+
+def budgets() -> str:
+    """The flags of the budgets and the units they take."""
+    flags = _flags()
+    rows = ((code(flags[f"budgets.{name}"][0]), code(name), flags[f"budgets.{name}"][1],
+             ", ".join(code(unit) for unit in units if unit)) for name, units in UNITS.items())  # fmt: skip
+    return table(("flag", "key within `budgets`", "of what", "units"), rows)
+
+
+def commands() -> str:
+    """The help of every command, as it is printed."""
+    parts = []
+    for name, summary in COMMANDS.items():
+        typed = "python -m multipruner" + ("" if name == "prune" else f" {name}")
+        parts.append(f"## {name}\n\n`{typed}`: {summary}.\n\n```text\n{help_of(name)}\n```")
+    return "\n\n".join(parts)
+
+
+def importances() -> str:
+    """The orders there are, with the first paragraph of what each says about itself."""
+    from multipruner.importance import IMPORTANCES, NEED_STATISTICS
+
+    rows = (
+        (code(name), "yes" if name in NEED_STATISTICS else "no", _plain(function.__doc__))
+        for name, function in IMPORTANCES.items()
+    )
+    return table(("name", "needs statistics", "what it looks at"), rows)
+
+
+def faults() -> str:
+    """The errors that are a user's to mend."""
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, Exception)]
+    return table(("class", "when"), ((code(kind.__name__), _plain(kind.__doc__)) for kind in kinds))
+
+
+def _plain(text: str | None) -> str:
+    """The first paragraph of a docstring as Markdown."""
+    first = inspect.cleandoc(text or "").split("\n\n")[0]
+    return re.sub(r":\w+:`\.?([^`]+)`", r"`\1`", first).replace("``", "`")
+
+
+PARTS: dict[str, Callable[[], str]] = {
+    "families": families,
+    "recipes": recipes,
+    "keys": keys,
+    "methods": methods,
+    "budgets": budgets,
+    "commands": commands,
+    "importances": importances,
+    "errors": faults,
+}
