@@ -3,7 +3,16 @@
 ``python benchmarks/latency.py --table table.json``: for every workload of the table, random structures (blocks,
 heads and channels removed, 5 % to 50 % of the parameters) of the real model are built as really smaller models and
 timed whole, in alternation with the dense model. Without ``--table``, every workload is measured just before its
-structures. The same command serves a GPU (``--device cuda``).
+structures.
+
+``python benchmarks/latency.py --check FOLDER --dense DENSE``: the finished run of a ``--max-latency`` budget and the
+dense model's folder, both opened by plain transformers in this process, timed in alternation, against what the run's
+report predicted.
+
+On a GPU, times are device events in the stream (one line that measures a table and checks it; ``--compile`` compiles
+every block; captured graphs are not supported):
+
+    python benchmarks/latency.py --model meta-llama/Llama-3.1-8B --device cuda --dtype bfloat16 --results gpu.jsonl
 
 Errors are of the milliseconds, and of the ratio to dense: a machine that is slower today than when the table was
 measured shows in the first alone. All models, dense too, are copies in memory: weights mapped from a file often begin
@@ -16,14 +25,19 @@ import argparse
 import copy
 import json
 import random
+import re
 import statistics
+import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+import transformers
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from multipruner.costs import Costs
+from multipruner.errors import ConfigError, MultiprunerError
 from multipruner.latency import LatencyTable, Workload
 from multipruner.measure import measure_table, shapes_of, time_side_by_side
 from multipruner.modeling import apply_plan
@@ -34,7 +48,7 @@ from multipruner.recipe import Recipe
 from multipruner.recipes import mapping_for
 from multipruner.sources import load_dense, resolve
 from multipruner.structure import LayerSize, Structure
-from multipruner.timing import Timing, compile_blocks, environment_of, room_for_sizes
+from multipruner.timing import Timing, compile_blocks, environment_of, room_for_sizes, side_by_side_samples
 
 WORKLOADS = (Workload("prefill", 1, 128), Workload("prefill", 1, 512), Workload("decode", 1, 256))
 
@@ -156,6 +170,61 @@ def compare(
         )
 
 
+def workload_named(name: str) -> Workload:
+    """The inverse of a workload's name."""
+    match = re.fullmatch(r"(prefill|decode)-b(\d+)-t(\d+)", name)
+    if match is None:
+        raise ConfigError(f"{name!r} is no workload, such as prefill-b1-t512")
+    return Workload("prefill" if match[1] == "prefill" else "decode", int(match[2]), int(match[3]))
+
+
+def predictions(folder: Path) -> dict[str, Any]:
+    """What a finished run's report says of its latency, by workload."""
+    report = folder / "report.json"
+    phases = json.loads(report.read_text()).get("latency", {}).get("phases") if report.is_file() else None
+    if not phases:
+        raise ConfigError(
+            f"{folder} is no finished run with a latency budget; make one with: python -m multipruner --model MODEL "
+            f"--max-latency 0.7x --latency-table table.json --output {folder}"
+        )
+    return phases
+
+
+def as_anyone_opens_it(folder: Path, arguments: argparse.Namespace) -> PreTrainedModel:
+    """By transformers alone, with the code that the folder brings along."""
+    how = {"attn_implementation": arguments.attn_implementation} if arguments.attn_implementation else {}
+    how["dtype"] = arguments.dtype or "auto"
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, **how)
+    return model.to(arguments.device or "cpu").eval()
+
+
+def check(arguments: argparse.Namespace) -> None:
+    """Time a run's folder and the dense one as they are opened by others, against the report's prediction."""
+    phases = predictions(arguments.check)
+    asked = json.loads((arguments.check / "report.json").read_text())["recipe"]["budgets"].get("latency")
+    places = {"dense": arguments.dense, "pruned": arguments.check}
+    models = {name: as_anyone_opens_it(folder, arguments) for name, folder in places.items()}
+    environment = environment_of(models["dense"])
+    print(", ".join(f"{name} {value}" for name, value in environment.items()))
+    for name, phase in phases.items():
+        if name not in (arguments.workload or [name]):
+            continue
+        print(
+            f"\n{name}, both folders opened by transformers {transformers.__version__}, asked for {asked}\n"
+            f"{'dense ms':>10}{'pruned ms':>12}{'ratio':>9}{'predicted':>11}{'error':>8}"
+        )
+        predicted, ratios = phase["predicted_ms"] / phase["predicted_dense_ms"], []
+        for _ in range(arguments.repeats):
+            samples = side_by_side_samples(models, workload_named(name), rounds=arguments.rounds)
+            ratios += [p / d for p, d in zip(samples["pruned"], samples["dense"], strict=True)]
+            dense, pruned = (statistics.median(samples[model]) for model in ("dense", "pruned"))
+            error = predicted / (pruned / dense) - 1
+            print(f"{dense:>10.1f}{pruned:>12.1f}{pruned / dense:>8.3f}x{predicted:>10.3f}x{error:>+8.1%}", flush=True)
+        low, middle, high = torch.tensor(ratios).quantile(torch.tensor([0.25, 0.5, 0.75])).tolist()
+        print(f"median of {len(ratios)} neighbouring pairs {middle:.3f}x (middle half {low:.3f} to {high:.3f}), "
+              f"predicted {predicted:.3f}x, error {predicted / middle - 1:+.1%}")  # fmt: skip
+
+
 def load_model(arguments: argparse.Namespace) -> PreTrainedModel:
     flags = {name: getattr(arguments, name) for name in ("device", "dtype") if getattr(arguments, name)}
     recipe = Recipe.build(mapping_for(arguments.model), flags)
@@ -165,12 +234,10 @@ def load_model(arguments: argparse.Namespace) -> PreTrainedModel:
     return model
 
 
-def main() -> None:
+def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="llama")
-    parser.add_argument(
-        "--table", type=Path, help="from `python -m multipruner latency`; default: measured just before"
-    )
+    parser.add_argument("--table", type=Path, help="of `python -m multipruner latency`; default: measured just before")
     parser.add_argument("--workload", action="append", help="only these, such as prefill-b1-t128")
     parser.add_argument("--structures", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=16, help="samples of every model")
@@ -181,10 +248,36 @@ def main() -> None:
     parser.add_argument("--dtype")
     parser.add_argument("--attn-implementation")
     parser.add_argument("--compile", action="store_true", help="as the table's blocks were")
+    whole = parser.add_argument_group("a finished run against dense")
+    whole.add_argument("--check", type=Path, metavar="FOLDER", help="of a run with --max-latency")
+    whole.add_argument("--dense", type=Path, metavar="FOLDER", help="the dense model, as transformers opens it")
+    whole.add_argument("--repeats", type=int, default=3, help="times --rounds samples of each (default 3)")
     arguments = parser.parse_args()
+    if (arguments.check is None) != (arguments.dense is None):
+        parser.error("--check and --dense need each other")
+    if min(arguments.rounds, arguments.repeats) < 1:
+        parser.error("--rounds and --repeats must be at least 1")
+    return arguments
+
+
+def main() -> int:
+    arguments = parsed()
     quiet_libraries()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
+    try:
+        if arguments.check is not None:
+            check(arguments)
+        else:
+            compare_all(arguments)
+    except MultiprunerError as error:
+        print(f"latency: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def compare_all(arguments: argparse.Namespace) -> None:
+    """Random structures for every workload."""
     model = load_model(arguments)
     environment = environment_of(model, compiled=arguments.compile)
     print(", ".join(f"{name} {value}" for name, value in environment.items()))
@@ -203,4 +296,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -41,7 +41,9 @@ def prune(
         The finished run, with the pruned model in memory.
 
     Raises:
-        MultiprunerError: see :mod:`multipruner.errors`.
+        MultiprunerError: a subclass that says what to do, such as :class:`ConfigError` for an unknown key,
+            :class:`UnknownModelError`, :class:`CalibrationError` or :class:`InfeasibleError`. Nothing half-written is
+            left, and the same call goes on where an interrupted one was.
     """
     base = model.model_dump(exclude_unset=True) if isinstance(model, Recipe) else mapping_for(model)
     recipe = Recipe.build(base, overrides)

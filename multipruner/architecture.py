@@ -117,6 +117,7 @@ FAMILIES: dict[str, ArchitectureSpec] = {
         ArchitectureSpec("llama", "Llama", _SPLIT_ATTENTION, _GATED_MLP),
         ArchitectureSpec("mistral", "Mistral", _SPLIT_ATTENTION, _GATED_MLP),
         ArchitectureSpec("qwen2", "Qwen2", _SPLIT_ATTENTION, _GATED_MLP),
+        ArchitectureSpec("qwen3", "Qwen3", _SPLIT_ATTENTION, _GATED_MLP),
         ArchitectureSpec("baichuan", "Baichuan", _FUSED_ATTENTION, _GATED_MLP, remote_code=True, layer_output="tuple"),
     )
 }

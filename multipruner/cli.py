@@ -10,6 +10,8 @@ from importlib import import_module
 from .commands import COMMANDS
 from .errors import MultiprunerError
 
+_RESUMABLE = ("prune", "search", "latency", "push", "tune")
+
 
 def _terminate(number: int, frame: object) -> None:
     """A polite kill ends a run as Ctrl-C does."""
@@ -31,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         if "--debug" in arguments:
             raise
-        hint = "; the same command goes on from here" if command in ("prune", "latency", "push") else ""
+        hint = "; the same command goes on from here" if command in _RESUMABLE else ""
         print(f"multipruner: stopped{hint}", file=sys.stderr)
         return 130
     except Exception as error:

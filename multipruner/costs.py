@@ -87,7 +87,12 @@ class Costs:
         return sum(2 * size.kv_heads * self.head_dim for size in structure) * self.bytes_per_parameter
 
     def flops_per_token(self, structure: Structure, context: int = 0) -> int:
-        """Floating-point operations for one token: projections, scores against ``context`` tokens, output head."""
+        """Floating-point operations for one token; a multiply-accumulate counts as two.
+
+        Args:
+            structure: of the model.
+            context: tokens that attention scores are computed against; projections and output head always count.
+        """
         macs = self.head_macs + sum(self.layer.macs_per_token(size) for size in structure)
         macs += sum(2 * context * size.query_heads * self.head_dim for size in structure)
         return 2 * macs

@@ -182,13 +182,13 @@ class LatencyTable:
         return self.row(workload).constant.milliseconds
 
     def layer_milliseconds(self, size: LayerSize, workload: str) -> float:
-        """Milliseconds of one decoder layer; a layer that keeps neither block vanishes and costs nothing."""
+        """Milliseconds of one decoder layer, 0 where neither block stays; raises as :meth:`block_milliseconds`."""
         if not (size.has_attention or size.has_mlp):
             return 0.0
         return sum(self.block_milliseconds(kind, size, workload) for kind in ("attention", "mlp"))
 
     def milliseconds(self, structure: Structure, workload: str) -> float:
-        """Predicted milliseconds of one forward pass of the whole model."""
+        """Predicted milliseconds of one forward pass of the model; raises as :meth:`block_milliseconds` does."""
         return self.constant(workload) + sum(self.layer_milliseconds(size, workload) for size in structure)
 
     def check_shapes(self, shapes: Shapes) -> None:

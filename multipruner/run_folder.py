@@ -17,7 +17,8 @@ from .plan import PruningPlan
 REQUIRED = ("config.json", "plan.json", "report.json")
 INDEX = "model.safetensors.index.json"
 _KNOWN = (
-    *REQUIRED, INDEX, "README.md", "trajectory.jsonl", "measurements.jsonl", "generation_config.json",
+    *REQUIRED, INDEX, "README.md", "trajectory.jsonl", "measurements.jsonl", "search.jsonl", "front.json", "front.png",
+    "convergence.png", "generation_config.json",
     # what tokenizers of transformers write
     "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json",
     "vocab.json", "vocab.txt", "merges.txt", "spiece.model", "chat_template.jinja", "additional_chat_templates/*.jinja",

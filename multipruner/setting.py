@@ -11,26 +11,33 @@ from torch import Tensor
 from .budgets import limits_of
 from .calibration import CalibrationSet
 from .compensation import Repair
+from .distributed import Team
 from .objective import Work
 from .plan import Ranking
 from .prunable import Outputs, Prunable
 from .recipe import Recipe
 from .search import Grid, Problem, Round, Step, Task
+from .search.aligned import aligned
 from .sources import ResolvedModel
 from .statistics import Statistics
 from .structure import Structure
 
 
-def grid_of(recipe: Recipe) -> Grid:
-    """How finely a recipe cuts."""
-    return Grid(recipe.channel_group, recipe.kv_group_step, recipe.partial_groups)
+def grid_of(recipe: Recipe, prunable: Prunable) -> Grid:
+    """How finely a recipe cuts a model.
+
+    Raises:
+        ConfigError: when the model's widths cannot be aligned as the recipe asks.
+    """
+    grid = Grid(recipe.channel_group, recipe.kv_group_step, recipe.partial_groups)
+    return grid if recipe.align is None else aligned(grid, prunable.dense, prunable.head_dim, recipe.align)
 
 
 def task_of(recipe: Recipe, prunable: Prunable) -> Task:
     """The integer program that a recipe asks for."""
     return Task(
         prunable.dense,
-        grid_of(recipe),
+        grid_of(recipe, prunable),
         limits_of(recipe, prunable),
         recipe.layout == "uniform",
         recipe.rounds,
@@ -41,7 +48,7 @@ def task_of(recipe: Recipe, prunable: Prunable) -> Task:
 def problem_of(recipe: Recipe, prunable: Prunable) -> Problem:
     """The search problem that a recipe asks for."""
     assert recipe.ratio is not None, "checked by the recipe"
-    return Problem(prunable.costs, recipe.ratio, recipe.order, recipe.shares, grid_of(recipe), recipe.stop)
+    return Problem(prunable.costs, recipe.ratio, recipe.order, recipe.shares, grid_of(recipe, prunable), recipe.stop)
 
 
 @dataclass(frozen=True)
@@ -59,6 +66,7 @@ class Setting:
     ranking: Ranking
     repair: Repair | None
     fingerprint: str
+    team: Team = field(default_factory=Team, repr=False)
 
     @property
     def problem(self) -> Problem:
@@ -74,6 +82,7 @@ class Setting:
     def identity(self) -> dict[str, Any]:
         """Everything that losses and decisions depend on, except the ratio."""
         recipe = self.recipe
+        grid = grid_of(recipe, self.prunable)
         identity = {
             "model": self.fingerprint,
             "calibration": self.calibration.hash,
@@ -81,9 +90,9 @@ class Setting:
             "batch_size": recipe.calibration.batch_size,
             "strategy": recipe.strategy,
             "objective": recipe.objective,
-            "channel_group": recipe.channel_group,
-            "partial_groups": recipe.partial_groups,
-            "kv_group_step": recipe.kv_group_step,
+            "channel_group": grid.channel_group,
+            "partial_groups": grid.partial,
+            "kv_group_step": grid.kv_group_step,
             "importance": recipe.importance,
             "compensation": recipe.compensation,
             "dtype": str(self.prunable.head_weight.dtype),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from math import floor
 
@@ -33,6 +33,7 @@ from .search import (
 )
 from .search.allocation import check_feasible
 from .setting import Found, Setting, problem_of, task_of
+from .spread import SpreadObjective
 from .structure import Choice, Structure
 from .workspace import Workspace
 
@@ -85,6 +86,23 @@ def objective_of(setting: Setting, sequences: int) -> CalibrationObjective:
     )
 
 
+def _path_objectives(setting: Setting) -> Mapping[Dimension, CalibrationObjective | SpreadObjective]:
+    """Blocks are judged on all sequences, widths on the first few: they have many more candidates."""
+    blocks = objective_of(setting, len(setting.calibration.ids))
+    widths = objective_of(setting, setting.recipe.calibration.width_sequences)
+    if setting.team.size == 1:
+        return {"blocks": blocks, "mlp": widths, "heads": widths}
+    spread = SpreadObjective(setting.team, "widths", widths)
+    return {"blocks": SpreadObjective(setting.team, "blocks", blocks), "mlp": spread, "heads": spread}
+
+
+def lend_a_hand(setting: Setting) -> None:
+    """Score the candidates of rank 0 in another process of the job, until it says stop."""
+    with setting.prunable.in_order(setting.ranking, setting.repair):
+        _path_objectives(setting)
+        setting.team.serve()
+
+
 def _sequential(setting: Setting, workspace: Workspace, console: Console, say: Say, overwrite: bool) -> Found:
     """The paper's path; a smaller ratio of a finished one is cut from it."""
     problem = setting.problem
@@ -97,16 +115,13 @@ def _sequential(setting: Setting, workspace: Workspace, console: Console, say: S
     if done:
         say(f"going on after step {len(done)} of an interrupted run")
     with setting.prunable.in_order(setting.ranking, setting.repair):
-        # blocks are judged on all sequences, widths on the first few: they have many more candidates
-        blocks = objective_of(setting, len(setting.calibration.ids))
-        width = objective_of(setting, setting.recipe.calibration.width_sequences)
-        objectives: dict[Dimension, CalibrationObjective] = {"blocks": blocks, "mlp": width, "heads": width}
+        objectives = _path_objectives(setting)
         counts = expected_candidates(problem)
         expected: dict[Dimension, float] = {name: n * objectives[name].tokens for name, n in counts.items()}
         with search_display(console, expected, problem.ratio) as display:
             steps = sequential_path(problem, objectives, done=done, on_step=journal.add, on_progress=display)
     journal.finish()
-    work = {"blocks": blocks.work, "widths": width.work}
+    work = {"blocks": objectives["blocks"].work, "widths": objectives["mlp"].work}
     return Found(replay(problem.costs.dense, steps), steps[-1].loss, problem.ratio, work, steps)
 
 

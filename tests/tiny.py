@@ -25,6 +25,8 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
 )
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
@@ -50,6 +52,7 @@ CLASSES: dict[str, tuple[Any, Any]] = {
     "llama": (LlamaConfig, LlamaForCausalLM),
     "mistral": (MistralConfig, MistralForCausalLM),
     "qwen2": (Qwen2Config, Qwen2ForCausalLM),
+    "qwen3": (Qwen3Config, Qwen3ForCausalLM),
 }
 STOCK = tuple(CLASSES)
 FAMILIES = (*STOCK, "baichuan")
@@ -68,6 +71,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "sliding_window": 3,
         "layer_types": MIXED_WINDOWS,
     },
+    "qwen3": {"family": "qwen3"},
+    "qwen3-tied": {"family": "qwen3", "tied": True},
     "baichuan": {"family": "baichuan"},
 }
 """Keyword arguments of :func:`tiny_model` for the contract tests."""

@@ -5,9 +5,11 @@ from __future__ import annotations
 COMMANDS: dict[str, str] = {
     "prune": "prune a model (what happens when no command is named)",
     "eval": "compare models on perplexity and lm-eval tasks",
+    "search": "search structures by evolution (NSGA-II) and make the best of them",
     "latency": "measure the milliseconds of every block option on this machine",
     "report": "write an HTML page about one or several runs",
-    "export": "write a pruned model for llama.cpp (GGUF)",
+    "export": "write a pruned model for llama.cpp (GGUF) or ONNX Runtime",
+    "tune": "train a pruned model a little (LoRA) and merge the result",
     "push": "share a pruned model on the Hugging Face Hub",
     "recipes": "list the recipes that --model knows",
 }

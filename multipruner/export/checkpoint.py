@@ -24,7 +24,10 @@ PLAN_FILE = "plan.json"
 REPORT_FILE = "report.json"
 SHARD_SIZE = "5GB"
 """Weights above this are split over several files."""
-_SEARCH_FILES = ("trajectory.jsonl", "measurements.jsonl")  # of one strategy or the other
+_SEARCH_FILES = (
+    "trajectory.jsonl", "measurements.jsonl", "search.jsonl", "front.json", "front.png", "convergence.png",
+)  # fmt: skip
+"""What searches of one kind or another leave; another run in the same folder does not carry them over."""
 _OVERHEAD = 1.05  # tokenizer, plan and report beside the weights
 _HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 _FULL = (errno.ENOSPC, errno.EDQUOT)

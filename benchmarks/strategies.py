@@ -1,0 +1,275 @@
+"""The exact program against the sequential path at equal budgets: what each loses, before and after the last repair.
+
+    python benchmarks/strategies.py --work runs/strategies [--table table.json] [--wikitext wiki.test.raw]
+
+Both see the same calibration text, objective, order and repair; the model is loaded once. Budgets are ratios of the
+parameters and, with a table of ``multipruner latency``, shares of the dense latency by that table. The sequential path
+knows a ratio only: it is walked to the first structure that keeps the budget, and aimed further until there is one.
+Every ratio has a path of its own; latencies share one, which ``--one-path`` does with all budgets (much cheaper, and
+worse for the looser ones, whose path has spent more of its share on whole blocks).
+
+Losses are in nats by the recipe's objective, on the calibration text and on as much held-out text of the same source
+that nothing saw; "repaired" is after the repair of all blocks, whether or not a run would take it. Seconds and
+token-layers are those of all structures that a search asks for, as if it ran alone, and of the solver; a real
+sequential run saves the part of the output head of candidates that it gives up early. Every loss and every cell is
+kept in ``--work``: the same command goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from metered import Bill, Metered
+from rich.console import Console
+
+from multipruner.accumulation import accumulated, write_outputs
+from multipruner.budgets import latency_table_of
+from multipruner.calibration import CalibrationSet, load_calibration
+from multipruner.commands.base import nested
+from multipruner.compensation import compensate
+from multipruner.errors import InfeasibleError, MultiprunerError
+from multipruner.eval import evaluate
+from multipruner.modeling import apply_plan
+from multipruner.objective import CalibrationObjective
+from multipruner.pipeline import prepare
+from multipruner.plan import PruningPlan
+from multipruner.progress import counting_display, search_display
+from multipruner.prunable import Outputs
+from multipruner.quiet import quiet_libraries
+from multipruner.recipe import EvaluationSpec, Recipe
+from multipruner.recipes import mapping_for
+from multipruner.search import Dimension, Limit, allocate, expected_candidates
+from multipruner.search.files import write_atomically
+from multipruner.sequential_points import first_within, judged_by, path_within, problem_to
+from multipruner.setting import Setting
+from multipruner.structure import Structure
+
+STRATEGIES = ("milp", "sequential")
+
+
+class Bench:
+    """The model, its text and its budgets."""
+
+    def __init__(self, args: argparse.Namespace, recipe: Recipe, console: Console) -> None:
+        self.args, self.console = args, console
+        self.setting: Setting = prepare(recipe, console, {})
+        prunable, spec = self.setting.prunable, recipe.calibration
+        self.dense, self.bill = prunable.dense, Bill()
+        self.table = latency_table_of(recipe, prunable) if recipe.latency_table else None
+        text = self.setting.calibration
+        held_out = load_calibration(spec, self.setting.tokenizer, prunable.model, split="heldout")
+        with self._in_order():
+            self.losses, self.width_losses = self._metered(text), self._metered(text.head(spec.width_sequences))
+            self.judges = {"calibration": self._objective(text), "held_out": self._objective(held_out)}
+
+    def _in_order(self) -> Any:
+        return self.setting.prunable.in_order(self.setting.ranking, self.setting.repair)
+
+    def _objective(self, text: CalibrationSet) -> CalibrationObjective:
+        recipe = self.setting.recipe
+        return CalibrationObjective(self.setting.prunable, text.ids, ignore_id=text.ignore_id,
+                                    batch_size=recipe.calibration.batch_size, loss=recipe.objective)  # fmt: skip
+
+    def _metered(self, text: CalibrationSet) -> Metered:
+        identity = json.dumps({**self.setting.identity, "judged_on": text.hash}, sort_keys=True)
+        space = hashlib.sha256(identity.encode()).hexdigest()
+        return Metered(self._objective(text), self.args.work / "losses.jsonl", space, self.bill)
+
+    def _limits(self, budget: str) -> tuple[Limit, ...]:
+        return replace(self.setting, recipe=with_budget(self.setting.recipe, budget)).task.limits
+
+    def costs(self, structure: Structure) -> dict[str, float]:
+        """What budgets can be of."""
+        costs: dict[str, float] = {"parameters": self.setting.prunable.costs.parameters(structure)}
+        if self.table is not None:
+            costs["latency"] = self.table[0].milliseconds(structure, self.table[1])
+        return costs
+
+    def find(self, strategy: str, budget: str) -> tuple[Structure, dict[str, Any]]:
+        """The structure of one strategy under one budget, and what finding it took."""
+        with self._in_order():
+            if strategy == "sequential":
+                return self._walked(budget)
+            task = replace(self.setting, recipe=with_budget(self.setting.recipe, budget)).task
+            with counting_display(self.console) as display:
+                found = allocate(task, self.losses, display)
+            bill = self.bill.to_json()
+            bill["seconds"] += sum(one.solver_seconds for one in found.rounds)
+            return found.structure, {**bill, "rounds": [one.to_json() for one in found.rounds]}
+
+    def _walked(self, budget: str) -> tuple[Structure, dict[str, Any]]:
+        """The first structure that keeps a budget on the path that its group shares."""
+        group = next(group for group in groups(self.args) if budget in group)
+        aim = max(ratio_of(one) or 0.15 for one in group)
+        problem = problem_to(self.setting, aim)
+        expected: dict[Dimension, float] = dict(expected_candidates(problem).items())
+        together = [limit for one in group for limit in self._limits(one)]
+        with search_display(self.console, expected, aim) as display:
+            judges = judged_by(self.losses, self.width_losses)
+            steps = path_within(problem, judges, together, self.costs, display)
+        structure = first_within(self.dense, steps or (), self._limits(budget), self.costs)
+        if steps is None or structure is None:
+            raise InfeasibleError(f"the sequential path does not get to {budget}; leave it out of the budgets")
+        return structure, {**self.bill.to_json(), "steps": len(steps), "path_to": steps[-1].ratio}
+
+    def judged(self, structure: Structure) -> dict[str, Any]:
+        """Losses and perplexities, with the single repairs and with that of all blocks."""
+        recipe, prunable = self.setting.recipe, self.setting.prunable
+        result: dict[str, Any] = {}
+        outputs: Outputs = {}
+        with self._in_order():
+            result["plain"] = {name: judge(structure) for name, judge in self.judges.items()}
+            if self.setting.repair is not None and recipe.accumulate and self.setting.statistics_ids is not None:
+                began = time.perf_counter()
+                with counting_display(self.console) as display:
+                    outputs = accumulated(prunable, structure, self.setting.statistics_ids, share=recipe.accumulate,
+                                          progress=lambda done, total: display("repair", done, total))  # fmt: skip
+                with prunable.with_outputs(outputs):
+                    result["repaired"] = {name: judge(structure) for name, judge in self.judges.items()}
+                result["repaired"]["seconds"] = time.perf_counter() - began
+        if self.args.wikitext is not None:
+            for name, given in (("plain", {}), ("repaired", outputs)):
+                if name in result:
+                    result[name]["wikitext2"] = self._perplexity(structure, given)
+        return result
+
+    def _perplexity(self, structure: Structure, outputs: Outputs) -> dict[str, Any]:
+        setting, args = self.setting, self.args
+        prunable, statistics = setting.prunable, setting.statistics
+        plan = PruningPlan.from_structure(structure, setting.ranking, self.dense, model=setting.source.name,
+                                          model_type=prunable.spec.model_type)  # fmt: skip
+        pruned = apply_plan(prunable.model, plan)
+        if outputs:
+            write_outputs(pruned, prunable, plan, setting.ranking, outputs)
+        elif setting.repair is not None and statistics is not None:
+            compensate(pruned, prunable, plan, statistics, setting.recipe.ridge)
+        spec = EvaluationSpec(text=str(args.wikitext), length=args.eval_length, max_tokens=args.max_tokens)
+        return next(iter(evaluate(pruned, setting.tokenizer, spec).perplexities.values())).to_json()
+
+    def cell(self, strategy: str, budget: str) -> dict[str, Any]:
+        """One line of the table."""
+        structure, taken = self.find(strategy, budget)
+        costs, dense = self.costs(structure), self.costs(self.dense)
+        row = {"strategy": strategy, "budget": budget, "structure": structure.to_json(), "search": taken}
+        row |= {"ratio": 1 - costs["parameters"] / dense["parameters"], **self.judged(structure)}
+        if "latency" in costs:
+            row |= {"latency_ms": costs["latency"], "dense_ms": dense["latency"]}
+        return row
+
+
+def ratio_of(budget: str) -> float | None:
+    """The number of a ratio; none for a latency."""
+    name, _, value = budget.partition("=")
+    return float(value) if name == "ratio" else None
+
+
+def with_budget(recipe: Recipe, budget: str) -> Recipe:
+    """A recipe with just one budget."""
+    plain = {**recipe.model_dump(), "ratio": ratio_of(budget), "budgets": {}, "latency_table": None}
+    if plain["ratio"] is None:
+        plain |= {"budgets": {"latency": budget.partition("=")[2]}, "latency_table": recipe.latency_table}
+    return Recipe.build(plain)
+
+
+def groups(args: argparse.Namespace) -> list[list[str]]:
+    """Budgets that share a sequential path."""
+    if args.one_path:
+        return [list(args.budgets)]
+    latencies = [budget for budget in args.budgets if ratio_of(budget) is None]
+    return [*([budget] for budget in args.budgets if budget not in latencies), latencies]
+
+
+def table(cells: Sequence[Mapping[str, Any]]) -> str:
+    """Markdown."""
+    timed, perplexity = "latency_ms" in cells[0], "wikitext2" in cells[0]["plain"]
+    heads = ["budget", "strategy", "removed", *(["of the latency"] if timed else []), "calibration", "held out",
+             "calibration, repaired", "held out, repaired", *(["WikiText-2", "repaired"] if perplexity else []),
+             "losses", "seconds", "token-layers"]  # fmt: skip
+    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+    for cell in cells:
+        both = (cell["plain"], cell.get("repaired", {}))
+        losses = [f"{of[name]:.4f}" if name in of else "" for of in both for name in ("calibration", "held_out")]
+        scores = [f"{of['wikitext2']['value']:.2f}" if of else "" for of in both] if perplexity else []
+        search, share = cell["search"], [f"{cell['latency_ms'] / cell['dense_ms']:.3f}x"] if timed else []
+        work = [f"{search['measured']:,}", f"{search['seconds']:,.0f}", f"{search['token_layers']:,.0f}"]
+        row = [cell["budget"], cell["strategy"], f"{cell['ratio']:.2%}", *share, *losses, *scores, *work]
+        lines.append("| " + " | ".join(row) + " |")
+    return "\n".join(lines)
+
+
+def parsed() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="llama")
+    parser.add_argument("--work", type=Path, required=True, help="keeps losses and cells")
+    parser.add_argument("--table", type=Path, help="of `python -m multipruner latency`, for the latencies")
+    parser.add_argument("--ratios", default="0.1,0.2,0.3", help="may be empty")
+    parser.add_argument("--latencies", default="0.8x,0.7x", help="shares of dense, with --table")
+    parser.add_argument("--one-path", action="store_true", help="one sequential path for all budgets")
+    parser.add_argument("--strategies", default=",".join(STRATEGIES))
+    parser.add_argument("--wikitext", type=Path, help="a text for perplexity, such as the raw test split")
+    parser.add_argument("--max-tokens", type=int, default=8 * 2048, help="of it")
+    parser.add_argument("--eval-length", type=int, default=2048, help="tokens per sequence of it")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE",
+                        help="a recipe field, such as calibration.sequences=6 or objective=nll")  # fmt: skip
+    args = parser.parse_args()
+    args.budgets = [f"ratio={value}" for value in args.ratios.split(",") if value]
+    if args.table is not None:
+        args.budgets += [f"latency={value}" for value in args.latencies.split(",") if value]
+    return args
+
+
+def recipe_of(args: argparse.Namespace) -> Recipe:
+    """What all cells share; under the loosest thinkable budget, so that everything can be prepared."""
+    typed = nested({key: json_or_text(value) for key, _, value in (one.partition("=") for one in args.set)})
+    budgets = {"parameters": "1x"} | ({"latency": "1x"} if args.table is not None else {})
+    given = {"ratio": None, "budgets": budgets, "latency_table": str(args.table) if args.table else None}
+    return Recipe.build(mapping_for(args.model), typed, given)
+
+
+def json_or_text(value: str) -> Any:
+    try:
+        return json.loads(value)
+    except ValueError:
+        return value
+
+
+def main() -> int:
+    args = parsed()
+    quiet_libraries()
+    args.work.mkdir(parents=True, exist_ok=True)
+    console, bench, cells = Console(stderr=True), None, []
+    try:
+        recipe = recipe_of(args)
+        about = {**recipe.model_dump(mode="json"), "wikitext": str(args.wikitext), "max_tokens": args.max_tokens,
+                 "eval_length": args.eval_length, "one_path": args.one_path}  # fmt: skip
+        for budget in args.budgets:
+            for strategy in args.strategies.split(","):
+                path = args.work / f"{strategy}-{budget.replace('=', '-')}.json"
+                known = json.loads(path.read_text()) if path.exists() else {}
+                # other latencies in the group mean another path
+                shared = next(group for group in groups(args) if budget in group)
+                about["group"] = shared if strategy == "sequential" else None
+                if known.get("about") != about:
+                    bench = bench or Bench(args, recipe, console)
+                    known = {"about": dict(about), **bench.cell(strategy, budget)}
+                    write_atomically(path, json.dumps(known, indent=1) + "\n")
+                cells.append(known)
+                console.print(table(cells[-1:]).splitlines()[-1], markup=False, highlight=False, soft_wrap=True)
+    except MultiprunerError as error:
+        print(f"strategies: {error}", file=sys.stderr)
+        return 2
+    if cells:
+        print(table(cells))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,111 @@
+"""``--sweep`` and ``--plan``: many budgets in one command, and a plan that is there already made into a model."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from multipruner.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from multipruner.recipe import Recipe
+    from multipruner.sweep_points import SweepPoints
+
+
+def sweep_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags; absent means "not given" (the parser's default must be ``argparse.SUPPRESS``)."""
+    many = parser.add_argument_group("many budgets, or none")
+    many.add_argument("--sweep", metavar="[BUDGET=]VALUES",
+                      help="one budget at many values, figures and a plan for each, no model: latency=0.9x,0.8x "
+                      "ratio=0.1,0.2 params= memory= kv-bytes= flops=; bare shares such as 0.9,0.8 are of the latency "
+                      "where there is a --latency-table, else of the parameters")  # fmt: skip
+    many.add_argument("--sweep-sequential", action="store_true",
+                      help="with the points of the sequential path, which takes much longer")  # fmt: skip
+    many.add_argument("--plan", type=Path, metavar="FILE",
+                      help="make the model of this plan, such as SWEEP/plans/0.8x.json; give the sweep's other "
+                      "flags again")  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What was typed of these flags.
+
+    Attributes:
+        sweep: text of ``--sweep``.
+        sequential: whether the sequential path is walked too.
+        plan: file of ``--plan``.
+    """
+
+    sweep: str | None
+    sequential: bool
+    plan: Path | None
+
+    def __bool__(self) -> bool:
+        return self.sweep is not None or self.plan is not None
+
+    def put_into(self, flags: dict[str, Any], sources: Sequence[Mapping[str, Any]]) -> None:
+        """Give the recipe the budget it needs to be a whole one: the loosest of the sweep, or none that binds.
+
+        Args:
+            flags: recipe fields that were typed; changed.
+            sources: mappings of lower precedence.
+
+        Raises:
+            ConfigError: for a sweep that cannot be read.
+        """
+        timed = any(one.get("latency_table") is not None for one in (*sources, flags))
+        if self.plan is not None:
+            from multipruner.given_plan import plan_fields
+
+            flags.update(plan_fields(timed))
+        elif self.sweep is not None:
+            from multipruner.sweep_points import parse_sweep
+
+            points = parse_sweep(self.sweep, timed=timed)
+            given = points.overrides(points.values[0])
+            flags["budgets"] = flags.get("budgets", {}) | given.pop("budgets", {})
+            flags.update(given)
+            if not flags["budgets"]:
+                del flags["budgets"]
+
+    def folder(self, recipe: Recipe) -> Path:
+        """Where the result goes when no folder is named."""
+        if self.plan is not None:
+            return Path("runs") / f"{recipe.name}-{self.plan.stem}"
+        return self._points(recipe).folder(recipe)
+
+    def _points(self, recipe: Recipe) -> SweepPoints:
+        from multipruner.sweep_points import parse_sweep
+
+        return parse_sweep(self.sweep or "", timed=recipe.latency_table is not None)
+
+    def run(self, recipe: Recipe, folder: Path, console: Console, command: str, overwrite: bool) -> None:
+        """Sweep, or make the plan's model."""
+        if self.plan is not None:
+            from multipruner.given_plan import apply_given_plan
+
+            apply_given_plan(recipe, self.plan, folder, console=console, command=command, overwrite=overwrite)
+        else:
+            from multipruner.sweep import sweep
+
+            sweep(recipe, self._points(recipe), folder, console=console, command=command, overwrite=overwrite,
+                  sequential=self.sequential)  # fmt: skip
+
+
+def take(typed: dict[str, Any]) -> Asked:
+    """Take these flags out of what was typed.
+
+    Raises:
+        ConfigError: when they contradict each other.
+    """
+    asked = Asked(typed.pop("sweep", None), typed.pop("sweep_sequential", False), typed.pop("plan", None))
+    if asked.sweep is not None and asked.plan is not None:
+        raise ConfigError("--sweep finds plans, --plan makes one into a model: give one of them")
+    if asked.sequential and asked.sweep is None:
+        raise ConfigError("--sweep-sequential adds to a --sweep")
+    return asked
