@@ -195,3 +195,15 @@ def test_the_card_promises_no_more_than_holds(finished: Path, dense: Path, tmp_p
     assert "bit for bit" not in (finished / "README.md").read_text()
     assert main(arguments(dense, tmp_path / "plain", "--compensation", "none", "--rounds", "0")) == 0
     assert "bit for bit" in (tmp_path / "plain" / "README.md").read_text()
+
+
+def test_aligned_widths_are_multiples(dense: Path, tmp_path: Path) -> None:
+    assert main(arguments(dense, tmp_path / "aligned", "--align", "20", "--rounds", "0")) == 0
+    plan = PruningPlan.from_json((tmp_path / "aligned" / "plan.json").read_text())
+    assert plan.structure != plan.dense
+    head_dim = 16
+    for size, full in zip(plan.structure, plan.dense, strict=True):
+        assert size.channels == full.channels or size.channels % 20 == 0
+        assert size.kv_heads in (0, full.kv_heads) or size.kv_heads * head_dim % 20 == 0
+    assert main(arguments(dense, tmp_path / "odd", "--align", "7")) == 2
+    assert not (tmp_path / "odd").exists()
