@@ -144,7 +144,7 @@ def test_refining_goes_on_until_nothing_helps_and_no_longer_than_asked() -> None
 
 @given(losses_of_two_layers.filter(lambda losses: len(set(losses)) == 12), st.integers(0, 11))
 def test_cautious_steps_change_few_blocks_and_keep_the_budgets(losses: list[float], pick: int) -> None:
-    table = {(layer, kind): sizes for (layer, kind), sizes in _table(losses * 3, 6).items()}
+    table = _table(losses * 3, 6)
     task = _task(110)
     base = solve(table, task.limits).structure
     prices = {block: dict(zip(sizes, (losses * 2)[pick : pick + 3], strict=True)) for block, sizes in table.items()}
