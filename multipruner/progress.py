@@ -53,17 +53,22 @@ class SearchDisplay:
         self._bar.update(self._task, completed=self._total, detail="")
 
 
-@contextmanager
-def search_display(console: Console, expected: Mapping[Dimension, float], target: float) -> Iterator[SearchDisplay]:
-    """A live progress line on a console (silent when the console is)."""
+def detailed_bar(console: Console, width: int) -> Progress:
+    """A live progress line with a description of some width, and a ``detail`` that its tasks say."""
     columns = (
-        TextColumn("{task.description:<6}"),
+        TextColumn(f"{{task.description:<{width}}}"),
         BarColumn(bar_width=24),
         TextColumn("{task.percentage:>3.0f}%"),
         TextColumn("{task.fields[detail]}"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, transient=True, speed_estimate_period=120) as bar:
+    return Progress(*columns, console=console, transient=True, speed_estimate_period=120)
+
+
+@contextmanager
+def search_display(console: Console, expected: Mapping[Dimension, float], target: float) -> Iterator[SearchDisplay]:
+    """A live progress line on a console (silent when the console is)."""
+    with detailed_bar(console, 6) as bar:
         display = SearchDisplay(bar, expected, target)
         yield display
         display.done()

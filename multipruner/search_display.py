@@ -8,8 +8,9 @@ from math import ceil
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import Progress
 
+from .progress import detailed_bar
 from .search.settings import Settings
 
 
@@ -64,12 +65,5 @@ class GenerationDisplay:
 @contextmanager
 def generation_display(console: Console, settings: Settings, name: str, share: int) -> Iterator[GenerationDisplay]:
     """A live progress line on a console (silent when the console is)."""
-    columns = (
-        TextColumn("{task.description:<9}"),
-        BarColumn(bar_width=24),
-        TextColumn("{task.percentage:>3.0f}%"),
-        TextColumn("{task.fields[detail]}"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, transient=True, speed_estimate_period=120) as bar:
+    with detailed_bar(console, 9) as bar:
         yield GenerationDisplay(bar, settings, name, share)
