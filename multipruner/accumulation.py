@@ -12,7 +12,8 @@ text: on too little of it, it learns the text.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +29,10 @@ from .surgery import kept_rows, output_part, surviving_layers
 
 RIDGE = 1e-1
 """Of the mean squared input: what adds up is noisier than one block's loss, so it is held closer to what there was."""
+RIDGES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
+"""That each matrix chooses from, where it chooses."""
+HELD_OUT = 4
+"""Of the batches, one in so many is held out while ridges are compared."""
 
 
 @torch.inference_mode()
@@ -37,7 +42,8 @@ def accumulated(
     ids: Tensor,
     *,
     share: float = 1.0,
-    ridge: float = RIDGE,
+    ridge: float | None = RIDGE,
+    relative: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Outputs:
     """Output projections of all blocks that stay.
@@ -47,7 +53,9 @@ def accumulated(
         structure: what stays.
         ids: token ids, [sequences, length]; hidden states of all of them are kept twice, and one block's inputs.
         share: of the error of the blocks before that each block takes on, 0 to 1.
-        ridge: relative to the mean squared input.
+        ridge: relative to the mean squared input; ``None``: every matrix takes that of ``RIDGES`` with which three
+            quarters of the text tell the rest best, or stays as it is where none of them helps there.
+        relative: a token's error counts relative to the size of its residual stream, which the next norm undoes.
         progress: called with (blocks done, blocks in all).
 
     Returns:
@@ -67,9 +75,14 @@ def accumulated(
             ]
             if size.has(kind):
                 fit = _Fit()
-                for before, now, target, batch in zip(dense, pruned, after, batches, strict=True):
+                rows = zip(dense, pruned, after, batches, strict=True)
+                for number, (before, now, target, batch) in enumerate(rows):
                     x = prunable.output_input(now, batch, layer, kind, size)
-                    fit.add(x, (target.float() - before.float()) + share * (before.float() - now.float()))
+                    wanted = (target.float() - before.float()) + share * (before.float() - now.float())
+                    held_out = ridge is None and number % HELD_OUT == HELD_OUT - 1
+                    fit.add(
+                        x, wanted, target.float().square().mean(dim=-1, keepdim=True) if relative else None, held_out
+                    )
                 output = prunable.output_of(layer, kind, size)
                 weight = fit.solve(weight_of(output).float(), ridge).to(dense[0].dtype)
                 outputs[layer, kind] = weight
@@ -81,36 +94,80 @@ def accumulated(
     return outputs
 
 
+@dataclass
+class _Equations:
+    """The normal equations of one projection on some text, float32: moments [n, n], target [n, hidden_size]."""
+
+    moments: Tensor
+    target: Tensor
+
+    @classmethod
+    def empty(cls, inputs: int, outputs: int, device: torch.device) -> _Equations:
+        return cls(torch.zeros(inputs, inputs, device=device), torch.zeros(inputs, outputs, device=device))
+
+    def add(self, x: Tensor, target: Tensor) -> None:
+        """Inputs [tokens, n] and what they should give, [tokens, hidden_size]."""
+        add_moments(self.moments, x)
+        self.target.addmm_(x.T, target)
+
+    def missing(self, weight: Tensor) -> Tensor:
+        """What a projection [hidden_size, n] leaves to explain, [n, hidden_size]; the moments are whole."""
+        return self.target - self.moments @ weight.T
+
+    def change(self, weight: Tensor, ridge: float) -> Tensor:
+        """By how much to change a projection, [n, hidden_size]: solved for the change, so that nothing to repair
+        changes nothing."""
+        damped = self.moments.clone()
+        damped.diagonal().add_(ridge * float(self.moments.diagonal().mean()))
+        missing = self.missing(weight)
+        factor, status = torch.linalg.cholesky_ex(damped)
+        if int(status) or not bool(torch.isfinite(missing).all()):
+            raise NumericsError("the repair cannot be solved: raise --ridge, or check the weights for NaN")
+        return torch.cholesky_solve(missing, factor)
+
+
 class _Fit:
-    """The normal equations of one projection, float32."""
+    """One projection's inputs and equations, some of the text held out where asked."""
 
     def __init__(self) -> None:
         self.inputs: list[Tensor] = []
-        self._moments: Tensor | None = None
-        self._target: Tensor | None = None
+        self._parts: dict[bool, _Equations] = {}
 
-    def add(self, x: Tensor, target: Tensor) -> None:
-        """Inputs [sequences, length, n] and what they should give [sequences, length, hidden_size]."""
+    def add(self, x: Tensor, target: Tensor, scale: Tensor | None, held_out: bool) -> None:
+        """Inputs [sequences, length, n], what they should give [sequences, length, hidden_size], and by what the
+        squared error of every token is divided, [sequences, length, 1]."""
         self.inputs.append(x)
         rows, wanted = x.flatten(0, 1).float(), target.flatten(0, 1)
-        if self._moments is None or self._target is None:
-            self._moments = torch.zeros(rows.shape[1], rows.shape[1], device=rows.device)
-            self._target = torch.zeros(rows.shape[1], wanted.shape[1], device=rows.device)
-        add_moments(self._moments, rows)
-        self._target.addmm_(rows.T, wanted)
+        if scale is not None:
+            root = scale.flatten(0, 1).clamp(min=1e-12).rsqrt()
+            rows, wanted = rows * root, wanted * root
+        if held_out not in self._parts:
+            self._parts[held_out] = _Equations.empty(rows.shape[1], wanted.shape[1], rows.device)
+        self._parts[held_out].add(rows, wanted)
 
-    def solve(self, weight: Tensor, ridge: float) -> Tensor:
+    def solve(self, weight: Tensor, ridge: float | None) -> Tensor:
         """The projection [hidden_size, n] that fits best and stays near ``weight``."""
-        assert self._moments is not None and self._target is not None
-        moments = mirrored(self._moments)
-        r = ridge * float(moments.diagonal().mean())
-        # solved for the change, so that nothing to repair changes nothing
-        missing = self._target - moments @ weight.T
-        moments.diagonal().add_(r)
-        factor, status = torch.linalg.cholesky_ex(moments)
-        if int(status) or not bool(torch.isfinite(missing).all()):
-            raise NumericsError("the repair cannot be solved: raise --ridge, or check the weights for NaN")
-        return weight + torch.cholesky_solve(missing, factor).T
+        for part in self._parts.values():
+            part.moments = mirrored(part.moments)
+        fitted = self._parts[False]
+        if (judge := self._parts.get(True)) is not None:
+            ridge = _best_ridge(fitted, judge, weight, RIDGES)
+            if ridge is None:
+                return weight
+            fitted = _Equations(fitted.moments + judge.moments, fitted.target + judge.target)
+        return weight + fitted.change(weight, RIDGE if ridge is None else ridge).T
+
+
+def _best_ridge(fitted: _Equations, judge: _Equations, weight: Tensor, ridges: Sequence[float]) -> float | None:
+    """The ridge with the smallest error on held-out text; ``None`` where changing nothing has a smaller one."""
+    missing = judge.missing(weight)
+    errors = {}
+    for ridge in ridges:
+        change = fitted.change(weight, ridge)
+        # |t - (W + D) x|^2 - |t - W x|^2, summed over the text
+        errors[ridge] = float((change * (judge.moments @ change - 2 * missing)).sum())
+    best = min(errors, key=lambda ridge: errors[ridge])
+    return best if errors[best] < 0 else None
 
 
 @torch.no_grad()

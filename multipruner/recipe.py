@@ -46,9 +46,9 @@ class PackageSource(_Frozen):
 class CalibrationSpec(_Frozen):
     """The text that decides what goes.
 
-    ``sequences`` x ``length`` tokens score structures; on the sequential path the first ``width_sequences`` of them
-    score channels and heads, whose many more candidates differ less. ``statistics_sequences`` sequences, which cost
-    one forward pass, give the second moments that order and repair need.
+    ``sequences`` x ``length`` tokens score structures; the first ``width_sequences`` of them score what has very many
+    candidates: channels and heads on the sequential path, the first tables of the exact program.
+    ``statistics_sequences`` sequences, which cost one forward pass, give the second moments that order and repair need.
     """
 
     source: str = Field(
@@ -60,7 +60,8 @@ class CalibrationSpec(_Frozen):
     text_column: str | None = Field(default=None, description="column of a local file that holds the text")
     sequences: Annotated[int, Field(ge=1)] = Field(default=8, description="that structures are judged on")
     width_sequences: Annotated[int, Field(ge=1)] = Field(
-        default=4, description="of them, for channels and heads on the sequential path"
+        default=4,
+        description="of them, for channels and heads on the sequential path and for the first tables",
     )
     statistics_sequences: Annotated[int, Field(ge=1)] = Field(
         default=256, description="further ones, for the moments behind order and repair"

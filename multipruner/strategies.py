@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from math import floor
+from pathlib import Path
 
 from rich.console import Console
 
@@ -171,23 +172,39 @@ class Remembered:
         return Choice(structures[first], losses[first], structures[rest[0]], losses[rest[0]])
 
 
+def remembered(setting: Setting, path: Path, sequences: int | None = None) -> Remembered:
+    """The recipe's loss on the first sequences of the calibration text (``None``: on all), kept in a file."""
+    count, part = len(setting.calibration.ids), {}
+    if sequences is not None and sequences < count:
+        count, part = sequences, {"sequences": sequences}
+    space = hashlib.sha256(json.dumps(setting.identity | part, sort_keys=True).encode()).hexdigest()
+    return Remembered(objective_of(setting, count), Memo(path, space))
+
+
+def rough_of(setting: Setting, path: Path) -> Remembered | None:
+    """What measures the first tables of the program, where that is less text than all of it."""
+    few = setting.recipe.calibration.width_sequences
+    return remembered(setting, path, few) if few < len(setting.calibration.ids) else None
+
+
 def _milp(setting: Setting, workspace: Workspace, console: Console, say: Say, overwrite: bool) -> Found:
     """Tables and the exact program; losses measured for one budget serve every other."""
-    identity = setting.identity
-    path = workspace.open_measurements(identity, overwrite)
-    memo = Memo(path, hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest())
-    if len(memo):
-        say(f"{len(memo)} losses were measured before and are not measured again")
+    path = workspace.open_measurements(setting.identity, overwrite)
     with setting.prunable.in_order(setting.ranking, setting.repair):
-        objective = objective_of(setting, len(setting.calibration.ids))
+        losses, rough = remembered(setting, path), rough_of(setting, path)
+        known = len(losses.memo) + (len(rough.memo) if rough is not None else 0)
+        if known:
+            say(f"{known} losses were measured before and are not measured again")
         with counting_display(console) as display:
-            result = allocate(setting.task, Remembered(objective, memo), display)
+            result = allocate(setting.task, losses, display, sketch=rough)
     for round_ in result.rounds:
         say(
             f"round {round_.number}: predicted {round_.predicted:.4f}, measured {round_.loss:.4f} nats"
             + ("" if round_.accepted else " (not better)")
         )
-    work = {"structures": objective.work}
+    work = {"structures": losses.objective.work}
+    if rough is not None:
+        work["first tables"] = rough.objective.work
     reached = setting.prunable.costs.ratio(result.structure)
     return Found(result.structure, result.loss, reached, work, rounds=result.rounds)
 

@@ -8,7 +8,6 @@ goes on. Losses are those of the search: the repair of all blocks at once, which
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections.abc import Mapping
@@ -25,10 +24,10 @@ from .pipeline import prepare
 from .plan import PruningPlan
 from .progress import counting_display, search_display
 from .recipe import Recipe
-from .search import Dimension, Memo, Round, allocate, expected_candidates
+from .search import Dimension, Round, allocate, expected_candidates
 from .sequential_points import first_within, judged_by, path_within, problem_to
 from .setting import Setting
-from .strategies import Remembered, objective_of
+from .strategies import Remembered, remembered, rough_of
 from .structure import Structure
 from .summary import teller
 from .sweep_figures import loss_figure, structures_of
@@ -166,35 +165,28 @@ class _Sweep:
         """Dense, the exact program's for every value, and those of the sequential path."""
         setting = self.setting
         with setting.prunable.in_order(setting.ranking, setting.repair):
-            losses = self._remembered(len(setting.calibration.ids))
+            losses, rough = remembered(setting, self._path), rough_of(setting, self._path)
             if known := len(losses.memo):
                 self.say(f"{known} losses were measured before and are not measured again")
             found = [self._point("dense", None, self.dense, losses(self.dense))]
-            found += [self._solved(value, losses) for value in self.at.values]
+            found += [self._solved(value, losses, rough) for value in self.at.values]
             if sequential:
-                found += self._walked(found[-1].ratio, losses)
+                found += self._walked(found[-1].ratio, losses, rough or losses)
         return found
 
-    def _remembered(self, sequences: int) -> Remembered:
-        """The loss on the first sequences; on all of them it is the one that every other run measures."""
-        part = {} if sequences == len(self.setting.calibration.ids) else {"sequences": sequences}
-        identity = self.setting.identity | part
-        space = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-        return Remembered(objective_of(self.setting, sequences), Memo(self._path, space))
-
-    def _solved(self, value: str, losses: Remembered) -> Point:
+    def _solved(self, value: str, losses: Remembered, rough: Remembered | None) -> Point:
         task = replace(self.setting, recipe=self.recipes[value]).task
         with counting_display(self.console) as display:
-            found = allocate(task, losses, lambda what, done, total: display(f"{value} {what}", done, total))
+            found = allocate(
+                task, losses, lambda what, done, total: display(f"{value} {what}", done, total), sketch=rough
+            )
         point = self._point("milp", value, found.structure, found.loss, found.rounds)
         self.say(self._line(point))
         return point
 
-    def _walked(self, aim: float, losses: Remembered) -> list[Point]:
+    def _walked(self, aim: float, losses: Remembered, widths: Remembered) -> list[Point]:
         """The sequential path to the tightest value; every value's first structure on it."""
         setting, tightest = self.setting, self.at.values[-1]
-        few, many = setting.recipe.calibration.width_sequences, len(setting.calibration.ids)
-        widths = self._remembered(few) if few < many else losses
         problem, judges = problem_to(setting, aim), judged_by(losses, widths)
         expected: dict[Dimension, float] = dict(expected_candidates(problem).items())
         with search_display(self.console, expected, aim) as display:

@@ -109,24 +109,40 @@ Progress = Callable[[str, int, int], None]
 """Called with (what is measured, losses measured, losses to measure)."""
 
 
-def allocate(task: Task, objective: Objective, on_progress: Progress | None = None) -> Allocation:
+def allocate(
+    task: Task, objective: Objective, on_progress: Progress | None = None, *, sketch: Objective | None = None
+) -> Allocation:
     """The structure with the lowest measured loss that the rounds find within the budgets.
+
+    Args:
+        task: what is asked.
+        objective: measures losses.
+        on_progress: called after every loss.
+        sketch: measures those of the first tables instead, such as the same loss on less text: these only have to
+            lead near the place where rounds look closely.
 
     Raises:
         InfeasibleError: when no structure keeps the budgets, before anything is measured.
     """
     check_feasible(task)
     meter = _Meter(objective, on_progress or (lambda *at: None))
+    rough = meter if sketch is None else _Meter(sketch, meter.on_progress)
+    meters = {meter, rough}
     dense_loss = meter(task.dense)
     best, best_loss, rounds, reach = task.dense, float("inf"), [], _reach(task)
     for number in _numbers(task):
-        began, before = time.perf_counter(), meter.count
-        table, base = _tables(task, meter, best if number else task.dense, None if number == 0 else reach, number)
+        began, before = time.perf_counter(), sum(each.count for each in meters)
+        if number:
+            table, base = _tables(task, meter, best, reach, number)
+        else:
+            table, base = _tables(task, rough, task.dense, None, number)[0], dense_loss
         solutions = _solutions(task, table, best if number else None)
         losses = [meter(solution.structure) for solution in solutions]
         loss, solution = min(zip(losses, solutions, strict=True), key=lambda pair: pair[0])
         accepted = loss < best_loss
-        rounds.append(_round(number, base, solution, loss, began, meter.count - before, accepted))
+        rounds.append(
+            _round(number, base, solution, loss, began, sum(each.count for each in meters) - before, accepted)
+        )
         if accepted:
             best, best_loss = solution.structure, loss
         elif reach == 1:

@@ -142,6 +142,18 @@ def test_refining_goes_on_until_nothing_helps_and_no_longer_than_asked() -> None
     assert sum(round_.seconds for round_ in refined.rounds) < 60
 
 
+def test_first_tables_come_from_the_sketch_and_everything_else_from_the_loss_itself() -> None:
+    worth = lambda layer, kind: 1 + (layer % 3) / 2  # noqa: E731
+    exact, alone = _Coupled(worth), _Coupled(worth)
+    sketch = _Coupled(lambda layer, kind: worth(layer, kind) * (1.1 if layer == 2 else 1.0))
+    found, plain = allocate(_task(110), exact, sketch=sketch), allocate(_task(110), alone)
+    assert found.loss == exact(found.structure) and found.rounds[-1].loss >= found.loss
+    assert sketch.calls > 20 and exact.calls < alone.calls
+    assert sum(r.measured for r in found.rounds) == sketch.calls + exact.calls - 2  # the dense loss, and the one above
+    same = allocate(_task(110), _Coupled(worth), sketch=_Coupled(worth))
+    assert same.structure == plain.structure and same.loss == plain.loss
+
+
 @given(losses_of_two_layers.filter(lambda losses: len(set(losses)) == 12), st.integers(0, 11))
 def test_cautious_steps_change_few_blocks_and_keep_the_budgets(losses: list[float], pick: int) -> None:
     table = _table(losses * 3, 6)

@@ -75,7 +75,12 @@ def calibration_flags(parser: argparse.ArgumentParser) -> None:
                       "(--method global) or alpaca (paper)")  # fmt: skip
     text.add_argument("--text-column", dest="calibration.text_column", help="column of a local file")
     text.add_argument("--sequences", dest="calibration.sequences", type=int, help="that structures are judged on")
-    text.add_argument("--width-sequences", dest="calibration.width_sequences", type=int, help="sequential: for widths")
+    text.add_argument(
+        "--width-sequences",
+        dest="calibration.width_sequences",
+        type=int,
+        help="of them, sequential: for widths; global: for the first tables",
+    )
     text.add_argument("--statistics-sequences", dest="calibration.statistics_sequences", type=int,
                       help="for the moments behind order and repair (default 256)")  # fmt: skip
     text.add_argument("--length", dest="calibration.length", type=int, help="tokens per sequence")
