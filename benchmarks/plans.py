@@ -102,7 +102,7 @@ def judged(setting: Setting, found: Found, wikitext: Path | None, most: int) -> 
     result: dict[str, Any] = {"ratio": prunable.costs.ratio(found.structure), "structure": found.structure.to_json()}
     if wikitext is None:
         return result
-    if setting.repair is not None and recipe.accumulate:
+    if setting.repairs_all:
         found = repair_all(setting, found, print, lambda done, total: None)
     plan = PruningPlan.from_structure(
         found.structure, setting.ranking, prunable.dense, model="dense", model_type=prunable.spec.model_type
@@ -111,7 +111,7 @@ def judged(setting: Setting, found: Found, wikitext: Path | None, most: int) -> 
     if found.outputs:
         write_outputs(pruned, prunable, plan, setting.ranking, found.outputs)
     elif setting.repair is not None and setting.statistics is not None:
-        compensate(pruned, prunable, plan, setting.statistics, recipe.ridge)
+        compensate(pruned, prunable, plan, setting.statistics, recipe.ridge, setting.repair.how)
     result["wikitext2"] = perplexity(pruned, setting, wikitext, most)
     del pruned
     gc.collect()

@@ -127,7 +127,7 @@ class Bench:
         outputs: Outputs = {}
         with self._in_order():
             result["plain"] = {name: judge(structure) for name, judge in self.judges.items()}
-            if self.setting.repair is not None and recipe.accumulate and self.setting.statistics_ids is not None:
+            if self.setting.repairs_all and self.setting.statistics_ids is not None:
                 began = time.perf_counter()
                 with counting_display(self.console) as display:
                     outputs = accumulated(prunable, structure, self.setting.statistics_ids, share=recipe.accumulate,
@@ -150,7 +150,7 @@ class Bench:
         if outputs:
             write_outputs(pruned, prunable, plan, setting.ranking, outputs)
         elif setting.repair is not None and statistics is not None:
-            compensate(pruned, prunable, plan, statistics, setting.recipe.ridge)
+            compensate(pruned, prunable, plan, statistics, setting.recipe.ridge, setting.repair.how)
         spec = EvaluationSpec(text=str(args.wikitext), length=args.eval_length, max_tokens=args.max_tokens)
         return next(iter(evaluate(pruned, setting.tokenizer, spec).perplexities.values())).to_json()
 
