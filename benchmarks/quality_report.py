@@ -22,8 +22,8 @@ MANY = 5.0
 """Times dense from which the axis is logarithmic."""
 NOTES = """\
 Perplexities are means over the seeds ± their standard deviation (times dense); WikiText-2 in sequences of 2,048 tokens.
-Tasks are of the first seed, in per cent ± standard error; the average's error takes the tasks for independent. Where the
-share removed is more than 0.2 points off, what was asked for is given. Seconds are those of pruning, without evaluation."""
+Tasks are of the first seed, in per cent ± standard error; the average's error takes the tasks for independent. What
+was asked for is given where the share removed is more than 0.2 points off. Seconds leave out the evaluation."""
 
 
 class Tables:
