@@ -241,12 +241,12 @@ def test_a_run_with_the_bias_alone_changes_nothing_else(biased: Path, tmp_path: 
     assert main(arguments(biased, output, "--compensation", "bias", "--rounds", "0")) == 0
     report, original = json.loads((output / "report.json").read_text()), AutoModelForCausalLM.from_pretrained(biased)
     recipe = Recipe.build(report["recipe"])
-    assert recipe.compensation == "bias" and report["search"]["loss_before_repair_of_all"] is None
+    assert recipe.compensation == "bias" and "repair" not in report["seconds"], "the last repair is one of columns"
     text, pruned = load_calibration(recipe.calibration, tiny_tokenizer(), original), multipruner.load(output)
     with torch.no_grad():
         p = original.eval()(input_ids=text.ids).logits[:, :-1].log_softmax(-1)
         q = pruned.eval()(input_ids=text.ids).logits[:, :-1].log_softmax(-1)
-    assert report["search"]["loss"] == pytest.approx(float((p.exp() * (p - q)).sum(-1).mean()), rel=2e-2, abs=1e-4)
+    assert report["search"]["loss"] == pytest.approx(float((p.exp() * (p - q)).sum(-1).mean()), rel=1e-3)
     sliced = multipruner.apply_plan(original, PruningPlan.from_json((output / "plan.json").read_text())).state_dict()
     written = pruned.state_dict()
     assert sliced.keys() == written.keys()
