@@ -273,3 +273,14 @@ def test_a_search_over_schedules_knows_one_repair_at_a_time() -> None:
     assert options_of({"compensations": "none,lstsq"}).repair(Recipe.build({"model": "m"})) == "lstsq"
     with pytest.raises(ConfigError, match="one of them"):
         options_of({"compensations": "lstsq,bias"})
+
+
+def test_a_schedule_with_the_repair_of_biases_is_walked_with_it(biased: Path, dense: Path, tmp_path: Path) -> None:
+    output, engine = tmp_path / "schedule", ("--genome", "schedule", "--generations", "1", "--population", "4")
+    flags = [*arguments(biased, output, *engine, "--compensations", "bias", "--seeds", "none")]
+    assert main(["search", *flags]) == 0
+    report = json.loads((output / "report.json").read_text())
+    assert report["search"]["picked_candidate"]["compensation"] is True and report["recipe"]["compensation"] == "bias"
+    assert "repair" not in report["seconds"]
+    refused = [*arguments(dense, tmp_path / "refused", *engine, "--compensations", "none,bias")]
+    assert main(["search", *refused]) == 2
