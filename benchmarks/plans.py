@@ -1,4 +1,4 @@
-"""What the benchmarks of searches share: one setting for all plans, cells on disk, a clock that survives a kill."""
+"""What benchmarks share: recipe fields as flags, a setting for all plans, cells on disk, clocks that survive a kill."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import Any
 from rich.console import Console
 
 from multipruner.accumulation import write_outputs
+from multipruner.commands.base import nested
 from multipruner.commands.recipe_flags import calibration_flags, judging_flags, model_flags, recipe_of
 from multipruner.compensation import compensate
 from multipruner.eval import evaluate
@@ -39,6 +40,24 @@ def parser_of(description: str | None) -> argparse.ArgumentParser:
     judging_flags(parser)
     calibration_flags(parser)
     return parser
+
+
+def set_flag(parser: argparse.ArgumentParser) -> None:
+    """The flag for any recipe field, as often as wanted; :func:`settings_given` reads it."""
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE",
+                        help="a recipe field, such as calibration.sequences=6 or objective=nll")  # fmt: skip
+
+
+def settings_given(pairs: Sequence[str]) -> dict[str, Any]:
+    """What ``--set`` says, as a mapping for :meth:`Recipe.build`; values are JSON, or else text."""
+    return nested({key: _json_or_text(value) for key, _, value in (one.partition("=") for one in pairs)})
+
+
+def _json_or_text(value: str) -> Any:
+    try:
+        return json.loads(value)
+    except ValueError:
+        return value
 
 
 def settings_of(typed: dict[str, Any], ratios: Sequence[float]) -> dict[float, Setting]:
@@ -102,7 +121,7 @@ def judged(setting: Setting, found: Found, wikitext: Path | None, most: int) -> 
     result: dict[str, Any] = {"ratio": prunable.costs.ratio(found.structure), "structure": found.structure.to_json()}
     if wikitext is None:
         return result
-    if setting.repair is not None and recipe.accumulate:
+    if setting.repairs_all:
         found = repair_all(setting, found, print, lambda done, total: None)
     plan = PruningPlan.from_structure(
         found.structure, setting.ranking, prunable.dense, model="dense", model_type=prunable.spec.model_type
@@ -111,7 +130,7 @@ def judged(setting: Setting, found: Found, wikitext: Path | None, most: int) -> 
     if found.outputs:
         write_outputs(pruned, prunable, plan, setting.ranking, found.outputs)
     elif setting.repair is not None and setting.statistics is not None:
-        compensate(pruned, prunable, plan, setting.statistics, recipe.ridge)
+        compensate(pruned, prunable, plan, setting.statistics, recipe.ridge, setting.repair.how)
     result["wikitext2"] = perplexity(pruned, setting, wikitext, most)
     del pruned
     gc.collect()

@@ -2,11 +2,22 @@
 
     python benchmarks/quality.py --work runs/quality --alpaca alpaca.jsonl --wikitext wiki.test.raw
         [--tasks piqa,arc_easy --include-path TASKS --limit 200] [--ratios 0.1,0.2] [--seeds 0,1,2]
+        [--ablations] [--sizes 4096,16384,65536,262144] [--set rounds=3]
 
-Every cell is one run folder and one JSON file in ``--work``; a cell that is there is not computed again, so the command
-can be interrupted and goes on. Calibration is text sampled from the model (``--calibration self``, no data at all) or
-the first three quarters of the Alpaca file; perplexities are of raw WikiText-2 test (sequences of 2,048 tokens) and of
-the last quarter of the Alpaca file, which no calibration sees. Nothing here chooses a setting.
+Every cell is one run folder and one JSON file in ``--work``; a cell that is there is not computed again (unless it is
+of other settings or tasks), so the command can be interrupted and goes on. ``table.md`` is written after every cell;
+``quality.png`` (perplexity against the ratio) and ``sizes.png`` (against calibration tokens) when all theirs are there.
+Calibration is text sampled from the model (``--calibration self``, no data at all) or the first three quarters of the
+Alpaca file; perplexities are of raw WikiText-2 test (sequences of 2,048 tokens) and of the last quarter of the Alpaca
+file, which no calibration sees. Nothing here chooses a setting.
+
+``--ablations`` adds rows in which one setting differs from the method ``global`` (two, where the name says so), at the
+second ratio and the first seed; that it is so is checked against the recipes before anything runs.
+
+``--sizes`` varies, for the method ``global`` at ``--size-ratio`` and the first seed, the tokens that the statistics are
+of: order and repair, the last repair included, come from them. The sequences that score structures, and decide whether
+the last repair is taken, shrink in proportion (never below one) and never grow beyond the default. The length of the
+sequences stays. Text is drawn anew for every size: a smaller one need not be a part of a larger one.
 """
 
 from __future__ import annotations
@@ -14,15 +25,18 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import statistics
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from plans import Cell, set_flag, settings_given
+from quality_report import Tables, quality_figure, sizes_figure
 from rich.console import Console
 
 import multipruner
+from multipruner.errors import ConfigError, InfeasibleError, MultiprunerError
 from multipruner.eval import evaluate
 from multipruner.quiet import quiet_libraries
 from multipruner.recipe import EvaluationSpec, Recipe
@@ -42,6 +56,8 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "nll instead of kl": {"objective": "nll"},
     "tables once": {"rounds": 0},
 }
+SHORT = 256
+"""Tokens per sequence of the ablation with shorter ones."""
 
 
 def arguments() -> argparse.Namespace:
@@ -54,12 +70,13 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--ratios", default="0.1,0.2,0.3,0.4")
     parser.add_argument("--seeds", default="0,1,2", help="of the calibration text, for the method 'global'")
     parser.add_argument("--methods", default=",".join(METHODS), help="may be empty")
-    parser.add_argument(
-        "--ablations", action="store_true", help="also each ingredient off in turn, at the second ratio"
-    )
+    parser.add_argument("--ablations", action="store_true", help="also one setting changed at a time")
+    parser.add_argument("--sizes", default="", help="calibration tokens, such as 4096,16384,65536,262144")
+    parser.add_argument("--size-ratio", type=float, default=0.2)
     parser.add_argument("--tasks", default="", help="lm-eval tasks, for the first seed")
     parser.add_argument("--include-path", default=None)
     parser.add_argument("--limit", type=int, default=None)
+    set_flag(parser)
     return parser.parse_args()
 
 
@@ -73,113 +90,184 @@ def split_alpaca(source: Path, work: Path) -> tuple[Path, Path]:
     return train, held_out
 
 
-def judge(model: Any, tokenizer: Any, args: argparse.Namespace, held_out: Path, tasks: bool) -> dict[str, Any]:
-    """Perplexities and tasks of one model."""
+class Bench:
+    """Cells of one command.
 
-    def text(path: Path, length: int, most: int) -> dict[str, Any]:
-        spec = EvaluationSpec(text=str(path), length=length, max_tokens=most)
-        return next(iter(evaluate(model, tokenizer, spec).perplexities.values())).to_json()
+    Args:
+        args: of the command line.
+    """
 
-    result: dict[str, Any] = {
-        "wikitext2": text(args.wikitext, 2048, 24 * 2048),
-        "alpaca": text(held_out, 512, 16 * 512),
-    }
-    if tasks and args.tasks:
-        spec = EvaluationSpec(tasks=tuple(args.tasks.split(",")), include_path=args.include_path, limit=args.limit)
-        done = evaluate(model, tokenizer, spec)
-        result["tasks"] = {name: task.to_json() for name, task in done.tasks.items()}
-    return result
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args, self.typed = args, settings_given(args.set)
+        self.train, self.held_out = split_alpaca(args.alpaca, args.work)
+        self.seeds = [int(seed) for seed in args.seeds.split(",")]
+        self.ratios = [float(ratio) for ratio in args.ratios.split(",")]
 
+    def given(self, settings: Mapping[str, Any], ratio: float, seed: int) -> dict[str, Any]:
+        """What a cell's recipe says beyond the model's: later settings win."""
+        source = "self" if self.args.calibration == "self" else str(self.train)
+        calibration = {"source": source, **self.typed.get("calibration", {}), "seed": seed}
+        calibration |= settings.get("calibration", {})
+        return {**self.typed, **settings, "ratio": ratio, "calibration": calibration}
 
-def cell(args: argparse.Namespace, name: str, settings: dict[str, Any], ratio: float, seed: int, texts: Any) -> dict:
-    """One pruned model, judged; from disk when it is there."""
-    train, held_out = texts
-    stem = f"{name}-{ratio:g}-{args.calibration}-{seed}".replace(" ", "_").replace(",", "")
-    target = args.work / f"{stem}.json"
-    if target.exists():
-        return json.loads(target.read_text())
-    source = "self" if args.calibration == "self" else str(train)
-    recipe = Recipe.build(
-        mapping_for(args.model),
-        settings,
-        {"ratio": ratio, "calibration": {"source": source, "seed": seed}},
+    def recipe(self, settings: Mapping[str, Any], ratio: float, seed: int) -> Recipe:
+        """A cell's recipe."""
         # the run's own evaluation is not what is reported here: keep it short
-        {"evaluation": {"text": str(held_out), "max_tokens": 1024, "length": 512}},
-    )
-    # one folder for all ratios of a setting: losses that were measured for one serve the others
-    folder = args.work / stem.replace(f"-{ratio:g}-", "-")
-    run = multipruner.prune(recipe, output=folder, console=Console(), overwrite=True)
-    result = judge(run.model, run.tokenizer, args, held_out, seed == int(args.seeds.split(",")[0]))
-    result |= {"name": name, "ratio": run.report["ratio"], "target": ratio, "seed": seed}
-    result |= {"parameters": run.report["parameters"]["after"], "seconds": run.report["seconds"]}
-    write(target, result)
-    del run
-    gc.collect()
+        short = {"evaluation": {"text": str(self.held_out), "max_tokens": 1024, "length": 512}}
+        return Recipe.build(mapping_for(self.args.model), self.given(settings, ratio, seed), short)
+
+    def judge(self, model: Any, tokenizer: Any, tasks: bool) -> dict[str, Any]:
+        """Perplexities and tasks of one model."""
+        args = self.args
+
+        def text(path: Path, length: int, most: int) -> dict[str, Any]:
+            spec = EvaluationSpec(text=str(path), length=length, max_tokens=most)
+            return next(iter(evaluate(model, tokenizer, spec).perplexities.values())).to_json()
+
+        result: dict[str, Any] = {
+            "wikitext2": text(args.wikitext, 2048, 24 * 2048),
+            "alpaca": text(self.held_out, 512, 16 * 512),
+        }
+        if tasks and args.tasks:
+            spec = EvaluationSpec(tasks=tuple(args.tasks.split(",")), include_path=args.include_path, limit=args.limit)
+            done = evaluate(model, tokenizer, spec)
+            result["tasks"] = {name: task.to_json() for name, task in done.tasks.items()}
+        return result
+
+    def tasks(self, first: bool) -> list[Any]:
+        """What a cell's tasks depend on; those of the first seed have them."""
+        return [sorted(self.args.tasks.split(",")), self.args.limit] if first and self.args.tasks else []
+
+    def dense(self) -> dict[str, Any]:
+        """The dense model, judged."""
+        kept, asked = Cell(self.args.work / "dense.json"), {"tasks": self.tasks(True)}
+        if kept.done is not None and _of(kept.done, asked):
+            return kept.done
+        recipe = Recipe.build(mapping_for(self.args.model), self.typed)
+        model, tokenizer = load_dense(resolve(recipe, print), recipe)
+        result = self.judge(model, tokenizer, tasks=True) | {"name": "dense", "ratio": 0.0, "asked": asked}
+        result["parameters"] = sum(weight.numel() for weight in model.parameters())
+        return kept.write(result)
+
+    def cell(self, name: str, settings: Mapping[str, Any], ratio: float, seed: int) -> dict[str, Any]:
+        """One pruned model, judged; from disk when it is there."""
+        stem = f"{name}-{ratio:g}-{self.args.calibration}-{seed}"
+        for letter, other in ((" ", "_"), (",", ""), (":", "-")):
+            stem = stem.replace(letter, other)
+        kept = Cell(self.args.work / f"{stem}.json")
+        asked = {"recipe": self.given(settings, ratio, seed), "tasks": self.tasks(seed == self.seeds[0])}
+        if kept.done is not None and _of(kept.done, asked):
+            return kept.done
+        own = {"name": name, "target": ratio, "seed": seed, "asked": asked}
+        # one folder for all ratios of a setting: losses that were measured for one serve the others
+        folder = self.args.work / stem.replace(f"-{ratio:g}-", "-")
+        try:
+            run = multipruner.prune(
+                self.recipe(settings, ratio, seed), output=folder, console=Console(), overwrite=True
+            )
+        except InfeasibleError as error:
+            return kept.write({**own, "impossible": str(error)})
+        result = self.judge(run.model, run.tokenizer, seed == self.seeds[0]) | own
+        result |= {"ratio": run.report["ratio"], "parameters": run.report["parameters"]["after"]}
+        scored = {"statistics_tokens": run.report["search"]["statistics_tokens"]}
+        result |= {"seconds": run.report["seconds"], "calibration": {**run.report["calibration"], **scored}}
+        del run
+        gc.collect()
+        return kept.write(result)
+
+    def ablations(self) -> dict[str, dict[str, Any]]:
+        """All rows with one setting changed.
+
+        Raises:
+            ConfigError: when a row differs from the method ``global`` in other fields than its own.
+        """
+        ratio, seed = self.ratios[min(1, len(self.ratios) - 1)], self.seeds[0]
+        default, train = self.recipe(METHODS["global"], ratio, seed), str(self.train)
+        text, rows = default.calibration, dict(ABLATIONS)
+        if (times := text.length // SHORT) > 1:
+            counts = {key: times * getattr(text, key) for key in ("sequences", "statistics_sequences")}
+            rows[f"{SHORT}-token sequences"] = {"calibration": {"length": SHORT, **counts}}
+        other = (
+            ("Alpaca instead of own text", train) if text.source == "self" else ("own text instead of Alpaca", "self")
+        )
+        rows[other[0]] = {"calibration": {"source": other[1]}}
+        rows["Alpaca and own text, 1:1"] = {"calibration": {"source": f"{train}+self"}}
+        for name, settings in rows.items():
+            changed = differing(default, self.recipe(settings, ratio, seed))
+            if changed != set(flat(settings)):
+                raise ConfigError(
+                    f"the row {name!r} should change {', '.join(flat(settings))} alone, but changes "
+                    f"{', '.join(sorted(changed)) or 'nothing'}: leave out --ablations or what --set says of it"
+                )
+        return rows
+
+    def sizes(self, tokens: int) -> tuple[str, dict[str, Any]]:
+        """Name and settings of the cell whose statistics are of so many tokens; the default's own, where it is that."""
+        text = self.recipe(METHODS["global"], self.args.size_ratio, self.seeds[0]).calibration
+        count = max(1, tokens // text.length)
+        if count == text.statistics_sequences:
+            return "global", METHODS["global"]
+        scoring = max(1, min(text.sequences, text.sequences * count // text.statistics_sequences))
+        settings = {"statistics_sequences": count, "sequences": scoring}
+        return f"{tokens} tokens", {"method": "global", "calibration": settings}
+
+
+def _of(cell: Mapping[str, Any], asked: Mapping[str, Any]) -> bool:
+    """Whether a cell is what is asked for; one of an earlier version of this script, which did not say, is."""
+    return cell.get("asked", asked) == asked
+
+
+def flat(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested fields by dotted names."""
+    result: dict[str, Any] = {}
+    for key, value in mapping.items():
+        result |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
     return result
 
 
-def write(path: Path, record: dict[str, Any]) -> None:
-    aside = path.with_suffix(".aside")
-    aside.write_text(json.dumps(record, indent=1) + "\n")
-    aside.replace(path)
+def differing(one: Recipe, other: Recipe) -> set[str]:
+    """Dotted names of the fields in which two recipes differ."""
+    first, second = flat(one.model_dump(mode="json")), flat(other.model_dump(mode="json"))
+    return {key for key in first.keys() | second.keys() if first.get(key) != second.get(key)}
 
 
-def dense_cell(args: argparse.Namespace, held_out: Path) -> dict[str, Any]:
-    target = args.work / "dense.json"
-    if target.exists():
-        return json.loads(target.read_text())
-    recipe = Recipe.build(mapping_for(args.model))
-    model, tokenizer = load_dense(resolve(recipe, print), recipe)
-    result = judge(model, tokenizer, args, held_out, tasks=True) | {"name": "dense", "ratio": 0.0}
-    result["parameters"] = sum(weight.numel() for weight in model.parameters())
-    write(target, result)
-    return result
-
-
-def row(dense: dict[str, Any], group: list[dict[str, Any]]) -> str:
-    """One line of the table: mean over the seeds, and their standard deviation."""
-
-    def number(text: str) -> str:
-        values = [one[text]["value"] for one in group]
-        times = statistics.mean(values) / dense[text]["value"]
-        spread = f" ±{statistics.stdev(values):.1f}" if len(values) > 1 else ""
-        return f"{statistics.mean(values):.1f}{spread} ({times:.2f}x)"
-
-    scores = [one["tasks"] for one in group if "tasks" in one]
-    cells = [group[0]["name"], f"{group[0]['ratio']:.2%}", number("wikitext2"), number("alpaca")]
-    for task in sorted(dense.get("tasks", {})):
-        metrics = scores[0][task]["metrics"] if scores and task in scores[0] else {}
-        best = metrics.get("acc_norm") or metrics.get("acc")
-        cells.append(f"{100 * best['value']:.1f} ±{100 * best['stderr']:.1f}" if best else "")
-    seconds = [sum(one["seconds"].values()) - one["seconds"]["evaluation"] for one in group if "seconds" in one]
-    cells.append(f"{statistics.mean(seconds):,.0f}" if seconds else "")
-    return "| " + " | ".join(cells) + " |"
+def fill(bench: Bench) -> None:
+    """All cells that were asked for, their tables and figures."""
+    args = bench.args
+    changed = bench.ablations() if args.ablations else {}
+    dense = bench.dense()
+    tables = Tables(args.work / "table.md", dense)
+    for ratio in bench.ratios:
+        for name in filter(None, args.methods.split(",")):
+            for seed in bench.seeds if name == "global" else bench.seeds[:1]:
+                tables.add("Methods", name, f"{ratio:g}", bench.cell(name, METHODS[name], ratio, seed))
+    quality_figure(args.work / "quality.png", dense, tables.groups("Methods"))
+    if changed:
+        ratio = bench.ratios[min(1, len(bench.ratios) - 1)]
+        for name, settings in {"global": METHODS["global"], **changed}.items():
+            tables.add(
+                f"One setting changed, at {ratio:.0%}", name, "", bench.cell(name, settings, ratio, bench.seeds[0])
+            )
+    section = f"Tokens of the statistics, at {args.size_ratio:.0%}"
+    for tokens in (int(size) for size in args.sizes.split(",") if size):
+        cell = bench.cell(*bench.sizes(tokens), args.size_ratio, bench.seeds[0])
+        text = {"statistics_tokens": tokens, **cell.get("calibration", {})}
+        label = f"{text['statistics_tokens']:,}" + (f" (scored on {text['tokens']:,})" if "tokens" in text else "")
+        tables.add(section, label, str(tokens), {**cell, "calibration": text})
+    sizes_figure(args.work / "sizes.png", dense, tables.groups(section))
+    print(tables.text())
 
 
 def main() -> int:
     args = arguments()
     quiet_libraries()
     args.work.mkdir(parents=True, exist_ok=True)
-    texts = split_alpaca(args.alpaca, args.work)
     torch.manual_seed(0)
-    dense = dense_cell(args, texts[1])
-    ratios, seeds = [float(r) for r in args.ratios.split(",")], [int(s) for s in args.seeds.split(",")]
-    tasks = sorted(dense.get("tasks", {}))
-    lines = [
-        "| method | removed | WikiText-2 | held-out Alpaca | " + " | ".join([*tasks, "seconds"]) + " |",
-        "|" + "---|" * (5 + len(tasks)),
-        row(dense, [dense]),
-    ]
-    for ratio in ratios:
-        for name in filter(None, args.methods.split(",")):
-            of = seeds if name == "global" else seeds[:1]
-            lines.append(row(dense, [cell(args, name, METHODS[name], ratio, seed, texts) for seed in of]))
-            print(lines[-1], flush=True)
-    if args.ablations:
-        ratio = ratios[min(1, len(ratios) - 1)]
-        for name, settings in ABLATIONS.items():
-            lines.append(row(dense, [cell(args, name, settings, ratio, seeds[0], texts)]))
-    print("\n".join(lines))
+    try:
+        fill(Bench(args))
+    except MultiprunerError as error:
+        print(f"quality: {error}", file=sys.stderr)
+        return 2
     return 0
 
 

@@ -126,7 +126,7 @@ def main() -> int:
     setting = settings_of(flags, [typed.ratio])[typed.ratio]
     engine = ScheduleEngine(setting, SearchOptions(genome="schedule"), Team())
     recipe, rows = setting.recipe, []
-    for panel, schedule in schedules(typed, recipe.channel_group, recipe.importance, recipe.compensation == "lstsq"):
+    for panel, schedule in schedules(typed, recipe.channel_group, recipe.importance, recipe.compensation != "none"):
         rows.append((panel, cell(engine, schedule, typed)))
         print(line(rows[-1][1]), flush=True)
     lines = ["| " + " | ".join(HEADER) + " |", "|" + "---|" * len(HEADER), *(line(row) for _, row in rows)]

@@ -28,12 +28,12 @@ from pathlib import Path
 from typing import Any
 
 from metered import Bill, Metered
+from plans import set_flag, settings_given
 from rich.console import Console
 
 from multipruner.accumulation import accumulated, write_outputs
 from multipruner.budgets import latency_table_of
 from multipruner.calibration import CalibrationSet, load_calibration
-from multipruner.commands.base import nested
 from multipruner.compensation import compensate
 from multipruner.errors import InfeasibleError, MultiprunerError
 from multipruner.eval import evaluate
@@ -127,7 +127,7 @@ class Bench:
         outputs: Outputs = {}
         with self._in_order():
             result["plain"] = {name: judge(structure) for name, judge in self.judges.items()}
-            if self.setting.repair is not None and recipe.accumulate and self.setting.statistics_ids is not None:
+            if self.setting.repairs_all and self.setting.statistics_ids is not None:
                 began = time.perf_counter()
                 with counting_display(self.console) as display:
                     outputs = accumulated(prunable, structure, self.setting.statistics_ids, share=recipe.accumulate,
@@ -150,7 +150,7 @@ class Bench:
         if outputs:
             write_outputs(pruned, prunable, plan, setting.ranking, outputs)
         elif setting.repair is not None and statistics is not None:
-            compensate(pruned, prunable, plan, statistics, setting.recipe.ridge)
+            compensate(pruned, prunable, plan, statistics, setting.recipe.ridge, setting.repair.how)
         spec = EvaluationSpec(text=str(args.wikitext), length=args.eval_length, max_tokens=args.max_tokens)
         return next(iter(evaluate(pruned, setting.tokenizer, spec).perplexities.values())).to_json()
 
@@ -217,8 +217,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--wikitext", type=Path, help="a text for perplexity, such as the raw test split")
     parser.add_argument("--max-tokens", type=int, default=8 * 2048, help="of it")
     parser.add_argument("--eval-length", type=int, default=2048, help="tokens per sequence of it")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE",
-                        help="a recipe field, such as calibration.sequences=6 or objective=nll")  # fmt: skip
+    set_flag(parser)
     args = parser.parse_args()
     args.budgets = [f"ratio={value}" for value in args.ratios.split(",") if value]
     if args.table is not None:
@@ -228,17 +227,9 @@ def parsed() -> argparse.Namespace:
 
 def recipe_of(args: argparse.Namespace) -> Recipe:
     """What all cells share; under the loosest thinkable budget, so that everything can be prepared."""
-    typed = nested({key: json_or_text(value) for key, _, value in (one.partition("=") for one in args.set)})
     budgets = {"parameters": "1x"} | ({"latency": "1x"} if args.table is not None else {})
     given = {"ratio": None, "budgets": budgets, "latency_table": str(args.table) if args.table else None}
-    return Recipe.build(mapping_for(args.model), typed, given)
-
-
-def json_or_text(value: str) -> Any:
-    try:
-        return json.loads(value)
-    except ValueError:
-        return value
+    return Recipe.build(mapping_for(args.model), settings_given(args.set), given)
 
 
 def main() -> int:

@@ -20,12 +20,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .errors import NumericsError
-from .model_costs import KINDS, weight_of
+from .model_costs import KINDS
 from .plan import PruningPlan, Ranking
 from .prunable import Outputs, Prunable, as_kept
 from .statistics import add_moments, embedded, mirrored
 from .structure import Structure
-from .surgery import kept_rows, output_part, surviving_layers
+from .surgery import Projection, kept_rows, output_part, surviving_layers
 
 RIDGE = 1e-1
 """Of the mean squared input: what adds up is noisier than one block's loss, so it is held closer to what there was."""
@@ -59,7 +59,7 @@ def accumulated(
         progress: called with (blocks done, blocks in all).
 
     Returns:
-        (layer, kind) -> [hidden_size, kept columns], columns in ranked order, in the model's dtype.
+        (layer, kind) -> a projection, columns in ranked order, in the model's dtype; a bias stays as it is.
 
     Raises:
         NumericsError: when the equations cannot be solved.
@@ -74,20 +74,20 @@ def accumulated(
                 prunable.block(h, b, layer, kind, prunable.dense[layer]) for h, b in zip(dense, batches, strict=True)
             ]
             if size.has(kind):
-                fit = _Fit()
+                fit, output = _Fit(), Projection.of(prunable.output_of(layer, kind, size))
+                bias = torch.zeros((), device=dense[0].device) if output.bias is None else output.bias.float()
                 rows = zip(dense, pruned, after, batches, strict=True)
                 for number, (before, now, target, batch) in enumerate(rows):
                     x = prunable.output_input(now, batch, layer, kind, size)
-                    wanted = (target.float() - before.float()) + share * (before.float() - now.float())
+                    # the bias is added whatever the columns are
+                    wanted = (target.float() - before.float()) + share * (before.float() - now.float()) - bias
                     held_out = ridge is None and number % HELD_OUT == HELD_OUT - 1
                     fit.add(
                         x, wanted, target.float().square().mean(dim=-1, keepdim=True) if relative else None, held_out
                     )
-                output = prunable.output_of(layer, kind, size)
-                weight = fit.solve(weight_of(output).float(), ridge).to(dense[0].dtype)
-                outputs[layer, kind] = weight
-                bias = output.bias if isinstance(output.bias, Tensor) else None
-                pruned = [now + F.linear(x, weight, bias) for now, x in zip(pruned, fit.inputs, strict=True)]
+                weight = fit.solve(output.weight.float(), ridge).to(dense[0].dtype)
+                outputs[layer, kind] = Projection(weight, output.bias)
+                pruned = [now + F.linear(x, *outputs[layer, kind]) for now, x in zip(pruned, fit.inputs, strict=True)]
             dense = after
             if progress is not None:
                 progress(2 * layer + place + 1, 2 * len(structure))
@@ -182,9 +182,9 @@ def write_outputs(
         for kind in KINDS:
             if (old, kind) not in outputs:
                 continue
-            block, weight = spec.block(kind), outputs[old, kind]
+            block, (weight, bias) = spec.block(kind), outputs[old, kind]
             columns = ranked[output_part(block)]
             assert isinstance(columns, Tensor)
             place = torch.argsort(columns[: weight.shape[1]]).to(weight.device)
             path = f"{spec.decoder}.{spec.layers}.{new}.{block.path}.{block.output}"
-            weight_of(pruned.get_submodule(path)).copy_(weight[:, place])
+            Projection(weight[:, place], bias).write(pruned.get_submodule(path))

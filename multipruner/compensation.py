@@ -5,22 +5,27 @@ When the columns S of an output projection W stay, the columns that reproduce it
     W' = ((W G)[:, S] + r W[:, S]) (G[S, S] + r I)^-1,     G = mean of x x^T,
 
 the minimiser of ``E |W x - W' x_S|^2 + r |W' - W_S|^2``: all columns kept give W itself, and a large ridge r gives
-plain slicing. Nothing is added to the model.
+plain slicing. Where the projection has a bias b, columns and bias are fitted together: G is then the covariance of x,
+and ``b' = b + W m - W' m_S`` with m the mean of x. The repair ``bias`` leaves the columns alone: ``W' = W_S`` in that
+formula gives what left its mean (FLAP, arXiv 2312.11983). Nothing is added to the model.
 """
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 
-from .errors import NumericsError
-from .model_costs import KINDS, weight_of
+from .errors import ConfigError, NumericsError
+from .model_costs import KINDS
 from .plan import PruningPlan, Ranking
 from .prunable import Prunable, as_kept
 from .statistics import Statistics
 from .structure import BlockKind, LayerSize
-from .surgery import kept_rows, output_part, surviving_layers
+from .surgery import Projection, kept_rows, output_part, surviving_layers
 
+How = Literal["lstsq", "bias"]
 RIDGE = 1e-2
 """Of the mean diagonal of G."""
 
@@ -59,59 +64,139 @@ def repaired_columns(weight: Tensor, gram: Tensor, kept: Tensor, ridge: float) -
     return dense[:, kept] + torch.cholesky_solve(target.T, factor).T
 
 
+def repaired(
+    how: How, whole: Projection, gram: Tensor, mean: Tensor | None, kept: Tensor, ridge: float = RIDGE
+) -> Projection:
+    """An output projection without some of its columns, repaired.
+
+    Args:
+        how: ``"lstsq"`` refits the columns, and the bias where there is one; ``"bias"`` the bias alone.
+        whole: the projection with all its columns.
+        gram: second moments of its input, [n, n].
+        mean: means of its input, [n]; without them a bias stays as it is.
+        kept: indices of the columns that stay, [k].
+        ridge: of ``"lstsq"``, see :func:`repaired_columns`.
+
+    Returns:
+        What was repaired in float32; the columns of the repair ``"bias"`` as they were.
+
+    Raises:
+        NumericsError: see :func:`repaired_columns`.
+    """
+    if whole.bias is None or mean is None:
+        return Projection(
+            whole.weight[:, kept] if how == "bias" else repaired_columns(whole.weight, gram, kept, ridge), whole.bias
+        )
+    centre = mean.float()
+    if how == "bias":
+        weight = whole.weight[:, kept]
+    else:
+        weight = repaired_columns(whole.weight, gram.float() - torch.outer(centre, centre), kept, ridge)
+    dense, lost = whole.weight.detach().float(), torch.ones(len(centre), dtype=torch.bool, device=centre.device)
+    lost[kept] = False
+    # b + W m - W' m_S, without the difference of what stayed the same
+    missing = dense[:, lost] @ centre[lost] - (weight.float() - dense[:, kept]) @ centre[kept]
+    return Projection(weight, whole.bias.detach().float() + missing)
+
+
+def has_output_bias(prunable: Prunable) -> dict[BlockKind, bool]:
+    """Which blocks' output projections have a bias."""
+    layer, found = prunable.layers[0], dict[BlockKind, bool]()
+    for kind in KINDS:
+        block = prunable.spec.block(kind)
+        found[kind] = Projection.of(layer.get_submodule(f"{block.path}.{block.output}")).bias is not None
+    return found
+
+
+def check_compensation(compensation: str, prunable: Prunable) -> None:
+    """Refuse a repair that a model has no place for.
+
+    Raises:
+        ConfigError: for ``"bias"`` where no output projection has one.
+    """
+    if compensation == "bias" and not any(has_output_bias(prunable).values()):
+        spec = prunable.spec
+        raise ConfigError(
+            f"compensation bias: the output projections of this {spec.model_type} model ({spec.attention.output}, "
+            f"{spec.mlp.output}) have no bias that could take the mean of what leaves; use --compensation lstsq"
+        )
+
+
+def unrepaired(compensation: str, prunable: Prunable) -> str | None:
+    """What to tell where ``"bias"`` finds a bias in one kind of block only."""
+    there = has_output_bias(prunable)
+    if compensation != "bias" or all(there.values()):
+        return None
+    names = [prunable.spec.block(kind).output for kind, has in there.items() if not has]
+    return f"compensation bias: {', '.join(names)} has no bias and is cut without repair (lstsq repairs it)"
+
+
 class Repair:
     """Repaired output projections of narrowed blocks, for scoring candidates *with* their repair.
 
     Args:
         prunable: the dense model.
-        statistics: its second moments.
+        statistics: its moments.
         ranking: the order in which widths are cut.
         ridge: see :func:`repaired_columns`.
+        how: see :func:`repaired`.
     """
 
-    def __init__(self, prunable: Prunable, statistics: Statistics, ranking: Ranking, ridge: float = RIDGE) -> None:
+    def __init__(
+        self, prunable: Prunable, statistics: Statistics, ranking: Ranking, ridge: float = RIDGE, how: How = "lstsq"
+    ) -> None:
         self._prunable, self._statistics, self.ridge = prunable, statistics, ridge
+        self.how: How = how
         self._orders = [
             kept_rows(as_kept(rank.kv_groups, rank.channels, full), prunable.head_dim)
             for rank, full in zip(ranking.layers, prunable.dense, strict=True)
         ]
-        self._made: dict[tuple[int, BlockKind, LayerSize], Tensor] = {}
+        self._made: dict[tuple[int, BlockKind, LayerSize], Projection] = {}
 
     @torch.no_grad()
-    def __call__(self, layer: int, kind: BlockKind, size: LayerSize, weight: Tensor) -> Tensor:
+    def __call__(self, layer: int, kind: BlockKind, size: LayerSize, whole: Projection) -> Projection:
         """The output projection of a block of some size.
 
         Args:
             layer, kind, size: which block, and what it keeps.
-            weight: the whole projection with its columns in ranked order, [hidden_size, n].
+            whole: the projection with all its columns, in ranked order.
 
         Returns:
-            [hidden_size, kept columns], in the dtype of ``weight``.
+            The projection with the kept columns, in the dtype of ``whole``.
         """
         key = (layer, kind, size.without("mlp" if kind == "attention" else "attention"))
         if key not in self._made:
             order = self._orders[layer][output_part(self._prunable.spec.block(kind))]
             assert isinstance(order, Tensor)
-            gram = self._statistics.grams[layer, kind]
+            gram, mean = self._statistics.grams[layer, kind], self._statistics.means.get((layer, kind))
             gram = gram[order.to(gram.device)][:, order.to(gram.device)]
+            mean = None if mean is None else mean[order.to(mean.device)]
             width = size.channels if kind == "mlp" else size.query_heads * self._prunable.head_dim
             kept = torch.arange(width, device=gram.device)
-            self._made[key] = repaired_columns(weight, gram, kept, self.ridge).to(weight.dtype)
+            self._made[key] = repaired(self.how, whole, gram, mean, kept, self.ridge).to(whole.weight.dtype)
         return self._made[key]
 
 
 @torch.no_grad()
-def compensate(pruned: nn.Module, prunable: Prunable, plan: PruningPlan, statistics: Statistics, ridge: float) -> int:
+def compensate(
+    pruned: nn.Module,
+    prunable: Prunable,
+    plan: PruningPlan,
+    statistics: Statistics,
+    ridge: float,
+    how: How = "lstsq",
+) -> int:
     """Refit the output projections of a pruned model's narrowed blocks, in place.
 
     Args:
         pruned: what :func:`multipruner.apply_plan` made of the dense model by ``plan``.
         prunable: the dense model.
-        statistics: its second moments.
+        statistics: its moments.
         ridge: see :func:`repaired_columns`.
+        how: see :func:`repaired`.
 
     Returns:
-        How many projections were refitted.
+        How many projections were repaired.
     """
     spec, done = prunable.spec, 0
     for new, old in enumerate(surviving_layers(plan)):
@@ -123,8 +208,11 @@ def compensate(pruned: nn.Module, prunable: Prunable, plan: PruningPlan, statist
             block = spec.block(kind)
             columns, gram = rows[output_part(block)], statistics.grams[old, kind]
             assert isinstance(columns, Tensor)
-            weight = weight_of(prunable.layers[old].get_submodule(f"{block.path}.{block.output}"))
-            target = weight_of(pruned.get_submodule(f"{spec.decoder}.{spec.layers}.{new}.{block.path}.{block.output}"))
-            target.copy_(repaired_columns(weight, gram, columns.to(gram.device), ridge))
+            whole = Projection.of(prunable.layers[old].get_submodule(f"{block.path}.{block.output}"))
+            if how == "bias" and whole.bias is None:
+                continue
+            target = pruned.get_submodule(f"{spec.decoder}.{spec.layers}.{new}.{block.path}.{block.output}")
+            mean = statistics.means.get((old, kind))
+            repaired(how, whole, gram, mean, columns.to(gram.device), ridge).write(target)
             done += 1
     return done

@@ -104,7 +104,7 @@ def _ordered_by(setting: Setting, plan: PruningPlan) -> Setting:
     ranking = leading(plan, setting.ranking)
     repair = setting.repair
     if repair is not None and setting.statistics is not None:
-        repair = Repair(setting.prunable, setting.statistics, ranking, setting.recipe.ridge)
+        repair = Repair(setting.prunable, setting.statistics, ranking, setting.recipe.ridge, repair.how)
     return replace(setting, ranking=ranking, repair=repair)
 
 

@@ -19,7 +19,7 @@ from .accumulation import write_outputs
 from .budgets import latency_table_of
 from .calibration import CalibrationSet, load_calibration
 from .card import model_card
-from .compensation import Repair, compensate
+from .compensation import Repair, compensate, unrepaired
 from .distributed import Team
 from .errors import CalibrationError
 from .eval import Comparison, Evaluation, check_settings, compare, evaluate
@@ -146,7 +146,7 @@ def finish(
         seconds: how long the stages before took; those of the ones here are added.
     """
     recipe, say, output = setting.recipe, teller(console), workspace.output
-    if setting.repair is not None and recipe.accumulate:
+    if setting.repairs_all:
         with timed(seconds, "repair"), counting_display(console) as display:
             found = repair_all(setting, found, say, _named(display, "repair"))
     plan = _plan(setting, found)
@@ -171,7 +171,7 @@ def _cut(setting: Setting, plan: PruningPlan, found: Found) -> Any:
     if found.outputs:  # they cover every block that stays
         write_outputs(pruned, setting.prunable, plan, setting.ranking, found.outputs)
     elif setting.repair is not None and setting.statistics is not None:
-        compensate(pruned, setting.prunable, plan, setting.statistics, setting.recipe.ridge)
+        compensate(pruned, setting.prunable, plan, setting.statistics, setting.recipe.ridge, setting.repair.how)
     return pruned
 
 
@@ -184,6 +184,8 @@ def prepare(recipe: Recipe, console: Console, seconds: dict[str, float]) -> Sett
         model, tokenizer = load_dense(source, recipe)
         prunable = Prunable.of(model)
         check_reachable(recipe, prunable)
+        if warning := unrepaired(recipe.compensation, prunable):
+            say(warning)
     with counting_display(console) as display:
         with timed(seconds, "text"):
             text = _named(display, "text")
@@ -195,8 +197,8 @@ def prepare(recipe: Recipe, console: Console, seconds: dict[str, float]) -> Sett
             order = _named(display, "order")
             ranking = rank(recipe.importance, prunable, statistics, order)
     repair = None
-    if statistics is not None and recipe.compensation == "lstsq":
-        repair = Repair(prunable, statistics, ranking, recipe.ridge)
+    if statistics is not None and recipe.compensation != "none":
+        repair = Repair(prunable, statistics, ranking, recipe.ridge, recipe.compensation)
     return Setting(
         recipe,
         source,

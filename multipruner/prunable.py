@@ -20,12 +20,12 @@ from .costs import Costs
 from .model_costs import KINDS, costs_of, weight_of
 from .plan import KeptLayer, Ranking
 from .structure import BlockKind, LayerSize, Structure
-from .surgery import Index, kept_rows, slim_block, tensor_indices, with_output
+from .surgery import Index, Projection, kept_rows, slim_block, tensor_indices, with_output
 
-OutputOf = Callable[[int, BlockKind, LayerSize, Tensor], Tensor]
+OutputOf = Callable[[int, BlockKind, LayerSize, Projection], Projection]
 """(layer, kind, size, whole output projection in ranked order) -> the projection of a block of that size."""
-Outputs = dict[tuple[int, BlockKind], Tensor]
-"""(layer, kind) -> an output projection, [hidden_size, columns in ranked order]."""
+Outputs = dict[tuple[int, BlockKind], Projection]
+"""(layer, kind) -> an output projection, columns in ranked order."""
 
 
 class _Recorder(nn.Module):
@@ -173,10 +173,10 @@ class Prunable:
             if len(self._slim) >= 4 * len(self.dense):
                 self._slim.clear()  # views cost nothing, but slices of fused projections are copies
             slim = slim_block(module, block, size, full, self.head_dim)
-            if fixed is not None and fixed.shape[1] == weight_of(slim.get_submodule(block.output)).shape[1]:
+            if fixed is not None and fixed.weight.shape == weight_of(slim.get_submodule(block.output)).shape:
                 slim = with_output(slim, block, fixed)
             elif self._repair is not None and not size.same_block(full, kind):
-                whole = weight_of(module.get_submodule(block.output))
+                whole = Projection.of(module.get_submodule(block.output))
                 slim = with_output(slim, block, self._repair(layer, kind, size, whole))
             self._slim[key] = slim
         return self._slim[key]

@@ -152,8 +152,10 @@ class Recipe(_Frozen):
     importance: Literal["magnitude", "activation", "second-order", "none"] = Field(
         default="second-order", description="what orders the channels and KV groups of a layer"
     )
-    compensation: Literal["none", "lstsq"] = Field(
-        default="lstsq", description="lstsq: what stays of an output projection is refitted to what all of it gave"
+    compensation: Literal["none", "bias", "lstsq"] = Field(
+        default="lstsq",
+        description="lstsq: what stays of an output projection, and its bias where it has one, is refitted to what all "
+        "of it gave; bias: only the bias takes over the mean of what left, in models whose output projections have one",
     )
     ridge: Annotated[float, Field(gt=0)] = Field(default=1e-2, description="of lstsq, relative to the mean moment")
     accumulate: Annotated[float, Field(ge=0, le=1)] = Field(

@@ -9,7 +9,7 @@ from math import inf
 from typing import Any
 
 from .calibration import CalibrationSet
-from .compensation import Repair
+from .compensation import How, Repair, check_compensation
 from .distributed import Team
 from .errors import ConfigError, InfeasibleError
 from .importance import rank
@@ -68,6 +68,9 @@ class ScheduleEngine:
             raise ConfigError("--genome schedule knows no evaluation tasks as objectives")
         recipe = setting.recipe
         self.setting, self.options, self.team = setting, options, team
+        self._repair: How = options.repair(recipe)
+        if "bias" in options.compensations:
+            check_compensation("bias", setting.prunable)
         self.texts = SearchTexts.of(setting)
         count = len(setting.calibration.ids)
         self.cheap = options.screened(count) or count
@@ -78,7 +81,7 @@ class ScheduleEngine:
         self.space = ScheduleSpace(
             groups,
             options.importances or (recipe.importance,),
-            tuple(name == "lstsq" for name in options.compensations or (recipe.compensation,)),
+            tuple(name != "none" for name in options.compensations or (recipe.compensation,)),
         )
         self.measured = ("loss", *options.cost_names)
         self.costs: dict[str, Callable[[Schedule], float]] = {}
@@ -102,12 +105,14 @@ class ScheduleEngine:
             "measured": ",".join(self.measured),
             "latency": [recipe.latency_table, recipe.workload],
         }
+        if self._repair == "bias":  # a schedule says no more than that there is a repair
+            self.identity["repair"] = "bias"
         team.handle("evaluate", self._answer)
 
     @property
     def losses(self) -> Losses:
         """Of the recipe's own variant."""
-        return self._variant(self.setting.recipe.importance, self.setting.recipe.compensation == "lstsq").losses
+        return self._variant(self.setting.recipe.importance, self.setting.recipe.compensation != "none").losses
 
     @contextmanager
     def ready(self) -> Iterator[None]:
@@ -183,8 +188,10 @@ class ScheduleEngine:
         if compensation:
             if setting.statistics is None:
                 raise ConfigError("compensation among the choices needs --compensation lstsq")
-            repair = Repair(setting.prunable, setting.statistics, ranking, recipe.ridge)
-        own = recipe.model_copy(update={"importance": importance, "compensation": "lstsq" if compensation else "none"})
+            repair = Repair(setting.prunable, setting.statistics, ranking, recipe.ridge, self._repair)
+        own = recipe.model_copy(
+            update={"importance": importance, "compensation": self._repair if compensation else "none"}
+        )
         own_setting = replace(setting, recipe=own, ranking=ranking, repair=repair)
         calibration = self.texts.calibration
         texts = [

@@ -64,6 +64,8 @@ class SearchOptions:
     consent: str | None = None
 
     def __post_init__(self) -> None:
+        if {"lstsq", "bias"} <= set(self.compensations):
+            raise ConfigError("--compensations lstsq,bias: a schedule is with one repair or without; name one of them")
         object.__setattr__(self, "objectives", tuple(_loss_first(check_objectives(self.objectives, self.consent))))
         if "loss" not in self.objectives:
             raise ConfigError("loss must be among the objectives, also where a task is")
@@ -76,6 +78,10 @@ class SearchOptions:
         if self.screen is not None and self.screen < 0:
             raise ConfigError(f"--screen {self.screen}: give 0 or more sequences")
         self.settings(2)
+
+    def repair(self, recipe: Recipe) -> Literal["lstsq", "bias"]:
+        """The repair that schedules are with or without: what was asked for, else the recipe's."""
+        return "bias" if "bias" in (self.compensations or (recipe.compensation,)) else "lstsq"
 
     @property
     def several(self) -> bool:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .budgets import limits_of
 from .calibration import CalibrationSet
-from .compensation import Repair
+from .compensation import Repair, has_output_bias
 from .distributed import Team
 from .objective import Work
 from .plan import Ranking
@@ -69,6 +69,11 @@ class Setting:
     team: Team = field(default_factory=Team, repr=False)
 
     @property
+    def repairs_all(self) -> bool:
+        """Whether all output projections are refitted at the end to what has added up: a part of ``lstsq``."""
+        return self.repair is not None and self.repair.how == "lstsq" and self.recipe.accumulate > 0
+
+    @property
     def problem(self) -> Problem:
         """The search problem that the recipe asks for."""
         return problem_of(self.recipe, self.prunable)
@@ -100,6 +105,8 @@ class Setting:
         }
         if self.statistics is not None:
             identity |= {"statistics": self.statistics.hash, "ridge": recipe.ridge}
+        if self.repair is not None and any(has_output_bias(self.prunable).values()):
+            identity["output_biases"] = "repaired"  # losses of versions that left them alone are others
         if recipe.strategy == "sequential":
             identity |= {
                 "width_sequences": min(recipe.calibration.width_sequences, len(self.calibration.ids)),

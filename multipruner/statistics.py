@@ -1,4 +1,4 @@
-"""What calibration text says about the inputs of output projections: their second moments, one pass over the text.
+"""What calibration text says about the inputs of output projections: means and second moments, one pass over the text.
 
 The matrices drive the order in which channels and heads go (:mod:`multipruner.importance`) and the closed-form repair
 of what stays (:mod:`multipruner.compensation`).
@@ -24,22 +24,25 @@ _BLOCK = 256  # columns whose products are taken together: a symmetric matrix ne
 
 @dataclass
 class Statistics:
-    """Second moments of the dense model.
+    """Moments of the dense model.
 
     Attributes:
         grams: (layer, kind) -> mean over tokens of ``x x^T``, float32 [n, n], x the input of the block's output
             projection (query heads side by side, or MLP channels), in the dense numbering.
         tokens: how many tokens the means are of.
         hash: of the token ids.
+        means: (layer, kind) -> mean over tokens of x, float32 [n]; empty where nobody gathered them, and then biases
+            stay as they are.
     """
 
     grams: dict[tuple[int, BlockKind], Tensor] = field(default_factory=dict)
     tokens: int = 0
     hash: str = ""
+    means: dict[tuple[int, BlockKind], Tensor] = field(default_factory=dict)
 
 
 def gather(prunable: Prunable, ids: Tensor, progress: Progress | None = None) -> Statistics:
-    """All second moments, in memory: ``layers * (channels^2 + (query heads * head_dim)^2) * 4`` bytes.
+    """All moments, in memory: ``layers * (channels^2 + (query heads * head_dim)^2) * 4`` bytes.
 
     Args:
         prunable: the dense model.
@@ -47,16 +50,16 @@ def gather(prunable: Prunable, ids: Tensor, progress: Progress | None = None) ->
         progress: called with (blocks done, blocks in all).
     """
     moments = Statistics(tokens=ids.numel(), hash=hashlib.sha256(ids.contiguous().numpy().tobytes()).hexdigest())
-    for done, (layer, kind, gram) in enumerate(stream(prunable, ids)):
-        moments.grams[layer, kind] = gram
+    for done, (layer, kind, gram, mean) in enumerate(stream(prunable, ids)):
+        moments.grams[layer, kind], moments.means[layer, kind] = gram, mean
         if progress is not None:
             progress(done + 1, len(prunable.dense) * len(KINDS))
     return moments
 
 
 @torch.inference_mode()
-def stream(prunable: Prunable, ids: Tensor) -> Iterator[tuple[int, BlockKind, Tensor]]:
-    """One block after another: (layer, kind, second moments), so that one matrix is in memory at a time.
+def stream(prunable: Prunable, ids: Tensor) -> Iterator[tuple[int, BlockKind, Tensor, Tensor]]:
+    """One block after another: (layer, kind, second moments, means), so that one matrix is in memory at a time.
 
     Args:
         prunable: the dense model.
@@ -73,7 +76,7 @@ def stream(prunable: Prunable, ids: Tensor) -> Iterator[tuple[int, BlockKind, Te
                     prunable.block(states, batch, layer, kind, size)
                     for states, batch in zip(hidden, batches, strict=True)
                 ]
-            yield layer, kind, moments.mean()
+            yield layer, kind, moments.second(), moments.first()
 
 
 def embedded(prunable: Prunable, ids: Tensor) -> list[Inputs]:
@@ -83,10 +86,11 @@ def embedded(prunable: Prunable, ids: Tensor) -> list[Inputs]:
 
 
 class Moments:
-    """Sums ``x x^T`` over the inputs of a linear layer while it is entered; float32."""
+    """Sums ``x`` and ``x x^T`` over the inputs of a linear layer while it is entered; float32."""
 
     def __init__(self, linear: nn.Module) -> None:
         self._linear = linear
+        self._squares: Tensor | None = None
         self._sum: Tensor | None = None
         self._tokens = 0
 
@@ -99,15 +103,22 @@ class Moments:
 
     def _add(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
         rows = args[0].flatten(0, -2).float()
-        if self._sum is None:
-            self._sum = torch.zeros(rows.shape[1], rows.shape[1], device=rows.device)
-        add_moments(self._sum, rows)
+        if self._squares is None or self._sum is None:
+            self._squares = torch.zeros(rows.shape[1], rows.shape[1], device=rows.device)
+            self._sum = torch.zeros(rows.shape[1], device=rows.device)
+        add_moments(self._squares, rows)
+        self._sum += rows.sum(dim=0)
         self._tokens += len(rows)
 
-    def mean(self) -> Tensor:
-        """Mean over the tokens, [n, n]."""
+    def first(self) -> Tensor:
+        """Mean of ``x`` over the tokens, [n]."""
         assert self._sum is not None, "nothing ran"
-        return mirrored(self._sum) / self._tokens
+        return self._sum / self._tokens
+
+    def second(self) -> Tensor:
+        """Mean of ``x x^T`` over the tokens, [n, n]."""
+        assert self._squares is not None, "nothing ran"
+        return mirrored(self._squares) / self._tokens
 
 
 def add_moments(total: Tensor, rows: Tensor) -> None:

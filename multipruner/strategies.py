@@ -12,6 +12,7 @@ from pathlib import Path
 from rich.console import Console
 
 from .accumulation import accumulated
+from .compensation import check_compensation
 from .errors import InfeasibleError
 from .journal import Trajectory
 from .objective import CalibrationObjective
@@ -45,9 +46,10 @@ def check_reachable(recipe: Recipe, prunable: Prunable) -> None:
     """Refuse what cannot be reached, before anything is measured.
 
     Raises:
-        ConfigError: when the grid does not fit the model.
+        ConfigError: when the grid or the repair does not fit the model.
         InfeasibleError: naming the nearest budget that can be kept.
     """
+    check_compensation(recipe.compensation, prunable)
     if recipe.strategy == "milp":
         task = task_of(recipe, prunable)
         task.grid.check(task.dense)

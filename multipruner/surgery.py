@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,36 @@ from .structure import BlockKind, LayerSize
 Index = slice | Tensor
 """Rows of one part: a slice gives views, a tensor of indices gives copies."""
 M = TypeVar("M", bound=nn.Module)
+
+
+class Projection(NamedTuple):
+    """A block's output projection.
+
+    Attributes:
+        weight: [hidden_size, columns].
+        bias: [hidden_size], where the stock module has one.
+    """
+
+    weight: Tensor
+    bias: Tensor | None = None
+
+    @classmethod
+    def of(cls, module: nn.Module) -> Projection:
+        """Weight and bias of a linear layer, as they are."""
+        weight, bias = module.weight, getattr(module, "bias", None)
+        assert isinstance(weight, Tensor)
+        return cls(weight, bias if isinstance(bias, Tensor) else None)
+
+    def to(self, dtype: torch.dtype) -> Projection:
+        """The same in another dtype."""
+        return Projection(self.weight.to(dtype), None if self.bias is None else self.bias.to(dtype))
+
+    def write(self, module: nn.Module) -> None:
+        """Copy into a linear layer of the same shape; without a bias of its own, that of the layer stays."""
+        target = Projection.of(module)
+        target.weight.copy_(self.weight)
+        if target.bias is not None and self.bias is not None:
+            target.bias.copy_(self.bias)
 
 
 def _head_rows(heads: Sequence[int], head_dim: int) -> Tensor:
@@ -111,10 +141,12 @@ def slim_block(module: nn.Module, block: BlockSpec, size: LayerSize, full: Layer
     return slim
 
 
-def with_output(module: nn.Module, block: BlockSpec, weight: Tensor) -> nn.Module:
-    """The same block with another output projection; the module itself is untouched."""
+def with_output(module: nn.Module, block: BlockSpec, projection: Projection) -> nn.Module:
+    """The same block with another output projection (its own bias, where that brings none); the module is untouched."""
     copy, output = shallow_copy(module), shallow_copy(module.get_submodule(block.output))
-    output._parameters["weight"] = nn.Parameter(weight, requires_grad=False)
+    output._parameters["weight"] = nn.Parameter(projection.weight, requires_grad=False)
+    if projection.bias is not None:
+        output._parameters["bias"] = nn.Parameter(projection.bias, requires_grad=False)
     _set_submodule(copy, block.output, output)
     return copy
 

@@ -12,12 +12,12 @@ from multipruner.compensation import Repair, compensate, repaired_columns
 from multipruner.elimination import elimination_order
 from multipruner.errors import ConfigError, NumericsError, UnsupportedModelError
 from multipruner.importance import IMPORTANCES, rank
-from multipruner.model_costs import weight_of
 from multipruner.modeling import apply_plan
 from multipruner.objective import CalibrationObjective, PlainObjective
 from multipruner.plan import PruningPlan
 from multipruner.prunable import Prunable
 from multipruner.statistics import gather, stream
+from multipruner.surgery import Projection
 from multipruner.token_loss import DivergenceFromDense
 from tests.tiny import VARIANTS, random_ids, random_structure, tiny_model
 
@@ -129,8 +129,9 @@ def test_streamed_statistics_are_the_moments_of_what_the_stock_model_computes() 
         prunable.model(input_ids=ids)
     hook.remove()
     x = torch.cat(seen)
-    grams = {(layer, kind): gram for layer, kind, gram in stream(prunable, ids)}
-    assert torch.allclose(grams[2, "mlp"], x.T @ x / len(x), rtol=1e-4, atol=1e-7)
+    moments = {(layer, kind): (gram, mean) for layer, kind, gram, mean in stream(prunable, ids)}
+    assert torch.allclose(moments[2, "mlp"][0], x.T @ x / len(x), rtol=1e-4, atol=1e-7)
+    assert torch.allclose(moments[2, "mlp"][1], x.mean(dim=0), rtol=1e-4, atol=1e-6)
     assert not output._forward_pre_hooks
 
 
@@ -221,15 +222,18 @@ def test_the_repair_of_all_blocks_is_what_the_written_model_computes(variant: st
     assert loss != pytest.approx(plain, rel=1e-6)
 
 
-def test_the_repair_of_all_blocks_leaves_the_dense_model_as_it_is() -> None:
-    prunable = Prunable.of(tiny_model("llama"))
+@pytest.mark.parametrize("variant", ["llama", "llama-biased"])
+def test_the_repair_of_all_blocks_leaves_the_dense_model_as_it_is(variant: str) -> None:
+    prunable = Prunable.of(tiny_model(**VARIANTS[variant]))
     text = random_ids(batch=24, length=20)
     ranking = rank("second-order", prunable, gather(prunable, text))
     with prunable.in_order(ranking):
         outputs = accumulated(prunable, prunable.dense, text)
-        for (layer, kind), weight in outputs.items():
-            whole = weight_of(prunable.output_of(layer, kind, prunable.dense[layer]))
-            assert torch.allclose(weight, whole, atol=1e-4)
+        for (layer, kind), output in outputs.items():
+            whole = Projection.of(prunable.output_of(layer, kind, prunable.dense[layer]))
+            assert torch.allclose(output.weight, whole.weight, atol=1e-4)
+            assert (output.bias is None) == (whole.bias is None)
+            assert output.bias is None or torch.allclose(output.bias, whole.bias, atol=1e-4)
 
 
 def test_the_repair_of_all_blocks_brings_the_stream_back() -> None:

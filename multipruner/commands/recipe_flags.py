@@ -48,7 +48,8 @@ def judging_flags(parser: argparse.ArgumentParser) -> None:
     """What candidates are judged by, and what orders and repairs them."""
     how = parser.add_argument_group("how candidates are made and judged")
     how.add_argument("--objective", choices=("nll", "kl"), help="what calibration measures: kl to the dense model")
-    how.add_argument("--compensation", choices=("none", "lstsq"), help="closed-form repair of what stays")
+    how.add_argument("--compensation", choices=("none", "bias", "lstsq"),
+                     help="closed-form repair of what stays; bias: where block outputs have biases")  # fmt: skip
     how.add_argument("--accumulate", type=float, metavar="SHARE",
                      help="of the error of earlier blocks that each makes good, default 1; 0: none")  # fmt: skip
     how.add_argument("--ridge", type=float, help="of the repair, default 0.01")

@@ -56,7 +56,7 @@ def _search_flags(parser: argparse.ArgumentParser) -> None:
          "(default best; knee with several objectives)"),
         ("--channel-groups", str, "N,N", "schedule: choices (default: the recipe's)"),
         ("--importances", str, "NAMES", "schedule: choices (default: the recipe's)"),
-        ("--compensations", str, "NAMES", "schedule: choices, none and/or lstsq (default: the recipe's)"),
+        ("--compensations", str, "NAMES", "schedule: choices, none and/or one of bias, lstsq (default: the recipe's)"),
         ("--consent", str, "SENTENCE", "allows an evaluation task as an objective; the refusal says which sentence"),
     ):  # fmt: skip
         group.add_argument(flag, type=kind, metavar=metavar, help=text)
@@ -106,7 +106,7 @@ def options_of(typed: dict[str, Any]) -> SearchOptions:
         if name in typed:
             given[name] = _names(typed.pop(name))
     _check_choices("--importances", given, ("magnitude", "activation", "second-order", "none"))
-    _check_choices("--compensations", given, ("none", "lstsq"))
+    _check_choices("--compensations", given, ("none", "bias", "lstsq"))
     if "channel_groups" in typed:
         given["channel_groups"] = tuple(
             _number("--channel-groups", part) for part in _names(typed.pop("channel_groups"))
@@ -155,8 +155,8 @@ def _fixed(typed: dict[str, Any], options: SearchOptions) -> dict[str, Any]:
         fixed["budgets"] = {
             "latency": "1x"
         }  # no slower than the dense model; the recipe knows tables with budgets only
-    if "lstsq" in options.compensations:
-        fixed["compensation"] = "lstsq"
+    if repairs := [name for name in options.compensations if name != "none"]:
+        fixed["compensation"] = repairs[0]
     return fixed
 
 
