@@ -24,7 +24,7 @@ from .plan import PruningPlan, Ranking
 from .prunable import Outputs, Prunable, as_kept
 from .statistics import add_moments, embedded, mirrored
 from .structure import Structure
-from .surgery import kept_rows, output_part, surviving_layers
+from .surgery import kept_rows, leading_columns, output_part, surviving_layers
 
 RIDGE = 1e-1
 """Of the mean squared input: what adds up is noisier than one block's loss, so it is held closer to what there was."""
@@ -121,13 +121,14 @@ def write_outputs(
     spec = prunable.spec
     for new, old in enumerate(surviving_layers(plan)):
         rank, full = ranking.layers[old], plan.dense[old]
-        ranked = kept_rows(as_kept(rank.kv_groups, rank.channels, full), prunable.head_dim)
+        ranked = kept_rows(as_kept(rank, full), prunable.head_dim)
         for kind in KINDS:
             if (old, kind) not in outputs:
                 continue
             block, weight = spec.block(kind), outputs[old, kind]
             columns = ranked[output_part(block)]
             assert isinstance(columns, Tensor)
-            place = torch.argsort(columns[: weight.shape[1]]).to(weight.device)
+            leading = leading_columns(block, plan.layers[old].size, full, prunable.head_dim)
+            place = torch.argsort(columns[leading]).to(weight.device)
             path = f"{spec.decoder}.{spec.layers}.{new}.{block.path}.{block.output}"
             weight_of(pruned.get_submodule(path)).copy_(weight[:, place])
