@@ -50,10 +50,10 @@ def aligned(grid: Grid, dense: Structure, head_dim: int, align: int) -> Grid:
 
 def _query_head_step(grid: Grid, dense: Structure, head_dim: int, align: int) -> int | None:
     """The smallest step, not below the grid's, with which every cut width of the queries is a multiple."""
-    if grid.query_head_step is None:
-        return None
-    most = max(map(queries_per_group, dense), default=0)
-    for step in range(grid.query_head_step, max(2, most)):
+    most = max(2, *map(queries_per_group, dense))
+    if grid.query_head_step is None or grid.query_head_step >= most:
+        return grid.query_head_step  # what fits no group, the grid's own check refuses
+    for step in range(grid.query_head_step, most):
         finer = replace(grid, query_head_step=step)
         # with fewer KV groups than the dense layer the keys are a multiple already, hence the queries too
         if all(n * full.kv_heads * head_dim % align == 0 for full in set(dense) for n in finer.queries(full)[:-1]):
