@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 from transformers import AutoModelForCausalLM
 
 import multipruner
 from multipruner.accumulation import accumulated, write_outputs
 from multipruner.architecture import dense_structure
+from multipruner.cli import main
 from multipruner.compensation import Repair, compensate
 from multipruner.errors import ConfigError
 from multipruner.export.checkpoint import save
@@ -21,12 +24,15 @@ from multipruner.given_plan import leading
 from multipruner.importance import IMPORTANCES, rank
 from multipruner.modeling import apply_plan
 from multipruner.objective import CalibrationObjective
+from multipruner.pipeline import prepare
 from multipruner.plan import LayerRanking, PruningPlan, Ranking
 from multipruner.prunable import Prunable
+from multipruner.recipe import Recipe
 from multipruner.statistics import gather
 from multipruner.structure import LayerSize, Structure
 from multipruner.surgery import leading_rows
 from tests import tiny
+from tests.test_pipeline import dense as dense  # the fixture
 
 HEADS: dict[str, Any] = {"num_attention_heads": 12, "num_key_value_heads": 3}
 GROUPED = [name for name in tiny.VARIANTS if name not in ("baichuan", "qwen2-mixed", "llama-tied", "qwen3-tied")]
@@ -47,6 +53,14 @@ def _loss(model: Any, ids: torch.Tensor) -> float:
     """Mean negative log-likelihood by the stock forward pass, from end to end."""
     logs = model(input_ids=ids).logits[:, :-1].flatten(0, 1).log_softmax(-1)
     return float(-logs.gather(1, ids[:, 1:].reshape(-1, 1)).mean())
+
+
+@torch.no_grad()
+def _silence(attention: Any, heads: tuple[int, ...]) -> None:
+    for head in heads:
+        rows = slice(16 * head, 16 * (head + 1))
+        attention.q_proj.weight[rows] = 0
+        attention.o_proj.weight[:, rows] = 0
 
 
 @st.composite
@@ -174,12 +188,8 @@ def test_scores_are_those_of_the_model_that_is_written(variant: str, repaired: s
 def test_a_head_that_does_nothing_leaves_its_group_first(name: str) -> None:
     model = _model()
     idle = {0: (3, 4, 10), 1: (0, 7, 9), 2: (2, 5, 8)}  # one in each group of four
-    with torch.no_grad():
-        for number, heads in idle.items():
-            attention = model.model.layers[number].self_attn
-            for head in heads:
-                attention.q_proj.weight[16 * head : 16 * (head + 1)] = 0
-                attention.o_proj.weight[:, 16 * head : 16 * (head + 1)] = 0
+    for number, heads in idle.items():
+        _silence(model.model.layers[number].self_attn, heads)
     prunable = Prunable.of(model)
     statistics = gather(prunable, tiny.random_ids(batch=12, length=20))
     assert all(not layer.query_heads for layer in rank(name, prunable, statistics).layers), "only where it is wanted"
@@ -222,3 +232,73 @@ def test_a_saved_model_gives_the_same_logits(variant: str, structure: Structure,
             assert stock.config.model_type == variant and stock.config.num_attention_heads == 6
             assert torch.equal(stock(ids).logits, expected)
     assert dense_structure(model.config)[0] == LayerSize(12, 3, 40)
+
+
+def _arguments(dense: Path, output: Path, *more: str) -> list[str]:
+    return [
+        "--model", str(dense), "--ratio", "0.15", "--calibration", str(dense / "text.txt"), "--sequences", "4",
+        "--length", "16", "--statistics-sequences", "12", "--channel-group", "40", "--query-head-step", "1",
+        "--eval-text", str(dense / "text.txt"), "--output", str(output), *more,
+    ]  # fmt: skip
+
+
+def _finished(output: Path) -> tuple[dict[str, Any], PruningPlan]:
+    """Its report and plan, after a look at whether they are of the model beside them."""
+    report = json.loads((output / "report.json").read_text())
+    plan = PruningPlan.from_json((output / "plan.json").read_text())
+    model = multipruner.load(output)
+    assert sum(tensor.numel() for tensor in model.parameters()) == report["parameters"]["after"]
+    assert plan.structure.to_json() == report["structure"]
+    return report, plan
+
+
+@pytest.mark.parametrize("importance", IMPORTANCES)
+def test_the_command_takes_query_heads_out_of_groups(importance: str, dense: Path, tmp_path: Path) -> None:
+    """Half the query heads do nothing: without them, and with all KV heads, nothing is lost."""
+    model: Any = AutoModelForCausalLM.from_pretrained(dense)
+    for layer in model.model.layers:
+        _silence(layer.self_attn, (1, 3))
+    model.save_pretrained(tmp_path / "idle")
+    tiny.tiny_tokenizer().save_pretrained(tmp_path / "idle")
+    output = tmp_path / "run"
+    more = ("--model", str(tmp_path / "idle"), "--importance", importance, "--rounds", "1")
+    assert main(_arguments(dense, output, *more)) == 0
+    report, plan = _finished(output)
+    assert report["ratio"] >= 0.15 and report["recipe"]["query_head_step"] == 1
+    assert plan.structure == Structure((LayerSize(2, 2, 40),) * 4)
+    assert all(kept.query_heads == (0, 2) for kept in plan.layers)
+    assert report["search"]["loss"] == pytest.approx(0, abs=1e-5)
+    header = json.loads((output / "measurements.jsonl").read_text().splitlines()[0])
+    assert header["identity"]["query_head_step"] == 1
+
+
+def test_the_sequential_path_takes_them_too(dense: Path, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    more = ("--method", "paper", "--shares", "0:0:1", "--ratio", "0.08", "--width-sequences", "2")
+    assert main(_arguments(dense, output, *more)) == 0
+    _, plan = _finished(output)
+    assert any(0 < size.query_heads < 2 * size.kv_heads for size in plan.structure)
+    assert main(_arguments(dense, output, *more, "--ratio", "0.04")) == 0, "a smaller ratio of the same path"
+
+
+def test_without_the_key_losses_are_remembered_as_before(dense: Path) -> None:
+    text = {"source": str(dense / "text.txt"), "length": 16, "statistics_sequences": 8}
+    recipe = Recipe.build({"model": str(dense), "channel_group": 8, "calibration": text})
+    setting = prepare(recipe, Console(quiet=True), {})
+    assert "query_head_step" not in setting.identity
+    assert all(not layer.query_heads for layer in setting.ranking.layers)
+
+
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        (("--query-head-step", "2"), "query head step 2 does not fit the 2 query heads"),
+        (("--query-head-step", "0"), "query_head_step"),
+        (("--max-latency", "0.8x", "--latency-table", "t.json"), "whole KV groups only"),
+    ],
+)
+def test_bad_input_is_one_line(more: tuple[str, ...], expected: str, dense: Path, tmp_path: Path, capsys) -> None:
+    assert main(_arguments(dense, tmp_path / "bad", *more)) == 2
+    printed = capsys.readouterr().err
+    assert expected in printed and printed.count("\n") == 1
+    assert not (tmp_path / "bad").exists()
