@@ -25,7 +25,7 @@ from .plan import PruningPlan, Ranking
 from .prunable import Outputs, Prunable, as_kept
 from .statistics import add_moments, embedded, mirrored
 from .structure import Structure
-from .surgery import Projection, kept_rows, output_part, surviving_layers
+from .surgery import Projection, kept_rows, leading_columns, output_part, surviving_layers
 
 RIDGE = 1e-1
 """Of the mean squared input: what adds up is noisier than one block's loss, so it is held closer to what there was."""
@@ -149,25 +149,32 @@ class _Fit:
         """The projection [hidden_size, n] that fits best and stays near ``weight``."""
         for part in self._parts.values():
             part.moments = mirrored(part.moments)
-        fitted = self._parts[False]
-        if (judge := self._parts.get(True)) is not None:
-            ridge = _best_ridge(fitted, judge, weight, RIDGES)
-            if ridge is None:
-                return weight
-            fitted = _Equations(fitted.moments + judge.moments, fitted.target + judge.target)
-        return weight + fitted.change(weight, RIDGE if ridge is None else ridge).T
+        fitted, judge = self._parts[False], self._parts.get(True)
+        if judge is None:
+            return weight + fitted.change(weight, RIDGE if ridge is None else ridge).T
+        chosen = _best_ridges(fitted, judge, weight, RIDGES)
+        whole, change = (
+            _Equations(fitted.moments + judge.moments, fitted.target + judge.target),
+            torch.zeros_like(weight),
+        )
+        for number, candidate in enumerate(RIDGES):
+            if bool((rows := chosen == number).any()):
+                change[rows] = whole.change(weight, candidate).T[rows]
+        return weight + change
 
 
-def _best_ridge(fitted: _Equations, judge: _Equations, weight: Tensor, ridges: Sequence[float]) -> float | None:
-    """The ridge with the smallest error on held-out text; ``None`` where changing nothing has a smaller one."""
-    missing = judge.missing(weight)
-    errors = {}
+def _best_ridges(fitted: _Equations, judge: _Equations, weight: Tensor, ridges: Sequence[float]) -> Tensor:
+    """Which ridge has the smallest error on held-out text, for every row of a projection, [hidden_size].
+
+    Rows are judged one by one, since a few of the hidden dimensions are so much larger than the others that they would
+    decide for all. A row where every ridge does worse than no change gets ``len(ridges)``.
+    """
+    missing, errors = judge.missing(weight), []
     for ridge in ridges:
         change = fitted.change(weight, ridge)
         # |t - (W + D) x|^2 - |t - W x|^2, summed over the text
-        errors[ridge] = float((change * (judge.moments @ change - 2 * missing)).sum())
-    best = min(errors, key=lambda ridge: errors[ridge])
-    return best if errors[best] < 0 else None
+        errors.append((change * (judge.moments @ change - 2 * missing)).sum(dim=0))
+    return torch.stack([*errors, torch.zeros_like(errors[0])]).argmin(dim=0)
 
 
 @torch.no_grad()
@@ -178,13 +185,14 @@ def write_outputs(
     spec = prunable.spec
     for new, old in enumerate(surviving_layers(plan)):
         rank, full = ranking.layers[old], plan.dense[old]
-        ranked = kept_rows(as_kept(rank.kv_groups, rank.channels, full), prunable.head_dim)
+        ranked = kept_rows(as_kept(rank, full), prunable.head_dim)
         for kind in KINDS:
             if (old, kind) not in outputs:
                 continue
             block, (weight, bias) = spec.block(kind), outputs[old, kind]
             columns = ranked[output_part(block)]
             assert isinstance(columns, Tensor)
-            place = torch.argsort(columns[: weight.shape[1]]).to(weight.device)
+            leading = leading_columns(block, plan.layers[old].size, full, prunable.head_dim)
+            place = torch.argsort(columns[leading]).to(weight.device)
             path = f"{spec.decoder}.{spec.layers}.{new}.{block.path}.{block.output}"
             Projection(weight[:, place], bias).write(pruned.get_submodule(path))

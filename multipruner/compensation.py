@@ -23,7 +23,7 @@ from .plan import PruningPlan, Ranking
 from .prunable import Prunable, as_kept
 from .statistics import Statistics
 from .structure import BlockKind, LayerSize
-from .surgery import Projection, kept_rows, output_part, surviving_layers
+from .surgery import Projection, kept_rows, leading_columns, output_part, surviving_layers
 
 How = Literal["lstsq", "bias"]
 RIDGE = 1e-2
@@ -148,7 +148,7 @@ class Repair:
         self._prunable, self._statistics, self.ridge = prunable, statistics, ridge
         self.how: How = how
         self._orders = [
-            kept_rows(as_kept(rank.kv_groups, rank.channels, full), prunable.head_dim)
+            kept_rows(as_kept(rank, full), prunable.head_dim)
             for rank, full in zip(ranking.layers, prunable.dense, strict=True)
         ]
         self._made: dict[tuple[int, BlockKind, LayerSize], Projection] = {}
@@ -166,13 +166,13 @@ class Repair:
         """
         key = (layer, kind, size.without("mlp" if kind == "attention" else "attention"))
         if key not in self._made:
-            order = self._orders[layer][output_part(self._prunable.spec.block(kind))]
+            prunable, block = self._prunable, self._prunable.spec.block(kind)
+            order = self._orders[layer][output_part(block)]
             assert isinstance(order, Tensor)
             gram, mean = self._statistics.grams[layer, kind], self._statistics.means.get((layer, kind))
             gram = gram[order.to(gram.device)][:, order.to(gram.device)]
             mean = None if mean is None else mean[order.to(mean.device)]
-            width = size.channels if kind == "mlp" else size.query_heads * self._prunable.head_dim
-            kept = torch.arange(width, device=gram.device)
+            kept = leading_columns(block, size, prunable.dense[layer], prunable.head_dim).to(gram.device)
             self._made[key] = repaired(self.how, whole, gram, mean, kept, self.ridge).to(whole.weight.dtype)
         return self._made[key]
 

@@ -10,14 +10,16 @@ from typing import Any
 
 from rich.console import Console
 
+from .budgets import latency_table_of
 from .compensation import Repair
 from .errors import ConfigError
 from .pipeline import Run, finish, prepare
-from .plan import LayerRanking, PruningPlan, Ranking
+from .plan import KeptLayer, LayerRanking, PruningPlan, Ranking
 from .recipe import Recipe
 from .search import Memo
 from .setting import Found, Setting
 from .strategies import Remembered, objective_of
+from .structure import LayerSize, queries_per_group
 from .workspace import Workspace
 
 
@@ -90,13 +92,16 @@ def apply_given_plan(
 
 
 def _check(plan: PruningPlan, path: Path, setting: Setting) -> None:
-    """The plan must be of the very model that was loaded."""
+    """The plan must be of the very model that was loaded, and of sizes that the latency table knows if there is one."""
     if plan.dense != setting.prunable.dense or plan.model_type != setting.prunable.spec.model_type:
         raise ConfigError(
             f"{path} is a plan for {plan.model} ({plan.model_type}), a model of other sizes than this one"
         )
     if plan.fingerprint is not None and plan.fingerprint != setting.fingerprint:
         raise ConfigError(f"{path} is a plan for {plan.model}, whose weights differ from those loaded now")
+    if setting.recipe.latency_table is not None:  # a table without its sizes is an error now, not after everything
+        table, workload = latency_table_of(setting.recipe, setting.prunable)
+        table.milliseconds(plan.structure, workload)
 
 
 def _ordered_by(setting: Setting, plan: PruningPlan) -> Setting:
@@ -115,9 +120,17 @@ def leading(plan: PruningPlan, ranking: Ranking) -> Ranking:
         stays = set(kept)
         return tuple(sorted(order, key=lambda index: index not in stays))
 
+    def in_groups(rank: LayerRanking, kept: KeptLayer, full: LayerSize) -> tuple[tuple[int, ...], ...]:
+        if queries_per_group(kept.size) in (0, queries_per_group(full)):
+            return rank.query_heads
+        heads, per_group = first(rank.heads(full), kept.query_heads), queries_per_group(full)
+        return tuple(tuple(h for h in heads if h // per_group == group) for group in range(full.kv_heads))
+
     return Ranking(
         tuple(
-            LayerRanking(first(rank.kv_groups, kept.kv_heads), first(rank.channels, kept.channels))
-            for rank, kept in zip(ranking.layers, plan.layers, strict=True)
+            LayerRanking(
+                first(rank.kv_groups, kept.kv_heads), first(rank.channels, kept.channels), in_groups(rank, kept, full)
+            )
+            for rank, kept, full in zip(ranking.layers, plan.layers, plan.dense, strict=True)
         )
     )

@@ -6,7 +6,7 @@ parts; every width is a prefix of the order it gives. To add one, write a functi
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,7 +19,7 @@ from .errors import ConfigError, did_you_mean
 from .plan import LayerRanking, Ranking
 from .prunable import Prunable
 from .statistics import Statistics
-from .structure import BlockKind, LayerSize
+from .structure import BlockKind, LayerSize, queries_per_group
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,8 @@ class LayerView:
     prunable: Prunable
     number: int
     statistics: Statistics | None
+    within_groups: bool = False
+    """Whether query heads are to be ordered inside the KV groups as well."""
 
     @property
     def full(self) -> LayerSize:
@@ -62,6 +64,13 @@ class LayerView:
         """Sum of the scores of a KV group's columns (its query heads side by side), [kv_heads]."""
         return columns.reshape(self.full.kv_heads, -1).sum(dim=1)
 
+    def nested(self, order: Sequence[int]) -> tuple[tuple[int, ...], ...]:
+        """For every KV group its query heads, in the order in which all of the layer's stand; empty if not wanted."""
+        if not self.within_groups:
+            return ()
+        per_group = queries_per_group(self.full)
+        return tuple(tuple(head for head in order if head // per_group == group) for group in range(self.full.kv_heads))
+
 
 RankLayer = Callable[[LayerView], LayerRanking]
 
@@ -75,12 +84,13 @@ def by_magnitude(layer: LayerView) -> LayerRanking:
     """The paper's order (arXiv 2501.09949, section 3): L1 norms of the rows that feed a channel or a KV group.
 
     A channel's score is the sum over its gate and up rows; a KV group's is the mean L1 norm of its q, k and v
-    rows. Norms are taken in float32.
+    rows, a query head's that of its q rows. Norms are taken in float32.
     """
     channels = sum((weight.float().abs().sum(dim=1) for weight in layer.parts("mlp").values()), torch.zeros(()))
-    rows = [weight.float().abs().sum(dim=1) for weight in layer.parts("attention").values()]
-    groups = torch.cat([norms.reshape(layer.full.kv_heads, -1) for norms in rows], dim=1).mean(dim=1)
-    return LayerRanking(_descending(groups), _descending(channels))
+    rows = {part: weight.float().abs().sum(dim=1) for part, weight in layer.parts("attention").items()}
+    groups = torch.cat([norms.reshape(layer.full.kv_heads, -1) for norms in rows.values()], dim=1).mean(dim=1)
+    heads = rows["q"].reshape(layer.full.query_heads, -1).mean(dim=1)
+    return LayerRanking(_descending(groups), _descending(channels), layer.nested(_descending(heads)))
 
 
 def by_activation(layer: LayerView) -> LayerRanking:
@@ -89,14 +99,25 @@ def by_activation(layer: LayerView) -> LayerRanking:
     def scores(kind: BlockKind) -> Tensor:
         return layer.output(kind).square().sum(dim=0) * layer.gram(kind).diagonal()
 
-    return LayerRanking(_descending(layer.by_group(scores("attention"))), _descending(scores("mlp")))
+    columns = scores("attention")
+    heads = columns.reshape(layer.full.query_heads, -1).sum(dim=1)
+    return LayerRanking(
+        _descending(layer.by_group(columns)), _descending(scores("mlp")), layer.nested(_descending(heads))
+    )
 
 
 def by_second_order(layer: LayerView) -> LayerRanking:
-    """Backward elimination with exact compensation (OBS; ZipLM, arXiv 2302.04089): see :mod:`.elimination`."""
-    groups = elimination_order(layer.output("attention"), layer.gram("attention"), groups=layer.full.kv_heads)
-    channels = elimination_order(layer.output("mlp"), layer.gram("mlp"), groups=layer.full.channels)
-    return LayerRanking(groups, channels)
+    """Backward elimination with exact compensation (OBS; ZipLM, arXiv 2302.04089): see :mod:`.elimination`.
+
+    Query heads inside the KV groups stand in the order in which they leave when any head of the layer may.
+    """
+
+    def order(kind: BlockKind, groups: int) -> tuple[int, ...]:
+        return elimination_order(layer.output(kind), layer.gram(kind), groups=groups)
+
+    heads = order("attention", layer.full.query_heads) if layer.within_groups else ()
+    groups, channels = order("attention", layer.full.kv_heads), order("mlp", layer.full.channels)
+    return LayerRanking(groups, channels, layer.nested(heads))
 
 
 def as_it_is(layer: LayerView) -> LayerRanking:
@@ -120,8 +141,17 @@ def rank(
     prunable: Prunable,
     statistics: Statistics | None = None,
     progress: Callable[[int, int], None] | None = None,
+    *,
+    within_groups: bool = False,
 ) -> Ranking:
     """Order every dense layer's KV groups and channels by the importance of this name.
+
+    Args:
+        name: a key of :data:`IMPORTANCES`.
+        prunable: the dense model.
+        statistics: its second moments, for the importances in :data:`NEED_STATISTICS`.
+        progress: called with (layers done, layers in all).
+        within_groups: order the query heads of every KV group as well; they stay in the dense order otherwise.
 
     Raises:
         ConfigError: when there is no such importance, or it needs calibration statistics and gets none.
@@ -133,7 +163,7 @@ def rank(
         raise ConfigError(f"importance {name!r} needs calibration statistics")
     layers = []
     for number in range(len(prunable.dense)):
-        layers.append(IMPORTANCES[name](LayerView(prunable, number, statistics)))
+        layers.append(IMPORTANCES[name](LayerView(prunable, number, statistics, within_groups)))
         if progress is not None:
             progress(number + 1, len(prunable.dense))
     return Ranking(tuple(layers))

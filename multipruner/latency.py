@@ -172,8 +172,8 @@ class LatencyTable:
         points = {width: entry.milliseconds for width, entry in self.row(workload).entries(kind).items()}
         if kind == "attention" and size.query_heads != size.kv_heads * self.shapes.queries_per_kv:
             raise ConfigError(
-                f"the table knows {self.shapes.queries_per_kv} query heads per KV head, not {size.query_heads} on "
-                f"{size.kv_heads}"
+                f"the table knows whole KV groups of {self.shapes.queries_per_kv} query heads, not "
+                f"{size.query_heads} query heads on {size.kv_heads} KV heads"
             )
         return interpolate(points, size.kv_heads if kind == "attention" else size.channels)
 

@@ -32,7 +32,7 @@ from .progress import counting_display
 from .prunable import Prunable
 from .recipe import Recipe
 from .record import record
-from .setting import Found, Setting
+from .setting import Found, Setting, grid_of
 from .sources import fingerprint, load_dense, resolve
 from .statistics import gather
 from .strategies import check_reachable, find, lend_a_hand, repair_all
@@ -195,7 +195,8 @@ def prepare(recipe: Recipe, console: Console, seconds: dict[str, float]) -> Sett
         with timed(seconds, "statistics"):
             statistics = gather(prunable, more, _named(display, "statistics")) if more is not None else None
             order = _named(display, "order")
-            ranking = rank(recipe.importance, prunable, statistics, order)
+            finer = grid_of(recipe, prunable).query_head_step is not None
+            ranking = rank(recipe.importance, prunable, statistics, order, within_groups=finer)
     repair = None
     if statistics is not None and recipe.compensation != "none":
         repair = Repair(prunable, statistics, ranking, recipe.ridge, recipe.compensation)

@@ -13,7 +13,7 @@ from itertools import groupby, pairwise
 from typing import Any
 
 from .errors import ConfigError
-from .structure import LayerSize, Structure
+from .structure import LayerSize, Structure, queries_per_group
 
 PLAN_FORMAT = "multipruner-plan"
 PLAN_VERSION = 1
@@ -21,15 +21,33 @@ PLAN_VERSION = 1
 
 @dataclass(frozen=True, slots=True)
 class LayerRanking:
-    """Most important first: KV groups and MLP channels of one dense layer, in the dense numbering."""
+    """Most important first: KV groups, MLP channels and query heads of one dense layer, in the dense numbering.
+
+    Attributes:
+        kv_groups: of the layer.
+        channels: of the layer.
+        query_heads: for every KV group, by its number, the query heads in it; empty: each group's in the dense order.
+    """
 
     kv_groups: tuple[int, ...]
     channels: tuple[int, ...]
+    query_heads: tuple[tuple[int, ...], ...] = ()
+
+    def heads(self, full: LayerSize, groups: int | None = None, per_group: int | None = None) -> tuple[int, ...]:
+        """Query heads group by group: the first of every group, in the first groups, both most important first.
+
+        Args:
+            full: the dense layer.
+            groups, per_group: how many KV groups, and how many query heads of each; all where nothing is given.
+        """
+        whole = queries_per_group(full)
+        inside = self.query_heads or [range(group * whole, (group + 1) * whole) for group in range(full.kv_heads)]
+        return tuple(head for group in self.kv_groups[:groups] for head in inside[group][:per_group])
 
 
 @dataclass(frozen=True, slots=True)
 class Ranking:
-    """Nested orders for every layer: any width is a prefix of one ranking."""
+    """Nested orders for every layer: any width is a prefix of one ranking, and of one in every KV group that stays."""
 
     layers: tuple[LayerRanking, ...]
 
@@ -126,7 +144,7 @@ class PruningPlan:
             model, model_type, revision, fingerprint: of the dense model, see :class:`PruningPlan`.
 
         Raises:
-            ConfigError: when a layer keeps only a part of a KV group's query heads, or does not fit.
+            ConfigError: when a layer does not fit, or asks for more query heads per KV group than there are.
         """
         if not structure.fits_in(dense):
             raise ConfigError("the structure is larger than the dense model somewhere")
@@ -188,12 +206,12 @@ class PruningPlan:
 
 
 def _keep(number: int, size: LayerSize, rank: LayerRanking, full: LayerSize) -> KeptLayer:
-    per_group = full.query_heads // full.kv_heads if full.kv_heads else 0
-    if size.query_heads != size.kv_heads * per_group:
-        raise ConfigError(f"layer {number}: whole KV groups of {per_group} query heads expected, got {size}")
-    groups = tuple(sorted(rank.kv_groups[: size.kv_heads]))
-    heads = tuple(group * per_group + i for group in groups for i in range(per_group))
-    return KeptLayer(heads, groups, tuple(sorted(rank.channels[: size.channels])))
+    per_group = queries_per_group(size)
+    if per_group > queries_per_group(full):
+        raise ConfigError(f"layer {number}: a KV group has {queries_per_group(full)} query heads, {size} wants more")
+    heads = rank.heads(full, size.kv_heads, per_group)
+    groups, channels = rank.kv_groups[: size.kv_heads], rank.channels[: size.channels]
+    return KeptLayer(tuple(sorted(heads)), tuple(sorted(groups)), tuple(sorted(channels)))
 
 
 def _check_layer(number: int, kept: KeptLayer, full: LayerSize) -> None:
@@ -206,7 +224,7 @@ def _check_layer(number: int, kept: KeptLayer, full: LayerSize) -> None:
         if kept.query_heads:
             raise ConfigError(f"layer {number}: query heads without KV heads")
         return
-    per_group = full.query_heads // full.kv_heads
+    per_group = queries_per_group(full)
     in_group = [sum(head // per_group == group for head in kept.query_heads) for group in kept.kv_heads]
     if sum(in_group) != len(kept.query_heads) or len(set(in_group)) != 1 or not in_group[0]:
         raise ConfigError(f"layer {number}: every kept KV group must keep the same number of query heads")

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from .architecture import ArchitectureSpec, dense_structure, dimensions, spec_for
 from .costs import Costs
 from .model_costs import KINDS, costs_of, weight_of
-from .plan import KeptLayer, Ranking
+from .plan import KeptLayer, LayerRanking, Ranking
 from .structure import BlockKind, LayerSize, Structure
 from .surgery import Index, Projection, kept_rows, slim_block, tensor_indices, with_output
 
@@ -171,7 +171,7 @@ class Prunable:
         key = (layer, kind, size)
         if key not in self._slim:
             if len(self._slim) >= 4 * len(self.dense):
-                self._slim.clear()  # views cost nothing, but slices of fused projections are copies
+                self._slim.clear()  # views cost nothing, but slices of fused projections and parts of groups are copies
             slim = slim_block(module, block, size, full, self.head_dim)
             if fixed is not None and fixed.weight.shape == weight_of(slim.get_submodule(block.output)).shape:
                 slim = with_output(slim, block, fixed)
@@ -201,7 +201,8 @@ class Prunable:
 
     @contextmanager
     def in_order(self, ranking: Ranking, repair: OutputOf | None = None) -> Iterator[None]:
-        """Reorder KV groups and channels by a ranking, so that every width is a leading slice; undone on leaving.
+        """Reorder channels, KV groups and the query heads in them by a ranking, so that every width is a leading slice
+        (of every leading group, where groups keep a part of their query heads); undone on leaving.
 
         The model computes the same function throughout (up to the order of summation).
 
@@ -209,9 +210,7 @@ class Prunable:
             ranking: the orders.
             repair: gives narrowed blocks another output projection than the leading slice of the whole one.
         """
-        orders = [
-            as_kept(rank.kv_groups, rank.channels, full) for rank, full in zip(ranking.layers, self.dense, strict=True)
-        ]
+        orders = [as_kept(rank, full) for rank, full in zip(ranking.layers, self.dense, strict=True)]
         done: list[int] = []
         try:
             for number, order in enumerate(orders):
@@ -228,7 +227,10 @@ class Prunable:
 
     @contextmanager
     def with_outputs(self, outputs: Outputs) -> Iterator[None]:
-        """Give blocks of matching width other output projections (inside :meth:`in_order`); undone on leaving."""
+        """Give blocks of matching width other output projections (inside :meth:`in_order`); undone on leaving.
+
+        They belong to the sizes that they were made for: two groups of one query head are as wide as one of two.
+        """
         self._slim.clear()
         self._outputs = outputs
         try:
@@ -249,11 +251,9 @@ class Prunable:
                     tensor.data = tensor.data.index_select(dimension, torch.as_tensor(index).to(tensor.device))
 
 
-def as_kept(groups: tuple[int, ...], channels: tuple[int, ...], full: LayerSize) -> KeptLayer:
+def as_kept(rank: LayerRanking, full: LayerSize) -> KeptLayer:
     """A ranking of one layer as the order of its query heads, KV heads and channels."""
-    per_group = full.query_heads // full.kv_heads
-    heads = tuple(group * per_group + i for group in groups for i in range(per_group))
-    return KeptLayer(heads, groups, channels)
+    return KeptLayer(rank.heads(full), rank.kv_groups, rank.channels)
 
 
 @contextmanager

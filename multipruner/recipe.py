@@ -149,6 +149,11 @@ class Recipe(_Frozen):
         "from the end, and the one that stays at least is the larger",
     )
     kv_group_step: Annotated[int, Field(ge=1)] = Field(default=1, description="KV groups that leave together")
+    query_head_step: Annotated[int, Field(ge=1)] | None = Field(
+        default=None,
+        description="query heads that leave together inside the KV groups, the same number in every group of a layer; "
+        "none: whole KV groups leave and nothing else",
+    )
     importance: Literal["magnitude", "activation", "second-order", "none"] = Field(
         default="second-order", description="what orders the channels and KV groups of a layer"
     )
@@ -198,6 +203,8 @@ class Recipe(_Frozen):
             raise ValueError("the sequential path knows a ratio only; budgets need --strategy milp")
         if ("latency" in self.budgets) != (self.latency_table is not None):
             raise ValueError("a latency budget and a latency table need each other (multipruner latency makes tables)")
+        if self.query_head_step is not None and "latency" in self.budgets:
+            raise ValueError("latency tables hold whole KV groups only: give a latency budget or a query_head_step")
         return self
 
     @classmethod

@@ -29,7 +29,7 @@ def grid_of(recipe: Recipe, prunable: Prunable) -> Grid:
     Raises:
         ConfigError: when the model's widths cannot be aligned as the recipe asks.
     """
-    grid = Grid(recipe.channel_group, recipe.kv_group_step, recipe.partial_groups)
+    grid = Grid(recipe.channel_group, recipe.kv_group_step, recipe.partial_groups, recipe.query_head_step)
     return grid if recipe.align is None else aligned(grid, prunable.dense, prunable.head_dim, recipe.align)
 
 
@@ -103,6 +103,8 @@ class Setting:
             "dtype": str(self.prunable.head_weight.dtype),
             "device": self.prunable.model.device.type,
         }
+        if grid.query_head_step is not None:  # only then: what was measured without it stays valid
+            identity |= {"query_head_step": grid.query_head_step}
         if self.statistics is not None:
             identity |= {"statistics": self.statistics.hash, "ridge": recipe.ridge}
         if self.repair is not None and any(has_output_bias(self.prunable).values()):

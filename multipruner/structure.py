@@ -65,6 +65,11 @@ class LayerSize:
         return (self.query_heads, self.kv_heads) == (other.query_heads, other.kv_heads)
 
 
+def queries_per_group(size: LayerSize) -> int:
+    """Query heads that share one KV head; 0 in a layer without attention."""
+    return size.query_heads // size.kv_heads if size.kv_heads else 0
+
+
 @dataclass(frozen=True, slots=True)
 class Structure:
     """The sizes of all decoder layers; hashable, hence the key of every memo, cache and look-up table."""

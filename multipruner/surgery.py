@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from .architecture import ArchitectureSpec, BlockSpec, Part, quantity, rows_per_part
 from .errors import ConfigError
 from .plan import KeptLayer, PruningPlan
-from .structure import BlockKind, LayerSize
+from .structure import BlockKind, LayerSize, queries_per_group
 
 Index = slice | Tensor
 """Rows of one part: a slice gives views, a tensor of indices gives copies."""
@@ -66,9 +66,26 @@ def kept_rows(kept: KeptLayer, head_dim: int) -> dict[Part, Index]:
     return {"q": query, "k": key_value, "v": key_value, "gate": channels, "up": channels}
 
 
-def leading_rows(size: LayerSize, head_dim: int) -> dict[Part, Index]:
-    """The leading rows of every part, as slices: what a size keeps of weights in ranked order."""
-    return {part: slice(0, rows_per_part(part, size, head_dim)) for part in ("q", "k", "v", "gate", "up")}
+def leading_rows(size: LayerSize, full: LayerSize, head_dim: int) -> dict[Part, Index]:
+    """What a size keeps of the rows of every part of a layer in ranked order: the leading ones, as slices.
+
+    Only where several KV groups keep a part of their query heads, these are no slice: the leading heads of each of the
+    leading groups, as indices.
+    """
+    rows: dict[Part, Index] = {
+        part: slice(0, rows_per_part(part, size, head_dim)) for part in ("q", "k", "v", "gate", "up")
+    }
+    per_group, whole = queries_per_group(size), queries_per_group(full)
+    if size.kv_heads > 1 and per_group != whole:
+        heads = [group * whole + head for group in range(size.kv_heads) for head in range(per_group)]
+        rows["q"] = _head_rows(heads, head_dim)
+    return rows
+
+
+def leading_columns(block: BlockSpec, size: LayerSize, full: LayerSize, head_dim: int) -> Tensor:
+    """Which columns of a block's output projection, in ranked order, a size keeps; indices, ascending."""
+    index = leading_rows(size, full, head_dim)[output_part(block)]
+    return torch.arange(index.stop) if isinstance(index, slice) else index
 
 
 def _fused(parts: Iterable[Part], rows: Mapping[Part, Index], full: LayerSize, head_dim: int) -> Index:
@@ -123,8 +140,8 @@ def shallow_copy(module: M) -> M:
 
 def slim_block(module: nn.Module, block: BlockSpec, size: LayerSize, full: LayerSize, head_dim: int) -> nn.Module:
     """A block of ``size`` whose weights are the leading rows of ``module``'s; the module itself is untouched."""
-    slim = shallow_copy(module)
-    for name, (dimension, index) in tensor_indices(block, leading_rows(size, head_dim), full, head_dim).items():
+    slim, rows = shallow_copy(module), leading_rows(size, full, head_dim)
+    for name, (dimension, index) in tensor_indices(block, rows, full, head_dim).items():
         path, _, parameter = name.rpartition(".")
         original = module.get_submodule(path)
         if getattr(original, parameter, None) is None:

@@ -11,14 +11,16 @@ from math import gcd
 
 from multipruner.errors import ConfigError
 from multipruner.search.moves import Grid
-from multipruner.structure import Structure
+from multipruner.structure import Structure, queries_per_group
 
 
 def aligned(grid: Grid, dense: Structure, head_dim: int, align: int) -> Grid:
     """The finest grid, at least as coarse as the given one, whose cut widths are all multiples of ``align``.
 
     A block that is left as it is keeps its dense width. Where the KV heads of a layer cannot be halved, quartered and
-    so on into multiples (three KV heads of 64 for an alignment of 128), attention stays whole or goes whole.
+    so on into multiples (three KV heads of 64 for an alignment of 128), no KV group leaves alone. Query heads leave
+    inside the groups only by a step with which every width of the queries is a multiple; where there is none, not at
+    all.
 
     Args:
         grid: as the recipe asks for.
@@ -42,7 +44,21 @@ def aligned(grid: Grid, dense: Structure, head_dim: int, align: int) -> Grid:
             )
     group = _step(align, grid.channel_group, gcd(*widths)) if widths else grid.channel_group
     step = _step(align // gcd(align, head_dim), grid.kv_group_step, gcd(*heads)) if heads else grid.kv_group_step
-    return replace(grid, channel_group=group, kv_group_step=step, partial=False)
+    result = replace(grid, channel_group=group, kv_group_step=step, partial=False)
+    return replace(result, query_head_step=_query_head_step(result, dense, head_dim, align))
+
+
+def _query_head_step(grid: Grid, dense: Structure, head_dim: int, align: int) -> int | None:
+    """The smallest step, not below the grid's, with which every cut width of the queries is a multiple."""
+    most = max(2, *map(queries_per_group, dense))
+    if grid.query_head_step is None or grid.query_head_step >= most:
+        return grid.query_head_step  # what fits no group, the grid's own check refuses
+    for step in range(grid.query_head_step, most):
+        finer = replace(grid, query_head_step=step)
+        # with fewer KV groups than the dense layer the keys are a multiple already, hence the queries too
+        if all(n * full.kv_heads * head_dim % align == 0 for full in set(dense) for n in finer.queries(full)[:-1]):
+            return step
+    return None
 
 
 def _step(multiple: int, least: int, whole: int) -> int:

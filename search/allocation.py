@@ -2,7 +2,8 @@
 
 The sum of single losses is not the loss of the sum. So the loss of every solution is measured, the options around the
 best structure so far are measured with everything else as it is there, and the program is solved again among them,
-until nothing better is found. What counts is the measured loss.
+until nothing better is found. What counts is the measured loss. Which options of a block are measured, and what is
+predicted for the others: :mod:`~multipruner.search.options`.
 """
 
 from __future__ import annotations
@@ -10,30 +11,21 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from itertools import count, pairwise
+from itertools import count
 from typing import Any
 
-from multipruner.search.levels import widths
 from multipruner.search.milp import KINDS, Block, Limit, Solution, Table, alone, assemble, solve
 from multipruner.search.moves import Grid
 from multipruner.search.objective import Objective
+from multipruner.search.options import Chain, chains, interpolated, levels, predicted
 from multipruner.structure import BlockKind, LayerSize, Structure
 
-EMPTY = LayerSize(0, 0, 0)
 PARTS = (4, 8, 16, 32)
 """Of the blocks, one in so many may change: cautious steps beside the free one."""
 FIRST = (0.0, 0.5, 0.75)
 """Shares of its levels that a block keeps in the first tables; between them losses are interpolated."""
 FIRST_REACH = 0.25
 """Share of the levels that the first surroundings go up and down."""
-
-
-def levels(full: LayerSize, kind: BlockKind, grid: Grid) -> tuple[LayerSize, ...]:
-    """What a block can keep, from nothing to everything, as sizes of that block alone."""
-    if kind == "mlp":
-        return tuple(LayerSize(0, 0, channels) for channels in widths(full.channels, grid.channel_group))
-    per_group = full.query_heads // full.kv_heads if full.kv_heads else 0
-    return tuple(LayerSize(per_group * count, count, 0) for count in widths(full.kv_heads, grid.kv_group_step))
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +55,15 @@ class Task:
     def levels(self, block: Block) -> tuple[LayerSize, ...]:
         """What a block can keep, from nothing to everything."""
         return levels(alone(self.dense[block[0]], block[1]), block[1], self.grid)
+
+    def chains(self, block: Block, structure: Structure) -> tuple[Chain, ...]:
+        """The chains of a block's options that go through the one it has in a structure."""
+        layer, kind = block
+        return chains(alone(self.dense[layer], kind), kind, self.grid, alone(structure[layer], kind))
+
+    def predicted(self, block: Block, tables: Sequence[Mapping[LayerSize, float]]) -> dict[LayerSize, float]:
+        """Loss increases of a block's options by those along its chains."""
+        return predicted(tables, alone(self.dense[block[0]], block[1]), block[1], self.grid)
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +194,8 @@ def _round(
 
 def _reach(task: Task) -> int:
     """How many levels up and down the first surroundings go."""
-    return max(1, int(max(len(task.levels(block)) for block in task.blocks()) * FIRST_REACH))
+    longest = max(len(chain) for block in task.blocks() for chain in task.chains(block, task.dense))
+    return max(1, int(longest * FIRST_REACH))
 
 
 def check_feasible(task: Task) -> None:
@@ -218,26 +220,32 @@ def _tables(
     """Loss increases of every block's options with all other blocks as in ``base``, and the loss of the base.
 
     ``reach`` None measures a few levels over the whole range; a number measures the levels that far up and down, and
-    options further away are no options. Between measured levels losses are interpolated.
+    options further away are no options. Between measured levels losses are interpolated, beside the chains predicted.
     """
     meter.objective.commit(base)
     own = meter(base)
-    wanted = {block: _wanted(task.levels(block), alone(base[block[0]], block[1]), reach) for block in task.blocks()}
-    total, done = sum(len(sizes) for sizes in wanted.values()), 0
+    wanted = {
+        block: [(chain, _wanted(chain, alone(base[block[0]], block[1]), reach)) for chain in task.chains(block, base)]
+        for block in task.blocks()
+    }
+    total, done = sum(len(sizes) for asked in wanted.values() for _, sizes in asked), 0
     what = "first tables" if reach is None else f"round {number}"
     table: dict[Block, dict[LayerSize, float]] = {}
-    for block, sizes in wanted.items():
-        rows = {alone(base[block[0]], block[1]): 0.0}
-        for size in sizes:
-            rows[size] = meter(with_block(base, block, size)) - own
-            done += 1
-            meter.on_progress(what, done, total)
-        table[block] = interpolated(rows, task.levels(block))
+    for block, asked in wanted.items():
+        tables = []
+        for chain, sizes in asked:
+            rows = {alone(base[block[0]], block[1]): 0.0}
+            for size in sizes:
+                rows[size] = meter(with_block(base, block, size)) - own
+                done += 1
+                meter.on_progress(what, done, total)
+            tables.append(interpolated(rows, chain))
+        table[block] = task.predicted(block, tables)
     return table, own
 
 
 def _wanted(sizes: Sequence[LayerSize], current: LayerSize, reach: int | None) -> list[LayerSize]:
-    """The options of one block to measure: the block as it is costs nothing."""
+    """The options of one chain to measure: the block as it is costs nothing."""
     here = sizes.index(current)
     if reach is None:
         last = len(sizes) - 1
@@ -245,17 +253,6 @@ def _wanted(sizes: Sequence[LayerSize], current: LayerSize, reach: int | None) -
     else:
         places = {max(0, here - reach), min(len(sizes) - 1, here + reach)}
     return [sizes[place] for place in sorted(places - {here})]
-
-
-def interpolated(rows: Mapping[LayerSize, float], sizes: Sequence[LayerSize]) -> dict[LayerSize, float]:
-    """Losses of all levels between measured ones, on straight lines over the level's number."""
-    known = sorted((sizes.index(size), loss) for size, loss in rows.items())
-    result = dict(rows)
-    for (low, first), (high, last) in pairwise(known):
-        for place in range(low + 1, high):
-            share = (place - low) / (high - low)
-            result[sizes[place]] = (1 - share) * first + share * last
-    return result
 
 
 def with_block(structure: Structure, block: Block, size: LayerSize) -> Structure:

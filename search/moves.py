@@ -1,4 +1,6 @@
-"""What one greedy step may remove: one residual block, one group of channels, or some KV groups, in one layer."""
+"""What one greedy step may remove in one layer: a residual block, a group of channels, some KV groups, or some query
+heads of every KV group.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from multipruner.errors import ConfigError
-from multipruner.structure import BlockKind, LayerSize, Structure
+from multipruner.structure import BlockKind, LayerSize, Structure, queries_per_group
 
 Dimension = Literal["blocks", "mlp", "heads"]
 DIMENSIONS: tuple[Dimension, ...] = ("blocks", "mlp", "heads")
@@ -20,15 +22,17 @@ class Grid:
     Attributes:
         channel_group: MLP channels that leave together.
         kv_group_step: KV groups (one KV head with its query heads) that leave together.
+        query_head_step: query heads that leave together inside every KV group of a layer; ``None``: groups stay whole.
         partial: allow channel groups that do not divide the width: groups leave from the end, what stays is uneven.
     """
 
     channel_group: int
     kv_group_step: int = 1
     partial: bool = False
+    query_head_step: int | None = None
 
     def check(self, dense: Structure) -> None:
-        """Refuse steps that do not divide the dense sizes.
+        """Refuse steps that do not divide the dense sizes, or that fit no KV group.
 
         Raises:
             ConfigError: naming the sizes that would do.
@@ -46,6 +50,17 @@ class Grid:
                         f"these do: {', '.join(map(str, _divisors(width)))}"
                         + ("; or allow it with --partial-groups" if name == "channels" and step < width else "")
                     )
+        most = max(map(queries_per_group, dense), default=0)
+        if self.query_head_step is not None and not 1 <= self.query_head_step <= max(1, most - 1):
+            raise ConfigError(
+                f"query head step {self.query_head_step} does not fit the {most} query heads of a KV group, of which "
+                f"one stays; give {f'1 to {most - 1}' if most > 2 else 1}"
+            )
+
+    def queries(self, full: LayerSize) -> tuple[int, ...]:
+        """How many query heads each KV group of a layer can keep, ascending."""
+        most = queries_per_group(full)
+        return tuple(sorted(range(most, 0, -(self.query_head_step or most)))) if most else ()
 
 
 def _divisors(width: int) -> list[int]:
@@ -58,7 +73,7 @@ def candidates(dimension: Dimension, structure: Structure, grid: Grid) -> list[t
     One attention and one MLP block always stay, and no width falls below one step: what is removed whole is
     removed by the dimension "blocks".
     """
-    moves = {"blocks": _whole_blocks, "mlp": _channel_groups, "heads": _kv_groups}[dimension](structure, grid)
+    moves = {"blocks": _whole_blocks, "mlp": _channel_groups, "heads": _heads}[dimension](structure, grid)
     return [(kind, layer, structure.replace(layer, size)) for kind, layer, size in moves]
 
 
@@ -81,13 +96,13 @@ def _channel_groups(structure: Structure, grid: Grid) -> Iterator[_Move]:
             yield "mlp", number, replace(size, channels=size.channels - step)
 
 
-def _kv_groups(structure: Structure, grid: Grid) -> Iterator[_Move]:
-    step = grid.kv_group_step
+def _heads(structure: Structure, grid: Grid) -> Iterator[_Move]:
+    """Whole KV groups, and where the grid allows it some query heads of every group."""
+    step, fewer = grid.kv_group_step, grid.query_head_step
     for number, size in enumerate(structure):
+        per_group = queries_per_group(size)
         if size.kv_heads >= 2 * step:
-            queries = size.query_heads // size.kv_heads * step
-            yield (
-                "attention",
-                number,
-                replace(size, query_heads=size.query_heads - queries, kv_heads=size.kv_heads - step),
-            )
+            kv_heads = size.kv_heads - step
+            yield "attention", number, replace(size, query_heads=kv_heads * per_group, kv_heads=kv_heads)
+        if fewer is not None and per_group > fewer:
+            yield "attention", number, replace(size, query_heads=size.kv_heads * (per_group - fewer))

@@ -104,8 +104,12 @@ def test_what_neither_architecture_computes_is_refused(tmp_path: Path) -> None:
 @pytest.mark.llama_cpp
 @pytest.mark.parametrize(
     "structure",
-    [MIXED, Structure((LayerSize(2, 1, 0), LayerSize(4, 2, 13), LayerSize(0, 0, 9)))],
-    ids=["mixed", "cut ends"],
+    [
+        MIXED,
+        Structure((LayerSize(2, 1, 0), LayerSize(4, 2, 13), LayerSize(0, 0, 9))),
+        Structure((LayerSize(2, 2, 13), LayerSize(4, 2, 0), LayerSize(1, 1, 40))),
+    ],
+    ids=["mixed", "cut ends", "partial KV groups"],
 )
 def test_llama_cpp_computes_the_same_of_mixed_layers(structure: Structure, tmp_path: Path) -> None:
     model = _folder(tmp_path / "run", structure)

@@ -130,7 +130,7 @@ def test_questions_beyond_the_table_are_errors() -> None:
     table = a_table()
     with pytest.raises(ConfigError, match="did you mean 'decode-b1-t256'"):
         table.constant("decode-b1-t265")
-    with pytest.raises(ConfigError, match="2 query heads per KV head"):
+    with pytest.raises(ConfigError, match="whole KV groups of 2 query heads"):
         table.block_milliseconds("attention", LayerSize(1, 1, 8), "decode-b1-t256")
     with pytest.raises(ConfigError, match="width 65"):
         table.block_milliseconds("mlp", LayerSize(2, 1, 65), "decode-b1-t256")

@@ -68,6 +68,12 @@ def test_llama_cpp_computes_the_same_with_a_cut_last_layer(last: LayerSize, tmp_
     _check_llama(tmp_path / "run", pruned_folder(tmp_path / "run", "qwen2", structure), "deci")
 
 
+@pytest.mark.parametrize("variant", ["llama", "qwen2"])
+def test_llama_cpp_computes_the_same_of_partial_kv_groups(variant: str, tmp_path: Path) -> None:
+    structure = Structure((LayerSize(4, 2, 7), LayerSize(2, 2, 0), LayerSize(2, 1, 13), LayerSize(1, 1, 40)))
+    _check_llama(tmp_path / "run", pruned_folder(tmp_path / "run", variant, structure), "deci")
+
+
 @pytest.mark.parametrize(
     ("variant", "structure", "config", "architecture"),
     [
@@ -75,6 +81,7 @@ def test_llama_cpp_computes_the_same_with_a_cut_last_layer(last: LayerSize, tmp_
         ("llama-biased", UNIFORM, {}, "llama"),
         ("llama", Structure((LayerSize(5, 5, 40),) * 2), {"num_attention_heads": 6, "num_key_value_heads": 6}, "llama"),
         ("mistral", UNIFORM, {}, "llama"),
+        ("llama", Structure((LayerSize(2, 2, 24),) * 2), {}, "llama"),
         ("qwen2", UNIFORM, {}, "deci"),
         ("qwen2", Structure((LayerSize(4, 2, 24),) * 3), {"hidden_size": 64}, "qwen2"),
     ],

@@ -323,6 +323,7 @@ BAD = {
     "a range upside down": (["--objectives", "loss,params", "--ratio-range", "0.3:0.1"], "LOW:HIGH"),
     "an unknown flag": (["--populaton", "8"], "--populaton"),
     "a run that is none": (["--seeds-from", "nowhere"], "there is no folder nowhere"),
+    "parts of KV groups": (["--query-head-step", "1"], "search breeds whole KV groups"),
     "a group that does not divide": (["--channel-group", "7"], "these do"),
     "budgets for a schedule": (["--genome", "schedule", "--max-params", "0.7x"], "a ratio only"),
     "no room": (["--ratio", "0.99"], "the nearest that can be kept"),

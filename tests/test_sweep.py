@@ -278,13 +278,16 @@ def a_plan(dense: Path, seed: int, **changes: Any) -> PruningPlan:
     """Random parts of the dense model, in an order that no calibration gives."""
     model = AutoModelForCausalLM.from_pretrained(dense)
     full = multipruner.architecture.dense_structure(model.config)
+    structure = random_structure(full, seed, partial=seed % 2 == 0)
     return PruningPlan.from_structure(
-        random_structure(full, seed), random_ranking(full, seed), full, model="elsewhere", model_type="llama", **changes
+        structure, random_ranking(full, seed), full, model="elsewhere", model_type="llama", **changes
     )
 
 
-def test_any_plan_of_the_model_is_followed_to_the_index(dense: Path, tmp_path: Path) -> None:
-    plan = a_plan(dense, 3)
+@pytest.mark.parametrize("seed", [3, 2], ids=["whole KV groups", "parts of KV groups"])
+def test_any_plan_of_the_model_is_followed_to_the_index(seed: int, dense: Path, tmp_path: Path) -> None:
+    plan = a_plan(dense, seed)
+    assert seed % 2 or any(0 < size.query_heads < 2 * size.kv_heads for size in plan.structure)
     (tmp_path / "p.json").write_text(plan.to_json())
     run = apply_given_plan(recipe(dense, rounds=0), tmp_path / "p.json", tmp_path / "made")
     assert run.plan.layers == plan.layers
@@ -293,6 +296,15 @@ def test_any_plan_of_the_model_is_followed_to_the_index(dense: Path, tmp_path: P
     assert written.keys() == sliced.keys()
     repaired = {name for name, tensor in sliced.items() if not torch.equal(tensor, written[name])}
     assert repaired and all(name.split(".")[-2] in ("o_proj", "down_proj") for name in repaired)
+
+
+def test_sizes_that_the_latency_table_does_not_hold_are_refused_at_once(
+    dense: Path, table: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "p.json").write_text(a_plan(dense, 2).to_json())
+    with pytest.raises(ConfigError, match="whole KV groups"):
+        apply_given_plan(timed(dense, table), tmp_path / "p.json", tmp_path / "made")
+    assert not (tmp_path / "made").exists()
 
 
 def test_a_plan_of_other_weights_is_refused(dense: Path, tmp_path: Path) -> None:

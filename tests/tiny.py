@@ -121,12 +121,12 @@ def tiny_model(
     return model.to(dtype).eval()
 
 
-def random_structure(dense: Structure, seed: int, *, drop: float = 0.25) -> Structure:
-    """A random structure within a dense one: whole KV groups, any width, each block gone with probability ``drop``.
+def random_structure(dense: Structure, seed: int, *, drop: float = 0.25, partial: bool = False) -> Structure:
+    """A random structure within a dense one: any width, each block gone with probability ``drop``.
 
-    At least one attention and one MLP block stay.
+    At least one attention and one MLP block stay. KV groups are whole, or with ``partial`` of any size.
     """
-    rng = random.Random(seed)
+    rng, finer = random.Random(seed), random.Random(f"query heads {seed}")
     sizes = []
     for number, full in enumerate(dense):
         per_group = full.query_heads // full.kv_heads
@@ -134,18 +134,26 @@ def random_structure(dense: Structure, seed: int, *, drop: float = 0.25) -> Stru
         if number != seed % len(dense):
             groups = 0 if rng.random() < drop else groups
             channels = 0 if rng.random() < drop else channels
-        sizes.append(LayerSize(groups * per_group, groups, channels))
+        queries = finer.randint(1, per_group) if partial else per_group
+        sizes.append(LayerSize(groups * queries, groups, channels))
     return Structure(tuple(sizes))
 
 
 def random_ranking(dense: Structure, seed: int) -> Ranking:
-    """A random order of every layer's KV groups and channels."""
-    rng = random.Random(seed)
+    """A random order of every layer's KV groups and channels, and of the query heads in every group."""
+    rng, finer = random.Random(seed), random.Random(f"query heads {seed}")
+
+    def inside(size: LayerSize) -> tuple[tuple[int, ...], ...]:
+        whole = size.query_heads // size.kv_heads if size.kv_heads else 0
+        groups = (range(group * whole, (group + 1) * whole) for group in range(size.kv_heads))
+        return tuple(tuple(finer.sample(heads, whole)) for heads in groups)
+
     return Ranking(
         tuple(
             LayerRanking(
                 tuple(rng.sample(range(s.kv_heads), s.kv_heads)),
                 tuple(rng.sample(range(s.channels), s.channels)),
+                inside(s),
             )
             for s in dense
         )

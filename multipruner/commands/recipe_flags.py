@@ -63,6 +63,8 @@ def judging_flags(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--partial-groups", dest="partial_groups", action="store_true",
                      help="allow channel groups that do not divide the width")  # fmt: skip
     how.add_argument("--kv-group-step", dest="kv_group_step", type=int, help="KV groups that leave together")
+    how.add_argument("--query-head-step", dest="query_head_step", type=int, metavar="N",
+                     help="query heads that leave inside every KV group of a layer; default: none do")  # fmt: skip
     how.add_argument("--importance", choices=("magnitude", "activation", "second-order", "none"),
                      help="order of channels and KV groups")  # fmt: skip
 
