@@ -71,7 +71,7 @@ class Bench:
             self.judges = {"calibration": self._objective(text), "held_out": self._objective(held_out)}
 
     def _in_order(self) -> Any:
-        return self.setting.prunable.in_order(self.setting.ranking, self.setting.repair)
+        return self.setting.prunable.in_order(self.setting.ranking, self.setting.search_repair)
 
     def _objective(self, text: CalibrationSet) -> CalibrationObjective:
         recipe = self.setting.recipe

@@ -27,10 +27,10 @@ from .statistics import add_moments, embedded, mirrored
 from .structure import Structure
 from .surgery import Projection, kept_rows, leading_columns, output_part, surviving_layers
 
-RIDGE = 1e-1
+RIDGE = 0.2
 """Of the mean squared input: what adds up is noisier than one block's loss, so it is held closer to what there was."""
 RIDGES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
-"""That each matrix chooses from, where it chooses."""
+"""That every row of a matrix chooses from, where it chooses."""
 HELD_OUT = 4
 """Of the batches, one in so many is held out while ridges are compared."""
 
@@ -43,7 +43,6 @@ def accumulated(
     *,
     share: float = 1.0,
     ridge: float | None = RIDGE,
-    relative: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Outputs:
     """Output projections of all blocks that stay.
@@ -53,9 +52,8 @@ def accumulated(
         structure: what stays.
         ids: token ids, [sequences, length]; hidden states of all of them are kept twice, and one block's inputs.
         share: of the error of the blocks before that each block takes on, 0 to 1.
-        ridge: relative to the mean squared input; ``None``: every matrix takes that of ``RIDGES`` with which three
-            quarters of the text tell the rest best, or stays as it is where none of them helps there.
-        relative: a token's error counts relative to the size of its residual stream, which the next norm undoes.
+        ridge: relative to the mean squared input; ``None``: every row of a matrix takes that of ``RIDGES`` with which
+            three quarters of the text tell the rest best, or stays as it is where none of them helps there.
         progress: called with (blocks done, blocks in all).
 
     Returns:
@@ -82,9 +80,7 @@ def accumulated(
                     # the bias is added whatever the columns are
                     wanted = (target.float() - before.float()) + share * (before.float() - now.float()) - bias
                     held_out = ridge is None and number % HELD_OUT == HELD_OUT - 1
-                    fit.add(
-                        x, wanted, target.float().square().mean(dim=-1, keepdim=True) if relative else None, held_out
-                    )
+                    fit.add(x, wanted, held_out)
                 weight = fit.solve(output.weight.float(), ridge).to(dense[0].dtype)
                 outputs[layer, kind] = Projection(weight, output.bias)
                 pruned = [now + F.linear(x, *outputs[layer, kind]) for now, x in zip(pruned, fit.inputs, strict=True)]
@@ -133,14 +129,10 @@ class _Fit:
         self.inputs: list[Tensor] = []
         self._parts: dict[bool, _Equations] = {}
 
-    def add(self, x: Tensor, target: Tensor, scale: Tensor | None, held_out: bool) -> None:
-        """Inputs [sequences, length, n], what they should give [sequences, length, hidden_size], and by what the
-        squared error of every token is divided, [sequences, length, 1]."""
+    def add(self, x: Tensor, target: Tensor, held_out: bool) -> None:
+        """Inputs [sequences, length, n] and what they should give, [sequences, length, hidden_size]."""
         self.inputs.append(x)
         rows, wanted = x.flatten(0, 1).float(), target.flatten(0, 1)
-        if scale is not None:
-            root = scale.flatten(0, 1).clamp(min=1e-12).rsqrt()
-            rows, wanted = rows * root, wanted * root
         if held_out not in self._parts:
             self._parts[held_out] = _Equations.empty(rows.shape[1], wanted.shape[1], rows.device)
         self._parts[held_out].add(rows, wanted)

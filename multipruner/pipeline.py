@@ -35,7 +35,7 @@ from .record import record
 from .setting import Found, Setting, grid_of
 from .sources import fingerprint, load_dense, resolve
 from .statistics import gather
-from .strategies import check_reachable, find, lend_a_hand, repair_all
+from .strategies import check_reachable, find, lend_a_hand, repair_all, scored_with_repair
 from .summary import next_commands, render, teller
 from .timing import environment_of, time_side_by_side
 from .workspace import Workspace
@@ -149,6 +149,8 @@ def finish(
     if setting.repairs_all:
         with timed(seconds, "repair"), counting_display(console) as display:
             found = repair_all(setting, found, say, _named(display, "repair"))
+    elif setting.repair is not None and setting.search_repair is None:
+        found = scored_with_repair(setting, found)
     plan = _plan(setting, found)
     with timed(seconds, "surgery"):
         pruned = _cut(setting, plan, found)

@@ -171,7 +171,7 @@ class ScheduleEngine:
 
     @contextmanager
     def _in_order(self, variant: _Variant) -> Iterator[None]:
-        with self.setting.prunable.in_order(variant.setting.ranking, variant.setting.repair):
+        with self.setting.prunable.in_order(variant.setting.ranking, variant.setting.search_repair):
             yield
 
     def _variant(self, importance: str, compensation: bool) -> _Variant:

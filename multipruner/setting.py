@@ -69,6 +69,11 @@ class Setting:
     team: Team = field(default_factory=Team, repr=False)
 
     @property
+    def search_repair(self) -> Repair | None:
+        """What candidates are repaired with while they are scored."""
+        return self.repair if self.recipe.compensate == "search" else None
+
+    @property
     def repairs_all(self) -> bool:
         """Whether all output projections are refitted at the end to what has added up: a part of ``lstsq``."""
         return self.repair is not None and self.repair.how == "lstsq" and self.recipe.accumulate > 0
@@ -99,7 +104,7 @@ class Setting:
             "partial_groups": grid.partial,
             "kv_group_step": grid.kv_group_step,
             "importance": recipe.importance,
-            "compensation": recipe.compensation,
+            "compensation": recipe.compensation if recipe.compensate == "search" else "none",
             "dtype": str(self.prunable.head_weight.dtype),
             "device": self.prunable.model.device.type,
         }

@@ -101,7 +101,7 @@ def _path_objectives(setting: Setting) -> Mapping[Dimension, CalibrationObjectiv
 
 def lend_a_hand(setting: Setting) -> None:
     """Score the candidates of rank 0 in another process of the job, until it says stop."""
-    with setting.prunable.in_order(setting.ranking, setting.repair):
+    with setting.prunable.in_order(setting.ranking, setting.search_repair):
         _path_objectives(setting)
         setting.team.serve()
 
@@ -117,7 +117,7 @@ def _sequential(setting: Setting, workspace: Workspace, console: Console, say: S
     done = trajectory.steps if trajectory is not None else ()
     if done:
         say(f"going on after step {len(done)} of an interrupted run")
-    with setting.prunable.in_order(setting.ranking, setting.repair):
+    with setting.prunable.in_order(setting.ranking, setting.search_repair):
         objectives = _path_objectives(setting)
         counts = expected_candidates(problem)
         expected: dict[Dimension, float] = {name: n * objectives[name].tokens for name, n in counts.items()}
@@ -192,7 +192,7 @@ def rough_of(setting: Setting, path: Path) -> Remembered | None:
 def _milp(setting: Setting, workspace: Workspace, console: Console, say: Say, overwrite: bool) -> Found:
     """Tables and the exact program; losses measured for one budget serve every other."""
     path = workspace.open_measurements(setting.identity, overwrite)
-    with setting.prunable.in_order(setting.ranking, setting.repair):
+    with setting.prunable.in_order(setting.ranking, setting.search_repair):
         losses, rough = remembered(setting, path), rough_of(setting, path)
         known = len(losses.memo) + (len(rough.memo) if rough is not None else 0)
         if known:
@@ -214,9 +214,12 @@ def _milp(setting: Setting, workspace: Workspace, console: Console, say: Say, ov
 def repair_all(setting: Setting, found: Found, say: Say, progress: Callable[[int, int], None]) -> Found:
     """Refit all output projections to what has added up, if that lowers the loss on text it was not fitted to."""
     assert setting.statistics_ids is not None
-    prunable, share = setting.prunable, setting.recipe.accumulate
+    prunable, recipe = setting.prunable, setting.recipe
+    ridge = None if recipe.accumulate_ridge == "auto" else recipe.accumulate_ridge
     with prunable.in_order(setting.ranking, setting.repair):
-        outputs = accumulated(prunable, found.structure, setting.statistics_ids, share=share, progress=progress)
+        outputs = accumulated(
+            prunable, found.structure, setting.statistics_ids, share=recipe.accumulate, ridge=ridge, progress=progress
+        )
         objective = objective_of(setting, len(setting.calibration.ids))
         before = objective(found.structure)
         with prunable.with_outputs(outputs):
@@ -226,6 +229,13 @@ def repair_all(setting: Setting, found: Found, say: Say, progress: Callable[[int
     if not helps:
         return found
     return replace(found, loss=after, outputs=outputs, loss_before_outputs=before)
+
+
+def scored_with_repair(setting: Setting, found: Found) -> Found:
+    """The loss of what a search without repairs found, with the repair that it gets at the end."""
+    with setting.prunable.in_order(setting.ranking, setting.repair):
+        loss = objective_of(setting, len(setting.calibration.ids))(found.structure)
+    return replace(found, loss=loss, loss_before_outputs=found.loss)
 
 
 STRATEGIES: dict[str, Callable[[Setting, Workspace, Console, Say, bool], Found]] = {

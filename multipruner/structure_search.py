@@ -71,7 +71,7 @@ class StructureEngine:
     @contextmanager
     def ready(self) -> Iterator[None]:
         """Have the model's widths in their order, with their repair."""
-        with self.setting.prunable.in_order(self.setting.ranking, self.setting.repair):
+        with self.setting.prunable.in_order(self.setting.ranking, self.setting.search_repair):
             yield
 
     def evaluate(self, candidates: Sequence[Structure], fidelity: int) -> list[Any]:

@@ -164,7 +164,7 @@ class _Sweep:
     def points(self, sequential: bool) -> list[Point]:
         """Dense, the exact program's for every value, and those of the sequential path."""
         setting = self.setting
-        with setting.prunable.in_order(setting.ranking, setting.repair):
+        with setting.prunable.in_order(setting.ranking, setting.search_repair):
             losses, rough = remembered(setting, self._path), rough_of(setting, self._path)
             if known := len(losses.memo):
                 self.say(f"{known} losses were measured before and are not measured again")

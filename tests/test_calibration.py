@@ -25,7 +25,7 @@ from multipruner.errors import CalibrationError
 from multipruner.recipe import CalibrationSpec
 from multipruner.self_text import sample, self_text
 from multipruner.texts import rows_of, stretches
-from tests.tiny import tiny_model, tiny_tokenizer
+from tests.tiny import VARIANTS, tiny_model, tiny_tokenizer
 
 ROWS = [" ".join(f"w{4 + (7 * row + word) % 93}" for word in range(10)) for row in range(60)]
 """Sixty different rows of ten tokens."""
@@ -228,9 +228,12 @@ def test_self_text_is_its_seeds_and_the_models(family: str) -> None:
     assert not set(ids[1::2, 0].tolist()) & set(tokenizer.all_special_ids)
 
 
-def test_self_text_follows_the_models_distribution() -> None:
-    """The cached sampler draws each token from the probabilities that an uncached forward gives."""
-    model = tiny_model("llama")
+@pytest.mark.parametrize(("family", "room"), [("llama", 64), ("llama", 3), ("mistral-sliding", 3)])
+def test_self_text_follows_the_models_distribution(family: str, room: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cached sampler draws each token from the probabilities that an uncached forward gives, however its cache
+    grows; Mistral's sliding window is shorter than the text."""
+    monkeypatch.setattr(sampling, "ROOM", room)
+    model = tiny_model(**VARIANTS[family])
     ids = sample(model, tiny_tokenizer(), 6, 12, seed=3)
     generator = torch.Generator().manual_seed(3)
     torch.randint(93, (6,), generator=generator)

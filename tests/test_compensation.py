@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from multipruner.accumulation import accumulated, write_outputs
+from multipruner.accumulation import RIDGES, _best_ridges, _Equations, accumulated, write_outputs
 from multipruner.compensation import Repair, compensate, repaired_columns
 from multipruner.elimination import elimination_order
 from multipruner.errors import ConfigError, NumericsError, UnsupportedModelError
@@ -220,6 +220,32 @@ def test_the_repair_of_all_blocks_is_what_the_written_model_computes(variant: st
         logs = pruned(input_ids=ids).logits[:, :-1].flatten(0, 1).log_softmax(-1)
     assert loss == pytest.approx(float(-logs.gather(1, ids[:, 1:].reshape(-1, 1)).mean()), rel=1e-4)
     assert loss != pytest.approx(plain, rel=1e-6)
+
+
+def test_every_row_takes_the_ridge_that_held_out_text_prefers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the first narrowed block, whose inputs do not depend on other choices."""
+    monkeypatch.setattr("multipruner.statistics.BATCH_TOKENS", 40)
+    prunable = Prunable.of(tiny_model("llama"))
+    text, size = random_ids(batch=24, length=20), prunable.dense[0]
+    ranking = rank("second-order", prunable, gather(prunable, text))
+    structure = prunable.dense.replace(0, type(size)(size.query_heads, size.kv_heads, size.channels // 2))
+    with prunable.in_order(ranking):
+        fixed = [accumulated(prunable, structure, text, ridge=ridge)[0, "mlp"].weight for ridge in RIDGES]
+        sliced = Projection.of(prunable.output_of(0, "mlp", structure[0])).weight
+        chosen = accumulated(prunable, structure, text, ridge=None)[0, "mlp"].weight
+        near = torch.stack([(chosen - one).abs().amax(dim=1) for one in (*fixed, sliced)])
+    assert bool((near.min(dim=0).values < 1e-5).all())
+    assert len(set(near.argmin(dim=0).tolist())) > 1, "rows differ in what they prefer"
+
+
+def test_rows_without_anything_to_learn_stay_as_they_are() -> None:
+    torch.manual_seed(0)
+    x, noise, weight = torch.randn(400, 6), torch.randn(400, 3), torch.zeros(3, 6)
+    target = noise + x @ torch.tensor([[1.0] * 6, [0.0] * 6, [0.0] * 6]).T
+    parts = [_Equations(rows.T @ rows, rows.T @ wanted) for rows, wanted in
+             ((x[:20], target[:20]), (x[20:], target[20:]))]  # fmt: skip
+    first, *others = _best_ridges(parts[0], parts[1], weight, RIDGES).tolist()
+    assert first < len(RIDGES) and others == [len(RIDGES)] * 2
 
 
 @pytest.mark.parametrize("variant", ["llama", "llama-biased"])

@@ -170,6 +170,20 @@ def test_ingredients_combine(importance: str, compensation: str, dense: Path, tm
     assert _report(output)["ratio"] >= 0.3
 
 
+def test_repair_at_the_end_only_leaves_the_search_without_it(dense: Path, tmp_path: Path) -> None:
+    """The search decides as without compensation, and the model is repaired all the same."""
+    runs = {"none": ("--compensation", "none"), "final": ("--compensate", "final", "--accumulate", "0"),
+            "all": ("--compensate", "final", "--accumulate-ridge", "auto")}  # fmt: skip
+    for name, flags in runs.items():
+        assert main(arguments(dense, tmp_path / name, *flags)) == 0
+    plans = {name: json.loads((tmp_path / name / "plan.json").read_text())["layers"] for name in runs}
+    assert plans["final"] == plans["none"] == plans["all"]
+    losses = {name: _report(tmp_path / name)["search"] for name in runs}
+    assert losses["final"]["loss_before_repair_of_all"] == losses["none"]["loss"] != losses["final"]["loss"]
+    test_the_written_model_has_the_divergence_that_was_measured(tmp_path / "final", dense)
+    test_the_written_model_has_the_divergence_that_was_measured(tmp_path / "all", dense)
+
+
 def test_a_method_is_a_set_of_defaults_that_gives_way() -> None:
     paper = Recipe.build({"model": "m", "method": "paper", "importance": "none"})
     assert (paper.strategy, paper.importance, paper.calibration.length) == ("sequential", "none", 128)

@@ -52,6 +52,10 @@ def judging_flags(parser: argparse.ArgumentParser) -> None:
                      help="closed-form repair of what stays; bias: where block outputs have biases")  # fmt: skip
     how.add_argument("--accumulate", type=float, metavar="SHARE",
                      help="of the error of earlier blocks that each makes good, default 1; 0: none")  # fmt: skip
+    how.add_argument("--accumulate-ridge", dest="accumulate_ridge", metavar="RIDGE",
+                     help="of that last repair, or auto: every row takes what held-out text prefers")  # fmt: skip
+    how.add_argument("--compensate", choices=("search", "final"),
+                     help="search: candidates are scored with their repair; final: the result only")  # fmt: skip
     how.add_argument("--ridge", type=float, help="of the repair, default 0.01")
     how.add_argument("--order", help="sequential: of the dimensions, default blocks,mlp,heads")
     how.add_argument("--shares", help="of the ratio for blocks:mlp:heads, default 44:52:4")
