@@ -2,7 +2,7 @@
 
     python benchmarks/quality.py --work runs/quality --alpaca alpaca.jsonl --wikitext wiki.test.raw
         [--tasks piqa,arc_easy --include-path TASKS --limit 200] [--ratios 0.1,0.2] [--seeds 0,1,2]
-        [--ablations] [--sizes 4096,16384,65536,262144] [--set rounds=3]
+        [--ablations] [--sizes 4096,32768,131072,262144] [--set rounds=3]
 
 Every cell is one run folder and one JSON file in ``--work``; a cell that is there is not computed again (unless it is
 of other settings or tasks), so the command can be interrupted and goes on. ``table.md`` is written after every cell;
@@ -71,7 +71,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seeds", default="0,1,2", help="of the calibration text, for the method 'global'")
     parser.add_argument("--methods", default=",".join(METHODS), help="may be empty")
     parser.add_argument("--ablations", action="store_true", help="also one setting changed at a time")
-    parser.add_argument("--sizes", default="", help="calibration tokens, such as 4096,16384,65536,262144")
+    parser.add_argument("--sizes", default="", help="calibration tokens, such as 4096,32768,131072,262144")
     parser.add_argument("--size-ratio", type=float, default=0.2)
     parser.add_argument("--tasks", default="", help="lm-eval tasks, for the first seed")
     parser.add_argument("--include-path", default=None)

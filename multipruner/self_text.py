@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from transformers import StaticCache
+from transformers.cache_utils import StaticLayer
 
 from .cache import cache_folder, publish, work_folder
 from .sources import fingerprint
@@ -105,7 +106,8 @@ def _continue(model: Any, first: torch.Tensor, draws: torch.Tensor, tell: Callab
     for position in range(1, length):
         if static and position == room:
             cache = _roomier(cache, model.config, room := min(length, room + ROOM), position - 1)
-            if any(layer.is_sliding for layer in cache.layers):  # these know only the last positions
+            # layers with a window know only the last positions
+            if not all(isinstance(layer, StaticLayer) and not layer.is_sliding for layer in cache.layers):
                 cache, room = _roomier(None, model.config, length, 0), length
         out = model(input_ids=ids[-1].to(model.device), past_key_values=cache, use_cache=True)
         cache = out.past_key_values
@@ -121,7 +123,7 @@ def _roomier(cache: StaticCache | None, config: Any, room: int, filled: int) -> 
     """A cache with room for so many positions, the filled ones copied."""
     larger = StaticCache(config=config, max_cache_len=room)
     for index, layer in enumerate(cache.layers if cache is not None else ()):
-        assert layer.keys is not None and layer.values is not None
+        assert isinstance(layer, StaticLayer) and layer.keys is not None and layer.values is not None
         larger.update(layer.keys[:, :, :filled], layer.values[:, :, :filled], index)
     return larger
 
