@@ -13,13 +13,10 @@ from typing import Any
 
 from rich.console import Console
 
-from multipruner.accumulation import write_outputs
 from multipruner.commands.base import nested
 from multipruner.commands.recipe_flags import calibration_flags, judging_flags, model_flags, recipe_of
-from multipruner.compensation import compensate
 from multipruner.eval import evaluate
-from multipruner.modeling import apply_plan
-from multipruner.pipeline import prepare
+from multipruner.pipeline import cut_model, prepare
 from multipruner.plan import PruningPlan
 from multipruner.recipe import EvaluationSpec
 from multipruner.setting import Found, Setting
@@ -117,7 +114,7 @@ def _write(path: Path, value: Any) -> None:
 
 def judged(setting: Setting, found: Found, wikitext: Path | None, most: int) -> dict[str, Any]:
     """What the finished model is like: its ratio and its perplexity, repaired as the recipe says."""
-    recipe, prunable = setting.recipe, setting.prunable
+    prunable = setting.prunable
     result: dict[str, Any] = {"ratio": prunable.costs.ratio(found.structure), "structure": found.structure.to_json()}
     if wikitext is None:
         return result
@@ -126,11 +123,7 @@ def judged(setting: Setting, found: Found, wikitext: Path | None, most: int) -> 
     plan = PruningPlan.from_structure(
         found.structure, setting.ranking, prunable.dense, model="dense", model_type=prunable.spec.model_type
     )
-    pruned: Any = apply_plan(prunable.model, plan)
-    if found.outputs:
-        write_outputs(pruned, prunable, plan, setting.ranking, found.outputs)
-    elif setting.repair is not None and setting.statistics is not None:
-        compensate(pruned, prunable, plan, setting.statistics, recipe.ridge, setting.repair.how)
+    pruned = cut_model(setting, plan, found.outputs)
     result["wikitext2"] = perplexity(pruned, setting, wikitext, most)
     del pruned
     gc.collect()

@@ -31,15 +31,12 @@ from metered import Bill, Metered
 from plans import set_flag, settings_given
 from rich.console import Console
 
-from multipruner.accumulation import accumulated, write_outputs
 from multipruner.budgets import latency_table_of
 from multipruner.calibration import CalibrationSet, load_calibration
-from multipruner.compensation import compensate
 from multipruner.errors import InfeasibleError, MultiprunerError
 from multipruner.eval import evaluate
-from multipruner.modeling import apply_plan
 from multipruner.objective import CalibrationObjective
-from multipruner.pipeline import prepare
+from multipruner.pipeline import cut_model, prepare
 from multipruner.plan import PruningPlan
 from multipruner.progress import counting_display, search_display
 from multipruner.prunable import Outputs
@@ -50,6 +47,7 @@ from multipruner.search import Dimension, Limit, allocate, expected_candidates
 from multipruner.search.files import write_atomically
 from multipruner.sequential_points import first_within, judged_by, path_within, problem_to
 from multipruner.setting import Setting
+from multipruner.strategies import refitted
 from multipruner.structure import Structure
 
 STRATEGIES = ("milp", "sequential")
@@ -122,16 +120,14 @@ class Bench:
 
     def judged(self, structure: Structure) -> dict[str, Any]:
         """Losses and perplexities, with the single repairs and with that of all blocks."""
-        recipe, prunable = self.setting.recipe, self.setting.prunable
-        result: dict[str, Any] = {}
+        prunable, result = self.setting.prunable, dict[str, Any]()
         outputs: Outputs = {}
         with self._in_order():
             result["plain"] = {name: judge(structure) for name, judge in self.judges.items()}
-            if self.setting.repairs_all and self.setting.statistics_ids is not None:
+            if self.setting.repairs_all:
                 began = time.perf_counter()
                 with counting_display(self.console) as display:
-                    outputs = accumulated(prunable, structure, self.setting.statistics_ids, share=recipe.accumulate,
-                                          progress=lambda done, total: display("repair", done, total))  # fmt: skip
+                    outputs = refitted(self.setting, structure, lambda done, total: display("repair", done, total))
                 with prunable.with_outputs(outputs):
                     result["repaired"] = {name: judge(structure) for name, judge in self.judges.items()}
                 result["repaired"]["seconds"] = time.perf_counter() - began
@@ -143,14 +139,9 @@ class Bench:
 
     def _perplexity(self, structure: Structure, outputs: Outputs) -> dict[str, Any]:
         setting, args = self.setting, self.args
-        prunable, statistics = setting.prunable, setting.statistics
         plan = PruningPlan.from_structure(structure, setting.ranking, self.dense, model=setting.source.name,
-                                          model_type=prunable.spec.model_type)  # fmt: skip
-        pruned = apply_plan(prunable.model, plan)
-        if outputs:
-            write_outputs(pruned, prunable, plan, setting.ranking, outputs)
-        elif setting.repair is not None and statistics is not None:
-            compensate(pruned, prunable, plan, statistics, setting.recipe.ridge, setting.repair.how)
+                                          model_type=setting.prunable.spec.model_type)  # fmt: skip
+        pruned = cut_model(setting, plan, outputs)
         spec = EvaluationSpec(text=str(args.wikitext), length=args.eval_length, max_tokens=args.max_tokens)
         return next(iter(evaluate(pruned, setting.tokenizer, spec).perplexities.values())).to_json()
 

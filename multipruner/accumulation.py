@@ -53,7 +53,8 @@ def accumulated(
         ids: token ids, [sequences, length]; hidden states of all of them are kept twice, and one block's inputs.
         share: of the error of the blocks before that each block takes on, 0 to 1.
         ridge: relative to the mean squared input; ``None``: every row of a matrix takes that of ``RIDGES`` with which
-            three quarters of the text tell the rest best, or stays as it is where none of them helps there.
+            three quarters of the text tell the rest best, or stays as it is where none of them helps there; text of
+            fewer batches than ``HELD_OUT`` takes ``RIDGE``.
         progress: called with (blocks done, blocks in all).
 
     Returns:
@@ -110,15 +111,14 @@ class _Equations:
         """What a projection [hidden_size, n] leaves to explain, [n, hidden_size]; the moments are whole."""
         return self.target - self.moments @ weight.T
 
-    def change(self, weight: Tensor, ridge: float) -> Tensor:
-        """By how much to change a projection, [n, hidden_size]: solved for the change, so that nothing to repair
-        changes nothing."""
+    def change(self, missing: Tensor, ridge: float) -> Tensor:
+        """By how much to change a projection that leaves so much to explain, [n, hidden_size]: solved for the change,
+        so that nothing to repair changes nothing."""
         damped = self.moments.clone()
         damped.diagonal().add_(ridge * float(self.moments.diagonal().mean()))
-        missing = self.missing(weight)
         factor, status = torch.linalg.cholesky_ex(damped)
         if int(status) or not bool(torch.isfinite(missing).all()):
-            raise NumericsError("the repair cannot be solved: raise --ridge, or check the weights for NaN")
+            raise NumericsError("the repair cannot be solved: raise --accumulate-ridge, or check the weights for NaN")
         return torch.cholesky_solve(missing, factor)
 
 
@@ -143,16 +143,14 @@ class _Fit:
             part.moments = mirrored(part.moments)
         fitted, judge = self._parts[False], self._parts.get(True)
         if judge is None:
-            return weight + fitted.change(weight, RIDGE if ridge is None else ridge).T
+            return weight + fitted.change(fitted.missing(weight), RIDGE if ridge is None else ridge).T
         chosen = _best_ridges(fitted, judge, weight, RIDGES)
-        whole, change = (
-            _Equations(fitted.moments + judge.moments, fitted.target + judge.target),
-            torch.zeros_like(weight),
-        )
+        whole = _Equations(fitted.moments + judge.moments, fitted.target + judge.target)
+        missing, result = whole.missing(weight), weight.clone()
         for number, candidate in enumerate(RIDGES):
             if bool((rows := chosen == number).any()):
-                change[rows] = whole.change(weight, candidate).T[rows]
-        return weight + change
+                result[rows] += whole.change(missing, candidate).T[rows]
+        return result
 
 
 def _best_ridges(fitted: _Equations, judge: _Equations, weight: Tensor, ridges: Sequence[float]) -> Tensor:
@@ -161,9 +159,9 @@ def _best_ridges(fitted: _Equations, judge: _Equations, weight: Tensor, ridges: 
     Rows are judged one by one, since a few of the hidden dimensions are so much larger than the others that they would
     decide for all. A row where every ridge does worse than no change gets ``len(ridges)``.
     """
-    missing, errors = judge.missing(weight), []
+    left, missing, errors = fitted.missing(weight), judge.missing(weight), []
     for ridge in ridges:
-        change = fitted.change(weight, ridge)
+        change = fitted.change(left, ridge)
         # |t - (W + D) x|^2 - |t - W x|^2, summed over the text
         errors.append((change * (judge.moments @ change - 2 * missing)).sum(dim=0))
     return torch.stack([*errors, torch.zeros_like(errors[0])]).argmin(dim=0)

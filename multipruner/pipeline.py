@@ -29,7 +29,7 @@ from .importance import NEED_STATISTICS, rank
 from .modeling import apply_plan, family_of
 from .plan import PruningPlan
 from .progress import counting_display
-from .prunable import Prunable
+from .prunable import Outputs, Prunable
 from .recipe import Recipe
 from .record import record
 from .setting import Found, Setting, grid_of
@@ -153,7 +153,7 @@ def finish(
         found = scored_with_repair(setting, found)
     plan = _plan(setting, found)
     with timed(seconds, "surgery"):
-        pruned = _cut(setting, plan, found)
+        pruned = cut_model(setting, plan, found.outputs)
     with timed(seconds, "evaluation"):
         comparison = _evaluate(setting, pruned, say)
     report = record(setting, plan, found, comparison, seconds, command)
@@ -167,11 +167,11 @@ def finish(
     return Run(output, plan, report, pruned, setting.tokenizer)
 
 
-def _cut(setting: Setting, plan: PruningPlan, found: Found) -> Any:
-    """The pruned model in memory, repaired."""
+def cut_model(setting: Setting, plan: PruningPlan, outputs: Outputs) -> Any:
+    """The pruned model in memory, with these output projections, or repaired block by block where there are none."""
     pruned = apply_plan(setting.prunable.model, plan)
-    if found.outputs:  # they cover every block that stays
-        write_outputs(pruned, setting.prunable, plan, setting.ranking, found.outputs)
+    if outputs:  # they cover every block that stays
+        write_outputs(pruned, setting.prunable, plan, setting.ranking, outputs)
     elif setting.repair is not None and setting.statistics is not None:
         compensate(pruned, setting.prunable, plan, setting.statistics, setting.recipe.ridge, setting.repair.how)
     return pruned

@@ -17,7 +17,7 @@ from .errors import InfeasibleError
 from .journal import Trajectory
 from .objective import CalibrationObjective
 from .progress import counting_display, search_display
-from .prunable import Prunable
+from .prunable import Outputs, Prunable
 from .recipe import Recipe
 from .search import (
     DIMENSIONS,
@@ -211,15 +211,20 @@ def _milp(setting: Setting, workspace: Workspace, console: Console, say: Say, ov
     return Found(result.structure, result.loss, reached, work, rounds=result.rounds)
 
 
+def refitted(setting: Setting, structure: Structure, progress: Callable[[int, int], None]) -> Outputs:
+    """All output projections refitted to what has added up, as the recipe says (inside :meth:`Prunable.in_order`)."""
+    assert setting.statistics_ids is not None
+    recipe = setting.recipe
+    ridge = None if recipe.accumulate_ridge == "auto" else recipe.accumulate_ridge
+    ids, share = setting.statistics_ids, recipe.accumulate
+    return accumulated(setting.prunable, structure, ids, share=share, ridge=ridge, progress=progress)
+
+
 def repair_all(setting: Setting, found: Found, say: Say, progress: Callable[[int, int], None]) -> Found:
     """Refit all output projections to what has added up, if that lowers the loss on text it was not fitted to."""
-    assert setting.statistics_ids is not None
-    prunable, recipe = setting.prunable, setting.recipe
-    ridge = None if recipe.accumulate_ridge == "auto" else recipe.accumulate_ridge
+    prunable = setting.prunable
     with prunable.in_order(setting.ranking, setting.repair):
-        outputs = accumulated(
-            prunable, found.structure, setting.statistics_ids, share=recipe.accumulate, ridge=ridge, progress=progress
-        )
+        outputs = refitted(setting, found.structure, progress)
         objective = objective_of(setting, len(setting.calibration.ids))
         before = objective(found.structure)
         with prunable.with_outputs(outputs):

@@ -128,11 +128,14 @@ def allocate(
     check_feasible(task)
     meter = _Meter(objective, on_progress or (lambda *at: None))
     rough = meter if sketch is None else _Meter(sketch, meter.on_progress)
-    meters = {meter, rough}
+
+    def measured() -> int:
+        return sum(each.count for each in {meter, rough})
+
     dense_loss = meter(task.dense)
     best, best_loss, rounds, reach = task.dense, float("inf"), [], _reach(task)
     for number in _numbers(task):
-        began, before = time.perf_counter(), sum(each.count for each in meters)
+        began, before = time.perf_counter(), measured()
         if number:
             table, base = _tables(task, meter, best, reach, number)
         else:
@@ -141,9 +144,7 @@ def allocate(
         losses = [meter(solution.structure) for solution in solutions]
         loss, solution = min(zip(losses, solutions, strict=True), key=lambda pair: pair[0])
         accepted = loss < best_loss
-        rounds.append(
-            _round(number, base, solution, loss, began, sum(each.count for each in meters) - before, accepted)
-        )
+        rounds.append(_round(number, base, solution, loss, began, measured() - before, accepted))
         if accepted:
             best, best_loss = solution.structure, loss
         elif reach == 1:
