@@ -23,7 +23,7 @@ from .errors import NumericsError
 from .model_costs import KINDS
 from .plan import PruningPlan, Ranking
 from .prunable import Outputs, Prunable, as_kept
-from .statistics import add_moments, embedded, mirrored
+from .statistics import add_moments, embedded, mirrored, products_of
 from .structure import Structure
 from .surgery import Projection, kept_rows, leading_columns, output_part, surviving_layers
 
@@ -135,7 +135,8 @@ class _Fit:
         rows, wanted = x.flatten(0, 1).float(), target.flatten(0, 1)
         if held_out not in self._parts:
             self._parts[held_out] = _Equations.empty(rows.shape[1], wanted.shape[1], rows.device)
-        self._parts[held_out].add(rows, wanted)
+        with products_of(x.dtype):  # what they should give is rounded: noise that the text averages out
+            self._parts[held_out].add(rows, wanted)
 
     def solve(self, weight: Tensor, ridge: float | None) -> Tensor:
         """The projection [hidden_size, n] that fits best and stays near ``weight``."""

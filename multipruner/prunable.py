@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from .architecture import ArchitectureSpec, dense_structure, dimensions, spec_for
+from .attention import grouped_attention
 from .costs import Costs
 from .model_costs import KINDS, costs_of, weight_of
 from .plan import KeptLayer, LayerRanking, Ranking
@@ -134,7 +135,8 @@ class Prunable:
         normed = self.layers[layer].get_submodule(self.spec.block(kind).norm)(hidden)
         if kind == "mlp":
             return module(normed)
-        output = module(hidden_states=normed, **inputs.arguments[layer])
+        with grouped_attention(module):
+            output = module(hidden_states=normed, **inputs.arguments[layer])
         return output[0] if isinstance(output, tuple) else output
 
     def output_of(self, layer: int, kind: BlockKind, size: LayerSize) -> nn.Module:

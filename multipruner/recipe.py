@@ -71,7 +71,7 @@ class CalibrationSpec(_Frozen):
         default="concat", description="concat: rows joined by blank lines, cut to length; rows: one text per sequence"
     )
     seed: int = Field(default=0, description="of the shuffle, and of sampling")
-    batch_size: Annotated[int, Field(ge=1)] = Field(default=8, description="sequences that run together")
+    batch_size: Annotated[int, Field(ge=1)] = Field(default=4, description="sequences that run together")
 
 
 class EvaluationSpec(_Frozen):

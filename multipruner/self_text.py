@@ -12,14 +12,17 @@ import torch
 from transformers import StaticCache
 from transformers.cache_utils import StaticLayer
 
+from .architecture import dense_structure, dimensions
+from .attention import grouped_attention
 from .cache import cache_folder, publish, work_folder
 from .sources import fingerprint
 
-SAMPLING = 4
+SAMPLING = 5
 """Raised when the same seed gives other text."""
 BATCH_TOKENS = 32768
-"""Tokens sampled side by side at most (their keys and values are in memory): independent of the machine, so that
-the text is."""
+BATCH_BYTES = 3 << 29
+"""Sampled side by side: so many tokens, or more where their keys and values take no more memory than that. Independent
+of the machine, so that the text is."""
 ROOM = 64
 """Positions by which the cache grows: every step attends to all that there is room for."""
 PARAMETERS_PER_THREAD = 50_000_000
@@ -72,9 +75,9 @@ def sample(
     generator = torch.Generator().manual_seed(seed)
     first = _first_tokens(tokenizer, sequences, generator)
     draws = torch.rand(sequences, length, generator=generator)
-    rows = max(1, BATCH_TOKENS // length)
+    rows = max(1, max(BATCH_TOKENS, BATCH_BYTES // _bytes_per_token(model)) // length)
     batches = []
-    with _threads_for(model):
+    with _threads_for(model), grouped_attention(model):
         for begin in range(0, sequences, rows):
             chosen = slice(begin, begin + rows)
 
@@ -84,6 +87,13 @@ def sample(
 
             batches.append(_continue(model, first[chosen], draws[chosen], tell))
     return torch.cat(batches).clone()
+
+
+def _bytes_per_token(model: Any) -> int:
+    """Of keys and values in the cache."""
+    dims, dense = dimensions(model.config), dense_structure(model.config)
+    element = next(model.parameters()).element_size()
+    return max(1, sum(2 * size.kv_heads for size in dense) * dims.head_dim * element)
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -102,12 +103,13 @@ class Moments:
         self._hook.remove()
 
     def _add(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        rows = args[0].flatten(0, -2).float()
+        rows = args[0].flatten(0, -2)
         if self._squares is None or self._sum is None:
             self._squares = torch.zeros(rows.shape[1], rows.shape[1], device=rows.device)
             self._sum = torch.zeros(rows.shape[1], device=rows.device)
-        add_moments(self._squares, rows)
-        self._sum += rows.sum(dim=0)
+        with products_of(rows.dtype):
+            add_moments(self._squares, rows.float())
+        self._sum += rows.sum(dim=0, dtype=torch.float32)
         self._tokens += len(rows)
 
     def first(self) -> Tensor:
@@ -119,6 +121,29 @@ class Moments:
         """Mean of ``x x^T`` over the tokens, [n, n]."""
         assert self._squares is not None, "nothing ran"
         return mirrored(self._squares) / self._tokens
+
+
+@contextmanager
+def products_of(dtype: torch.dtype) -> Iterator[None]:
+    """Multiply float32 matrices that hold bfloat16 numbers at bfloat16's speed; undone on leaving.
+
+    Products of two such numbers are exact and sums stay in float32, so that only other numbers lose digits.
+
+    Args:
+        dtype: of the numbers; nothing changes unless it is bfloat16.
+    """
+    try:
+        before = torch.get_float32_matmul_precision()
+    except RuntimeError:  # set for single backends, by newer means
+        before = None
+    if dtype is not torch.bfloat16 or before is None:
+        yield
+        return
+    torch.set_float32_matmul_precision("medium")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def add_moments(total: Tensor, rows: Tensor) -> None:

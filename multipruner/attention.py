@@ -1,0 +1,120 @@
+"""Attention on a CPU with the query heads of a group side by side: what the engine's own passes over text attend with.
+
+The stock kernel repeats keys and values for every query head of a group, and its bfloat16 products are far from what
+the processor's matrix units give. Here the query heads of a KV group are rows of one product, and queries go in blocks
+that see no more than the keys before them. It is registered with transformers' own interface and used only between
+entering and leaving :func:`grouped_attention`; whatever it does not cover goes to the stock function. Models on disk
+and stock forwards (evaluation, timing) never meet it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+NAME = "multipruner_grouped"
+_QUERIES = 64
+"""Positions whose scores are in memory together."""
+_ROWS = 4
+"""Sequences whose scores are in memory together: more do not fit the processor's cache."""
+
+
+@contextmanager
+def grouped_attention(module: nn.Module) -> Iterator[None]:
+    """Have a model, or an attention block of one, attend with grouped products where that pays; undone on leaving.
+
+    That is for bfloat16 on a CPU that multiplies it, where the stock choice is SDPA. In every other case nothing
+    changes.
+
+    Args:
+        module: has the ``config`` that says how to attend.
+    """
+    config = getattr(module, "config", None)
+    if getattr(config, "_attn_implementation", None) != "sdpa" or not _pays(module):
+        yield
+        return
+    assert config is not None
+    config._attn_implementation = NAME
+    try:
+        yield
+    finally:
+        config._attn_implementation = "sdpa"
+
+
+def _pays(module: nn.Module) -> bool:
+    weight = next(module.parameters(), None)
+    return (
+        weight is not None
+        and weight.device.type == "cpu"
+        and weight.dtype is torch.bfloat16
+        and torch.backends.mkldnn.is_available()
+        and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    )
+
+
+def _forward(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **settings: Any
+) -> tuple[Tensor, None]:
+    """An attention function of transformers: query [sequences, heads, queries, head_dim], key and value likewise with
+    KV heads; the result is [sequences, queries, heads, head_dim]."""
+    special = any(settings.get(name) is not None for name in ("position_bias", "softcap", "cache"))
+    special = special or settings.get("dropout") or settings.get("output_attentions") or torch.is_grad_enabled()
+    causal = settings.get("is_causal")
+    causal = getattr(module, "is_causal", True) if causal is None else causal
+    scale = settings.get("scaling") or query.shape[-1] ** -0.5
+    if not special and query.shape[2] == 1 and (attention_mask is None or _of_keys(attention_mask)):
+        return _one_query(query, key, value, attention_mask, scale), None
+    if not special and causal and attention_mask is None and 1 < query.shape[2] == key.shape[2]:
+        parts = (tensor.split(_ROWS) for tensor in (query, key, value))
+        return torch.cat([_causal(*part, scale) for part in zip(*parts, strict=True)]), None
+    return sdpa_attention_forward(module, query, key, value, attention_mask, **settings)
+
+
+def _of_keys(mask: Tensor) -> bool:
+    """Whether a mask says which keys to see, the same for every head: bool [sequences, 1, 1, keys]."""
+    return mask.dtype is torch.bool and mask.shape[1] == 1
+
+
+def _one_query(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+    """One new position per sequence, as when text is sampled."""
+    rows, heads, _, width = query.shape
+    groups, keys = key.shape[1:3]
+    asked = (query * scale).reshape(rows * groups, heads // groups, width)
+    scores = torch.bmm(asked, key.reshape(rows * groups, keys, width).transpose(1, 2)).view(rows, heads, 1, keys)
+    if mask is not None:
+        scores.masked_fill_(mask.logical_not(), -torch.inf)
+    shares = scores.softmax(-1).view(rows * groups, heads // groups, keys)
+    return torch.bmm(shares, value.reshape(rows * groups, keys, -1)).view(rows, 1, heads, -1)
+
+
+def _causal(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    """Every position sees itself and those before it."""
+    rows, heads, length, width = query.shape
+    groups = key.shape[1]
+    each = heads // groups
+    asked = (query * scale).reshape(rows, groups, each, length, width)
+    keys = key.reshape(rows * groups, length, width).transpose(1, 2)
+    values = value.reshape(rows * groups, length, -1)
+    later = torch.ones(_QUERIES, _QUERIES, dtype=torch.bool).triu_(1)
+    result = query.new_empty(rows, length, heads, values.shape[-1])
+    for begin in range(0, length, _QUERIES):
+        end = min(length, begin + _QUERIES)
+        now = end - begin
+        block = asked[:, :, :, begin:end].reshape(rows * groups, each * now, width)
+        scores = torch.bmm(block, keys[:, :, :end]).view(rows, groups, each, now, end)
+        scores[..., begin:].masked_fill_(later[:now, :now], -torch.inf)
+        shares = scores.softmax(-1).view(rows * groups, each * now, end)
+        found = torch.bmm(shares, values[:, :end]).view(rows, groups, each, now, -1)
+        result[:, begin:end] = found.permute(0, 3, 1, 2, 4).reshape(rows, now, heads, -1)
+    return result
+
+
+AttentionInterface.register(NAME, _forward)
+AttentionMaskInterface.register(NAME, sdpa_mask)
