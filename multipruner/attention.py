@@ -72,8 +72,8 @@ def _forward(
     if not special and query.shape[2] == 1 and (attention_mask is None or _of_keys(attention_mask)):
         return _one_query(query, key, value, attention_mask, scale), None
     if not special and causal and attention_mask is None and 1 < query.shape[2] == key.shape[2]:
-        parts = (tensor.split(_ROWS) for tensor in (query, key, value))
-        return torch.cat([_causal(*part, scale) for part in zip(*parts, strict=True)]), None
+        parts = zip(query.split(_ROWS), key.split(_ROWS), value.split(_ROWS), strict=True)
+        return torch.cat([_causal(q, k, v, scale) for q, k, v in parts]), None
     return sdpa_attention_forward(module, query, key, value, attention_mask, **settings)
 
 

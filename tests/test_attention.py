@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,13 +24,14 @@ needs_bfloat16 = pytest.mark.skipif(
 )
 
 
-def model(dtype: torch.dtype = torch.bfloat16) -> LlamaForCausalLM:
+def model(dtype: torch.dtype = torch.bfloat16) -> Any:
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=97, hidden_size=48, intermediate_size=96, num_hidden_layers=2, num_attention_heads=6,
         num_key_value_heads=2, head_dim=8, max_position_embeddings=256,
     )  # fmt: skip
-    return LlamaForCausalLM(config).to(dtype).eval()
+    llm: Any = LlamaForCausalLM(config)
+    return llm.to(dtype).eval()
 
 
 class Attending(nn.Module):
@@ -51,7 +54,7 @@ def tensors(rows: int, groups: int, each: int, queries: int, keys: int, width: i
 )  # fmt: skip
 @torch.inference_mode()
 def test_causal_passes_are_the_stock_ones(rows, groups, each, length, width, scale, seed):
-    parts = tensors(rows, groups, each, length, length, width, seed)
+    parts: Any = tensors(rows, groups, each, length, length, width, seed)
     ours, _ = attention._forward(Attending(each), *parts, None, scaling=scale)
     theirs, _ = sdpa_attention_forward(Attending(each), *parts, None, scaling=scale)
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
@@ -63,7 +66,7 @@ def test_causal_passes_are_the_stock_ones(rows, groups, each, length, width, sca
 )  # fmt: skip
 @torch.inference_mode()
 def test_single_queries_are_the_stock_ones(rows, groups, each, keys, masked, seed):
-    parts = tensors(rows, groups, each, 1, keys, 8, seed)
+    parts: Any = tensors(rows, groups, each, 1, keys, 8, seed)
     mask = None
     if masked:
         mask = torch.rand(rows, 1, 1, keys, generator=torch.Generator().manual_seed(seed)) < 0.7
@@ -87,14 +90,14 @@ def test_single_queries_are_the_stock_ones(rows, groups, each, keys, masked, see
 )
 @torch.inference_mode()
 def test_the_rest_goes_to_the_stock_function(queries, keys, mask, settings):
-    parts = tensors(2, 2, 2, queries, keys, 8, 0)
+    parts: Any = tensors(2, 2, 2, queries, keys, 8, 0)
     ours, _ = attention._forward(Attending(2), *parts, mask, **settings)
     theirs, _ = sdpa_attention_forward(Attending(2), *parts, mask, **settings)
     torch.testing.assert_close(ours, theirs, rtol=0, atol=0, equal_nan=True)
 
 
 def test_gradients_go_through_the_stock_function():
-    parts = [tensor.requires_grad_() for tensor in tensors(1, 2, 2, 5, 5, 8, 0)]
+    parts: Any = [tensor.requires_grad_() for tensor in tensors(1, 2, 2, 5, 5, 8, 0)]
     ours, _ = attention._forward(Attending(2), *parts, None)
     ours.sum().backward()
     assert all(tensor.grad is not None for tensor in parts)
@@ -191,3 +194,23 @@ def test_statistics_agree_with_a_stock_pass():
         llm(ids)
     difference = (found.grams[1, "mlp"] - moments.second()).norm() / moments.second().norm()
     assert float(difference) < 0.02
+
+
+@needs_bfloat16
+@torch.inference_mode()
+def test_the_benchmark_runs_both_sides(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parent.parent / "benchmarks"))
+    bench = import_module("passes")
+    monkeypatch.setattr(bench, "SAMPLED", 3)
+    used = []
+    for name in ("_causal", "_one_query"):
+        real = getattr(attention, name)
+        monkeypatch.setattr(attention, name, lambda *parts, real=real: used.append(1) or real(*parts))
+    rows = bench.passes(model(), torch.randint(0, 97, (2, 20)))
+    for name, work in rows.items():
+        used.clear()
+        with bench.stock():
+            assert bench.best(1, work) > 0
+        assert not used, name
+        assert bench.best(1, work) > 0
+        assert bool(used) == (name != "second moments of one MLP"), name
