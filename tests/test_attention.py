@@ -54,9 +54,9 @@ def tensors(rows: int, groups: int, each: int, queries: int, keys: int, width: i
 )  # fmt: skip
 @torch.inference_mode()
 def test_causal_passes_are_the_stock_ones(rows, groups, each, length, width, scale, seed):
-    parts: Any = tensors(rows, groups, each, length, length, width, seed)
-    ours, _ = attention._forward(Attending(each), *parts, None, scaling=scale)
-    theirs, _ = sdpa_attention_forward(Attending(each), *parts, None, scaling=scale)
+    q, k, v = tensors(rows, groups, each, length, length, width, seed)
+    ours, _ = attention._forward(Attending(each), q, k, v, None, scaling=scale)
+    theirs, _ = sdpa_attention_forward(Attending(each), q, k, v, None, scaling=scale)
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
@@ -66,13 +66,13 @@ def test_causal_passes_are_the_stock_ones(rows, groups, each, length, width, sca
 )  # fmt: skip
 @torch.inference_mode()
 def test_single_queries_are_the_stock_ones(rows, groups, each, keys, masked, seed):
-    parts: Any = tensors(rows, groups, each, 1, keys, 8, seed)
+    q, k, v = tensors(rows, groups, each, 1, keys, 8, seed)
     mask = None
     if masked:
         mask = torch.rand(rows, 1, 1, keys, generator=torch.Generator().manual_seed(seed)) < 0.7
         mask[..., 0] = True
-    ours, _ = attention._forward(Attending(each), *parts, mask)
-    theirs, _ = sdpa_attention_forward(Attending(each), *parts, mask)
+    ours, _ = attention._forward(Attending(each), q, k, v, mask)
+    theirs, _ = sdpa_attention_forward(Attending(each), q, k, v, mask)
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
@@ -90,17 +90,17 @@ def test_single_queries_are_the_stock_ones(rows, groups, each, keys, masked, see
 )
 @torch.inference_mode()
 def test_the_rest_goes_to_the_stock_function(queries, keys, mask, settings):
-    parts: Any = tensors(2, 2, 2, queries, keys, 8, 0)
-    ours, _ = attention._forward(Attending(2), *parts, mask, **settings)
-    theirs, _ = sdpa_attention_forward(Attending(2), *parts, mask, **settings)
+    q, k, v = tensors(2, 2, 2, queries, keys, 8, 0)
+    ours, _ = attention._forward(Attending(2), q, k, v, mask, **settings)
+    theirs, _ = sdpa_attention_forward(Attending(2), q, k, v, mask, **settings)
     torch.testing.assert_close(ours, theirs, rtol=0, atol=0, equal_nan=True)
 
 
 def test_gradients_go_through_the_stock_function():
-    parts: Any = [tensor.requires_grad_() for tensor in tensors(1, 2, 2, 5, 5, 8, 0)]
-    ours, _ = attention._forward(Attending(2), *parts, None)
+    q, k, v = (tensor.requires_grad_() for tensor in tensors(1, 2, 2, 5, 5, 8, 0))
+    ours, _ = attention._forward(Attending(2), q, k, v, None)
     ours.sum().backward()
-    assert all(tensor.grad is not None for tensor in parts)
+    assert all(tensor.grad is not None for tensor in (q, k, v))
 
 
 @needs_bfloat16
