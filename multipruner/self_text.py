@@ -17,7 +17,7 @@ from .attention import grouped_attention
 from .cache import cache_folder, publish, work_folder
 from .sources import fingerprint
 
-SAMPLING = 5
+SAMPLING = 6
 """Raised when the same seed gives other text."""
 BATCH_TOKENS = 32768
 BATCH_BYTES = 3 << 29
@@ -65,15 +65,16 @@ def self_text(
 def sample(
     model: Any, tokenizer: Any, sequences: int, length: int, seed: int, progress: Progress | None = None
 ) -> torch.Tensor:
-    """Sample from the full distribution (temperature 1): even sequences from BOS, odd ones from a random token.
+    """Sample from the full distribution (temperature 1) after a random token: it sets the subject.
 
+    Where the tokenizer puts tokens before ordinary text (BOS), they come before it here too.
     An end-of-text token ends nothing: the model goes on after it, as in packed documents. Only a generator of its
     own is used, so torch's global random state stays as it was, and what a sequence becomes depends on its own
     row of random numbers. ``model.generate`` is not used: it would add the checkpoint's own sampling settings.
     Arguments and result are those of :func:`self_text`.
     """
     generator = torch.Generator().manual_seed(seed)
-    first = _first_tokens(tokenizer, sequences, generator)
+    first = _first_tokens(tokenizer, sequences, generator)[:, :length]
     draws = torch.rand(sequences, length, generator=generator)
     rows = max(1, max(BATCH_TOKENS, BATCH_BYTES // _bytes_per_token(model)) // length)
     batches = []
@@ -109,8 +110,9 @@ def _threads_for(model: Any) -> Iterator[None]:
 
 
 def _continue(model: Any, first: torch.Tensor, draws: torch.Tensor, tell: Callable[[int], None]) -> torch.Tensor:
-    """Grow sequences token by token: each draw in [0, 1) picks from the cumulated probabilities."""
-    ids = [first[:, None]]
+    """Grow sequences [sequences, given tokens] token by token: each draw in [0, 1) picks from the cumulated
+    probabilities."""
+    ids = [first[:, :1]]
     # a cache that grows in every step is copied in every step, which took half of the time with 256 tokens
     static, cache, room, length = getattr(model, "_can_compile_fullgraph", False), None, 1, draws.shape[1]
     for position in range(1, length):
@@ -121,11 +123,14 @@ def _continue(model: Any, first: torch.Tensor, draws: torch.Tensor, tell: Callab
                 cache, room = _roomier(None, model.config, length, 0), length
         out = model(input_ids=ids[-1].to(model.device), past_key_values=cache, use_cache=True)
         cache = out.past_key_values
+        tell(position + 1)
+        if position < first.shape[1]:
+            ids.append(first[:, position : position + 1])
+            continue
         cumulated = out.logits[:, -1].float().softmax(-1).cumsum(-1)
         target = draws[:, position, None].to(cumulated.device) * cumulated[:, -1:]
         picked = torch.searchsorted(cumulated, target, right=True).clamp(max=cumulated.shape[-1] - 1)
         ids.append(picked.cpu())
-        tell(position + 1)
     return torch.cat(ids, dim=1)
 
 
@@ -138,17 +143,17 @@ def _roomier(cache: StaticCache | None, config: Any, room: int, filled: int) -> 
     return larger
 
 
-def _starts(tokenizer: Any) -> tuple[int | None, int]:
-    """BOS (or EOS, which separates documents, where a family has no BOS) and the number of ordinary tokens."""
-    start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-    return start, len(tokenizer)
+def _starts(tokenizer: Any) -> tuple[list[int], int]:
+    """What the tokenizer puts before ordinary text, and the number of ordinary tokens."""
+    with_special, without = (tokenizer("a", add_special_tokens=special)["input_ids"] for special in (True, False))
+    count = next((n for n in range(len(with_special)) if with_special[n : n + len(without)] == without), 0)
+    return with_special[:count], len(tokenizer)
 
 
 def _first_tokens(tokenizer: Any, sequences: int, generator: torch.Generator) -> torch.Tensor:
-    start, size = _starts(tokenizer)
+    """What sequences start with, [sequences, tokens]: the same tokens before all, and one that is drawn."""
+    before, size = _starts(tokenizer)
     special = set(tokenizer.all_special_ids)
     ordinary = torch.tensor([token for token in range(size) if token not in special])
-    first = ordinary[torch.randint(len(ordinary), (sequences,), generator=generator)]
-    if start is not None:
-        first[::2] = start
-    return first
+    drawn = ordinary[torch.randint(len(ordinary), (sequences, 1), generator=generator)]
+    return torch.cat([torch.tensor([before] * sequences, dtype=torch.int64).reshape(sequences, -1), drawn], dim=1)

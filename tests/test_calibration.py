@@ -17,6 +17,7 @@ import pytest
 import torch
 from huggingface_hub import constants
 from safetensors.torch import save_file
+from tokenizers import processors
 
 from multipruner import self_text as sampling
 from multipruner import texts
@@ -224,8 +225,25 @@ def test_self_text_is_its_seeds_and_the_models(family: str) -> None:
     assert ids.shape == (6, 12) and ids.dtype == torch.int64 and int(ids.max()) < 97
     assert torch.equal(ids, sample(model, tokenizer, 6, 12, seed=3))
     assert not torch.equal(ids, sample(model, tokenizer, 6, 12, seed=4))
-    assert ids[::2, 0].tolist() == [1, 1, 1], "even sequences start with BOS"
-    assert not set(ids[1::2, 0].tolist()) & set(tokenizer.all_special_ids)
+    assert not set(ids[:, 0].tolist()) & set(tokenizer.all_special_ids)
+
+
+def test_self_text_starts_as_the_tokenizer_starts_text() -> None:
+    model, tokenizer = tiny_model("llama"), tiny_tokenizer()
+    plain = sample(model, tokenizer, 6, 12, seed=3)
+    template = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    tokenizer.backend_tokenizer.post_processor = template
+    ids = sample(model, tokenizer, 6, 12, seed=3)
+    assert ids[:, 0].tolist() == [1] * 6 and ids[:, 1].tolist() == plain[:, 0].tolist()
+    with torch.no_grad():
+        probabilities = model(input_ids=ids).logits.double().softmax(-1)
+    upper = probabilities.cumsum(-1)[:, 1:-1].gather(-1, ids[:, 2:, None])[..., 0]
+    lower = upper - probabilities[:, 1:-1].gather(-1, ids[:, 2:, None])[..., 0]
+    generator = torch.Generator().manual_seed(3)
+    torch.randint(93, (6,), generator=generator)
+    draws = torch.rand(6, 12, generator=generator)[:, 2:]
+    assert bool(((draws > lower - 1e-5) & (draws < upper + 1e-5)).all())
+    assert sample(model, tokenizer, 3, 1, seed=3).tolist() == [[1]] * 3
 
 
 @pytest.mark.parametrize(("family", "room"), [("llama", 64), ("llama", 3), ("mistral-sliding", 3)])
