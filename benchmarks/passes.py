@@ -98,7 +98,7 @@ def main() -> int:
     typed = parser.parse_args()
     quiet_libraries()
     torch.set_num_threads(typed.threads)
-    recipe = Recipe.model_validate(mapping_for(typed.model))
+    recipe = Recipe.build(mapping_for(typed.model))
     model, _ = load_dense(resolve(recipe, print), recipe)
     with grouped_attention(model):
         print(f"{model.dtype}, {model.device.type}, {typed.threads} threads, attention: ", end="")

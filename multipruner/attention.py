@@ -1,10 +1,10 @@
 """Attention on a CPU with the query heads of a group side by side: what the engine's own passes over text attend with.
 
-The stock kernel repeats keys and values for every query head of a group, and its bfloat16 products are far from what
-the processor gives. Here the query heads of a KV group are rows of one product, and queries go in blocks
-that see no more than the keys before them. It is registered with transformers' own interface and used only between
-entering and leaving :func:`grouped_attention`; whatever it does not cover goes to the stock function. Models on disk
-and stock forwards (evaluation, timing) never meet it.
+PyTorch's kernel for bfloat16 on a CPU is far slower than batched products of the same size (``benchmarks/passes.py``
+prints both). Here the query heads of a KV group are rows of one product, and queries go in blocks that see no more than
+the keys before them. It is registered with transformers' own interface and used only between entering and leaving
+:func:`grouped_attention`; whatever it does not cover goes to the stock function. Models on disk and stock forwards
+(evaluation, timing) never meet it.
 """
 
 from __future__ import annotations

@@ -12,9 +12,9 @@ import torch
 from transformers import StaticCache
 from transformers.cache_utils import StaticLayer
 
-from .architecture import dense_structure, dimensions
 from .attention import grouped_attention
 from .cache import cache_folder, publish, work_folder
+from .prunable import Prunable
 from .sources import fingerprint
 
 SAMPLING = 6
@@ -65,7 +65,7 @@ def self_text(
 def sample(
     model: Any, tokenizer: Any, sequences: int, length: int, seed: int, progress: Progress | None = None
 ) -> torch.Tensor:
-    """Sample from the full distribution (temperature 1) after a random token: it sets the subject.
+    """Sample from the full distribution (temperature 1) after a random token.
 
     Where the tokenizer puts tokens before ordinary text (BOS), they come before it here too.
     An end-of-text token ends nothing: the model goes on after it, as in packed documents. Only a generator of its
@@ -76,7 +76,8 @@ def sample(
     generator = torch.Generator().manual_seed(seed)
     first = _first_tokens(tokenizer, sequences, generator)[:, :length]
     draws = torch.rand(sequences, length, generator=generator)
-    rows = max(1, max(BATCH_TOKENS, BATCH_BYTES // _bytes_per_token(model)) // length)
+    dense = Prunable.of(model)
+    rows = max(BATCH_TOKENS, BATCH_BYTES // dense.costs.kv_bytes_per_token(dense.dense)) // length or 1
     batches = []
     with _threads_for(model), grouped_attention(model):
         for begin in range(0, sequences, rows):
@@ -88,13 +89,6 @@ def sample(
 
             batches.append(_continue(model, first[chosen], draws[chosen], tell))
     return torch.cat(batches).clone()
-
-
-def _bytes_per_token(model: Any) -> int:
-    """Of keys and values in the cache."""
-    dims, dense = dimensions(model.config), dense_structure(model.config)
-    element = next(model.parameters()).element_size()
-    return max(1, sum(2 * size.kv_heads for size in dense) * dims.head_dim * element)
 
 
 @contextmanager

@@ -11,13 +11,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
-from transformers import AutoModelForCausalLM, DynamicCache, LlamaConfig, LlamaForCausalLM, StaticCache
+from transformers import AutoModelForCausalLM, DynamicCache, StaticCache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from multipruner import attention
 from multipruner.attention import NAME, grouped_attention
 from multipruner.prunable import Prunable
 from multipruner.statistics import Moments, gather, products_of
+from tests.tiny import tiny_model
 
 needs_bfloat16 = pytest.mark.skipif(
     not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="this processor does not multiply bfloat16"
@@ -25,13 +26,7 @@ needs_bfloat16 = pytest.mark.skipif(
 
 
 def model(dtype: torch.dtype = torch.bfloat16) -> Any:
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=97, hidden_size=48, intermediate_size=96, num_hidden_layers=2, num_attention_heads=6,
-        num_key_value_heads=2, head_dim=8, max_position_embeddings=256,
-    )  # fmt: skip
-    llm: Any = LlamaForCausalLM(config)
-    return llm.to(dtype).eval()
+    return tiny_model("llama", layers=2, dtype=dtype)
 
 
 class Attending(nn.Module):
