@@ -7,9 +7,10 @@
 Every cell is one run folder and one JSON file in ``--work``; a cell that is there is not computed again (unless it is
 of other settings or tasks), so the command can be interrupted and goes on. ``table.md`` is written after every cell;
 ``quality.png`` (perplexity against the ratio) and ``sizes.png`` (against calibration tokens) when all theirs are there.
-Calibration is text sampled from the model (``--calibration self``, no data at all) or the first three quarters of the
-Alpaca file; perplexities are of raw WikiText-2 test (sequences of 2,048 tokens) and of the last quarter of the Alpaca
-file, which no calibration sees. Nothing here chooses a setting.
+The method ``global`` is calibrated on text sampled from the model (``--calibration self``, no data at all) or on the
+first three quarters of the Alpaca file, which the published procedure and removing blocks only always see; the row
+"paper on own text" sees sampled text. Perplexities are of raw WikiText-2 test (sequences of 2,048 tokens) and of the
+last quarter of the Alpaca file, which no calibration sees. Nothing here chooses a setting.
 
 ``--ablations`` adds rows in which one setting differs from the method ``global`` (two, where the name says so), at the
 second ratio and the first seed; that it is so is checked against the recipes before anything runs.
@@ -43,10 +44,13 @@ from multipruner.recipe import EvaluationSpec, Recipe
 from multipruner.recipes import mapping_for
 from multipruner.sources import load_dense, resolve
 
+ALPACA = {"source": "alpaca"}
+"""Stands for the first part of the Alpaca file."""
 METHODS: dict[str, dict[str, Any]] = {
     "global": {"method": "global"},
-    "paper": {"method": "paper"},
-    "blocks only": {"method": "paper", "shares": "100:0:0"},
+    "paper": {"method": "paper", "calibration": ALPACA},
+    "paper on own text": {"method": "paper", "calibration": {"source": "self"}},
+    "blocks only": {"method": "paper", "shares": "100:0:0", "calibration": ALPACA},
 }
 ABLATIONS: dict[str, dict[str, Any]] = {
     "no repair of what adds up": {"accumulate": 0},
@@ -105,9 +109,10 @@ class Bench:
 
     def given(self, settings: Mapping[str, Any], ratio: float, seed: int) -> dict[str, Any]:
         """What a cell's recipe says beyond the model's: later settings win."""
-        source = "self" if self.args.calibration == "self" else str(self.train)
-        calibration = {"source": source, **self.typed.get("calibration", {}), "seed": seed}
+        calibration = {"source": self.args.calibration, **self.typed.get("calibration", {}), "seed": seed}
         calibration |= settings.get("calibration", {})
+        if calibration["source"] == ALPACA["source"]:
+            calibration["source"] = str(self.train)
         return {**self.typed, **settings, "ratio": ratio, "calibration": calibration}
 
     def recipe(self, settings: Mapping[str, Any], ratio: float, seed: int) -> Recipe:

@@ -61,6 +61,17 @@ def test_sizes_change_the_statistics_and_scoring_only_downwards(tmp_path: Path) 
     assert {text.length for text in texts} == {512}
 
 
+@pytest.mark.parametrize("calibration", ["self", "alpaca"])
+def test_the_published_procedure_sees_the_text_it_was_published_with(calibration: str, tmp_path: Path) -> None:
+    bench = _bench(tmp_path, calibration=calibration)
+    recipes = {name: bench.recipe(settings, 0.2, 1) for name, settings in _module("quality").METHODS.items()}
+    own, alpaca = "self", str(bench.train)
+    sources = {name: recipe.calibration.source for name, recipe in recipes.items()}
+    assert sources.pop("global") == (own if calibration == "self" else alpaca)
+    assert sources == {"paper": alpaca, "paper on own text": own, "blocks only": alpaca}
+    assert {recipe.calibration.seed for recipe in recipes.values()} == {1}
+
+
 def _cell(**scores: float) -> dict[str, Any]:
     texts = {name: {"value": 10.0} for name in ("wikitext2", "alpaca")}
     tasks = {name: {"metrics": {"acc": {"value": score, "stderr": 0.03}}} for name, score in scores.items()}
