@@ -123,7 +123,7 @@ def judged(setting: Setting, found: Found, wikitext: Path | None, most: int) -> 
     plan = PruningPlan.from_structure(
         found.structure, setting.ranking, prunable.dense, model="dense", model_type=prunable.spec.model_type
     )
-    pruned = cut_model(setting, plan, found.outputs)
+    pruned = cut_model(setting, plan, found.outputs, found.gain)
     result["wikitext2"] = perplexity(pruned, setting, wikitext, most)
     del pruned
     gc.collect()

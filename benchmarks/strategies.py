@@ -30,6 +30,7 @@ from typing import Any
 from metered import Bill, Metered
 from plans import set_flag, settings_given
 from rich.console import Console
+from torch import Tensor
 
 from multipruner.budgets import latency_table_of
 from multipruner.calibration import CalibrationSet, load_calibration
@@ -120,28 +121,31 @@ class Bench:
 
     def judged(self, structure: Structure) -> dict[str, Any]:
         """Losses and perplexities, with the single repairs and with that of all blocks."""
-        prunable, result = self.setting.prunable, dict[str, Any]()
         outputs: Outputs = {}
+        gain: Tensor | None = None
+        prunable, result = self.setting.prunable, dict[str, dict[str, Any]]()
         with self._in_order():
             result["plain"] = {name: judge(structure) for name, judge in self.judges.items()}
             if self.setting.repairs_all:
                 began = time.perf_counter()
                 with counting_display(self.console) as display:
-                    outputs = refitted(self.setting, structure, lambda done, total: display("repair", done, total))
-                with prunable.with_outputs(outputs):
+                    outputs, gain = refitted(
+                        self.setting, structure, lambda done, total: display("repair", done, total)
+                    )
+                with prunable.with_outputs(outputs, gain):
                     result["repaired"] = {name: judge(structure) for name, judge in self.judges.items()}
                 result["repaired"]["seconds"] = time.perf_counter() - began
         if self.args.wikitext is not None:
-            for name, given in (("plain", {}), ("repaired", outputs)):
-                if name in result:
-                    result[name]["wikitext2"] = self._perplexity(structure, given)
+            result["plain"]["wikitext2"] = self._perplexity(structure, {}, None)
+            if "repaired" in result:
+                result["repaired"]["wikitext2"] = self._perplexity(structure, outputs, gain)
         return result
 
-    def _perplexity(self, structure: Structure, outputs: Outputs) -> dict[str, Any]:
+    def _perplexity(self, structure: Structure, outputs: Outputs, gain: Tensor | None) -> dict[str, Any]:
         setting, args = self.setting, self.args
         plan = PruningPlan.from_structure(structure, setting.ranking, self.dense, model=setting.source.name,
                                           model_type=setting.prunable.spec.model_type)  # fmt: skip
-        pruned = cut_model(setting, plan, outputs)
+        pruned = cut_model(setting, plan, outputs, gain)
         spec = EvaluationSpec(text=str(args.wikitext), length=args.eval_length, max_tokens=args.max_tokens)
         return next(iter(evaluate(pruned, setting.tokenizer, spec).perplexities.values())).to_json()
 

@@ -25,7 +25,7 @@ from .plan import PruningPlan, Ranking
 from .prunable import Outputs, Prunable, as_kept
 from .statistics import add_moments, embedded, mirrored, products_of
 from .structure import Structure
-from .surgery import Projection, kept_rows, leading_columns, output_part, surviving_layers
+from .surgery import Projection, kept_rows, leading_columns, output_part, scaled_norm, surviving_layers
 
 RIDGE = 0.2
 """Of the mean squared input: what adds up is noisier than one block's loss, so it is held closer to what there was."""
@@ -44,6 +44,7 @@ def accumulated(
     share: float = 1.0,
     ridge: float | None = RIDGE,
     progress: Callable[[int, int], None] | None = None,
+    ends: Callable[[Tensor, Tensor], None] | None = None,
 ) -> Outputs:
     """Output projections of all blocks that stay.
 
@@ -56,6 +57,8 @@ def accumulated(
             three quarters of the text tell the rest best, or stays as it is where none of them helps there; text of
             fewer batches than ``HELD_OUT`` takes ``RIDGE``.
         progress: called with (blocks done, blocks in all).
+        ends: called with the hidden states after the last block, of the dense and of the repaired model, [sequences,
+            length, hidden_size], batch by batch.
 
     Returns:
         (layer, kind) -> a projection, columns in ranked order, in the model's dtype; a bias stays as it is.
@@ -88,6 +91,9 @@ def accumulated(
             dense = after
             if progress is not None:
                 progress(2 * layer + place + 1, 2 * len(structure))
+    if ends is not None:
+        for states in zip(dense, pruned, strict=True):
+            ends(*states)
     return outputs
 
 
@@ -170,10 +176,18 @@ def _best_ridges(fitted: _Equations, judge: _Equations, weight: Tensor, ridges: 
 
 @torch.no_grad()
 def write_outputs(
-    pruned: torch.nn.Module, prunable: Prunable, plan: PruningPlan, ranking: Ranking, outputs: Outputs
+    pruned: torch.nn.Module,
+    prunable: Prunable,
+    plan: PruningPlan,
+    ranking: Ranking,
+    outputs: Outputs,
+    gain: Tensor | None = None,
 ) -> None:
-    """Put refitted output projections, columns in ranked order, into a pruned model."""
+    """Put refitted output projections, columns in ranked order, and the gain of the last norm into a pruned model."""
     spec = prunable.spec
+    if gain is not None:
+        norm = pruned.get_submodule(f"{spec.decoder}.{spec.final_norm}")
+        norm.load_state_dict(scaled_norm(norm, gain).state_dict())
     for new, old in enumerate(surviving_layers(plan)):
         rank, full = ranking.layers[old], plan.dense[old]
         ranked = kept_rows(as_kept(rank, full), prunable.head_dim)

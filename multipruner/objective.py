@@ -24,11 +24,10 @@ from torch import Tensor
 from .errors import NumericsError
 from .prunable import KINDS, Inputs, Prunable
 from .structure import BlockKind, Choice, Structure
-from .token_loss import DivergenceFromDense, NegativeLogLikelihood, TokenLoss
+from .token_loss import DivergenceFromDense, NegativeLogLikelihood, TokenLoss, tokens_at_once
 
 STATE_BYTES = 1 << 30
 """Default memory for the hidden states of the base structure; above it they are recomputed batch by batch."""
-_LOGIT_BYTES = 48 << 20  # one float32 chunk of logits; larger temporaries cost more in page faults than in arithmetic
 
 _NOT_FINITE = (
     "the calibration loss is not finite: the model overflows in its dtype, or its weights hold NaN; "
@@ -208,8 +207,7 @@ class CalibrationObjective:
 
     @property
     def _chunk(self) -> int:
-        """Tokens whose float32 logits are in memory together."""
-        return max(_LOGIT_BYTES // (4 * self.prunable.vocab_size), 16)
+        return tokens_at_once(self.prunable.vocab_size)
 
     @staticmethod
     def _scored(hidden: Tensor, batch: _Batch) -> Tensor:

@@ -153,7 +153,7 @@ def finish(
         found = scored_with_repair(setting, found)
     plan = _plan(setting, found)
     with timed(seconds, "surgery"):
-        pruned = cut_model(setting, plan, found.outputs)
+        pruned = cut_model(setting, plan, found.outputs, found.gain)
     with timed(seconds, "evaluation"):
         comparison = _evaluate(setting, pruned, say)
     report = record(setting, plan, found, comparison, seconds, command)
@@ -167,11 +167,12 @@ def finish(
     return Run(output, plan, report, pruned, setting.tokenizer)
 
 
-def cut_model(setting: Setting, plan: PruningPlan, outputs: Outputs) -> Any:
-    """The pruned model in memory, with these output projections, or repaired block by block where there are none."""
+def cut_model(setting: Setting, plan: PruningPlan, outputs: Outputs, gain: torch.Tensor | None = None) -> Any:
+    """The pruned model in memory, with these output projections and this gain of the last norm, or repaired block by
+    block where there are no projections."""
     pruned = apply_plan(setting.prunable.model, plan)
     if outputs:  # they cover every block that stays
-        write_outputs(pruned, setting.prunable, plan, setting.ranking, outputs)
+        write_outputs(pruned, setting.prunable, plan, setting.ranking, outputs, gain)
     elif setting.repair is not None and setting.statistics is not None:
         compensate(pruned, setting.prunable, plan, setting.statistics, setting.recipe.ridge, setting.repair.how)
     return pruned

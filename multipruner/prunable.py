@@ -21,7 +21,7 @@ from .costs import Costs
 from .model_costs import KINDS, costs_of, weight_of
 from .plan import KeptLayer, LayerRanking, Ranking
 from .structure import BlockKind, LayerSize, Structure
-from .surgery import Index, Projection, kept_rows, slim_block, tensor_indices, with_output
+from .surgery import Index, Projection, kept_rows, scaled_norm, slim_block, tensor_indices, with_output
 
 OutputOf = Callable[[int, BlockKind, LayerSize, Projection], Projection]
 """(layer, kind, size, whole output projection in ranked order) -> the projection of a block of that size."""
@@ -79,6 +79,7 @@ class Prunable:
     costs: Costs
     _repair: OutputOf | None = field(default=None, repr=False)
     _outputs: Outputs = field(default_factory=dict, repr=False)
+    _final_norm: nn.Module | None = field(default=None, repr=False)
     _slim: dict[tuple[int, BlockKind, LayerSize], nn.Module] = field(default_factory=dict, repr=False)
 
     @classmethod
@@ -156,7 +157,7 @@ class Prunable:
 
     def normed(self, hidden: Tensor) -> Tensor:
         """Final hidden states after the last norm: what the head multiplies."""
-        return self.decoder.get_submodule(self.spec.final_norm)(hidden)
+        return (self._final_norm or self.decoder.get_submodule(self.spec.final_norm))(hidden)
 
     @property
     def head(self) -> nn.Module:
@@ -190,6 +191,8 @@ class Prunable:
         Smaller blocks are swapped in; the output of a removed one is multiplied by zero.
         """
         with ExitStack() as stack:
+            if self._final_norm is not None:
+                stack.enter_context(_replaced(self.decoder, self.spec.final_norm, self._final_norm))
             for number, size in enumerate(structure):
                 for kind in KINDS:
                     block = self.spec.block(kind)
@@ -228,17 +231,23 @@ class Prunable:
                 self._permute(number, {part: torch.argsort(torch.as_tensor(index)) for part, index in rows.items()})
 
     @contextmanager
-    def with_outputs(self, outputs: Outputs) -> Iterator[None]:
+    def with_outputs(self, outputs: Outputs, gain: Tensor | None = None) -> Iterator[None]:
         """Give blocks of matching width other output projections (inside :meth:`in_order`); undone on leaving.
 
         They belong to the sizes that they were made for: two groups of one query head are as wide as one of two.
+
+        Args:
+            outputs: the projections.
+            gain: that the last norm's output is multiplied by, [hidden_size].
         """
         self._slim.clear()
         self._outputs = outputs
+        if gain is not None:
+            self._final_norm = scaled_norm(self.decoder.get_submodule(self.spec.final_norm), gain)
         try:
             yield
         finally:
-            self._outputs = {}
+            self._outputs, self._final_norm = {}, None
             self._slim.clear()
 
     @torch.no_grad()

@@ -172,6 +172,10 @@ class Recipe(_Frozen):
         description="of that last repair, relative to the mean moment; auto: every row of a matrix takes the one "
         "that a held-out quarter of the text prefers, or stays as it is where none helps there",
     )
+    final_norm: Literal["refit", "keep"] = Field(
+        default="refit",
+        description="with that last repair, refit the gain of the last norm to the dense model's distribution",
+    )
     compensate: Literal["search", "final"] = Field(
         default="search",
         description="search: candidates are scored with their repair; final: only the result is repaired",

@@ -132,6 +132,7 @@ class Found:
         structure: what stays.
         loss: its calibration loss in nats, by the recipe's objective.
         outputs: output projections that were refitted at the end, or none.
+        gain: of the last norm, refitted after them, [hidden_size].
         searched_to: the ratio of the search that found it.
         work: what this process computed for it.
         steps: of the sequential path, where there is one.
@@ -145,4 +146,5 @@ class Found:
     steps: list[Step] = field(default_factory=list)
     rounds: tuple[Round, ...] = ()
     outputs: Outputs = field(default_factory=dict)
+    gain: Tensor | None = None
     loss_before_outputs: float | None = None

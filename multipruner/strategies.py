@@ -10,10 +10,12 @@ from math import floor
 from pathlib import Path
 
 from rich.console import Console
+from torch import Tensor
 
 from .accumulation import accumulated
 from .compensation import check_compensation
 from .errors import InfeasibleError
+from .final_norm import GainFit
 from .journal import Trajectory
 from .objective import CalibrationObjective
 from .progress import counting_display, search_display
@@ -211,29 +213,40 @@ def _milp(setting: Setting, workspace: Workspace, console: Console, say: Say, ov
     return Found(result.structure, result.loss, reached, work, rounds=result.rounds)
 
 
-def refitted(setting: Setting, structure: Structure, progress: Callable[[int, int], None]) -> Outputs:
-    """All output projections refitted to what has added up, as the recipe says (inside :meth:`Prunable.in_order`)."""
+def refitted(
+    setting: Setting, structure: Structure, progress: Callable[[int, int], None]
+) -> tuple[Outputs, Tensor | None]:
+    """All output projections refitted to what has added up, and the gain of the last norm to what is left of it, as the
+    recipe says (inside :meth:`Prunable.in_order`)."""
     assert setting.statistics_ids is not None
-    recipe = setting.recipe
+    recipe, ids = setting.recipe, setting.statistics_ids
     ridge = None if recipe.accumulate_ridge == "auto" else recipe.accumulate_ridge
-    ids, share = setting.statistics_ids, recipe.accumulate
-    return accumulated(setting.prunable, structure, ids, share=share, ridge=ridge, progress=progress)
+    fit = GainFit(setting.prunable, ids.numel(), recipe.calibration.seed) if recipe.final_norm == "refit" else None
+    outputs = accumulated(
+        setting.prunable, structure, ids, share=recipe.accumulate, ridge=ridge, progress=progress, ends=fit and fit.see
+    )
+    return outputs, fit and fit.solve()
 
 
 def repair_all(setting: Setting, found: Found, say: Say, progress: Callable[[int, int], None]) -> Found:
-    """Refit all output projections to what has added up, if that lowers the loss on text it was not fitted to."""
+    """Refit all output projections to what has added up, if that lowers the loss on text it was not fitted to; then the
+    gain of the last norm, if that lowers it further."""
     prunable = setting.prunable
     with prunable.in_order(setting.ranking, setting.repair):
-        outputs = refitted(setting, found.structure, progress)
+        outputs, gain = refitted(setting, found.structure, progress)
         objective = objective_of(setting, len(setting.calibration.ids))
         before = objective(found.structure)
         with prunable.with_outputs(outputs):
             after = objective(found.structure)
-    helps = after < before
-    say(f"repair of all blocks: {before:.4f} -> {after:.4f} nats" + ("" if helps else " (no better: not taken)"))
-    if not helps:
+        with prunable.with_outputs(outputs, gain):
+            last = objective(found.structure) if gain is not None else after
+    say(f"repair of all blocks: {before:.4f} -> {after:.4f} nats" + ("" if after < before else NOT_TAKEN))
+    if after >= before:
         return found
-    return replace(found, loss=after, outputs=outputs, loss_before_outputs=before)
+    if gain is not None:
+        say(f"gain of the last norm: {after:.4f} -> {last:.4f} nats" + ("" if last < after else NOT_TAKEN))
+    gain, loss = (gain, last) if last < after else (None, after)
+    return replace(found, loss=loss, outputs=outputs, gain=gain, loss_before_outputs=before)
 
 
 def scored_with_repair(setting: Setting, found: Found) -> Found:
@@ -243,6 +256,7 @@ def scored_with_repair(setting: Setting, found: Found) -> Found:
     return replace(found, loss=loss, loss_before_outputs=found.loss)
 
 
+NOT_TAKEN = " (no better: not taken)"
 STRATEGIES: dict[str, Callable[[Setting, Workspace, Console, Say, bool], Found]] = {
     "sequential": _sequential,
     "milp": _milp,

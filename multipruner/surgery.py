@@ -168,6 +168,15 @@ def with_output(module: nn.Module, block: BlockSpec, projection: Projection) -> 
     return copy
 
 
+def scaled_norm(module: nn.Module, gain: Tensor) -> nn.Module:
+    """A norm whose output is multiplied by a gain [hidden_size], in its own dtype; the module is untouched."""
+    copy = shallow_copy(module)
+    for name, parameter in module.named_parameters(recurse=False):
+        value = (parameter.detach().float() * gain.to(parameter.device)).to(parameter.dtype)
+        copy._parameters[name] = nn.Parameter(value, requires_grad=False)
+    return copy
+
+
 def _set_submodule(root: nn.Module, path: str, child: nn.Module) -> None:
     parent, _, name = path.rpartition(".")
     root.get_submodule(parent)._modules[name] = child

@@ -13,6 +13,13 @@ from torch import Tensor, nn
 
 from .errors import UnsupportedModelError
 
+_LOGIT_BYTES = 48 << 20  # one float32 chunk of logits; larger temporaries cost more in page faults than in arithmetic
+
+
+def tokens_at_once(vocab_size: int) -> int:
+    """Tokens whose float32 logits are in memory together."""
+    return max(_LOGIT_BYTES // (4 * vocab_size), 16)
+
 
 class TokenLoss(Protocol):
     """Loss of every token of a batch."""

@@ -82,7 +82,7 @@ def test_the_plan_alone_gives_other_weights_than_the_repaired_ones(finished: Pat
         for name, tensor in sliced.state_dict().items()
         if not torch.equal(tensor, written.state_dict()[name])
     }
-    assert differing and differing <= {"down_proj", "o_proj"}
+    assert differing and differing <= {"down_proj", "o_proj", "norm"}
 
 
 def test_another_ratio_measures_little_more(finished: Path, dense: Path, tmp_path: Path) -> None:

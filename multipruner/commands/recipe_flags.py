@@ -54,6 +54,8 @@ def judging_flags(parser: argparse.ArgumentParser) -> None:
                      help="of the error of earlier blocks that each makes good, default 1; 0: none")  # fmt: skip
     how.add_argument("--accumulate-ridge", dest="accumulate_ridge", metavar="RIDGE",
                      help="of that last repair, or auto: every row takes what held-out text prefers")  # fmt: skip
+    how.add_argument("--final-norm", dest="final_norm", choices=("refit", "keep"),
+                     help="whether the last repair includes the gain of the last norm")  # fmt: skip
     how.add_argument("--compensate", choices=("search", "final"),
                      help="search: candidates are scored with their repair; final: the result only")  # fmt: skip
     how.add_argument("--ridge", type=float, help="of the repair, default 0.01")
