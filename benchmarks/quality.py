@@ -8,9 +8,9 @@ Every cell is one run folder and one JSON file in ``--work``; a cell that is the
 of other settings or tasks), so the command can be interrupted and goes on. ``table.md`` is written after every cell;
 ``quality.png`` (perplexity against the ratio) and ``sizes.png`` (against calibration tokens) when all theirs are there.
 The method ``global`` is calibrated on text sampled from the model (``--calibration self``, no data at all) or on the
-first three quarters of the Alpaca file, which the published procedure and removing blocks only always see; the row
-"paper on own text" sees sampled text. Perplexities are of raw WikiText-2 test (sequences of 2,048 tokens) and of the
-last quarter of the Alpaca file, which no calibration sees. Nothing here chooses a setting.
+first three quarters of the Alpaca file, which the published procedure and removing blocks only always see. Perplexities
+are of raw WikiText-2 test (sequences of 2,048 tokens) and of the last quarter of the Alpaca file, which no calibration
+sees. Nothing here chooses a setting.
 
 ``--ablations`` adds rows in which one setting differs from the method ``global`` (two, where the name says so), at the
 second ratio and the first seed; that it is so is checked against the recipes before anything runs.
@@ -49,10 +49,10 @@ ALPACA = {"source": "alpaca"}
 METHODS: dict[str, dict[str, Any]] = {
     "global": {"method": "global"},
     "paper": {"method": "paper", "calibration": ALPACA},
-    "paper on own text": {"method": "paper", "calibration": {"source": "self"}},
     "blocks only": {"method": "paper", "shares": "100:0:0", "calibration": ALPACA},
 }
 ABLATIONS: dict[str, dict[str, Any]] = {
+    "last norm as it was": {"final_norm": "keep"},
     "no repair of what adds up": {"accumulate": 0},
     "no repair": {"compensation": "none"},
     "magnitude order": {"importance": "magnitude"},
@@ -60,6 +60,8 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "nll instead of kl": {"objective": "nll"},
     "tables once": {"rounds": 0},
 }
+LAST = {"method", "accumulate", "final_norm"}
+"""Settings that the search does not see: what differs in these alone has the same losses."""
 SHORT = 256
 """Tokens per sequence of the ablation with shorter ones."""
 
@@ -154,18 +156,23 @@ class Bench:
         result["parameters"] = sum(weight.numel() for weight in model.parameters())
         return kept.write(result)
 
-    def cell(self, name: str, settings: Mapping[str, Any], ratio: float, seed: int) -> dict[str, Any]:
-        """One pruned model, judged; from disk when it is there."""
-        stem = f"{name}-{ratio:g}-{self.args.calibration}-{seed}"
+    def _stem(self, name: str, seed: int) -> str:
+        stem = f"{name}-{self.args.calibration}-{seed}"
         for letter, other in ((" ", "_"), (",", ""), (":", "-")):
             stem = stem.replace(letter, other)
+        return stem
+
+    def cell(self, name: str, settings: Mapping[str, Any], ratio: float, seed: int) -> dict[str, Any]:
+        """One pruned model, judged; from disk when it is there."""
+        stem = self._stem(f"{name}-{ratio:g}", seed)
         kept = Cell(self.args.work / f"{stem}.json")
         asked = {"recipe": self.given(settings, ratio, seed), "tasks": self.tasks(seed == self.seeds[0])}
         if kept.done is not None and _of(kept.done, asked):
             return kept.done
         own = {"name": name, "target": ratio, "seed": seed, "asked": asked}
         # one folder for all ratios of a setting: losses that were measured for one serve the others
-        folder = self.args.work / stem.replace(f"-{ratio:g}-", "-")
+        own_losses = name in METHODS or not settings.keys() <= LAST
+        folder = self.args.work / self._stem(name if own_losses else "global", seed)
         try:
             run = multipruner.prune(
                 self.recipe(settings, ratio, seed), output=folder, console=Console(), overwrite=True
