@@ -22,7 +22,6 @@ import math
 import torch
 from torch import Tensor, nn
 
-from .errors import NumericsError
 from .prunable import Prunable
 from .statistics import add_moments, mirrored
 from .token_loss import tokens_at_once
@@ -61,11 +60,8 @@ class GainFit:
 
     @torch.inference_mode()
     def solve(self) -> Tensor | None:
-        """The gain, float32 [hidden_size]; ``None`` where the head is no plain linear layer.
-
-        Raises:
-            NumericsError: when the equations cannot be solved.
-        """
+        """The gain, float32 [hidden_size]; ``None`` where the head is no plain linear layer, or nothing finite solves
+        the equations: a run ends without this step rather than not at all."""
         head = self.prunable.head
         if type(head) is not nn.Linear:
             return None
@@ -83,9 +79,7 @@ class GainFit:
         temperature = -slope.sum() / curvature.sum()
         left = slope + temperature * curvature.sum(dim=1)
         gain = 1 + temperature - torch.cholesky_solve(left[:, None], factor)[:, 0]
-        if int(status) or not bool(torch.isfinite(gain).all()):
-            raise NumericsError("the last norm cannot be refitted: check the weights for NaN, or use --final-norm keep")
-        return gain
+        return None if int(status) or not bool(torch.isfinite(gain).all()) else gain
 
 
 def _add(
