@@ -85,6 +85,16 @@ def test_the_plan_alone_gives_other_weights_than_the_repaired_ones(finished: Pat
     assert differing and differing <= {"down_proj", "o_proj", "norm"}
 
 
+def test_the_last_norm_can_be_kept(finished: Path, dense: Path, tmp_path: Path, capsys) -> None:
+    assert main(arguments(dense, tmp_path / "kept", "--final-norm", "keep")) == 0
+    assert "gain of the last norm" not in capsys.readouterr().out
+    norms = [multipruner.load(folder).model.norm.weight for folder in (finished, tmp_path / "kept")]
+    original = AutoModelForCausalLM.from_pretrained(dense).model.norm.weight
+    assert torch.equal(norms[1], original) and not torch.equal(norms[0], original)
+    losses = [_report(folder)["search"]["loss"] for folder in (finished, tmp_path / "kept")]
+    assert losses[0] < losses[1]
+
+
 def test_another_ratio_measures_little_more(finished: Path, dense: Path, tmp_path: Path) -> None:
     output = tmp_path / "again"
     assert main(arguments(dense, output)) == 0
