@@ -9,9 +9,9 @@ Every ratio has a path of its own; latencies share one, which ``--one-path`` doe
 worse for the looser ones, whose path has spent more of its share on whole blocks).
 
 Losses are in nats by the recipe's objective, on the calibration text and on as much held-out text of the same source
-that nothing saw; "repaired" is after the repair of all blocks, whether or not a run would take it. Seconds and
-token-layers are those of all structures that a search asks for, as if it ran alone, and of the solver; a real
-sequential run saves the part of the output head of candidates that it gives up early. Every loss and every cell is
+that nothing saw; "repaired" is after the repair of all blocks and the last norm, whether or not a run would take it.
+Seconds and token-layers are those of all structures that a search asks for, as if it ran alone, and of the solver; a
+real sequential run saves the part of the output head of candidates that it gives up early. Every loss and every cell is
 kept in ``--work``: the same command goes on.
 """
 
