@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from .prunable import Prunable
+from .self_text import drawn
 from .statistics import add_moments, mirrored
 from .token_loss import tokens_at_once
 
@@ -90,8 +91,5 @@ def _add(
     p, q = (head(one).float().softmax(dim=1) for one in (dense, pruned))
     slope += (states * ((q - p).to(weight.dtype) @ weight).float()).sum(dim=0)
     mean = (q.to(weight.dtype) @ weight).float()
-    cumulated = q.cumsum(dim=1)
-    draws = torch.rand(len(q), DRAWS, generator=generator).to(q.device) * cumulated[:, -1:]
-    drawn = torch.searchsorted(cumulated, draws, right=True).clamp(max=q.shape[1] - 1)
-    for tokens in drawn.T:
+    for tokens in drawn(q, torch.rand(len(q), DRAWS, generator=generator)).T:
         add_moments(curvature, states * (weight[tokens].float() - mean) / math.sqrt(DRAWS))

@@ -121,11 +121,15 @@ def _continue(model: Any, first: torch.Tensor, draws: torch.Tensor, tell: Callab
         if position < first.shape[1]:
             ids.append(first[:, position : position + 1])
             continue
-        cumulated = out.logits[:, -1].float().softmax(-1).cumsum(-1)
-        target = draws[:, position, None].to(cumulated.device) * cumulated[:, -1:]
-        picked = torch.searchsorted(cumulated, target, right=True).clamp(max=cumulated.shape[-1] - 1)
-        ids.append(picked.cpu())
+        ids.append(drawn(out.logits[:, -1].float().softmax(-1), draws[:, position, None]).cpu())
     return torch.cat(ids, dim=1)
+
+
+def drawn(probabilities: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
+    """The tokens that draws in [0, 1), [rows, n], pick from probabilities [rows, vocabulary]; [rows, n]."""
+    cumulated = probabilities.cumsum(-1)
+    target = draws.to(cumulated.device) * cumulated[:, -1:]
+    return torch.searchsorted(cumulated, target, right=True).clamp(max=cumulated.shape[-1] - 1)
 
 
 def _roomier(cache: StaticCache | None, config: Any, room: int, filled: int) -> StaticCache:

@@ -228,6 +228,9 @@ def refitted(
     return outputs, fit and fit.solve()
 
 
+NOT_TAKEN = " (no better: not taken)"
+
+
 def repair_all(setting: Setting, found: Found, say: Say, progress: Callable[[int, int], None]) -> Found:
     """Refit all output projections to what has added up, if that lowers the loss on text it was not fitted to; then the
     gain of the last norm, if that lowers it further."""
@@ -256,7 +259,6 @@ def scored_with_repair(setting: Setting, found: Found) -> Found:
     return replace(found, loss=loss, loss_before_outputs=found.loss)
 
 
-NOT_TAKEN = " (no better: not taken)"
 STRATEGIES: dict[str, Callable[[Setting, Workspace, Console, Say, bool], Found]] = {
     "sequential": _sequential,
     "milp": _milp,

@@ -169,7 +169,10 @@ def with_output(module: nn.Module, block: BlockSpec, projection: Projection) -> 
 
 
 def scaled_norm(module: nn.Module, gain: Tensor) -> nn.Module:
-    """A norm whose output is multiplied by a gain [hidden_size], in its own dtype; the module is untouched."""
+    """A norm whose output is multiplied by a gain [hidden_size], in its own dtype; the module is untouched.
+
+    Every parameter is multiplied: in all families the output is linear in the norm's own parameters.
+    """
     copy = shallow_copy(module)
     for name, parameter in module.named_parameters(recurse=False):
         value = (parameter.detach().float() * gain.to(parameter.device)).to(parameter.dtype)
