@@ -79,7 +79,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--ablations", action="store_true", help="also one setting changed at a time")
     parser.add_argument("--sizes", default="", help="calibration tokens, such as 4096,32768,131072,262144")
     parser.add_argument("--size-ratio", type=float, default=0.2)
-    parser.add_argument("--tasks", default="", help="lm-eval tasks, for the first seed")
+    parser.add_argument("--tasks", default="", help="lm-eval tasks, for the methods' first seed")
     parser.add_argument("--include-path", default=None)
     parser.add_argument("--limit", type=int, default=None)
     set_flag(parser)
@@ -142,7 +142,7 @@ class Bench:
         return result
 
     def tasks(self, first: bool) -> list[Any]:
-        """What a cell's tasks depend on; those of the first seed have them."""
+        """What a cell's tasks depend on; those of the methods' first seed have them."""
         return [sorted(self.args.tasks.split(",")), self.args.limit] if first and self.args.tasks else []
 
     def dense(self) -> dict[str, Any]:
@@ -162,11 +162,13 @@ class Bench:
             stem = stem.replace(letter, other)
         return stem
 
-    def cell(self, name: str, settings: Mapping[str, Any], ratio: float, seed: int) -> dict[str, Any]:
-        """One pruned model, judged; from disk when it is there."""
+    def cell(
+        self, name: str, settings: Mapping[str, Any], ratio: float, seed: int, tasks: bool = False
+    ) -> dict[str, Any]:
+        """One pruned model, judged, on the tasks only if asked; from disk when it is there."""
         stem = self._stem(f"{name}-{ratio:g}", seed)
         kept = Cell(self.args.work / f"{stem}.json")
-        asked = {"recipe": self.given(settings, ratio, seed), "tasks": self.tasks(seed == self.seeds[0])}
+        asked = {"recipe": self.given(settings, ratio, seed), "tasks": self.tasks(tasks)}
         if kept.done is not None and _of(kept.done, asked):
             return kept.done
         own = {"name": name, "target": ratio, "seed": seed, "asked": asked}
@@ -179,7 +181,7 @@ class Bench:
             )
         except InfeasibleError as error:
             return kept.write({**own, "impossible": str(error)})
-        result = self.judge(run.model, run.tokenizer, seed == self.seeds[0]) | own
+        result = self.judge(run.model, run.tokenizer, tasks) | own
         result |= {"ratio": run.report["ratio"], "parameters": run.report["parameters"]["after"]}
         scored = {"statistics_tokens": run.report["search"]["statistics_tokens"]}
         result |= {"seconds": run.report["seconds"], "calibration": {**run.report["calibration"], **scored}}
@@ -225,8 +227,12 @@ class Bench:
 
 
 def _of(cell: Mapping[str, Any], asked: Mapping[str, Any]) -> bool:
-    """Whether a cell is what is asked for; one of an earlier version of this script, which did not say, is."""
-    return cell.get("asked", asked) == asked
+    """Whether a cell is what is asked for.
+
+    It may have tasks that are not; one of an earlier version of this script, which did not say, is.
+    """
+    kept = cell.get("asked", asked)
+    return kept == asked or (not asked["tasks"] and {**kept, "tasks": []} == asked)
 
 
 def flat(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -252,7 +258,8 @@ def fill(bench: Bench) -> None:
     for ratio in bench.ratios:
         for name in filter(None, args.methods.split(",")):
             for seed in bench.seeds if name == "global" else bench.seeds[:1]:
-                tables.add("Methods", name, f"{ratio:g}", bench.cell(name, METHODS[name], ratio, seed))
+                cell = bench.cell(name, METHODS[name], ratio, seed, tasks=seed == bench.seeds[0])
+                tables.add("Methods", name, f"{ratio:g}", cell)
     quality_figure(args.work / "quality.png", dense, tables.groups("Methods"))
     if changed:
         ratio = bench.ratios[min(1, len(bench.ratios) - 1)]

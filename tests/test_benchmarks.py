@@ -72,6 +72,16 @@ def test_the_published_procedure_sees_the_text_it_was_published_with(calibration
     assert {recipe.calibration.seed for recipe in recipes.values()} == {1}
 
 
+def test_a_cell_serves_what_asks_for_the_same_recipe_and_no_other_tasks() -> None:
+    of = _module("quality")._of
+    recipe, tasks = {"ratio": 0.2}, [["piqa"], 200]
+    judged = {"asked": {"recipe": recipe, "tasks": tasks}}
+    assert of(judged, {"recipe": recipe, "tasks": tasks}) and of(judged, {"recipe": recipe, "tasks": []})
+    assert not of(judged, {"recipe": recipe, "tasks": [["piqa"], 100]})
+    assert not of(judged, {"recipe": {"ratio": 0.1}, "tasks": []})
+    assert not of({"asked": {"recipe": recipe, "tasks": []}}, {"recipe": recipe, "tasks": tasks})
+
+
 def _cell(**scores: float) -> dict[str, Any]:
     texts = {name: {"value": 10.0} for name in ("wikitext2", "alpaca")}
     tasks = {name: {"metrics": {"acc": {"value": score, "stderr": 0.03}}} for name, score in scores.items()}
