@@ -12,6 +12,7 @@ formula gives what left its mean (FLAP, arXiv 2312.11983). Nothing is added to t
 
 from __future__ import annotations
 
+from collections.abc import MutableMapping
 from typing import Literal
 
 import torch
@@ -151,7 +152,8 @@ class Repair:
             kept_rows(as_kept(rank, full), prunable.head_dim)
             for rank, full in zip(ranking.layers, prunable.dense, strict=True)
         ]
-        self._made: dict[tuple[int, BlockKind, LayerSize], Projection] = {}
+        self._weights: MutableMapping[tuple[int, BlockKind, LayerSize], Tensor] = statistics.place()
+        self._biases: dict[tuple[int, BlockKind, LayerSize], Tensor | None] = {}
 
     @torch.no_grad()
     def __call__(self, layer: int, kind: BlockKind, size: LayerSize, whole: Projection) -> Projection:
@@ -165,7 +167,7 @@ class Repair:
             The projection with the kept columns, in the dtype of ``whole``.
         """
         key = (layer, kind, size.without("mlp" if kind == "attention" else "attention"))
-        if key not in self._made:
+        if key not in self._biases:
             prunable, block = self._prunable, self._prunable.spec.block(kind)
             order = self._orders[layer][output_part(block)]
             assert isinstance(order, Tensor)
@@ -173,8 +175,9 @@ class Repair:
             gram = gram[order.to(gram.device)][:, order.to(gram.device)]
             mean = None if mean is None else mean[order.to(mean.device)]
             kept = leading_columns(block, size, prunable.dense[layer], prunable.head_dim).to(gram.device)
-            self._made[key] = repaired(self.how, whole, gram, mean, kept, self.ridge).to(whole.weight.dtype)
-        return self._made[key]
+            made = repaired(self.how, whole, gram, mean, kept, self.ridge).to(whole.weight.dtype)
+            self._weights[key], self._biases[key] = made
+        return Projection(self._weights[key], self._biases[key])
 
 
 @torch.no_grad()

@@ -34,6 +34,7 @@ from .recipe import Recipe
 from .record import record
 from .setting import Found, Setting, grid_of
 from .sources import fingerprint, load_dense, resolve
+from .spill import OnDisk
 from .statistics import gather
 from .strategies import check_reachable, find, lend_a_hand, repair_all, scored_with_repair
 from .summary import next_commands, render, teller
@@ -196,7 +197,9 @@ def prepare(recipe: Recipe, console: Console, seconds: dict[str, float]) -> Sett
             held_out = held_out_text(recipe, tokenizer, model)
             more = _statistics_text(recipe, tokenizer, model, text)
         with timed(seconds, "statistics"):
-            statistics = gather(prunable, more, _named(display, "statistics")) if more is not None else None
+            place = OnDisk if recipe.moments == "disk" else dict
+            shown = _named(display, "statistics")
+            statistics = gather(prunable, more, shown, place) if more is not None else None
             order = _named(display, "order")
             finer = grid_of(recipe, prunable).query_head_step is not None
             ranking = rank(recipe.importance, prunable, statistics, order, within_groups=finer)

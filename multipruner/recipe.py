@@ -180,6 +180,11 @@ class Recipe(_Frozen):
         default="search",
         description="search: candidates are scored with their repair; final: only the result is repaired",
     )
+    moments: Literal["memory", "disk"] = Field(
+        default="memory",
+        description="where second moments are, and what is repaired with them; disk: in a file in the cache folder, "
+        "one block's at a time in memory, with the same result",
+    )
     calibration: CalibrationSpec = CalibrationSpec()
     evaluation: EvaluationSpec = EvaluationSpec()
 

@@ -7,9 +7,10 @@ of what stays (:mod:`multipruner.compensation`).
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,8 @@ from .prunable import KINDS, Inputs, Prunable
 from .structure import BlockKind
 
 Progress = Callable[[int, int], None]
+Place = Callable[[], MutableMapping[Any, Tensor]]
+"""Makes what large matrices are kept in: ``dict`` for memory, :class:`multipruner.spill.OnDisk` for a file."""
 BATCH_TOKENS = 4096
 """Tokens that run together."""
 _BLOCK = 256  # columns whose products are taken together: a symmetric matrix needs little more than half of them
@@ -34,23 +37,28 @@ class Statistics:
         hash: of the token ids.
         means: (layer, kind) -> mean over tokens of x, float32 [n]; empty where nobody gathered them, and then biases
             stay as they are.
+        place: what ``grams`` is of, for what is made from it.
     """
 
-    grams: dict[tuple[int, BlockKind], Tensor] = field(default_factory=dict)
+    grams: MutableMapping[tuple[int, BlockKind], Tensor] = field(default_factory=dict)
     tokens: int = 0
     hash: str = ""
     means: dict[tuple[int, BlockKind], Tensor] = field(default_factory=dict)
+    place: Place = dict
 
 
-def gather(prunable: Prunable, ids: Tensor, progress: Progress | None = None) -> Statistics:
-    """All moments, in memory: ``layers * (channels^2 + (query heads * head_dim)^2) * 4`` bytes.
+def gather(prunable: Prunable, ids: Tensor, progress: Progress | None = None, place: Place = dict) -> Statistics:
+    """All moments: ``layers * (channels^2 + (query heads * head_dim)^2) * 4`` bytes, one block's at a time in memory
+    unless that is the place for all.
 
     Args:
         prunable: the dense model.
         ids: token ids, [sequences, length].
         progress: called with (blocks done, blocks in all).
+        place: where second moments, and what is repaired with them, are kept.
     """
-    moments = Statistics(tokens=ids.numel(), hash=hashlib.sha256(ids.contiguous().numpy().tobytes()).hexdigest())
+    hashed = hashlib.sha256(ids.contiguous().numpy().tobytes()).hexdigest()
+    moments = Statistics(place(), ids.numel(), hashed, place=place)
     for done, (layer, kind, gram, mean) in enumerate(stream(prunable, ids)):
         moments.grams[layer, kind], moments.means[layer, kind] = gram, mean
         if progress is not None:

@@ -58,6 +58,8 @@ def judging_flags(parser: argparse.ArgumentParser) -> None:
                      help="whether the last repair includes the gain of the last norm")  # fmt: skip
     how.add_argument("--compensate", choices=("search", "final"),
                      help="search: candidates are scored with their repair; final: the result only")  # fmt: skip
+    how.add_argument("--moments", choices=("memory", "disk"),
+                     help="where second moments and repaired weights are while the search needs them")  # fmt: skip
     how.add_argument("--ridge", type=float, help="of the repair, default 0.01")
     how.add_argument("--order", help="sequential: of the dimensions, default blocks,mlp,heads")
     how.add_argument("--shares", help="of the ratio for blocks:mlp:heads, default 44:52:4")
