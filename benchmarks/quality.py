@@ -141,9 +141,9 @@ class Bench:
             result["tasks"] = {name: task.to_json() for name, task in done.tasks.items()}
         return result
 
-    def tasks(self, first: bool) -> list[Any]:
-        """What a cell's tasks depend on; those of the methods' first seed have them."""
-        return [sorted(self.args.tasks.split(",")), self.args.limit] if first and self.args.tasks else []
+    def tasks(self, asked: bool) -> list[Any]:
+        """What a cell's tasks depend on; nothing where none are asked for."""
+        return [sorted(self.args.tasks.split(",")), self.args.limit] if asked and self.args.tasks else []
 
     def dense(self) -> dict[str, Any]:
         """The dense model, judged."""
@@ -229,7 +229,7 @@ class Bench:
 def _of(cell: Mapping[str, Any], asked: Mapping[str, Any]) -> bool:
     """Whether a cell is what is asked for.
 
-    It may have tasks that are not; one of an earlier version of this script, which did not say, is.
+    It may have tasks that nobody asks for; one of an earlier version of this script, which did not say, is.
     """
     kept = cell.get("asked", asked)
     return kept == asked or (not asked["tasks"] and {**kept, "tasks": []} == asked)

@@ -183,7 +183,7 @@ class Recipe(_Frozen):
     moments: Literal["memory", "disk"] = Field(
         default="memory",
         description="where second moments are, and what is repaired with them; disk: in a file in the cache folder, "
-        "one block's at a time in memory, with the same result",
+        "in memory only what is in use, with the same result",
     )
     calibration: CalibrationSpec = CalibrationSpec()
     evaluation: EvaluationSpec = EvaluationSpec()

@@ -48,8 +48,7 @@ class Statistics:
 
 
 def gather(prunable: Prunable, ids: Tensor, progress: Progress | None = None, place: Place = dict) -> Statistics:
-    """All moments: ``layers * (channels^2 + (query heads * head_dim)^2) * 4`` bytes, one block's at a time in memory
-    unless that is the place for all.
+    """All moments: ``layers * (channels^2 + (query heads * head_dim)^2) * 4`` bytes, in memory or where ``place`` says.
 
     Args:
         prunable: the dense model.
