@@ -148,7 +148,7 @@ def main() -> None:
     calibration = {
         "source": arguments.calibration, "sequences": arguments.sequences, "length": arguments.length
     }  # fmt: skip
-    recipe = Recipe.build(mapping_for(arguments.model), {"calibration": calibration})
+    recipe = Recipe.build(mapping_for(arguments.model), {"method": "paper", "calibration": calibration})
     model, tokenizer = load_dense(resolve(recipe, print), recipe)
     prunable = Prunable.of(model)
     ids = load_calibration(recipe.calibration, tokenizer, model, say=print).ids

@@ -19,6 +19,9 @@ from .plan import PruningPlan
 
 LOCAL_NAME = "path/to/this/folder"
 """What the loading example opens as long as the checkpoint has no address."""
+REFITTED = "`plan.json` says what was cut; the output projections of what stays were then refitted in closed form."
+"""The card's sentence on the repair."""
+_LAST_NORM = " So was the gain of the last norm."
 _SEAL = re.compile(r"\n<!-- multipruner wrote this card: ([0-9a-f]{16}) -->\n\Z")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _REMOTE_CODE = (
@@ -226,7 +229,7 @@ model = AutoModelForCausalLM.from_pretrained("{name}"{code})
 tokenizer = AutoTokenizer.from_pretrained("{name}"{code or option})
 ```
 
-{other} `pip install multipruner`:
+{other} the package multipruner:
 
 ```python
 import multipruner
@@ -292,8 +295,9 @@ def _reproduction(report: Mapping[str, Any]) -> str:
     if versions := report.get("versions"):
         lines.append("Made with " + ", ".join(f"{package} {version}" for package, version in versions.items()) + ".")
     repaired = isinstance(recipe, Mapping) and recipe.get("compensation", "none") != "none"
+    gain = repaired and (report.get("search") or {}).get("last_norm_refitted")
     lines.append(
-        "`plan.json` says what was cut; the output projections of what stays were then refitted in closed form."
+        REFITTED + (_LAST_NORM if gain else "")
         if repaired
         else "`plan.json` and the dense weights give these weights again, bit for bit."
     )

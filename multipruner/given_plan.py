@@ -85,7 +85,7 @@ def apply_given_plan(
             objective = objective_of(setting, len(setting.calibration.ids))
             loss = Remembered(objective, memo)(plan.structure)
         ratio = setting.prunable.costs.ratio(plan.structure)
-        found = Found(plan.structure, loss, ratio, {"structures": objective.work})
+        found = Found(plan.structure, loss, ratio, {"structures": objective.work}, by="given plan")
         run = finish(setting, found, workspace, console, command, seconds)
         workspace.close()
     return run

@@ -54,8 +54,10 @@ class CalibrationSpec(_Frozen):
     source: str = Field(
         default="alpaca",
         description="alpaca, wikitext2, c4 (through datasets), self (text sampled from the dense model), or a "
-        "local .txt, .jsonl, .json, .parquet or .safetensors (ready token ids) file; several joined by + share the "
-        "sequences evenly (alpaca+self) or by weights (alpaca:1+self:3)",
+        "local .txt, .jsonl, .json or .parquet file, or a .safetensors file with ready token ids (tensor input_ids; "
+        "heldout_ids for the comparison at the end; statistics_ids for the moments, which are otherwise those of "
+        "input_ids as well); several joined by + share the sequences evenly (alpaca+self) or by weights "
+        "(alpaca:1+self:3)",
     )
     text_column: str | None = Field(default=None, description="column of a local file that holds the text")
     sequences: Annotated[int, Field(ge=1)] = Field(default=8, description="that structures are judged on")
@@ -229,12 +231,16 @@ class Recipe(_Frozen):
     def build(cls, *sources: Mapping[str, Any]) -> Recipe:
         """Merge plain mappings, later ones winning, and validate once.
 
+        Budgets without a ratio replace the ratio of the sources before, and its default.
+
         Raises:
             ConfigError: listing every fault at once, one line each.
         """
         given: dict[str, Any] = {}
         for source in sources:
             _merge_into(given, source)
+            if source.get("budgets") and "ratio" not in source:
+                given["ratio"] = None
         merged: dict[str, Any] = {}
         _merge_into(merged, METHODS.get(given.get("method", "global"), {}))
         _merge_into(merged, given)

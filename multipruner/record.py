@@ -56,10 +56,11 @@ def record(
         "calibration": {"name": setting.calibration.name, "hash": setting.calibration.hash,
                         "tokens": setting.calibration.ids.numel(), "sequences": len(setting.calibration.ids)},
         "search": {
-            "strategy": setting.recipe.strategy,
+            "strategy": path.by or setting.recipe.strategy,
             "objective": setting.recipe.objective,
             "loss": path.loss,
             "loss_before_repair_of_all": path.loss_before_outputs,
+            "last_norm_refitted": path.gain is not None,
             "searched_to": path.searched_to,
             "steps": len(path.steps),
             "seconds_of_all_steps": sum(step.seconds for step in path.steps),

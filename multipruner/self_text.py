@@ -20,9 +20,9 @@ from .sources import fingerprint
 SAMPLING = 6
 """Raised when the same seed gives other text."""
 BATCH_TOKENS = 32768
-BATCH_BYTES = 3 << 29
-"""Sampled side by side: so many tokens, or more where their keys and values take no more memory than that. Independent
-of the machine, so that the text is."""
+BATCH_BYTES, MOST_BATCH_BYTES = 3 << 29, 4 << 30
+"""Sampled side by side: so many tokens, or more where their keys and values take no more memory than the first amount,
+or less where they would take more than the second. Independent of the machine, so that the text is."""
 ROOM = 64
 """Positions by which the cache grows: every step attends to all that there is room for."""
 PARAMETERS_PER_THREAD = 50_000_000
@@ -77,7 +77,9 @@ def sample(
     first = _first_tokens(tokenizer, sequences, generator)[:, :length]
     draws = torch.rand(sequences, length, generator=generator)
     dense = Prunable.of(model)
-    rows = max(BATCH_TOKENS, BATCH_BYTES // dense.costs.kv_bytes_per_token(dense.dense)) // length or 1
+    per_token = dense.costs.kv_bytes_per_token(dense.dense)
+    tokens = max(min(BATCH_TOKENS, MOST_BATCH_BYTES // per_token), BATCH_BYTES // per_token)
+    rows = tokens // length or 1
     batches = []
     with _threads_for(model), grouped_attention(model):
         for begin in range(0, sequences, rows):
@@ -138,6 +140,7 @@ def _roomier(cache: StaticCache | None, config: Any, room: int, filled: int) -> 
     for index, layer in enumerate(cache.layers if cache is not None else ()):
         assert isinstance(layer, StaticLayer) and layer.keys is not None and layer.values is not None
         larger.update(layer.keys[:, :, :filled], layer.values[:, :, :filled], index)
+        layer.keys = layer.values = None  # both caches as a whole would be twice the memory
     return larger
 
 

@@ -133,6 +133,7 @@ class Found:
         loss: its calibration loss in nats, by the recipe's objective.
         outputs: output projections that were refitted at the end, or none.
         gain: of the last norm, refitted after them, [hidden_size].
+        by: what found it, where it is not the recipe's strategy.
         searched_to: the ratio of the search that found it.
         work: what this process computed for it.
         steps: of the sequential path, where there is one.
@@ -148,3 +149,4 @@ class Found:
     outputs: Outputs = field(default_factory=dict)
     gain: Tensor | None = None
     loss_before_outputs: float | None = None
+    by: str | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from .card import model_card
+from .card import REFITTED, model_card
 from .plan import PruningPlan
 
 _SEAL = "\n<!-- multipruner wrote this card"
@@ -16,7 +16,6 @@ _LIMIT = (
 )
 _UNMEASURED = "- It has not been evaluated.\n"
 _SAME_BITS = "`plan.json` and the dense weights give these weights again, bit for bit."
-_REFITTED = "`plan.json` says what was cut; the output projections of what stays were then refitted in closed form."
 
 
 def tuned_card(report: Mapping[str, Any], plan: PruningPlan, *, stock: bool) -> str:
@@ -38,7 +37,7 @@ def tuned_card(report: Mapping[str, Any], plan: PruningPlan, *, stock: bool) -> 
         ),
         _UNMEASURED: "",
         _SAME_BITS: "`plan.json` and the dense weights give the weights before the training, bit for bit.",
-        _REFITTED: f"{_REFITTED} Then came the training.",
+        REFITTED: f"{REFITTED[:-1]}, before the training.",
     }
     for before, after in changes.items():
         card = card.replace(before, after)

@@ -1,4 +1,4 @@
-"""What the table of qualities says: rows that change what they name, sizes, averages. No model is run."""
+"""What the table of qualities says: rows that change what they name, sizes, averages; and two objectives agree."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from unittest.mock import patch
 import pytest
 
 from multipruner.errors import ConfigError
+from tests.test_pipeline import dense as dense  # the fixture
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
@@ -108,3 +109,10 @@ def test_a_ratio_that_was_missed_says_what_was_asked(tmp_path: Path) -> None:
     written = (tmp_path / "table.md").read_text()
     assert "20% is out of reach" in written and written.count("| global | 20.00% | 100.00M | 10.0 (1.00x)") == 1
     assert len({line.count("|") for line in written.splitlines() if line.startswith("|")}) == 1
+
+
+def test_both_objectives_take_the_same_first_step(dense: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["objective.py", "--model", str(dense), "--sequences", "2", "--length", "8"]
+    with patch.object(sys, "argv", given):
+        _module("objective").main()
+    assert "same choice: True" in capsys.readouterr().out

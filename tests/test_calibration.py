@@ -23,6 +23,7 @@ from multipruner import self_text as sampling
 from multipruner import texts
 from multipruner.calibration import CalibrationSet, load_calibration
 from multipruner.errors import CalibrationError
+from multipruner.prunable import Prunable
 from multipruner.recipe import CalibrationSpec
 from multipruner.self_text import sample, self_text
 from multipruner.texts import rows_of, stretches
@@ -283,6 +284,21 @@ def test_several_batches_give_the_same_text(monkeypatch: pytest.MonkeyPatch) -> 
     whole = sample(model, tokenizer, 5, 12, seed=0)
     monkeypatch.setattr(sampling, "BATCH_TOKENS", 24)
     assert torch.equal(sample(model, tokenizer, 5, 12, seed=0), whole)
+
+
+@pytest.mark.parametrize(("least", "most", "tokens"), [(0, 30, 30), (0, 10**6, 40), (60, 30, 60), (0, 1, 1)])
+def test_keys_and_values_bound_how_many_are_sampled_together(
+    least: int, most: int, tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_model("llama", dtype=torch.float64)
+    dense = Prunable.of(model)
+    per_token = dense.costs.kv_bytes_per_token(dense.dense)
+    monkeypatch.setattr(sampling, "BATCH_TOKENS", 40)
+    monkeypatch.setattr(sampling, "BATCH_BYTES", least * per_token)
+    monkeypatch.setattr(sampling, "MOST_BATCH_BYTES", most * per_token)
+    told: list[int] = []
+    sample(model, tiny_tokenizer(), 9, 12, seed=0, progress=lambda done, _: told.append(done))
+    assert told[0] // 2 == max(1, tokens // 12), "sequences that have their second token first"
 
 
 def test_alpaca_without_the_hub_is_self_text(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -147,6 +147,23 @@ DENSE = {
 }
 
 
+@pytest.mark.parametrize(
+    ("sources", "ratio"),
+    [
+        ([{"budgets": {"flops": "0.9x"}}], None),
+        ([{"ratio": 0.3}, {"budgets": {"flops": "0.9x"}}], None),
+        ([{"budgets": {"flops": "0.9x"}}, {"ratio": 0.3}], 0.3),
+        ([{"ratio": 0.3, "budgets": {"flops": "0.9x"}}], 0.3),
+        ([{"ratio": 0.3}, {"budgets": {}}], 0.3),
+        ([{}], 0.2),
+    ],
+)
+def test_budgets_without_a_ratio_replace_it(sources: list[dict[str, object]], ratio: float | None) -> None:
+    built = Recipe.build({"model": "m"}, *sources)
+    assert built.ratio == ratio
+    assert Recipe.build(built.model_dump()) == built
+
+
 @pytest.mark.parametrize("name", sorted(DENSE))
 def test_groups_suit_the_model(name: str) -> None:
     recipe = Recipe.build(recipes.read(name))

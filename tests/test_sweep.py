@@ -290,7 +290,7 @@ def test_any_plan_of_the_model_is_followed_to_the_index(seed: int, dense: Path, 
     assert seed % 2 or any(0 < size.query_heads < 2 * size.kv_heads for size in plan.structure)
     (tmp_path / "p.json").write_text(plan.to_json())
     run = apply_given_plan(recipe(dense, rounds=0), tmp_path / "p.json", tmp_path / "made")
-    assert run.plan.layers == plan.layers
+    assert run.plan.layers == plan.layers and run.report["search"]["strategy"] == "given plan"
     sliced = multipruner.apply_plan(AutoModelForCausalLM.from_pretrained(dense), plan).state_dict()
     written = multipruner.load(tmp_path / "made").state_dict()
     assert written.keys() == sliced.keys()

@@ -236,6 +236,7 @@ def test_nothing_in_the_card_says_that_nothing_was_trained(compensation: str, wo
     folder = _run(tmp_path / "run")
     report = json.loads((folder / "report.json").read_text())
     report["recipe"]["compensation"] = compensation
+    report["search"] = {"last_norm_refitted": True}
     (folder / "report.json").write_text(json.dumps(report))
     untrained = model_card(report, read_run(folder).plan)
     _tune(folder, words, tmp_path / "out")
@@ -244,6 +245,8 @@ def test_nothing_in_the_card_says_that_nothing_was_trained(compensation: str, wo
         assert lie not in card
     assert "Nothing was trained" in untrained and "no weight was trained" in untrained, "words of the card changed"
     assert ("give these weights again" in untrained) == (compensation == "none")
+    repaired = "refitted in closed form, before the training. So was the gain of the last norm."
+    assert (repaired in card) == (compensation == "lstsq")
     assert not is_untouched(card), "a push must not write it anew"
 
 

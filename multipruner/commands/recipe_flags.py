@@ -130,6 +130,4 @@ def recipe_of(typed: dict[str, Any], *fixed: dict[str, Any], amend: Amend | None
     evaluation_values(flags)
     if amend is not None:
         amend(flags, sources)
-    if "budgets" in flags and "ratio" not in flags:
-        flags["ratio"] = None  # a budget that was typed replaces the recipe's ratio
     return Recipe.build(*sources, flags, *fixed)
