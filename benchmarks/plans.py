@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -107,7 +108,7 @@ class Cell:
 
 def _write(path: Path, value: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(path.name + ".aside")
+    aside = path.with_name(f"{path.name}.aside-{os.getpid()}")
     aside.write_text(json.dumps(value, indent=1) + "\n")
     aside.replace(path)
 

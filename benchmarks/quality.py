@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import hashlib
 import json
 import sys
 from collections.abc import Mapping
@@ -88,7 +89,7 @@ def arguments() -> argparse.Namespace:
 
 def split_alpaca(source: Path, work: Path) -> tuple[Path, Path]:
     """The file in two: for calibration, and for nothing but the final numbers."""
-    rows = source.read_text(encoding="utf-8").splitlines()
+    rows = [row for row in source.read_text(encoding="utf-8").split("\n") if row.strip()]
     cut = 3 * len(rows) // 4
     train, held_out = work / "alpaca-calibration.jsonl", work / "alpaca-held-out.txt"
     train.write_text("\n".join(rows[:cut]) + "\n", encoding="utf-8")
@@ -106,6 +107,8 @@ class Bench:
     def __init__(self, args: argparse.Namespace) -> None:
         self.args, self.typed = args, settings_given(args.set)
         self.train, self.held_out = split_alpaca(args.alpaca, args.work)
+        # what every cell depends on beside its own settings
+        self.common = {"model": args.model, "texts": [_digest(path) for path in (args.alpaca, args.wikitext)]}
         self.seeds = [int(seed) for seed in args.seeds.split(",")]
         self.ratios = [float(ratio) for ratio in args.ratios.split(",")]
 
@@ -147,7 +150,8 @@ class Bench:
 
     def dense(self) -> dict[str, Any]:
         """The dense model, judged."""
-        kept, asked = Cell(self.args.work / "dense.json"), {"tasks": self.tasks(True)}
+        asked = {**self.common, "recipe": self.typed, "tasks": self.tasks(True)}
+        kept = Cell(self.args.work / "dense.json")
         if kept.done is not None and _of(kept.done, asked):
             return kept.done
         recipe = Recipe.build(mapping_for(self.args.model), self.typed)
@@ -168,7 +172,7 @@ class Bench:
         """One pruned model, judged, on the tasks only if asked; from disk when it is there."""
         stem = self._stem(f"{name}-{ratio:g}", seed)
         kept = Cell(self.args.work / f"{stem}.json")
-        asked = {"recipe": self.given(settings, ratio, seed), "tasks": self.tasks(tasks)}
+        asked = {**self.common, "recipe": self.given(settings, ratio, seed), "tasks": self.tasks(tasks)}
         if kept.done is not None and _of(kept.done, asked):
             return kept.done
         own = {"name": name, "target": ratio, "seed": seed, "asked": asked}
@@ -226,12 +230,16 @@ class Bench:
         return f"{tokens} tokens", {"method": "global", "calibration": settings}
 
 
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
 def _of(cell: Mapping[str, Any], asked: Mapping[str, Any]) -> bool:
     """Whether a cell is what is asked for.
 
-    It may have tasks that nobody asks for; one of an earlier version of this script, which did not say, is.
+    It may have tasks that nobody asks for. One of an earlier version of this script, which said less, is not.
     """
-    kept = cell.get("asked", asked)
+    kept = cell.get("asked", {})
     return kept == asked or (not asked["tasks"] and {**kept, "tasks": []} == asked)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from math import sqrt
@@ -42,7 +43,7 @@ class Tables:
         """Put a cell into its row, and what is there into the file; the row is printed."""
         group = self.sections.setdefault(section, {}).setdefault(f"{label}\n{key}", [])
         group.append(cell)
-        aside = self.path.with_suffix(".aside")
+        aside = self.path.with_suffix(f".aside-{os.getpid()}")
         aside.write_text(self.text(), encoding="utf-8")
         aside.replace(self.path)
         print(row(label, self.dense, group), flush=True)
@@ -190,6 +191,6 @@ def _draw(path: Path, title: str, panel: Callable[[Axes, str], None]) -> None:
         return sheet
 
     picture = drawing(paint, name=path.stem, title=title, caption="", alt="", columns=(), rows=())
-    aside = path.with_suffix(".aside")
+    aside = path.with_suffix(f".aside-{os.getpid()}")
     aside.write_bytes(picture.png)
     aside.replace(path)

@@ -46,7 +46,7 @@ def accumulated(
     progress: Callable[[int, int], None] | None = None,
     ends: Callable[[Tensor, Tensor], None] | None = None,
 ) -> Outputs:
-    """Output projections of all blocks that stay.
+    """Output projections of the blocks that stay, from the first on that is not as it was.
 
     Args:
         prunable: the dense model, inside :meth:`Prunable.in_order` (with the repair of single blocks, if any).
@@ -68,14 +68,17 @@ def accumulated(
     """
     batches = embedded(prunable, ids)
     dense = [batch.hidden for batch in batches]
-    pruned = list(dense)
+    pruned, untouched = list(dense), True
     outputs: Outputs = {}
     for layer, size in enumerate(structure):
         for place, kind in enumerate(KINDS):
             after = [
                 prunable.block(h, b, layer, kind, prunable.dense[layer]) for h, b in zip(dense, batches, strict=True)
             ]
-            if size.has(kind):
+            untouched = untouched and size.same_block(prunable.dense[layer], kind)
+            if untouched:  # nothing has been lost yet, so there is nothing to make good
+                pruned = list(after)
+            elif size.has(kind):
                 fit, output = _Fit(), Projection.of(prunable.output_of(layer, kind, size))
                 bias = torch.zeros((), device=dense[0].device) if output.bias is None else output.bias.float()
                 rows = zip(dense, pruned, after, batches, strict=True)

@@ -29,9 +29,11 @@ from .surgery import Projection, kept_rows, leading_columns, output_part, surviv
 How = Literal["lstsq", "bias"]
 RIDGE = 1e-2
 """Of the mean diagonal of G."""
+_CANCELLATION = 1e-5
+"""What float32 leaves uncertain of a covariance, relative to the mean second moment it is the small difference of."""
 
 
-def repaired_columns(weight: Tensor, gram: Tensor, kept: Tensor, ridge: float) -> Tensor:
+def repaired_columns(weight: Tensor, gram: Tensor, kept: Tensor, ridge: float, *, least: float = 0.0) -> Tensor:
     """The columns that stay, refitted to the output of all of them.
 
     Args:
@@ -39,6 +41,7 @@ def repaired_columns(weight: Tensor, gram: Tensor, kept: Tensor, ridge: float) -
         gram: second moments of its input, [n, n].
         kept: indices of the columns that stay, [k].
         ridge: relative to the mean of the diagonal of ``gram``.
+        least: the smallest ridge, not relative to anything.
 
     Returns:
         float32 [hidden_size, k].
@@ -47,7 +50,7 @@ def repaired_columns(weight: Tensor, gram: Tensor, kept: Tensor, ridge: float) -
         NumericsError: when the statistics are not finite, or singular in spite of the ridge.
     """
     full, dense = gram.float(), weight.detach().float()
-    r = ridge * float(full.diagonal().mean())
+    r = max(ridge * float(full.diagonal().mean()), least)
     among = full[kept][:, kept]
     among.diagonal().add_(r)
     # W_S + (what the lost columns say about the kept ones): exact for all columns kept, whatever the rounding
@@ -92,7 +95,10 @@ def repaired(
     if how == "bias":
         weight = whole.weight[:, kept]
     else:
-        weight = repaired_columns(whole.weight, gram.float() - torch.outer(centre, centre), kept, ridge)
+        moments = gram.float()
+        # where means are far larger than deviations, the difference is no more exact than this
+        noise = _CANCELLATION * float(moments.diagonal().mean())
+        weight = repaired_columns(whole.weight, moments - torch.outer(centre, centre), kept, ridge, least=noise)
     dense, lost = whole.weight.detach().float(), torch.ones(len(centre), dtype=torch.bool, device=centre.device)
     lost[kept] = False
     # b + W m - W' m_S, without the difference of what stayed the same

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import replace
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from rich.console import Console
 
 from .budgets import latency_table_of
 from .compensation import Repair
-from .errors import ConfigError
+from .errors import ConfigError, NumericsError
 from .pipeline import Run, finish, prepare
 from .plan import KeptLayer, LayerRanking, PruningPlan, Ranking
 from .recipe import Recipe
@@ -84,6 +85,8 @@ def apply_given_plan(
         with setting.prunable.in_order(setting.ranking, setting.repair):
             objective = objective_of(setting, len(setting.calibration.ids))
             loss = Remembered(objective, memo)(plan.structure)
+        if not isfinite(loss):
+            raise NumericsError("the plan's calibration loss is not finite; try --dtype float32 or bfloat16")
         ratio = setting.prunable.costs.ratio(plan.structure)
         found = Found(plan.structure, loss, ratio, {"structures": objective.work}, by="given plan")
         run = finish(setting, found, workspace, console, command, seconds)

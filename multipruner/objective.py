@@ -192,17 +192,18 @@ class CalibrationObjective:
         return len(self._order)
 
     def _add(self, structure: Structure, group: list[_Batch], total: float, bound: float) -> float:
-        """Add a candidate's loss on some batches to its running total; infinity when that exceeds the bound."""
+        """Add a candidate's loss on some batches to its running total; infinity when that exceeds the bound, or is no
+        number."""
         start = self._first_change(structure)
         for batch in group:
-            if total > bound:
+            if total > bound or total == math.inf:
                 return math.inf
             hidden = batch.states[start]
             for layer, kind in self._order[start:]:
                 hidden = self._block(hidden, batch, layer, kind, structure)
             total += self._token_losses(hidden, batch, bound - total)
-            if math.isnan(total):
-                raise NumericsError(_NOT_FINITE)
+            if math.isnan(total):  # this candidate overflows; others need not
+                return math.inf
         return total
 
     @property

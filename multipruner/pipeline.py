@@ -195,7 +195,7 @@ def prepare(recipe: Recipe, console: Console, seconds: dict[str, float]) -> Sett
             text = _named(display, "text")
             calibration = load_calibration(recipe.calibration, tokenizer, model, say=say, progress=text)
             held_out = held_out_text(recipe, tokenizer, model)
-            more = _statistics_text(recipe, tokenizer, model, text)
+            more = _statistics_text(recipe, tokenizer, model, say, text)
         with timed(seconds, "statistics"):
             place = OnDisk if recipe.moments == "disk" else dict
             shown = _named(display, "statistics")
@@ -226,12 +226,18 @@ def _named(display: Callable[[str, int, int], None], what: str) -> Callable[[int
 
 
 def _statistics_text(
-    recipe: Recipe, tokenizer: Any, model: Any, progress: Callable[[int, int], None]
+    recipe: Recipe, tokenizer: Any, model: Any, say: Callable[[str], None], progress: Callable[[int, int], None]
 ) -> torch.Tensor | None:
     """More of the calibration text for second moments, where something needs them; token ids."""
     if recipe.compensation == "none" and recipe.importance not in NEED_STATISTICS:
         return None
-    return load_calibration(recipe.calibration, tokenizer, model, split="statistics", progress=progress).ids
+    ids = load_calibration(recipe.calibration, tokenizer, model, split="statistics", progress=progress).ids
+    if len(ids) < (asked := recipe.calibration.statistics_sequences):
+        say(
+            f"statistics of {len(ids)} sequences, not of {asked}: the text has no more of its own for them; order and "
+            f"repair gain from more (a longer text, or --calibration {recipe.calibration.source}+self)"
+        )
+    return ids
 
 
 def held_out_text(recipe: Recipe, tokenizer: Any, model: Any) -> CalibrationSet | None:

@@ -15,7 +15,7 @@ from transformers.cache_utils import StaticLayer
 from .attention import grouped_attention
 from .cache import cache_folder, publish, work_folder
 from .prunable import Prunable
-from .sources import fingerprint
+from .sources import configuration, fingerprint
 
 SAMPLING = 6
 """Raised when the same seed gives other text."""
@@ -49,7 +49,8 @@ def self_text(
     """
     from safetensors.torch import load_file, save_file
 
-    settings = [SAMPLING, fingerprint(model), str(model.device.type), sequences, length, seed, *_starts(tokenizer)]
+    dense = [fingerprint(model), configuration(model), str(model.device.type)]
+    settings = [SAMPLING, *dense, sequences, length, seed, *_starts(tokenizer)]
     key = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:32]
     target = cache_folder() / "self-text" / f"{key}.safetensors"
     if target.exists():

@@ -18,7 +18,7 @@ from .prunable import Outputs, Prunable
 from .recipe import Recipe
 from .search import Grid, Problem, Round, Step, Task
 from .search.aligned import aligned
-from .sources import ResolvedModel
+from .sources import ResolvedModel, configuration
 from .statistics import Statistics
 from .structure import Structure
 
@@ -95,6 +95,7 @@ class Setting:
         grid = grid_of(recipe, self.prunable)
         identity = {
             "model": self.fingerprint,
+            "configuration": configuration(self.prunable.model),
             "calibration": self.calibration.hash,
             "ignored_label": self.calibration.ignore_id,
             "batch_size": recipe.calibration.batch_size,

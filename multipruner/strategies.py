@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from math import floor
+from math import floor, inf
 from pathlib import Path
 
 from rich.console import Console
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .accumulation import accumulated
 from .compensation import check_compensation
-from .errors import InfeasibleError
+from .errors import InfeasibleError, NumericsError
 from .final_norm import GainFit
 from .journal import Trajectory
 from .objective import CalibrationObjective
@@ -141,6 +141,14 @@ def _cut(trajectory: Trajectory, problem: Problem) -> list[Step]:
     return steps
 
 
+def _loss(objective: CalibrationObjective, structure: Structure) -> float:
+    """Infinity where the loss is not finite: such a candidate is the worst, and no reason to end the search."""
+    try:
+        return objective(structure)
+    except NumericsError:
+        return inf
+
+
 class Remembered:
     """An objective whose losses are on disk: what was measured once is never measured again.
 
@@ -153,13 +161,13 @@ class Remembered:
         self.objective, self.memo, self._base = objective, memo, objective.base
 
     def __call__(self, structure: Structure) -> float:
-        """The loss of one structure in nats."""
+        """The loss of one structure in nats; infinity where it is not finite."""
         key = structure.to_json()
         known = self.memo.get(key, 0)
         if known is None:
             if self.objective.base != self._base:
                 self.objective.commit(self._base)
-            known = (self.objective(structure),)
+            known = (_loss(self.objective, structure),)
             self.memo.add([(key, 0, known)])
         return known[0]
 
@@ -171,6 +179,8 @@ class Remembered:
         """The best and the second best of several structures."""
         losses = [self(structure) for structure in structures]
         first, *rest = sorted(range(len(losses)), key=lambda index: (losses[index], index))
+        if losses[first] == inf:
+            raise NumericsError("no candidate has a finite loss; try --dtype float32 or bfloat16")
         if not rest:
             return Choice(structures[first], losses[first])
         return Choice(structures[first], losses[first], structures[rest[0]], losses[rest[0]])
@@ -240,12 +250,12 @@ def repair_all(setting: Setting, found: Found, say: Say, progress: Callable[[int
         objective = objective_of(setting, len(setting.calibration.ids))
         before = objective(found.structure)
         with prunable.with_outputs(outputs):
-            after = objective(found.structure)
+            after = _loss(objective, found.structure)
         with prunable.with_outputs(outputs, gain):
-            last = objective(found.structure) if gain is not None else after
+            last = _loss(objective, found.structure) if gain is not None else after
     say(f"repair of all blocks: {before:.4f} -> {after:.4f} nats" + ("" if after < before else NOT_TAKEN))
     if after >= before:
-        return found
+        return replace(found, loss=before)  # the search may have scored without the repair that is kept
     if gain is not None:
         say(f"gain of the last norm: {after:.4f} -> {last:.4f} nats" + ("" if last < after else NOT_TAKEN))
     gain, loss = (gain, last) if last < after else (None, after)

@@ -99,7 +99,7 @@ def _columns(path: Path) -> Mapping[str, Sequence[Any]]:
 
         return pyarrow.parquet.read_table(path).to_pydict()
     text = path.read_text(encoding="utf-8")
-    data = [json.loads(line) for line in text.splitlines() if line.strip()] if path.suffix == ".jsonl" else None
+    data = [json.loads(line) for line in text.split("\n") if line.strip()] if path.suffix == ".jsonl" else None
     data = json.loads(text) if data is None else data
     if isinstance(data, dict) and data and all(isinstance(values, list) for values in data.values()):
         return data

@@ -19,6 +19,9 @@ MEASUREMENTS = "measurements.jsonl"
 MEASUREMENTS_FORMAT = {"format": "multipruner-measurements", "version": 1}
 
 
+_WAYS_OUT = "choose another --output, or give that run up with --overwrite"
+
+
 class Workspace:
     """Where one run keeps its state until its folder appears; entered, no other run can have it.
 
@@ -55,12 +58,12 @@ class Workspace:
 
     def __exit__(self, *error: object) -> None:
         """Let others have the folder; leave nothing of a run that has not taken a step."""
-        self._lock.release()
         measured = _read_identity(self.measurements_path)[1]
         if self.trajectory_path.exists() and read_trajectory(self.trajectory_path) is None:
             self.trajectory_path.unlink()
         if not self.trajectory_path.exists() and not measured:
             shutil.rmtree(self.partial, ignore_errors=True)
+        self._lock.release()  # last: what another process has begun here must not be removed
 
     def _check(self) -> None:
         """Refuse an output folder that holds something else, or that another run writes to, before any work.
@@ -86,7 +89,8 @@ class Workspace:
         """The trajectory to go on with, if any, and the journal to write to.
 
         Raises:
-            OutputError: when the folder holds a run with other settings or to a smaller ratio, unless overwritten.
+            OutputError: when the folder holds a run with other settings, to a smaller ratio or of another kind, unless
+                overwritten.
         """
         journal = Journal(self.trajectory_path)
         interrupted = read_trajectory(self.trajectory_path)
@@ -99,6 +103,9 @@ class Workspace:
         for folder, found in ((self.partial, interrupted), (self.output, there)):
             if found is not None and not overwrite:
                 raise OutputError(_conflict(folder, found, identity, ratio))
+            other = _read_identity(folder / MEASUREMENTS)[1] or (folder is self.output and _is_run(folder))
+            if found is None and other and not overwrite:
+                raise OutputError(_other_kind(folder, "no sequential path"))
         self.measurements_path.unlink(missing_ok=True)  # of a given-up run of the other strategy
         journal.begin(identity, ratio)
         return None, journal
@@ -112,12 +119,14 @@ class Workspace:
         for folder in (self.partial, self.output):
             found, measured = _read_identity(folder / MEASUREMENTS)
             if found == dict(identity):
-                if folder is self.output and not self.measurements_path.exists():
+                if folder is self.output:  # also over what a given-up run measured
                     _copy(folder / MEASUREMENTS, self.measurements_path)
+                    self.trajectory_path.unlink(missing_ok=True)
                 return self.measurements_path
             if not overwrite and (measured or _is_run(folder)):
-                known = Trajectory(found or {}, 0.0, (), True)
-                raise OutputError(_conflict(folder, known, identity, 0.0))
+                if found is None:
+                    raise OutputError(_other_kind(folder, "none of the exact program"))
+                raise OutputError(_conflict(folder, Trajectory(found, 0.0, (), True), identity, 0.0))
         self.trajectory_path.unlink(missing_ok=True)  # of a given-up run of the other strategy
         header = json.dumps({**MEASUREMENTS_FORMAT, "identity": dict(identity)}) + "\n"
         try:
@@ -158,7 +167,11 @@ def _conflict(folder: Path, found: Trajectory, identity: Mapping[str, Any], rati
         if differences
         else f"to a ratio of {found.ratio:g}, not {ratio:g}"
     )
-    return f"{folder} holds a run {what}; choose another --output, or give that run up with --overwrite"
+    return f"{folder} holds a run {what}; {_WAYS_OUT}"
+
+
+def _other_kind(folder: Path, what: str) -> str:
+    return f"{folder} holds another kind of run, {what}; {_WAYS_OUT}"
 
 
 def _copy(source: Path, target: Path) -> None:

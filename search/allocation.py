@@ -12,8 +12,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import count
+from math import isfinite
 from typing import Any
 
+from multipruner.errors import NumericsError
 from multipruner.search.milp import KINDS, Block, Limit, Solution, Table, alone, assemble, solve
 from multipruner.search.moves import Grid
 from multipruner.search.objective import Objective
@@ -124,6 +126,7 @@ def allocate(
 
     Raises:
         InfeasibleError: when no structure keeps the budgets, before anything is measured.
+        NumericsError: when the dense model, or every solution, has no finite loss.
     """
     check_feasible(task)
     meter = _Meter(objective, on_progress or (lambda *at: None))
@@ -133,6 +136,8 @@ def allocate(
         return sum(each.count for each in {meter, rough})
 
     dense_loss = meter(task.dense)
+    if not isfinite(dense_loss):
+        raise NumericsError("the dense model's calibration loss is not finite; try --dtype float32 or bfloat16")
     best, best_loss, rounds, reach = task.dense, float("inf"), [], _reach(task)
     for number in _numbers(task):
         began, before = time.perf_counter(), measured()
@@ -150,6 +155,8 @@ def allocate(
         elif reach == 1:
             break
         reach = max(1, reach // 2) if number else reach
+    if not isfinite(best_loss):
+        raise NumericsError("no structure that was tried has a finite loss; try --dtype float32 or bfloat16")
     return Allocation(best, best_loss, dense_loss, tuple(rounds))
 
 

@@ -27,6 +27,8 @@ Table = Mapping[Block, Mapping[LayerSize, float]]
 """For every block its options, as the layer's size with the other block left out, and the loss increase of each."""
 CostOf = Callable[[int, BlockKind, LayerSize], float]
 _SLACK = 1e-9
+_ATTEMPTS = 10
+"""Further ones of the solver, where its answer breaks a budget by rounding: each asks for four times as much less."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +96,11 @@ def solve(table: Table, limits: Sequence[Limit], *, uniform: bool = False, time_
     return _solve_uniform(program, time_limit) if uniform else program.solve(time_limit)
 
 
+def _slack(limit: Limit) -> float:
+    """What rounding may add to a cost."""
+    return _SLACK * max(1.0, abs(limit.limit))
+
+
 def _bounded(matrix: Any, lower: Any, upper: Any) -> LinearConstraint:
     """scipy's annotations know single numbers only."""
     return LinearConstraint(matrix, lower, upper)
@@ -141,11 +148,26 @@ class _Program:
             matrix = vstack([matrix, extra[0]])
             lower, upper = np.concatenate([lower, extra[1]]), np.concatenate([upper, extra[2]])
         room = np.array([limit.limit - limit.constant for limit in self.limits])
+        slack = np.array([_slack(limit) for limit in self.limits])
+        began, less = time.perf_counter(), np.zeros(len(room))
+        chosen, gap = self._answer(matrix, lower, upper, room, time_limit)
+        for _ in range(_ATTEMPTS):
+            over = self.costs[:, chosen].sum(axis=1) - room
+            if not (over > slack).any():
+                break
+            # the solver is content with a millionth too much: ask for less, by as little as makes it look elsewhere
+            less = np.where(over > slack, np.maximum(over, 4 * less), less)
+            chosen, gap = self._answer(matrix, lower, upper, room - less, time_limit)
+        return self._checked(chosen, gap, time.perf_counter() - began)
+
+    def _answer(
+        self, matrix: Any, lower: np.ndarray, upper: np.ndarray, room: np.ndarray, time_limit: float
+    ) -> tuple[np.ndarray, float]:
+        """What the solver says: the chosen options and the proven gap."""
         scale = np.maximum(np.abs(room), 1e-12)  # HiGHS likes numbers near one
         constraints = [_bounded(matrix, lower, upper)]
         if self.limits:
             constraints.append(_bounded(csr_array(self.costs / scale[:, None]), -inf, room / scale))
-        began = time.perf_counter()
         result = milp(
             np.array(self.losses),
             integrality=np.ones(len(self.options)),
@@ -153,12 +175,11 @@ class _Program:
             constraints=constraints,
             options={"time_limit": time_limit, "mip_rel_gap": 1e-6},
         )
-        seconds = time.perf_counter() - began
         if result.x is None:
             if result.status == 2:
                 raise self._infeasible(matrix, lower, upper)
             raise MultiprunerError(f"the integer program was not solved within {time_limit:g} s: {result.message}")
-        return self._checked(np.flatnonzero(np.round(result.x)), float(result.mip_gap or 0.0), seconds)
+        return np.flatnonzero(np.round(result.x)), float(result.mip_gap or 0.0)
 
     def _checked(self, chosen: np.ndarray, gap: float, seconds: float) -> Solution:
         """Rebuild the structure and recompute every constraint: a solver's word is not enough."""
@@ -167,7 +188,7 @@ class _Program:
             raise MultiprunerError("the solver's answer does not name one option per block")
         structure = assemble(parts)
         for limit in self.limits:
-            if limit.of(structure) > limit.limit + _SLACK * max(1.0, abs(limit.limit)):
+            if limit.of(structure) > limit.limit + _slack(limit):
                 raise MultiprunerError(
                     f"the solver's answer breaks the budget: {limit.name} {limit.of(structure)} > {limit.limit}"
                 )

@@ -26,8 +26,10 @@ def _module(name: str) -> Any:
 
 def _bench(folder: Path, *settings: str, calibration: str = "self", **flags: Any) -> Any:
     (folder / "alpaca.jsonl").write_text("".join(json.dumps({"text": f"row {n}"}) + "\n" for n in range(8)))
-    given = {"model": "llama", "work": folder, "alpaca": folder / "alpaca.jsonl", "set": list(settings), "seeds": "0,1",
-             "ratios": "0.1,0.2", "calibration": calibration, "size_ratio": 0.2, **flags}  # fmt: skip
+    (folder / "wiki.raw").write_text("A text .\n")
+    given = {"model": "llama", "work": folder, "alpaca": folder / "alpaca.jsonl", "wikitext": folder / "wiki.raw",
+             "set": list(settings), "seeds": "0,1", "ratios": "0.1,0.2", "calibration": calibration,
+             "size_ratio": 0.2, **flags}  # fmt: skip
     return _module("quality").Bench(argparse.Namespace(**given))
 
 
@@ -81,6 +83,19 @@ def test_a_cell_serves_what_asks_for_the_same_recipe_and_no_other_tasks() -> Non
     assert not of(judged, {"recipe": recipe, "tasks": [["piqa"], 100]})
     assert not of(judged, {"recipe": {"ratio": 0.1}, "tasks": []})
     assert not of({"asked": {"recipe": recipe, "tasks": []}}, {"recipe": recipe, "tasks": tasks})
+    assert not of({}, {"recipe": recipe, "tasks": []}), "nobody knows what it is of"
+
+
+@pytest.mark.parametrize("changed", ["model", "alpaca", "wikitext"])
+def test_cells_are_of_one_model_and_its_texts(changed: str, tmp_path: Path) -> None:
+    first = _bench(tmp_path).common
+    assert _bench(tmp_path).common == first
+    if changed == "model":
+        assert _bench(tmp_path, model="other").common != first
+    else:
+        (tmp_path / "other").write_text('{"text": "another row"}\n')
+        other: dict[str, Any] = {changed: tmp_path / "other"}
+        assert _bench(tmp_path, **other).common != first
 
 
 def _cell(**scores: float) -> dict[str, Any]:

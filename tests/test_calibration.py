@@ -77,6 +77,13 @@ def test_json_of_strings_and_of_columns(tmp_path: Path) -> None:
         assert rows_of(str(tmp_path / f"{name}.json"), None, 1, 16) == ROWS
 
 
+def test_lines_of_json_end_where_lines_of_json_end(tmp_path: Path) -> None:
+    rows = [f"{row}{mark}{row}" for row, mark in zip(ROWS, "\u2028\u2029\x85\x0b" * len(ROWS), strict=False)]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\r\n".join(json.dumps({"text": row}, ensure_ascii=False) for row in rows), newline="")
+    assert rows_of(str(path), None, 1, 16) == rows
+
+
 def test_text_column(tmp_path: Path) -> None:
     path = tmp_path / "two.jsonl"
     path.write_text("".join(json.dumps({"question": row, "answer": row[::-1], "n": 1}) + "\n" for row in ROWS))

@@ -249,14 +249,23 @@ def test_rows_without_anything_to_learn_stay_as_they_are() -> None:
 
 
 @pytest.mark.parametrize("variant", ["llama", "llama-biased"])
-def test_the_repair_of_all_blocks_leaves_the_dense_model_as_it_is(variant: str) -> None:
-    prunable = Prunable.of(tiny_model(**VARIANTS[variant]))
+def test_the_repair_of_all_blocks_leaves_what_has_lost_nothing_as_it_is(variant: str) -> None:
+    """A channel that gave nothing leaves the second layer; everything after it has nothing to make good."""
+    model = tiny_model(**VARIANTS[variant])
+    with torch.no_grad():
+        model.model.layers[1].mlp.down_proj.weight[:, 5] = 0
+    prunable = Prunable.of(model)
     text = random_ids(batch=24, length=20)
     ranking = rank("second-order", prunable, gather(prunable, text))
+    assert ranking.layers[1].channels[-1] == 5
+    full = prunable.dense[1]
+    structure = prunable.dense.replace(1, type(full)(full.query_heads, full.kv_heads, full.channels - 1))
     with prunable.in_order(ranking):
-        outputs = accumulated(prunable, prunable.dense, text)
+        assert accumulated(prunable, prunable.dense, text) == {}, "nothing is refitted before anything is lost"
+        outputs = accumulated(prunable, structure, text)
+        assert min(outputs, key=lambda block: (block[0], block[1] == "mlp")) == (1, "mlp")
         for (layer, kind), output in outputs.items():
-            whole = Projection.of(prunable.output_of(layer, kind, prunable.dense[layer]))
+            whole = Projection.of(prunable.output_of(layer, kind, structure[layer]))
             assert torch.allclose(output.weight, whole.weight, atol=1e-4)
             assert (output.bias is None) == (whole.bias is None)
             if output.bias is not None and whole.bias is not None:

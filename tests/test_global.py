@@ -8,12 +8,14 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
 import multipruner
+from multipruner import strategies
 from multipruner.calibration import load_calibration
 from multipruner.cli import main
 from multipruner.plan import PruningPlan
@@ -219,6 +221,25 @@ def test_the_card_promises_no_more_than_holds(finished: Path, dense: Path, tmp_p
     assert "bit for bit" not in (finished / "README.md").read_text()
     assert main(arguments(dense, tmp_path / "plain", "--compensation", "none", "--rounds", "0")) == 0
     assert "bit for bit" in (tmp_path / "plain" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("factor", [float("inf"), -1.0], ids=["overflows", "harms"])
+def test_a_repair_of_all_that_does_no_good_is_not_taken(
+    factor: float, dense: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fitted = strategies.refitted
+
+    def broken(*given: Any) -> Any:
+        outputs, gain = fitted(*given)
+        return {block: output._replace(weight=factor * output.weight) for block, output in outputs.items()}, gain
+
+    monkeypatch.setattr(strategies, "refitted", broken)
+    assert main(arguments(dense, tmp_path / "run", "--compensate", "final", "--rounds", "0")) == 0
+    assert "(no better: not taken)" in capsys.readouterr().out
+    search = _report(tmp_path / "run")["search"]
+    assert not search["last_norm_refitted"]
+    assert search["loss"] != search["rounds"][0]["loss"], "the search did not score the repair of single blocks"
+    test_the_written_model_has_the_divergence_that_was_measured(tmp_path / "run", dense)
 
 
 def test_aligned_widths_are_multiples(dense: Path, tmp_path: Path) -> None:

@@ -85,6 +85,20 @@ def test_an_impossible_budget_names_the_nearest_possible_one() -> None:
     assert caught.value.nearest == pytest.approx(least, rel=1e-6)
 
 
+@pytest.mark.parametrize("over", [0, 1, 3, 8, 20, 2_000_000])
+def test_a_budget_is_kept_where_the_solver_is_content_with_a_little_more(over: int) -> None:
+    """The solver's tolerance is a millionth of the budget; the whole model is so little over it, or just fits."""
+    costs = {0: 0, 8: 2_000_000, 16: 5_000_000}
+    attention = LayerSize(1, 1, 0)
+    table: dict[Block, dict[LayerSize, float]] = {(0, "attention"): {attention: 0.0}}
+    for layer in range(2):
+        table[layer, "mlp"] = {LayerSize(0, 0, 16): 0.0, LayerSize(0, 0, 8): 0.1 + layer}
+    limit = Limit("parameters", lambda layer, kind, size: costs[size.channels], 0.0, 10_000_000.0 - over)
+    solution = solve(table, (limit,))
+    assert limit.of(solution.structure) <= limit.limit
+    assert [size.channels for size in solution.structure] == ([16, 16] if over == 0 else [8, 16])
+
+
 def test_options_without_a_finite_loss_are_no_options() -> None:
     table = _table([0.0] * 12, 2)
     table[0, "mlp"] = {MLP[0]: float("nan"), MLP[2]: 1.0}

@@ -65,6 +65,21 @@ def test_all_columns_kept_is_the_identity(seed: int, how: How) -> None:
     assert torch.equal(weight, whole.weight) and torch.equal(bias, whole.bias)
 
 
+@pytest.mark.parametrize("mean", [0.0, 3.0, 100.0, 3000.0])
+def test_means_far_larger_than_deviations_are_no_end(mean: float) -> None:
+    """In float32 the covariance is then a difference of nearly equal numbers; what is lost stays near the optimum."""
+    whole, x = _problem(1, columns=64, tokens=500)
+    x, kept = (x / x.std() + mean).double(), torch.arange(0, 64, 2)
+    moments, centre = (x.T @ x / len(x)).float(), x.mean(dim=0).float()
+    weight, bias = repaired("lstsq", whole, moments, centre, kept, 1e-6)
+    assert bool(weight.isfinite().all())
+    sliced, shifted = repaired("bias", whole, moments, centre, kept)
+    exact = Projection(*(tensor.double() for tensor in (whole.weight, whole.bias) if tensor is not None))
+    errors = [_error(exact, x, kept, Projection(w.double(), b.double())) for w, b in ((weight, bias), (sliced, shifted))
+              if b is not None]  # fmt: skip
+    assert errors[0] <= 1.001 * errors[1], "no worse than the bias alone"
+
+
 @given(seeds)
 def test_a_large_ridge_slices_and_leaves_the_mean_of_what_left(seed: int) -> None:
     whole, x = _problem(seed)

@@ -58,7 +58,7 @@ def save(
     Raises:
         OutputError: when the folder is taken, cannot be written, or the disk is full; nothing is left behind.
     """
-    target = Path(folder).absolute()
+    target = Path(folder).absolute().resolve()  # what a link names is replaced, not the link
     _check_target(target, replace)
     check_space(target, weight_bytes(model))
     partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
