@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from multipruner.report.drawing import GRID, SERIES, drawing, logarithmic, percent, plain
+from multipruner.report.drawing import GRID, SERIES, drawing, logarithmic, percent
 
 Cell = Mapping[str, Any]
 TEXTS = {"wikitext2": "WikiText-2", "alpaca": "held-out Alpaca"}
@@ -162,11 +162,11 @@ def sizes_figure(path: Path, dense: Cell, groups: Sequence[tuple[str, Sequence[C
         tokens, values = [one["calibration"]["statistics_tokens"] for one in cells], times(text, dense, cells)
         axes.plot(tokens, values, "o-", color=SERIES[0], markersize=4)
         for place in zip(tokens, values, strict=True):
-            axes.annotate(f"{place[1]:.2f}x", place, xytext=(0, 5), textcoords="offset points", ha="center", fontsize=7)
+            axes.annotate(f"{place[1]:.2f}x", place, xytext=(5, 4), textcoords="offset points", fontsize=7)
         logarithmic(axes.xaxis, axes.set_xscale)
-        axes.set_xticks(tokens, [plain(one) for one in tokens])
+        axes.set_xticks(tokens, [f"{one / 1024:g}k" for one in tokens])
         axes.margins(0.12)
-        axes.set_xlabel("calibration tokens (statistics)")
+        axes.set_xlabel("calibration tokens (statistics), k = 1,024")
 
     if cells:
         _draw(path, "Perplexity against calibration tokens", panel)

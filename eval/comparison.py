@@ -82,6 +82,7 @@ class Comparison:
     def table(self, title: str | None = None) -> Table:
         """Both models side by side, narrow enough for a terminal of 80 columns; ± is one standard error."""
         from rich import box
+        from rich.markup import escape
         from rich.table import Table
 
         table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
@@ -89,7 +90,7 @@ class Comparison:
         for heading in _HEADINGS[1:]:
             table.add_column(_SHORT.get(heading, heading), justify="right", no_wrap=True)
         for row in (*self._perplexity_rows(2), *self._task_rows(3)):
-            table.add_row(*(cell.replace("± ", "±") for cell in row))
+            table.add_row(*(escape(cell.replace("± ", "±")) for cell in row))
         return table
 
     def markdown(self, *, perplexity: bool = False) -> str:

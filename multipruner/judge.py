@@ -49,6 +49,11 @@ def judge_folders(
     recipe = _recipe(against, next((report for report in reports.values() if report), None), settings)
     spec = recipe.evaluation
     check_settings(spec)
+    for folder in folders:  # a name that is wrong is said before anything is evaluated
+        if not Path(folder).exists():
+            mapping_for(folder)
+    if output is not None and not output.absolute().parent.is_dir():
+        raise OutputError(f"cannot write {output}: there is no folder {output.absolute().parent}")
     model, tokenizer = load_dense(resolve(recipe, say), recipe)
     _check_same_base(reports, fingerprint(model))
     held_out = held_out_text(recipe, tokenizer, model)
@@ -69,9 +74,9 @@ def judge_folders(
         results.append(comparison)
         if reports[folder]:
             _add_to_report(Path(folder), comparison, recipe)
-    if output is not None:
-        rows = {folder: c.to_json() for folder, c in zip(folders, results, strict=True)}
-        _write(output, json.dumps(rows, indent=1) + "\n")
+        if output is not None:  # after every folder: one that fails later loses nothing
+            rows = {name: c.to_json() for name, c in zip(folders, results, strict=False)}
+            _write(output, json.dumps(rows, indent=1) + "\n")
     return results
 
 

@@ -57,6 +57,23 @@ class ProbeRecord:
         return cls(**{**record, "sizes": Structure.from_json(record["sizes"])})
 
 
+def discard(path: Path) -> None:
+    """Remove what an interrupted measurement left.
+
+    Raises:
+        OutputError: when a process is writing to it.
+    """
+    if not path.exists():
+        return
+    lock = path.with_name(path.name + ".lock")
+    try:
+        with FileLock(lock, timeout=0):
+            path.unlink(missing_ok=True)
+            lock.unlink(missing_ok=True)
+    except Timeout:
+        raise OutputError(f"another process is writing to {path}; wait, or choose another output") from None
+
+
 class ProbeJournal:
     """Keeps what was measured; entered, no other process can write to it.
 

@@ -6,7 +6,7 @@ Nothing is merged twice: every source yields a plain mapping, the mappings are m
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -239,8 +239,7 @@ class Recipe(_Frozen):
         given: dict[str, Any] = {}
         for source in sources:
             _merge_into(given, source)
-            if source.get("budgets") and "ratio" not in source:
-                given["ratio"] = None
+        given["ratio"] = asked_ratio(sources)
         merged: dict[str, Any] = {}
         _merge_into(merged, METHODS.get(given.get("method", "global"), {}))
         _merge_into(merged, given)
@@ -252,6 +251,17 @@ class Recipe(_Frozen):
     def shares_text(self) -> str:
         """``"44:52:4"``."""
         return ":".join(f"{self.shares[dimension]:g}" for dimension in DIMENSIONS)
+
+
+def asked_ratio(sources: Sequence[Mapping[str, Any]]) -> Any:
+    """The ratio that several mappings ask for together, later ones winning; budgets without one replace it."""
+    ratio = Recipe.model_fields["ratio"].default
+    for source in sources:
+        if "ratio" in source:
+            ratio = source["ratio"]
+        elif source.get("budgets"):
+            ratio = None
+    return ratio
 
 
 def _three_numbers(text: str) -> list[float]:

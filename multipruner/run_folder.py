@@ -67,13 +67,18 @@ def read_run(folder: str | Path) -> RunFolder:
         _check_whole(path / name)
     own = {*weights, *_code(path, config)}
     names = sorted(_walk(path))
-    files = [name for name in names if name in own or any(fnmatch(name, known) for known in _KNOWN)]
+    files = [name for name in names if name in own or is_known(name)]
     outside = [name for name in files if not (path / name).resolve().is_relative_to(path.resolve())]
     if outside:
         raise OutputError(f"{path}/{outside[0]} is a link out of the folder; put the file itself there")
     foreign = tuple(name for name in names if name not in files)
     plan = PruningPlan.from_json((path / "plan.json").read_text(encoding="utf-8"))
     return RunFolder(path, tuple(files), foreign, plan, report, config)
+
+
+def is_known(name: str) -> bool:
+    """Whether a file of a run has this name, relative to its folder (weights and code apart)."""
+    return any(fnmatch(name, known) for known in _KNOWN)
 
 
 def left_over(names: set[str], files: set[str]) -> list[str]:

@@ -62,20 +62,25 @@ class SearchWorkspace(Workspace):
             known = _read_header(folder / HISTORY)
             if known == json.loads(json.dumps(dict(identity))):
                 if folder is self.output:
+                    self._give_up_partial()
                     write_history(self.journal_path, header, ())
                 return True
             if (known is not None or _holds_run(folder)) and not overwrite:
                 raise OutputError(_conflict(folder, known, identity))
-        for path in (*self.partial.glob("*.json*"),):
-            path.unlink()  # of the run that is given up
+        self._give_up_partial()
         write_history(self.journal_path, header, ())
         return False
 
+    def _give_up_partial(self) -> None:
+        """Remove the state of another run."""
+        for path in self.partial.glob("*.json*"):
+            path.unlink()
+
     def __exit__(self, *error: object) -> None:
         """Let others have the folder; leave nothing of a search that has not finished a generation."""
-        self._lock.release()
-        if not any(self.partial.glob("*.json")):
+        if not any(self.partial.glob("*.json")) and not _holds_run(self.partial):
             shutil.rmtree(self.partial, ignore_errors=True)
+        self._lock.release()  # last: what another process has begun here must not be removed
 
 
 def _holds_run(folder: Path) -> bool:

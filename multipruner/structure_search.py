@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .distributed import Team
-from .errors import ConfigError, InfeasibleError
+from .errors import ConfigError, InfeasibleError, NumericsError
 from .eval import evaluate as run_evaluation
 from .losses import Losses
 from .objective import Work
@@ -25,6 +25,8 @@ from .setting import Found, Setting, grid_of, task_of
 from .structure import Structure
 
 Say = Callable[[str], None]
+_ACCURACIES = ("acc_norm", "acc", "exact_match")
+"""What of a task can be an objective, best first."""
 Counting = Callable[[str, int, int], None]
 
 
@@ -65,7 +67,8 @@ class StructureEngine:
         identity |= {"screened": screened, "choice": choice}
         if self.options.task_names:
             spec = self.setting.recipe.evaluation
-            identity |= {"tasks": ",".join(self.options.task_names), "limit": spec.limit}
+            judged = spec.model_dump(mode="json", include={"limit", "include_path", "text", "length", "max_tokens"})
+            identity |= {"tasks": ",".join(self.options.task_names), **judged}
         return identity
 
     @contextmanager
@@ -91,19 +94,29 @@ class StructureEngine:
         return [(place, (loss, *self._task_errors(structures[place]))) for place, loss in rows]
 
     def _task_errors(self, structure: Structure) -> list[float]:
-        """1 - accuracy of every task among the objectives (``ppl``: its logarithm). Test data: only by consent."""
+        """1 - accuracy of every task among the objectives (``ppl``: its logarithm). Test data: only by consent.
+
+        Raises:
+            ConfigError: for what is no single task with an accuracy.
+        """
         names = self.options.task_names
         spec = self.setting.recipe.evaluation.model_copy(update={"tasks": names})
         model, held = self.setting.prunable.model, self.texts.held_out.ids
         with self.setting.prunable.applied(structure):
-            found = run_evaluation(model, self.setting.tokenizer, spec, fallback_ids=held)
+            try:
+                found = run_evaluation(model, self.setting.tokenizer, spec, fallback_ids=held)
+            except NumericsError:  # a candidate that overflows is the worst
+                return [inf] * len(names)
         errors = []
         for name in names:
             if name == "ppl":
                 errors.append(next(iter(found.perplexities.values())).nll)
             else:
-                metrics = found.tasks[name].metrics
-                best = metrics.get("acc_norm") or metrics.get("acc") or next(iter(metrics.values()))
+                metrics = found.tasks[name].metrics if name in found.tasks else {}
+                best = next((metrics[metric] for metric in _ACCURACIES if metric in metrics), None)
+                if best is None:
+                    known = ", ".join(_ACCURACIES)
+                    raise ConfigError(f"{name} cannot be an objective: only ppl, and single tasks with one of {known}")
                 errors.append(1 - best.value)
         return errors
 
@@ -117,7 +130,8 @@ class StructureEngine:
         """Structures by name: the exact program's, the sequential path's, those of other runs."""
         found: dict[str, Structure] = {}
         for path in self.options.seeds_from:
-            found[path.name] = self._of_run(path)
+            taken = path.name in found or path.name in ("milp", "sequential")
+            found[str(path) if taken else path.name] = self._of_run(path)
         memo = evaluations({**self.identity, "fidelities": ["calibration"], "screened": 0, "choice": ""})
         objective = Remembering(self.losses.objective(self.home), memo)
         if "milp" in self.options.seeds:

@@ -21,7 +21,7 @@ from transformers import AutoTokenizer
 
 from .errors import ConfigError, OutputError
 from .eval import Evaluation, evaluate, perplexity
-from .export.checkpoint import load, save
+from .export.checkpoint import check_space, check_target, load, save
 from .modeling import family_of
 from .pipeline import Run, timed
 from .progress import counting_display
@@ -144,6 +144,8 @@ def _check_output(source: Path, target: Path, overwrite: bool) -> Path:
         raise OutputError(f"{target} is a file; choose another --output")
     if target.is_dir() and any(target.iterdir()) and not overwrite:
         raise OutputError(f"{target} exists already; choose another --output, or replace it with --overwrite")
+    check_target(place, overwrite)
+    check_space(place, sum(path.stat().st_size for path in source.glob("*.safetensors")))
     return place.with_name(place.name + ".partial")
 
 

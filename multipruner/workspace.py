@@ -16,6 +16,8 @@ from .journal import Journal, Trajectory, read_trajectory
 TRAJECTORY = "trajectory.jsonl"
 MEASUREMENTS = "measurements.jsonl"
 """Every loss that an allocation measured; its first line says what of."""
+SEARCH = "search.jsonl"
+"""The history of an evolutionary search."""
 MEASUREMENTS_FORMAT = {"format": "multipruner-measurements", "version": 1}
 
 
@@ -61,7 +63,7 @@ class Workspace:
         measured = _read_identity(self.measurements_path)[1]
         if self.trajectory_path.exists() and read_trajectory(self.trajectory_path) is None:
             self.trajectory_path.unlink()
-        if not self.trajectory_path.exists() and not measured:
+        if not self.trajectory_path.exists() and not measured and not (self.partial / SEARCH).exists():
             shutil.rmtree(self.partial, ignore_errors=True)
         self._lock.release()  # last: what another process has begun here must not be removed
 
@@ -103,10 +105,12 @@ class Workspace:
         for folder, found in ((self.partial, interrupted), (self.output, there)):
             if found is not None and not overwrite:
                 raise OutputError(_conflict(folder, found, identity, ratio))
-            other = _read_identity(folder / MEASUREMENTS)[1] or (folder is self.output and _is_run(folder))
+            other = _read_identity(folder / MEASUREMENTS)[1] or (folder / SEARCH).exists()
+            other = other or (folder is self.output and _is_run(folder))
             if found is None and other and not overwrite:
                 raise OutputError(_other_kind(folder, "no sequential path"))
         self.measurements_path.unlink(missing_ok=True)  # of a given-up run of the other strategy
+        self._give_up_search()
         journal.begin(identity, ratio)
         return None, journal
 
@@ -128,12 +132,18 @@ class Workspace:
                     raise OutputError(_other_kind(folder, "none of the exact program"))
                 raise OutputError(_conflict(folder, Trajectory(found, 0.0, (), True), identity, 0.0))
         self.trajectory_path.unlink(missing_ok=True)  # of a given-up run of the other strategy
+        self._give_up_search()
         header = json.dumps({**MEASUREMENTS_FORMAT, "identity": dict(identity)}) + "\n"
         try:
             self.measurements_path.write_text(header, encoding="utf-8")
         except OSError as error:
             raise OutputError(f"cannot write {self.measurements_path}: {error.strerror}") from error
         return self.measurements_path
+
+    def _give_up_search(self) -> None:
+        """Remove the state of an evolutionary search."""
+        for path in (self.partial / SEARCH, *self.partial.glob("*.json")):
+            path.unlink(missing_ok=True)
 
     def close(self) -> None:
         """Remove what only a running search needs."""
@@ -142,7 +152,7 @@ class Workspace:
 
 def _is_run(folder: Path) -> bool:
     """Whether a folder holds what a finished run writes."""
-    return any((folder / name).exists() for name in (TRAJECTORY, MEASUREMENTS, "plan.json"))
+    return any((folder / name).exists() for name in (TRAJECTORY, MEASUREMENTS, SEARCH, "plan.json"))
 
 
 def _read_identity(path: Path) -> tuple[dict[str, Any] | None, bool]:

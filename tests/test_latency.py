@@ -17,8 +17,17 @@ from hypothesis import strategies as st
 from multipruner.commands import latency as command
 from multipruner.errors import ConfigError, OutputError
 from multipruner.estimates import constant_rest, interquartile_mean, relative_iqr, slowness, summarise
-from multipruner.latency import Entry, LatencyTable, Shapes, Workload, WorkloadTable, interpolate
-from multipruner.probe_journal import ProbeJournal, ProbeRecord
+from multipruner.latency import (
+    FORMAT,
+    VERSION,
+    Entry,
+    LatencyTable,
+    Shapes,
+    Workload,
+    WorkloadTable,
+    interpolate,
+)
+from multipruner.probe_journal import ProbeJournal, ProbeRecord, discard
 from multipruner.structure import LayerSize, Structure
 
 SHAPES = Shapes("llama", 48, 16, 2, 4, 64, 97)
@@ -301,6 +310,23 @@ def test_a_table_that_is_there_is_not_lost(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="--overwrite"):
         command.run(["--model", "llama", "--output", str(path)])
     assert path.read_text() == "precious"
+
+
+def test_what_another_process_measures_is_not_removed(tmp_path: Path) -> None:
+    path = tmp_path / "table.json.partial"
+    with ProbeJournal(path, {"a": 1}):
+        with pytest.raises(OutputError, match="another process"):
+            discard(path)
+        assert path.exists()
+    discard(path)
+    discard(path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_table_without_workloads_is_refused() -> None:
+    record = {"format": FORMAT, "version": VERSION, "shapes": {}, "environment": {}, "date": "", "workloads": []}
+    with pytest.raises(ConfigError, match="no workload"):
+        LatencyTable.from_json(json.dumps(record))
 
 
 def test_tables_need_no_torch() -> None:

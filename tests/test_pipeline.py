@@ -281,6 +281,17 @@ def test_eval_command(finished: Path, dense: Path, tmp_path: Path, capsys) -> No
     assert json.loads((finished / "report.json").read_text())["evaluations"]
 
 
+def test_eval_says_what_is_wrong_before_it_evaluates(
+    finished: Path, dense: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    monkeypatch.setattr("multipruner.judge.evaluate", lambda *given, **more: pytest.fail("evaluated"))
+    text = str(dense / "text.txt")
+    for command in ([str(finished), "nosuch"], [str(finished), "--output", str(tmp_path / "no" / "dir" / "x.json")]):
+        assert main(["eval", *command, "--eval-text", text]) == 2
+    said = capsys.readouterr().err
+    assert "nosuch" in said and "there is no folder" in said
+
+
 def test_help_and_catalogue(capsys) -> None:
     for command in (["--help"], ["eval", "--help"]):
         with pytest.raises(SystemExit) as stop:

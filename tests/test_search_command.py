@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import socket
 import sys
@@ -15,11 +16,14 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 import multipruner
 from multipruner.cli import main
 from multipruner.distributed import Team
+from multipruner.latency import Entry, LatencyTable, Workload, WorkloadTable
 from multipruner.losses import Losses, by_prefix
+from multipruner.measure import shapes_of
 from multipruner.objective import CalibrationObjective
 from multipruner.plan import PruningPlan, Ranking
 from multipruner.prunable import Prunable
@@ -318,6 +322,7 @@ BAD = {
     "an odd population": (["--population", "6"], "a multiple of 4"),
     "latency without a table": (["--objectives", "loss,latency"], "--latency-table"),
     "a place that is not there": (["--pick", "99", "--generations", "0"], "numbers"),
+    "a digit that is no number": (["--pick", "²"], "knee"),
     "a word that is no pick": (["--pick", "worst"], "knee"),
     "a range for one objective": (["--ratio-range", "0.1:0.3"], "several objectives"),
     "a range upside down": (["--objectives", "loss,params", "--ratio-range", "0.3:0.1"], "LOW:HIGH"),
@@ -340,6 +345,102 @@ def test_bad_input_is_one_line_and_leaves_nothing(case: str, dense: Path, tmp_pa
         assert expected in printed
     assert printed.count("\n") == 1, printed
     assert not output.exists()
+
+
+@pytest.fixture(scope="module")
+def table(dense: Path) -> Path:
+    """Made-up times: every channel and every KV group takes some."""
+    entry = lambda milliseconds: Entry(milliseconds, 0.01, 9)  # noqa: E731
+    attention = {groups: entry(0.01 + groups) for groups in range(3)}
+    mlp = {width: entry(0.01 + width / 10) for width in range(0, 41, 8)}
+    row = WorkloadTable(Workload("prefill", 1, 16), attention, mlp, entry(1.0))
+    shapes = shapes_of(AutoModelForCausalLM.from_pretrained(dense))
+    LatencyTable(shapes, {"device": "cpu"}, "2026-01-01", {row.workload.name: row}).write(dense / "t.json")
+    return dense / "t.json"
+
+
+@pytest.mark.parametrize("where", ["typed", "recipe", "recipe with a budget"])
+def test_latency_as_an_objective_leaves_ratio_and_budgets_alone(
+    where: str, dense: Path, table: Path, tmp_path: Path
+) -> None:
+    more = ["--objectives", "loss,latency", "--generations", "0", "--seeds", "none"]
+    if where == "typed":
+        more += ["--latency-table", str(table)]
+    else:
+        recipe: dict[str, Any] = {"model": str(dense), "latency_table": str(table), "ratio": 0.3}
+        recipe |= {"budgets": {"latency": "0.9x"}} if "budget" in where else {}
+        (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
+        more += ["--recipe", str(tmp_path / "recipe.yaml")]
+    assert main(arguments(dense, tmp_path / "out", *more)) == 0
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["recipe"]["ratio"] == 0.3 and report["ratio"] >= 0.3
+    assert report["recipe"]["budgets"] == {"latency": "0.9x" if "budget" in where else "1x"}
+    front = json.loads((tmp_path / "out" / "front.json").read_text())["points"]
+    assert all(point["values"]["latency"] > 0 for point in front)
+
+
+def test_a_schedule_may_be_timed(dense: Path, table: Path, tmp_path: Path) -> None:
+    more = ["--genome", "schedule", "--objectives", "loss,latency", "--generations", "0", "--population", "4"]
+    more += ["--latency-table", str(table), "--width-sequences", "2"]
+    assert main(arguments(dense, tmp_path / "out", *more)) == 0
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["recipe"]["ratio"] == 0.3
+
+
+def test_a_search_in_the_wrong_folder_leaves_an_interrupted_run_there(dense: Path, tmp_path: Path, capsys) -> None:
+    partial = tmp_path / "out.partial"
+    for name, text in {"measurements.jsonl": '{"identity": {}}\n{}\n', "trajectory.jsonl": "{}\n"}.items():
+        partial.mkdir()
+        (partial / name).write_text(text)
+        assert main(arguments(dense, tmp_path / "out")) == 2
+        assert "another run, no search" in capsys.readouterr().err
+        assert (partial / name).read_text() == text
+        shutil.rmtree(partial)
+
+
+def test_a_run_in_the_wrong_folder_leaves_an_interrupted_search_there(dense: Path, tmp_path: Path, capsys) -> None:
+    partial, command = tmp_path / "out.partial", arguments(dense, tmp_path / "out")[1:]
+    partial.mkdir()
+    files = {"search.jsonl": '{"format": "multipruner-search"}\n', "nsga2.json": "{}"}
+    for name, text in files.items():
+        (partial / name).write_text(text)
+    prune = [*command[: command.index("--population")], "--output", str(tmp_path / "out"), "--rounds", "0"]
+    for more in ((), ("--method", "paper", "--width-sequences", "2")):
+        assert main([*prune, *more]) == 2
+        assert "another kind of run" in capsys.readouterr().err
+        assert {path.name: path.read_text() for path in partial.iterdir() if path.name != ".lock"} == files
+    assert main([*prune, "--overwrite"]) == 0
+    assert not (tmp_path / "out" / "search.jsonl").exists() and not partial.exists()
+
+
+def test_a_finished_search_gives_up_the_state_of_another(finished: Path, dense: Path, tmp_path: Path) -> None:
+    output, partial = tmp_path / "out", tmp_path / "out.partial"
+    shutil.copytree(finished, output)
+    partial.mkdir()
+    header = json.loads((finished / "search.jsonl").read_text().splitlines()[0])
+    header["identity"]["search_seed"] = 5
+    (partial / "search.jsonl").write_text(json.dumps(header) + "\n")
+    (partial / "nsga2.json").write_text('{"of": "another search"}')
+    assert main(arguments(dense, output)) == 2
+    assert main(arguments(dense, output, "--overwrite")) == 0
+    assert (output / "plan.json").read_bytes() == (finished / "plan.json").read_bytes()
+
+
+def test_a_rank_alone_does_not_silence_errors(
+    dense: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    assert main(arguments(dense, tmp_path / "out", "--population", "6")) == 2
+    assert "a multiple of 4" in capsys.readouterr().err
+
+
+def test_runs_of_the_same_name_are_seeds_of_their_own(finished: Path, dense: Path, tmp_path: Path) -> None:
+    for name in ("a/milp", "b/milp"):
+        shutil.copytree(finished, tmp_path / name)
+    more = ["--seeds", "none", "--seeds-from", str(tmp_path / "a/milp"), str(tmp_path / "b/milp"), "--generations", "0"]
+    assert main(arguments(dense, tmp_path / "out", *more)) == 0
+    losses = json.loads((tmp_path / "out" / "report.json").read_text())["search"]["losses"]
+    assert {str(tmp_path / "a/milp"), str(tmp_path / "b/milp")} <= set(losses)
 
 
 def test_other_settings_do_not_touch_a_finished_folder(finished: Path, dense: Path, capsys) -> None:

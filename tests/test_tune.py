@@ -286,6 +286,10 @@ def test_faults_are_told_before_any_work(
         TuneSettings(steps=0, lr=2, micro_batch=3)
     with pytest.raises(OutputError, match="in use"):
         _tune(run, words, run, overwrite=True)
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "thesis.txt").write_text("mine")
+    with pytest.raises(OutputError, match="not a model's folder"):
+        _tune(run, words, tmp_path / "thesis", overwrite=True)
     with pytest.raises(OutputError, match="no folder"):
         _tune(tmp_path / "none", words, tmp_path / "out")
     with pytest.raises(CalibrationError, match="less than 17000 tokens"):

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from multipruner.cli import main
 from multipruner.journal import Journal
@@ -150,3 +151,17 @@ def test_a_candidate_that_overflows_is_the_worst_and_no_end(
     assert main(command) == 0
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     assert 0 < report["search"]["loss"] < 100
+
+
+def test_another_model_in_the_folder_inherits_nothing(finished: Path, dense: Path, tmp_path: Path) -> None:
+    """Neither what the report showed of the first, nor its tokenizer's files; what somebody put there stays."""
+    output = tmp_path / "run"
+    shutil.copytree(finished, output)
+    old = {"chat_template.jinja": "old", "report.html": "old", "report_files/structure.png": "old", "vocab.json": "{}"}
+    for name, text in {**old, "notes.txt": "mine", "more/notes.txt": "mine"}.items():
+        (output / name).parent.mkdir(exist_ok=True)
+        (output / name).write_text(text)
+    assert main(arguments(dense, output, "--ratio", "0.15")) == 0
+    assert [name for name in old if (output / name).exists()] == []
+    assert AutoTokenizer.from_pretrained(output).chat_template is None
+    assert (output / "notes.txt").read_text() == (output / "more" / "notes.txt").read_text() == "mine"

@@ -86,6 +86,7 @@ def run(arguments: Sequence[str]) -> int:
         raise OutputError(f"{typed.output} is there already; choose another --output, or measure anew with --overwrite")
     from rich.console import Console
 
+    from multipruner.probe_journal import discard
     from multipruner.quiet import quiet_libraries
 
     quiet_libraries()
@@ -93,7 +94,7 @@ def run(arguments: Sequence[str]) -> int:
     model = _load(typed, console)
     partial = typed.output.with_name(typed.output.name + ".partial")
     if typed.overwrite:
-        partial.unlink(missing_ok=True)
+        discard(partial)
     table = _measured(model, workloads, typed, partial, console)
     table.write(typed.output)
     partial.unlink(missing_ok=True)
@@ -101,7 +102,7 @@ def run(arguments: Sequence[str]) -> int:
     wild = max(_spread(table, name) for name in table.workloads)
     if wild > RESTLESS:
         console.print(f"warning: times spread by {100 * wild:.0f}%: close other programs and use --overwrite")
-    console.print(f"wrote {typed.output}", highlight=False)
+    console.print(f"wrote {typed.output}", highlight=False, markup=False)
     return 0
 
 

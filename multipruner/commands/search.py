@@ -6,7 +6,7 @@ import argparse
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -135,7 +135,7 @@ def _check_choices(flag: str, given: dict[str, Any], allowed: Sequence[str]) -> 
 
 
 def _number(flag: str, text: str, hint: str = "give whole numbers") -> int:
-    if not text.isdigit():
+    if not text.isdecimal():
         raise ConfigError(f"{flag} {text}: {hint}")
     return int(text)
 
@@ -148,20 +148,36 @@ def _range(text: str) -> tuple[float, float]:
     return low, high
 
 
-def _fixed(typed: dict[str, Any], options: SearchOptions) -> dict[str, Any]:
+def _timed(flags: dict[str, Any], sources: Sequence[Mapping[str, Any]]) -> None:
+    """Latency as an objective: it needs a table, which recipes know with a budget only; the loosest, if there is none.
+
+    Args:
+        flags: recipe fields that were typed; changed.
+        sources: mappings of lower precedence.
+
+    Raises:
+        ConfigError: without a table.
+    """
+    from multipruner.recipe import asked_ratio
+
+    asked = (*sources, flags)
+    if not any(one.get("latency_table") for one in asked):
+        raise ConfigError("the objective latency needs --latency-table FILE (multipruner latency makes one)")
+    if not any("latency" in (one.get("budgets") or {}) for one in asked):
+        flags["ratio"] = asked_ratio(asked)
+        flags["budgets"] = {**flags.get("budgets", {}), "latency": "1x"}  # no slower than the dense model
+
+
+def _fixed(options: SearchOptions) -> dict[str, Any]:
     """What the search asks of the recipe, whatever it says."""
     fixed: dict[str, Any] = {"strategy": "milp"}
-    if "latency" in options.objectives and "budgets.latency" not in typed:
-        fixed["budgets"] = {
-            "latency": "1x"
-        }  # no slower than the dense model; the recipe knows tables with budgets only
     if repairs := [name for name in options.compensations if name != "none"]:
         fixed["compensation"] = repairs[0]
     return fixed
 
 
 def run(arguments: Sequence[str]) -> int:
-    if int(os.environ.get("RANK", "0")) == 0:
+    if int(os.environ.get("RANK", "0")) == 0 or int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return _run(arguments)
     try:
         return _run(arguments)
@@ -180,10 +196,7 @@ def _run(arguments: Sequence[str]) -> int:
         return recipes.run([])
     output, overwrite = typed.pop("output", None), typed.pop("overwrite", False)
     options = options_of(typed)
-    fixed = _fixed(typed, options)
-    if "latency" in options.objectives and "latency_table" not in typed:
-        raise ConfigError("the objective latency needs --latency-table FILE (multipruner latency makes one)")
-    recipe = recipe_of(typed, fixed)
+    recipe = recipe_of(typed, _fixed(options), amend=_timed if "latency" in options.objectives else None)
     from rich.console import Console
 
     from multipruner.api import default_output

@@ -19,15 +19,12 @@ from multipruner.architecture import FAMILIES
 from multipruner.errors import ConfigError, OutputError, UnknownModelError, UnsupportedModelError
 from multipruner.modeling import family_of, model_class
 from multipruner.plan import PruningPlan
+from multipruner.run_folder import is_known
 
 PLAN_FILE = "plan.json"
 REPORT_FILE = "report.json"
 SHARD_SIZE = "5GB"
 """Weights above this are split over several files."""
-_SEARCH_FILES = (
-    "trajectory.jsonl", "measurements.jsonl", "search.jsonl", "front.json", "front.png", "convergence.png",
-)  # fmt: skip
-"""What searches of one kind or another leave; another run in the same folder does not carry them over."""
 _OVERHEAD = 1.05  # tokenizer, plan and report beside the weights
 _HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -59,7 +56,7 @@ def save(
         OutputError: when the folder is taken, cannot be written, or the disk is full; nothing is left behind.
     """
     target = Path(folder).absolute().resolve()  # what a link names is replaced, not the link
-    _check_target(target, replace)
+    check_target(target, replace)
     check_space(target, weight_bytes(model))
     partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
     with output_errors(target):
@@ -135,7 +132,12 @@ def _is_stock_result(source: str, config: Mapping[str, Any], options: Mapping[st
         return False
 
 
-def _check_target(target: Path, replace: bool) -> None:
+def check_target(target: Path, replace: bool) -> None:
+    """Refuse a folder that may not, or can not, be replaced.
+
+    Raises:
+        OutputError: naming what is there.
+    """
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return
     if not replace:
@@ -194,11 +196,14 @@ def _sync_one(path: Path) -> None:
 
 
 def _keep_others(old: Path, new: Path) -> None:
-    """Carry over what somebody else put into the folder; only what a run writes is replaced."""
-    for path in old.iterdir():
-        ours = path.suffix in (".safetensors", ".py") or path.name.endswith(".index.json") or path.name in _SEARCH_FILES
-        if not ours and not (new / path.name).exists():
-            (shutil.copytree if path.is_dir() else shutil.copy2)(path, new / path.name)
+    """Carry over what somebody else put into the folder. What a run, its search or its report writes is replaced, or
+    goes: a tokenizer's file or a figure of another model would be taken for this one's."""
+    for path in (path for path in old.rglob("*") if path.is_file()):
+        name = path.relative_to(old).as_posix()
+        ours = path.suffix in (".safetensors", ".py") or name.endswith(".index.json") or is_known(name)
+        if not ours and not (new / name).exists():
+            (new / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(path, new / name)
 
 
 def _take_name(partial: Path, target: Path) -> None:
