@@ -158,10 +158,17 @@ def test_another_model_in_the_folder_inherits_nothing(finished: Path, dense: Pat
     output = tmp_path / "run"
     shutil.copytree(finished, output)
     old = {"chat_template.jinja": "old", "report.html": "old", "report_files/structure.png": "old", "vocab.json": "{}"}
-    for name, text in {**old, "notes.txt": "mine", "more/notes.txt": "mine"}.items():
+    mine = ("notes.txt", "more/notes.txt", "more/code.py", "more/vocab.json", "report_files/notes.txt")
+    for name, text in {**old, **dict.fromkeys(mine, "mine")}.items():
         (output / name).parent.mkdir(exist_ok=True)
         (output / name).write_text(text)
+    (output / "link").symlink_to(output / "more")
     assert main(arguments(dense, output, "--ratio", "0.15")) == 0
     assert [name for name in old if (output / name).exists()] == []
     assert AutoTokenizer.from_pretrained(output).chat_template is None
-    assert (output / "notes.txt").read_text() == (output / "more" / "notes.txt").read_text() == "mine"
+    assert {(output / name).read_text() for name in mine} == {"mine"} and (output / "link" / "code.py").exists()
+    for name in (*mine, "report_files/structure.png"):
+        (output / name).write_text("mine")
+    (output / "report_files" / "notes.txt").unlink()
+    assert main(arguments(dense, output)) == 0
+    assert not (output / "report_files").exists(), "nothing was left in it"

@@ -198,12 +198,19 @@ def _sync_one(path: Path) -> None:
 def _keep_others(old: Path, new: Path) -> None:
     """Carry over what somebody else put into the folder. What a run, its search or its report writes is replaced, or
     goes: a tokenizer's file or a figure of another model would be taken for this one's."""
-    for path in (path for path in old.rglob("*") if path.is_file()):
-        name = path.relative_to(old).as_posix()
-        ours = path.suffix in (".safetensors", ".py") or name.endswith(".index.json") or is_known(name)
-        if not ours and not (new / name).exists():
-            (new / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(path, new / name)
+    for path in old.iterdir():
+        ours = path.suffix in (".safetensors", ".py") or path.name.endswith(".index.json") or is_known(path.name)
+        if ours or (new / path.name).exists():
+            continue
+        if not path.is_dir():
+            shutil.copy2(path, new / path.name)
+            continue
+        copy = Path(shutil.copytree(path, new / path.name))
+        known = [inner for inner in copy.iterdir() if inner.is_file() and is_known(f"{copy.name}/{inner.name}")]
+        for inner in known:
+            inner.unlink()
+        if known and not any(copy.iterdir()):
+            copy.rmdir()
 
 
 def _take_name(partial: Path, target: Path) -> None:
