@@ -105,6 +105,8 @@ def latency_table_of(recipe: Recipe, prunable: Prunable) -> tuple[LatencyTable, 
     assert recipe.latency_table is not None
     table = LatencyTable.read(recipe.latency_table)
     table.check_shapes(shapes_of(prunable.model))
+    if not table.workloads:
+        raise ConfigError(f"{recipe.latency_table} has no workload: measure anew")
     workload = recipe.workload or table.workloads[0]
     table.row(workload)
     return table, workload

@@ -20,8 +20,6 @@ from .plan import PruningPlan
 LOCAL_NAME = "path/to/this/folder"
 """What the loading example opens as long as the checkpoint has no address."""
 REFITTED = "`plan.json` says what was cut; the output projections of what stays were then refitted in closed form."
-"""The card's sentence on the repair."""
-_LAST_NORM = " So was the gain of the last norm."
 _SEAL = re.compile(r"\n<!-- multipruner wrote this card: ([0-9a-f]{16}) -->\n\Z")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _REMOTE_CODE = (
@@ -295,10 +293,8 @@ def _reproduction(report: Mapping[str, Any]) -> str:
     if versions := report.get("versions"):
         lines.append("Made with " + ", ".join(f"{package} {version}" for package, version in versions.items()) + ".")
     repaired = isinstance(recipe, Mapping) and recipe.get("compensation", "none") != "none"
-    gain = repaired and (report.get("search") or {}).get("last_norm_refitted")
+    gain = " So was the gain of the last norm." if (report.get("search") or {}).get("last_norm_refitted") else ""
     lines.append(
-        REFITTED + (_LAST_NORM if gain else "")
-        if repaired
-        else "`plan.json` and the dense weights give these weights again, bit for bit."
+        REFITTED + gain if repaired else "`plan.json` and the dense weights give these weights again, bit for bit."
     )
     return "\n\n".join(["## How it was made", *lines])

@@ -232,8 +232,6 @@ class LatencyTable:
             if (record["format"], record["version"]) != (FORMAT, VERSION):
                 raise ConfigError(f"this is no latency table of version {VERSION}: measure anew")
             rows = [_row(entry) for entry in record["workloads"]]
-            if not rows:
-                raise ConfigError("this latency table has no workload: measure anew")
             named = {row.workload.name: row for row in rows}
             return cls(Shapes(**record["shapes"]), record["environment"], record["date"], named)
         except (AttributeError, KeyError, TypeError, ValueError) as error:

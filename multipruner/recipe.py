@@ -6,12 +6,13 @@ Nothing is merged twice: every source yields a plain mapping, the mappings are m
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from .errors import ConfigError, did_you_mean
+from .merging import asked_ratio, merge_into
 
 Dimension = Literal["blocks", "mlp", "heads"]
 DIMENSIONS: tuple[Dimension, ...] = ("blocks", "mlp", "heads")
@@ -238,11 +239,11 @@ class Recipe(_Frozen):
         """
         given: dict[str, Any] = {}
         for source in sources:
-            _merge_into(given, source)
-        given["ratio"] = asked_ratio(sources)
+            merge_into(given, source)
+        given["ratio"] = asked_ratio(sources, cls.model_fields["ratio"].default)
         merged: dict[str, Any] = {}
-        _merge_into(merged, METHODS.get(given.get("method", "global"), {}))
-        _merge_into(merged, given)
+        merge_into(merged, METHODS.get(given.get("method", "global"), {}))
+        merge_into(merged, given)
         try:
             return cls.model_validate(merged)
         except ValidationError as error:
@@ -253,17 +254,6 @@ class Recipe(_Frozen):
         return ":".join(f"{self.shares[dimension]:g}" for dimension in DIMENSIONS)
 
 
-def asked_ratio(sources: Sequence[Mapping[str, Any]]) -> Any:
-    """The ratio that several mappings ask for together, later ones winning; budgets without one replace it."""
-    ratio = Recipe.model_fields["ratio"].default
-    for source in sources:
-        if "ratio" in source:
-            ratio = source["ratio"]
-        elif source.get("budgets"):
-            ratio = None
-    return ratio
-
-
 def _three_numbers(text: str) -> list[float]:
     try:
         numbers = [float(part) for part in text.split(":")]
@@ -272,14 +262,6 @@ def _three_numbers(text: str) -> list[float]:
     if len(numbers) != len(DIMENSIONS):
         raise ValueError(f"shares {text!r} do not parse: give blocks:mlp:heads, such as 44:52:4")
     return numbers
-
-
-def _merge_into(target: dict[str, Any], source: Mapping[str, Any]) -> None:
-    for key, value in source.items():
-        if isinstance(value, Mapping) and isinstance(target.get(key), dict):
-            _merge_into(target[key], value)
-        else:
-            target[key] = dict(value) if isinstance(value, Mapping) else value
 
 
 def _keys() -> list[str]:

@@ -34,9 +34,9 @@ from .tuning_record import tuned_report, tuned_table, tuning_record
 from .tuning_state import Progress, kept_identity
 from .tuning_steps import TuneSettings, attach, train
 from .tuning_text import TuningText, tuning_text
+from .workspace import MEASUREMENTS, SEARCH, TRAJECTORY
 
 EXTRA = "tuning needs peft, which the extra 'tune' brings: pip install 'multipruner[tune]'"
-_TRAJECTORY = "trajectory.jsonl"
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ def tune(
         )  # fmt: skip
         tuned = {**record, "command": command}
         report = tuned_report(run, tuned)
-        trajectory = run.path / _TRAJECTORY
+        trajectory = run.path / TRAJECTORY
         save(
             target, merged, job.tokenizer, plan=run.plan, report=report,
             trajectory=trajectory if trajectory.exists() else None,
@@ -146,7 +146,12 @@ def _check_output(source: Path, target: Path, overwrite: bool) -> Path:
         raise OutputError(f"{target} exists already; choose another --output, or replace it with --overwrite")
     check_target(place, overwrite)
     check_space(place, sum(path.stat().st_size for path in source.glob("*.safetensors")))
-    return place.with_name(place.name + ".partial")
+    partial = place.with_name(place.name + ".partial")
+    if not overwrite and any((partial / name).exists() for name in (TRAJECTORY, MEASUREMENTS, SEARCH)):
+        raise OutputError(
+            f"{partial} holds an interrupted run, no training; choose another --output, or give it up with --overwrite"
+        )
+    return partial
 
 
 @contextmanager
@@ -163,9 +168,9 @@ def _held(partial: Path, target: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        lock.release()
         if kept_identity(partial) is None and {path.name for path in partial.glob("*")} <= {".lock"}:
             shutil.rmtree(partial, ignore_errors=True)
+        lock.release()  # last: what another process has begun here must not be removed
 
 
 def _check_state(partial: Path, identity: Mapping[str, Any], overwrite: bool) -> None:

@@ -17,16 +17,7 @@ from hypothesis import strategies as st
 from multipruner.commands import latency as command
 from multipruner.errors import ConfigError, OutputError
 from multipruner.estimates import constant_rest, interquartile_mean, relative_iqr, slowness, summarise
-from multipruner.latency import (
-    FORMAT,
-    VERSION,
-    Entry,
-    LatencyTable,
-    Shapes,
-    Workload,
-    WorkloadTable,
-    interpolate,
-)
+from multipruner.latency import Entry, LatencyTable, Shapes, Workload, WorkloadTable, interpolate
 from multipruner.probe_journal import ProbeJournal, ProbeRecord, discard
 from multipruner.structure import LayerSize, Structure
 
@@ -321,12 +312,6 @@ def test_what_another_process_measures_is_not_removed(tmp_path: Path) -> None:
     discard(path)
     discard(path)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_table_without_workloads_is_refused() -> None:
-    record = {"format": FORMAT, "version": VERSION, "shapes": {}, "environment": {}, "date": "", "workloads": []}
-    with pytest.raises(ConfigError, match="no workload"):
-        LatencyTable.from_json(json.dumps(record))
 
 
 def test_tables_need_no_torch() -> None:

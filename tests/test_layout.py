@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 FLOORS = {
     "errors": 0, "structure": 0, "plan": 0, "architecture": 0, "costs": 0, "latency": 0, "hub": 0,
-    "recipe": 1,
+    "recipe": 1, "merging": 0,
     "cli": 5, "commands": 5, "__main__": 5,
     "pipeline": 4, "export": 4, "card": 4, "report": 4, "journal": 4, "workspace": 4, "summary": 4, "progress": 4,
     "publish": 4, "hub_package": 4, "hub_upload": 4, "judge": 4, "quiet": 4, "api": 4, "setting": 4,

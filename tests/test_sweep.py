@@ -148,6 +148,13 @@ def test_flags_make_a_whole_recipe(
     assert typed == expected
 
 
+def test_a_table_without_workloads_is_refused(dense: Path, table: Path, tmp_path: Path, capsys) -> None:
+    (tmp_path / "t.json").write_text(json.dumps(json.loads(table.read_text()) | {"workloads": []}))
+    given = timed(dense, tmp_path / "t.json")
+    with pytest.raises(ConfigError, match="has no workload"):
+        multipruner.prune(given, output=tmp_path / "out")
+
+
 @pytest.mark.parametrize("flags", [("--sweep", "0.9", "--plan", "p.json"), ("--sweep-sequential",)])
 def test_flags_that_contradict_each_other_are_refused(flags: tuple[str, ...]) -> None:
     with pytest.raises(ConfigError, match="--sweep"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -286,6 +287,12 @@ def test_faults_are_told_before_any_work(
         TuneSettings(steps=0, lr=2, micro_batch=3)
     with pytest.raises(OutputError, match="in use"):
         _tune(run, words, run, overwrite=True)
+    (tmp_path / "out.partial").mkdir()
+    (tmp_path / "out.partial" / "measurements.jsonl").write_text("{}\n")
+    with pytest.raises(OutputError, match="an interrupted run, no training"):
+        _tune(run, words, tmp_path / "out")
+    assert (tmp_path / "out.partial" / "measurements.jsonl").read_text() == "{}\n"
+    shutil.rmtree(tmp_path / "out.partial")
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "thesis.txt").write_text("mine")
     with pytest.raises(OutputError, match="not a model's folder"):

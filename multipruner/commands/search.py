@@ -158,13 +158,14 @@ def _timed(flags: dict[str, Any], sources: Sequence[Mapping[str, Any]]) -> None:
     Raises:
         ConfigError: without a table.
     """
-    from multipruner.recipe import asked_ratio
+    from multipruner.merging import asked_ratio
+    from multipruner.recipe import Recipe
 
     asked = (*sources, flags)
     if not any(one.get("latency_table") for one in asked):
         raise ConfigError("the objective latency needs --latency-table FILE (multipruner latency makes one)")
     if not any("latency" in (one.get("budgets") or {}) for one in asked):
-        flags["ratio"] = asked_ratio(asked)
+        flags["ratio"] = asked_ratio(asked, Recipe.model_fields["ratio"].default)
         flags["budgets"] = {**flags.get("budgets", {}), "latency": "1x"}  # no slower than the dense model
 
 
