@@ -26,3 +26,11 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     """One thread for tiny models: more only wait for each other when the machine has other work."""
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads((os.cpu_count() or 1) if item.get_closest_marker("slow") else 1)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Workers of ``-n auto``: four at most, each needs memory; none for slow tests, which use every core themselves."""
+    chosen = config.getoption("markexpr") or ""
+    slow = "slow" in chosen and "not slow" not in chosen
+    return 0 if slow else min(os.cpu_count() or 1, 4)
