@@ -166,6 +166,17 @@ class Bench:
             stem = stem.replace(letter, other)
         return stem
 
+    def folder(self, name: str, settings: Mapping[str, Any], ratio: float, seed: int) -> Path:
+        """Where a cell's run lies: one folder for all ratios of a setting, as losses that were measured serve them all.
+
+        Not so the published procedure with its shares: the beginning of its path to a large ratio is mostly blocks, and
+        not what it finds for a small one.
+        """
+        if settings.get("method") == "paper" and "shares" not in settings:
+            return self.args.work / self._stem(f"{name}-{ratio:g}", seed)
+        own_losses = name in METHODS or not settings.keys() <= LAST
+        return self.args.work / self._stem(name if own_losses else "global", seed)
+
     def cell(
         self, name: str, settings: Mapping[str, Any], ratio: float, seed: int, tasks: bool = False
     ) -> dict[str, Any]:
@@ -176,9 +187,7 @@ class Bench:
         if kept.done is not None and _of(kept.done, asked):
             return kept.done
         own = {"name": name, "target": ratio, "seed": seed, "asked": asked}
-        # one folder for all ratios of a setting: losses that were measured for one serve the others
-        own_losses = name in METHODS or not settings.keys() <= LAST
-        folder = self.args.work / self._stem(name if own_losses else "global", seed)
+        folder = self.folder(name, settings, ratio, seed)
         try:
             run = multipruner.prune(
                 self.recipe(settings, ratio, seed), output=folder, console=Console(), overwrite=True

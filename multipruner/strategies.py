@@ -113,7 +113,9 @@ def _sequential(setting: Setting, workspace: Workspace, console: Console, say: S
     problem = setting.problem
     trajectory, journal = workspace.open(setting.identity, problem.ratio, overwrite)
     if trajectory is not None and trajectory.finished:
-        say(f"the finished search to {100 * trajectory.ratio:g}% covers this ratio: nothing to search")
+        same = trajectory.ratio == problem.ratio
+        own = "" if same else " (its shares are of that ratio; a new --output has this one's)"
+        say(f"the finished search to {100 * trajectory.ratio:g}% covers this ratio: nothing to search{own}")
         steps = _cut(trajectory, problem)
         return Found(replay(problem.costs.dense, steps), steps[-1].loss, trajectory.ratio, {}, steps)
     done = trajectory.steps if trajectory is not None else ()

@@ -75,6 +75,18 @@ def test_the_published_procedure_sees_the_text_it_was_published_with(calibration
     assert {recipe.calibration.seed for recipe in recipes.values()} == {1}
 
 
+def test_only_the_published_procedure_has_a_folder_for_every_ratio(tmp_path: Path) -> None:
+    bench, methods = _bench(tmp_path), _module("quality").METHODS
+    folders = {
+        name: {bench.folder(name, settings, ratio, 0) for ratio in (0.1, 0.2)} for name, settings in methods.items()
+    }
+    assert {name: len(found) for name, found in folders.items()} == {"global": 1, "paper": 2, "blocks only": 1}
+    other = bench.folder("last norm as it was", {"final_norm": "keep"}, 0.2, 0)
+    assert folders["global"] == {other}, "the same losses"
+    assert bench.folder("no repair", {"compensation": "none"}, 0.2, 0) not in folders["global"]
+    assert len(set().union(*folders.values())) == 4
+
+
 def test_a_cell_serves_what_asks_for_the_same_recipe_and_no_other_tasks() -> None:
     of = _module("quality")._of
     recipe, tasks = {"ratio": 0.2}, [["piqa"], 200]
