@@ -75,7 +75,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--wikitext", type=Path, required=True, help="raw test split")
     parser.add_argument("--calibration", choices=("self", "alpaca"), default="self")
     parser.add_argument("--ratios", default="0.1,0.2,0.3,0.4")
-    parser.add_argument("--seeds", default="0,1,2", help="of the calibration text, for the method 'global'")
+    parser.add_argument("--seeds", default="0,1,2", help="of the calibration text, for the methods")
     parser.add_argument("--methods", default=",".join(METHODS), help="may be empty")
     parser.add_argument("--ablations", action="store_true", help="also one setting changed at a time")
     parser.add_argument("--sizes", default="", help="calibration tokens, such as 4096,32768,131072,262144")
@@ -274,7 +274,7 @@ def fill(bench: Bench) -> None:
     tables = Tables(args.work / "table.md", dense)
     for ratio in bench.ratios:
         for name in filter(None, args.methods.split(",")):
-            for seed in bench.seeds if name == "global" else bench.seeds[:1]:
+            for seed in bench.seeds:
                 cell = bench.cell(name, METHODS[name], ratio, seed, tasks=seed == bench.seeds[0])
                 tables.add("Methods", name, f"{ratio:g}", cell)
     quality_figure(args.work / "quality.png", dense, tables.groups("Methods"))
