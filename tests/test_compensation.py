@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from multipruner.accumulation import RIDGES, _best_ridges, _Equations, accumulated, write_outputs
+from multipruner.accumulation import RIDGES, _best_ridges, _Equations, _Fit, accumulated, write_outputs
 from multipruner.compensation import Repair, compensate, repaired_columns
 from multipruner.elimination import elimination_order
 from multipruner.errors import ConfigError, NumericsError, UnsupportedModelError
@@ -16,7 +16,7 @@ from multipruner.modeling import apply_plan
 from multipruner.objective import CalibrationObjective, PlainObjective
 from multipruner.plan import PruningPlan
 from multipruner.prunable import Prunable
-from multipruner.statistics import gather, stream
+from multipruner.statistics import add_moments, gather, mirrored, stream
 from multipruner.surgery import Projection
 from multipruner.token_loss import DivergenceFromDense
 from tests.tiny import VARIANTS, random_ids, random_structure, tiny_model
@@ -120,7 +120,12 @@ def test_every_importance_orders_everything_once(variant: str, name: str) -> Non
             rank(name, prunable)
 
 
-def test_streamed_statistics_are_the_moments_of_what_the_stock_model_computes() -> None:
+@pytest.mark.parametrize("batch_tokens", [4096, 32])
+def test_streamed_statistics_are_the_moments_of_what_the_stock_model_computes(
+    batch_tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In one batch, and in three of different sizes."""
+    monkeypatch.setattr("multipruner.statistics.BATCH_TOKENS", batch_tokens)
     prunable = Prunable.of(tiny_model("llama"))
     ids, seen = random_ids(batch=5, length=16), []
     output = prunable.layers[2].get_submodule("mlp.down_proj")
@@ -133,6 +138,49 @@ def test_streamed_statistics_are_the_moments_of_what_the_stock_model_computes() 
     assert torch.allclose(moments[2, "mlp"][0], x.T @ x / len(x), rtol=1e-4, atol=1e-7)
     assert torch.allclose(moments[2, "mlp"][1], x.mean(dim=0), rtol=1e-4, atol=1e-6)
     assert not output._forward_pre_hooks
+
+
+def test_products_in_blocks_are_the_product() -> None:
+    chance = torch.Generator().manual_seed(0)
+    parts, total = [torch.randn(rows, 700, generator=chance) for rows in (50, 3)], torch.zeros(700, 700)
+    for rows in parts:
+        add_moments(total, rows)
+    x = torch.cat(parts)
+    assert torch.allclose(mirrored(total), x.T @ x, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("ridge", [1e-2, 1.0])
+def test_repair_finds_its_layer_where_whole_layers_are_gone(ridge: float) -> None:
+    """Scored, written by the repair of single blocks, and written by the one of all blocks."""
+    model = tiny_model("llama", layers=4)
+    prunable = Prunable.of(model)
+    text, ids = random_ids(batch=24, length=20), random_ids(batch=4, length=14)
+    statistics = gather(prunable, text)
+    ranking = rank("second-order", prunable, statistics)
+    structure = prunable.dense.replace(1, prunable.dense[1].without("attention").without("mlp"))
+    for layer in (0, 2, 3):
+        full = structure[layer]
+        structure = structure.replace(layer, type(full)(full.query_heads // 2, full.kv_heads // 2, full.channels // 2))
+    plan = PruningPlan.from_structure(structure, ranking, prunable.dense, model="m", model_type="llama")
+
+    def loss_of(pruned: torch.nn.Module) -> float:
+        with torch.no_grad():
+            logs = pruned(input_ids=ids).logits[:, :-1].flatten(0, 1).log_softmax(-1)
+        return float(-logs.gather(1, ids[:, 1:].reshape(-1, 1)).mean())
+
+    with prunable.in_order(ranking, Repair(prunable, statistics, ranking, ridge)):
+        scored = CalibrationObjective(prunable, ids)(structure)
+        outputs = accumulated(prunable, structure, text)
+        with prunable.with_outputs(outputs):
+            scored_all = CalibrationObjective(prunable, ids)(structure)
+    single, everything = apply_plan(model, plan), apply_plan(model, plan)
+    assert compensate(single, prunable, plan, statistics, ridge) == 6
+    write_outputs(everything, prunable, plan, ranking, outputs)
+    assert scored == pytest.approx(loss_of(single), rel=1e-4)
+    assert scored_all == pytest.approx(loss_of(everything), rel=1e-4)
+    other = apply_plan(model, plan)
+    compensate(other, prunable, plan, statistics, 10 * ridge)
+    assert scored != pytest.approx(loss_of(other), rel=1e-5), "the ridge counts"
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -290,8 +338,72 @@ def test_the_repair_of_all_blocks_brings_the_stream_back() -> None:
                 hidden = prunable.block(hidden, inputs, layer, kind, structure[layer])  # type: ignore[index]
         return hidden
 
+    ends: list[tuple[torch.Tensor, torch.Tensor]] = []
     with prunable.in_order(ranking), torch.no_grad():
         dense, before = stream_of(prunable.dense), stream_of(structure)
-        with prunable.with_outputs(accumulated(prunable, structure, text, ridge=1e-3)):
+        outputs = accumulated(prunable, structure, text, ridge=1e-3, ends=lambda *states: ends.append(states))
+        with prunable.with_outputs(outputs):
             after = stream_of(structure)
+    assert torch.allclose(torch.cat([one for one, _ in ends]), dense, atol=1e-4)
+    assert torch.allclose(torch.cat([one for _, one in ends]), after, atol=1e-3)
     assert (after - dense).square().sum() < 0.9 * (before - dense).square().sum()
+
+
+def test_every_block_takes_on_its_share_of_what_was_lost_before() -> None:
+    """The second refitted block's equations are linear in the share; the first has nothing to take on."""
+    prunable = Prunable.of(tiny_model("llama"))
+    text = random_ids(batch=24, length=20)
+    ranking = rank("second-order", prunable, gather(prunable, text))
+    size = prunable.dense[0]
+    structure = prunable.dense.replace(0, type(size)(size.query_heads, size.kv_heads, size.channels // 2))
+    with prunable.in_order(ranking):
+        none, half, whole = (accumulated(prunable, structure, text, share=share) for share in (0.0, 0.5, 1.0))
+    first, second = (0, "mlp"), (1, "attention")
+    assert torch.equal(none[first].weight, whole[first].weight)
+    assert (whole[second].weight - none[second].weight).abs().max() > 1e-2
+    assert torch.allclose(half[second].weight, (none[second].weight + whole[second].weight) / 2, atol=1e-4)
+
+
+def _text(seed: int, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Inputs [1, tokens, 6] and what they should give, [1, tokens, 5], some rows noisier than others."""
+    chance = torch.Generator().manual_seed(seed)
+    x = torch.randn(1, tokens, 6, generator=chance)
+    noise = torch.randn(1, tokens, 5, generator=chance) * torch.tensor([0.01, 0.3, 1.0, 3.0, 10.0])
+    return x, x @ torch.ones(6, 5) * 0.5 + noise
+
+
+@given(seeds)
+def test_rows_are_refitted_with_the_ridge_that_tells_held_out_text_best(seed: int) -> None:
+    """Against errors that are computed token by token."""
+    fit, weight = _Fit(), torch.zeros(5, 6)
+    parts = [_text(seed + number, 8) for number in range(8)]
+    for number, (x, target) in enumerate(parts):
+        fit.add(x, target, held_out=number % 4 == 3)
+
+    def solved(numbers: list[int], ridge: float) -> torch.Tensor:
+        x = torch.cat([parts[number][0][0] for number in numbers]).double()
+        target = torch.cat([parts[number][1][0] for number in numbers]).double()
+        gram = x.T @ x
+        return torch.linalg.solve(gram + ridge * gram.diagonal().mean() * torch.eye(6), x.T @ target).T
+
+    fitted, judge = [0, 1, 2, 4, 5, 6], [3, 7]
+    x = torch.cat([parts[number][0][0] for number in judge]).double()
+    target = torch.cat([parts[number][1][0] for number in judge]).double()
+    candidates = [*(solved(fitted, ridge) for ridge in RIDGES), weight.double()]
+    errors = torch.stack([(target - x @ one.T).square().sum(dim=0) for one in candidates])
+    finals = [*(solved(list(range(8)), ridge) for ridge in RIDGES), weight.double()]
+    found, close = fit.solve(weight, None).double(), errors <= errors.min(dim=0).values * (1 + 1e-4)
+    for row in range(5):
+        near = [torch.allclose(found[row], finals[number][row], atol=1e-4) for number in range(len(finals))]
+        assert any(near[number] for number in range(len(finals)) if close[number, row])
+
+
+@pytest.mark.parametrize("ridge", [0.03, 3.0])
+def test_a_ridge_is_relative_to_the_inputs(ridge: float) -> None:
+    x, target = (part[0] for part in _text(0, 40))
+    once = _Equations(x.T @ x, x.T @ target)
+    scaled = _Equations(100 * once.moments, 100 * once.target)
+    weight = torch.ones(5, 6)
+    change = once.change(once.missing(weight), ridge)
+    assert torch.allclose(scaled.change(scaled.missing(weight), ridge), change, atol=1e-5)
+    assert not torch.allclose(once.change(once.missing(weight), 2 * ridge), change, atol=1e-3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import pytest
 import torch
@@ -36,6 +37,22 @@ def test_reusing_objective_equals_the_plain_one(variant: str) -> None:
             assert fast(structure) == pytest.approx(expected, rel=1e-5)
             fast.commit(structure)
             assert fast(structure) == pytest.approx(expected, rel=1e-5), "after its states were moved"
+
+
+@pytest.mark.parametrize("loss", ["nll", "kl"])
+def test_logits_in_chunks_change_nothing(loss: Literal["nll", "kl"], monkeypatch: pytest.MonkeyPatch) -> None:
+    """16 tokens at a time, the last time fewer, against all of a batch's at once."""
+    prunable = Prunable.of(tiny_model("llama"))
+    structures = [random_structure(prunable.dense, seed) for seed in range(4)]
+    whole = CalibrationObjective(prunable, _ids(), ignore_id=EOS, batch_size=3, loss=loss)
+    expected = [whole(structure) for structure in structures]
+    if loss == "nll":
+        plain = PlainObjective(prunable, _ids(), ignore_id=EOS)
+        assert expected == pytest.approx([plain(structure) for structure in structures], rel=1e-5)
+    monkeypatch.setattr("multipruner.token_loss._LOGIT_BYTES", 0)
+    chunks = CalibrationObjective(prunable, _ids(), ignore_id=EOS, batch_size=3, loss=loss)
+    assert chunks._chunk == 16
+    assert [chunks(structure) for structure in structures] == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("state_bytes", [0, 1 << 30])
