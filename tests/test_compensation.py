@@ -358,10 +358,10 @@ def test_every_block_takes_on_its_share_of_what_was_lost_before() -> None:
     structure = prunable.dense.replace(0, type(size)(size.query_heads, size.kv_heads, size.channels // 2))
     with prunable.in_order(ranking):
         none, half, whole = (accumulated(prunable, structure, text, share=share) for share in (0.0, 0.5, 1.0))
-    first, second = (0, "mlp"), (1, "attention")
-    assert torch.equal(none[first].weight, whole[first].weight)
-    assert (whole[second].weight - none[second].weight).abs().max() > 1e-2
-    assert torch.allclose(half[second].weight, (none[second].weight + whole[second].weight) / 2, atol=1e-4)
+    assert torch.equal(none[0, "mlp"].weight, whole[0, "mlp"].weight)
+    low, middle, high = (outputs[1, "attention"].weight for outputs in (none, half, whole))
+    assert (high - low).abs().max() > 1e-2
+    assert torch.allclose(middle, (low + high) / 2, atol=1e-4)
 
 
 def _text(seed: int, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -22,11 +22,16 @@ def prunable() -> Prunable:
     """Heavy-tailed weights: sums of absolute values and of squares order them differently."""
     model = tiny_model("llama")
     with torch.no_grad():
-        for layer in model.model.layers:
-            for projection in (*layer.mlp.children(), *layer.self_attn.children()):
-                if isinstance(projection, torch.nn.Linear):
-                    projection.weight.pow_(3)
+        for name, module in model.named_modules():
+            if isinstance(module, torch.nn.Linear) and name != "lm_head":
+                module.weight.pow_(3)
     return Prunable.of(model)
+
+
+def _weight(layer: torch.nn.Module, path: str) -> Tensor:
+    weight = layer.get_submodule(path).weight
+    assert isinstance(weight, Tensor)
+    return weight
 
 
 def _best_first(scores: list[float]) -> tuple[int, ...]:
@@ -37,10 +42,10 @@ def _best_first(scores: list[float]) -> tuple[int, ...]:
 def test_magnitude_is_the_l1_norm_of_what_feeds_a_channel_or_a_group(prunable: Prunable) -> None:
     squares_differ = False
     for layer, found in zip(prunable.layers, rank("magnitude", prunable, within_groups=True).layers, strict=True):
-        gate, up = layer.mlp.gate_proj.weight, layer.mlp.up_proj.weight
+        gate, up = _weight(layer, "mlp.gate_proj"), _weight(layer, "mlp.up_proj")
         channels = [float(gate[c].abs().sum() + up[c].abs().sum()) for c in range(CHANNELS)]
         squares = [float(gate[c].square().sum() + up[c].square().sum()) for c in range(CHANNELS)]
-        q, k, v = (getattr(layer.self_attn, f"{part}_proj").weight for part in "qkv")
+        q, k, v = (_weight(layer, f"self_attn.{part}_proj") for part in "qkv")
 
         def rows(weight: Tensor, begin: int, count: int) -> float:
             return sum(float(weight[row].abs().sum()) for row in range(begin, begin + count))
@@ -68,7 +73,7 @@ def test_activation_is_the_norm_of_a_column_times_its_mean_square(prunable: Prun
     norms_differ = False
     for number, found in enumerate(rank("activation", prunable, statistics).layers):
         layer = prunable.layers[number]
-        down, out = layer.mlp.down_proj.weight, layer.self_attn.o_proj.weight
+        down, out = _weight(layer, "mlp.down_proj"), _weight(layer, "self_attn.o_proj")
         squares, inner = statistics.grams[number, "mlp"], statistics.grams[number, "attention"]
         channels = [float(down[:, c].square().sum() * squares[c, c]) for c in range(CHANNELS)]
         columns = [float(out[:, c].square().sum() * inner[c, c]) for c in range(out.shape[1])]
