@@ -61,7 +61,7 @@ def accumulated(
             length, hidden_size], batch by batch.
 
     Returns:
-        (layer, kind) -> a projection, columns in ranked order, in the model's dtype; a bias stays as it is.
+        (layer, kind) -> a projection, columns in ranked order, as it will be stored; a bias stays as it is.
 
     Raises:
         NumericsError: when the equations cannot be solved.
@@ -88,7 +88,7 @@ def accumulated(
                     wanted = (target.float() - before.float()) + share * (before.float() - now.float()) - bias
                     held_out = ridge is None and number % HELD_OUT == HELD_OUT - 1
                     fit.add(x, wanted, held_out)
-                weight = fit.solve(output.weight.float(), ridge).to(dense[0].dtype)
+                weight = prunable.as_stored(fit.solve(output.weight.float(), ridge))
                 outputs[layer, kind] = Projection(weight, output.bias)
                 pruned = [now + F.linear(x, *outputs[layer, kind]) for now, x in zip(pruned, fit.inputs, strict=True)]
             dense = after

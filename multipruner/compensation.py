@@ -181,8 +181,9 @@ class Repair:
             gram = gram[order.to(gram.device)][:, order.to(gram.device)]
             mean = None if mean is None else mean[order.to(mean.device)]
             kept = leading_columns(block, size, prunable.dense[layer], prunable.head_dim).to(gram.device)
-            made = repaired(self.how, whole, gram, mean, kept, self.ridge).to(whole.weight.dtype)
-            self._weights[key], self._biases[key] = made
+            weight, bias = repaired(self.how, whole, gram, mean, kept, self.ridge)
+            self._weights[key] = prunable.as_stored(weight)
+            self._biases[key] = None if bias is None else prunable.as_stored(bias)
         return Projection(self._weights[key], self._biases[key])
 
 

@@ -15,6 +15,7 @@ from .errors import ConfigError, OutputError, UnknownModelError, UnsupportedMode
 from .eval import Comparison, Evaluation, check_settings, compare, evaluate
 from .export.checkpoint import load
 from .pipeline import held_out_text
+from .precision import Precision
 from .recipe import Recipe
 from .recipes import mapping_for
 from .sources import fingerprint, load_dense, resolve
@@ -56,14 +57,18 @@ def judge_folders(
         raise OutputError(f"cannot write {output}: there is no folder {output.absolute().parent}")
     model, tokenizer = load_dense(resolve(recipe, say), recipe)
     _check_same_base(reports, fingerprint(model))
-    held_out = held_out_text(recipe, tokenizer, model)
+    precision = Precision.of(model, recipe.compute_dtype)
+    say(precision.line())
+    with precision.computing(model):
+        held_out = held_out_text(recipe, tokenizer, model)
 
     def judge(model: Any) -> Evaluation:
         ids, name = (held_out.ids, f"held-out {held_out.name}") if held_out else (None, "")
-        return evaluate(model, tokenizer, spec, fallback_ids=ids, fallback_name=name, say=say)
+        with precision.computing(model):
+            return evaluate(model, tokenizer, spec, fallback_ids=ids, fallback_name=name, say=say)
 
     dense = judge(model)
-    dtype, device = model.dtype, model.device
+    dtype, device = precision.stored, model.device
     del model
     results = []
     for folder in folders:

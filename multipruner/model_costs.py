@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from .architecture import ArchitectureSpec, BlockSpec, rows_per_part
@@ -12,8 +13,8 @@ from .structure import KINDS, BlockKind, LayerSize, Structure
 from .surgery import output_part
 
 
-def costs_of(model: Any, spec: ArchitectureSpec, dense: Structure, head_dim: int) -> Costs:
-    """Read the coefficients off the first decoder layer and the rest of the model."""
+def costs_of(model: Any, spec: ArchitectureSpec, dense: Structure, head_dim: int, stored: torch.dtype) -> Costs:
+    """Read the coefficients off the first decoder layer and the rest of a model, its weights ``stored`` in a type."""
     parameters = dict(model.named_parameters())  # tied tensors appear once
     prefix = f"{spec.decoder}.{spec.layers}."
     constant = sum(t.numel() for name, t in parameters.items() if not name.startswith(prefix))
@@ -25,7 +26,7 @@ def costs_of(model: Any, spec: ArchitectureSpec, dense: Structure, head_dim: int
         constant=constant,
         head_dim=head_dim,
         head_macs=head.numel(),
-        bytes_per_parameter=head.element_size(),
+        bytes_per_parameter=stored.itemsize,
     )
 
 

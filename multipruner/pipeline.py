@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -28,12 +28,13 @@ from .hub import hub_answers
 from .importance import NEED_STATISTICS, rank
 from .modeling import apply_plan, family_of
 from .plan import PruningPlan
+from .precision import TYPES, Precision, product_rates
 from .progress import counting_display
 from .prunable import Outputs, Prunable
 from .recipe import Recipe
 from .record import record
 from .setting import Found, Setting, grid_of
-from .sources import fingerprint, load_dense, resolve
+from .sources import device_of, fingerprint, load_dense, resolve
 from .spill import OnDisk
 from .statistics import gather
 from .strategies import check_reachable, find, lend_a_hand, repair_all, scored_with_repair
@@ -112,7 +113,10 @@ def prune(
 
 def prepared(recipe: Recipe, team: Team, console: Console, seconds: dict[str, float]) -> Setting:
     """:func:`prepare` in every process of a job: rank 0 first, for what lands in the cache; the same everywhere."""
-    setting = team.one_first(partial(prepare, recipe, console, seconds), lambda found: json.dumps(found.identity))
+    # what is fastest must be the same everywhere, so one process measures
+    rates = None if team.size == 1 else team.told(lambda: product_rates(device_of(recipe.device), TYPES))
+    work = partial(prepare, recipe, console, seconds, rates)
+    setting = team.one_first(work, lambda found: json.dumps(found.identity))
     return replace(setting, team=team)
 
 
@@ -153,7 +157,7 @@ def finish(
     elif setting.repair is not None and setting.search_repair is None:
         found = scored_with_repair(setting, found)
     plan = _plan(setting, found)
-    with timed(seconds, "surgery"):
+    with timed(seconds, "surgery"), setting.held.released():
         pruned = cut_model(setting, plan, found.outputs, found.gain)
     with timed(seconds, "evaluation"):
         comparison = _evaluate(setting, pruned, say)
@@ -179,17 +183,29 @@ def cut_model(setting: Setting, plan: PruningPlan, outputs: Outputs, gain: torch
     return pruned
 
 
-def prepare(recipe: Recipe, console: Console, seconds: dict[str, float]) -> Setting:
-    """Load model and calibration, rank the widths, refuse what cannot be reached before any search."""
+def prepare(
+    recipe: Recipe, console: Console, seconds: dict[str, float], rates: Mapping[str, float] | None = None
+) -> Setting:
+    """Load model and calibration, rank the widths, refuse what cannot be reached before any search.
+
+    Args:
+        recipe: what to do.
+        console: for messages and progress.
+        seconds: how long each stage took is added here.
+        rates: how fast this machine multiplies (:class:`~multipruner.precision.Precision`); default: measured now.
+    """
     say = teller(console)
     check_settings(recipe.evaluation)
     with timed(seconds, "load"):
         source = resolve(recipe, say)
         model, tokenizer = load_dense(source, recipe)
-        prunable = Prunable.of(model)
+        mark, precision = fingerprint(model), Precision.of(model, recipe.compute_dtype, rates)
+        say(precision.line())
+        prunable = Prunable.of(model, precision.stored)
         check_reachable(recipe, prunable)
         if warning := unrepaired(recipe.compensation, prunable):
             say(warning)
+        held = precision.held(model)
     with counting_display(console) as display:
         with timed(seconds, "text"):
             text = _named(display, "text")
@@ -217,7 +233,9 @@ def prepare(recipe: Recipe, console: Console, seconds: dict[str, float]) -> Sett
         more,
         ranking,
         repair,
-        fingerprint(model),
+        mark,
+        precision,
+        held,
     )
 
 
@@ -269,9 +287,10 @@ def _latency(setting: Setting, plan: PruningPlan, pruned: Any, say: Callable[[st
     """Predicted milliseconds, and those of both models timed in alternation."""
     table, workload = latency_table_of(setting.recipe, setting.prunable)
     dense = setting.prunable.model
-    if warning := table.warning(environment_of(dense)):
-        say(warning)
-    measured = time_side_by_side({"dense": dense, "pruned": pruned}, table.row(workload).workload)
+    with setting.held.released():  # what will be served is timed
+        if warning := table.warning(environment_of(dense)):
+            say(warning)
+        measured = time_side_by_side({"dense": dense, "pruned": pruned}, table.row(workload).workload)
     row = {
         "predicted_ms": table.milliseconds(plan.structure, workload),
         "predicted_dense_ms": table.milliseconds(plan.dense, workload),
@@ -294,4 +313,5 @@ def _evaluate(setting: Setting, pruned: Any, say: Callable[[str], None]) -> Comp
         spec = setting.recipe.evaluation
         return evaluate(model, setting.tokenizer, spec, fallback_ids=ids, fallback_name=name, say=say)
 
-    return compare(judge(setting.prunable.model, say), judge(pruned, lambda text: None))
+    with setting.precision.computing(pruned):
+        return compare(judge(setting.prunable.model, say), judge(pruned, lambda text: None))

@@ -69,7 +69,8 @@ class Prunable:
         spec: its family's row.
         dense: its structure.
         head_dim: width of one attention head.
-        costs: what any structure costs.
+        costs: what any structure costs, in the type that the weights are stored in.
+        stored: that type, which the engine may compute in another than (:mod:`multipruner.precision`).
     """
 
     model: PreTrainedModel
@@ -77,20 +78,26 @@ class Prunable:
     dense: Structure
     head_dim: int
     costs: Costs
+    stored: torch.dtype
     _repair: OutputOf | None = field(default=None, repr=False)
     _outputs: Outputs = field(default_factory=dict, repr=False)
     _final_norm: nn.Module | None = field(default=None, repr=False)
     _slim: dict[tuple[int, BlockKind, LayerSize], nn.Module] = field(default_factory=dict, repr=False)
 
     @classmethod
-    def of(cls, model: Any) -> Prunable:
+    def of(cls, model: Any, stored: torch.dtype | None = None) -> Prunable:
         """Look a model's family up and take its measure.
+
+        Args:
+            model: the dense model.
+            stored: type of its weights on disk and in the result; default: the type that they are held in.
 
         Raises:
             UnsupportedModelError: when its family has no row.
         """
         spec, dense, dims = spec_for(model.config), dense_structure(model.config), dimensions(model.config)
-        return cls(model, spec, dense, dims.head_dim, costs_of(model, spec, dense, dims.head_dim))
+        stored = weight_of(model.get_submodule(spec.head)).dtype if stored is None else stored
+        return cls(model, spec, dense, dims.head_dim, costs_of(model, spec, dense, dims.head_dim, stored), stored)
 
     @property
     def decoder(self) -> nn.Module:
@@ -109,6 +116,10 @@ class Prunable:
     @property
     def head_weight(self) -> Tensor:
         return weight_of(self.head)
+
+    def as_stored(self, weight: Tensor) -> Tensor:
+        """Round a weight to what the result can hold, in the type that is computed in."""
+        return weight.to(self.stored).to(self.head_weight.dtype)
 
     def state_bytes(self, length: int) -> int:
         """Memory for the hidden states at the input of every block, and after the last, of one sequence."""

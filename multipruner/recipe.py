@@ -103,6 +103,11 @@ class Recipe(_Frozen):
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
         default="auto", description="of the weights; auto: as the checkpoint has them"
     )
+    compute_dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
+        default="auto",
+        description="that the engine computes in, while the weights keep their type on disk and in the result; auto: "
+        "float32 where this machine multiplies it faster than the weights' own type",
+    )
     device: str = Field(default="auto", description="cpu, cuda, cuda:1, ...; auto: the first GPU, else the CPU")
 
     ratio: Annotated[float, Field(gt=0, lt=1)] | None = Field(

@@ -43,6 +43,7 @@ def record(
                   "description": setting.source.description, "fingerprint": setting.fingerprint},
         "recipe": setting.recipe.model_dump(mode="json"),
         "command": command,
+        "precision": setting.precision.to_json(),
         "ratio": costs.ratio(structure),
         "backbone_ratio": costs.backbone_ratio(structure),
         "parameters": pair(costs.parameters),

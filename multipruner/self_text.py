@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -47,24 +49,43 @@ def self_text(
     Returns:
         Token ids, int64 [sequences, length], on the CPU.
     """
-    from safetensors.torch import load_file, save_file
-
     dense = [fingerprint(model), configuration(model), str(model.device.type)]
     settings = [SAMPLING, *dense, sequences, length, seed, *_starts(tokenizer)]
     key = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:32]
     target = cache_folder() / "self-text" / f"{key}.safetensors"
+    parts = target.with_suffix(".parts")
     if target.exists():
-        return load_file(target)["input_ids"]
-    ids = sample(model, tokenizer, sequences, length, seed, progress)
+        ids = _load(target)
+    else:
+        ids = sample(model, tokenizer, sequences, length, seed, progress, parts)
+        _save(ids, target)
+    shutil.rmtree(parts, ignore_errors=True)
+    return ids
+
+
+def _save(ids: torch.Tensor, target: Path) -> None:
+    from safetensors.torch import save_file
+
     with work_folder() as work:
         save_file({"input_ids": ids}, work / "ids")
         publish(work / "ids", target)
-    return ids
+
+
+def _load(path: Path) -> torch.Tensor:
+    from safetensors.torch import load_file
+
+    return load_file(path)["input_ids"]
 
 
 @torch.inference_mode()
 def sample(
-    model: Any, tokenizer: Any, sequences: int, length: int, seed: int, progress: Progress | None = None
+    model: Any,
+    tokenizer: Any,
+    sequences: int,
+    length: int,
+    seed: int,
+    progress: Progress | None = None,
+    parts: Path | None = None,
 ) -> torch.Tensor:
     """Sample from the full distribution (temperature 1) after a random token.
 
@@ -73,6 +94,10 @@ def sample(
     own is used, so torch's global random state stays as it was, and what a sequence becomes depends on its own
     row of random numbers. ``model.generate`` is not used: it would add the checkpoint's own sampling settings.
     Arguments and result are those of :func:`self_text`.
+
+    Args:
+        parts: a folder that keeps what is sampled side by side as soon as it is whole, and that a sampling which was
+            stopped goes on from; it belongs to one model, tokenizer, length and seed. It may not exist yet.
     """
     generator = torch.Generator().manual_seed(seed)
     first = _first_tokens(tokenizer, sequences, generator)[:, :length]
@@ -85,12 +110,18 @@ def sample(
     with _threads_for(model), grouped_attention(model):
         for begin in range(0, sequences, rows):
             chosen = slice(begin, begin + rows)
+            kept = parts and parts / f"{begin}-{len(first[chosen])}.safetensors"
+            if kept is not None and kept.exists():
+                batches.append(_load(kept))
+                continue
 
             def tell(position: int, begin: int = begin, now: int = len(first[chosen])) -> None:
                 if progress is not None:
                     progress(begin * length + now * position, sequences * length)
 
             batches.append(_continue(model, first[chosen], draws[chosen], tell))
+            if kept is not None:
+                _save(batches[-1], kept)
     return torch.cat(batches).clone()
 
 

@@ -14,6 +14,7 @@ from .compensation import Repair, has_output_bias
 from .distributed import Team
 from .objective import Work
 from .plan import Ranking
+from .precision import Held, Precision
 from .prunable import Outputs, Prunable
 from .recipe import Recipe
 from .search import Grid, Problem, Round, Step, Task
@@ -66,6 +67,8 @@ class Setting:
     ranking: Ranking
     repair: Repair | None
     fingerprint: str
+    precision: Precision
+    held: Held
     team: Team = field(default_factory=Team, repr=False)
 
     @property

@@ -148,7 +148,7 @@ def load_dense(resolved: ResolvedModel, recipe: Recipe) -> tuple[PreTrainedModel
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    device = _device(recipe.device)
+    device = device_of(recipe.device)
     where: dict[str, Any] = {
         "pretrained_model_name_or_path": resolved.path_or_id,
         "revision": resolved.revision,
@@ -169,7 +169,7 @@ def load_dense(resolved: ResolvedModel, recipe: Recipe) -> tuple[PreTrainedModel
     return model.eval(), tokenizer
 
 
-def _device(name: str) -> torch.device:
+def device_of(name: str) -> torch.device:
     """The device that a recipe names; ``auto`` is the GPU where there is one."""
     import torch
 

@@ -24,6 +24,7 @@ from .eval import Evaluation, evaluate, perplexity
 from .export.checkpoint import check_space, check_target, load, save
 from .modeling import family_of
 from .pipeline import Run, timed
+from .precision import cast
 from .progress import counting_display
 from .recipe import EvaluationSpec
 from .run_folder import RunFolder, read_run
@@ -238,7 +239,7 @@ def _train(job: _Job, partial: Path) -> tuple[Progress, Any]:
     dtype = job.model.dtype
     identity = job.identity
     if job.model.device.type == "cpu":
-        _cast(job.model, torch.float32)
+        cast(job.model, torch.float32)
     adapted = attach(job.model, job.settings)
     began = time.perf_counter()
     with counting_display(job.console) as display:
@@ -249,11 +250,5 @@ def _train(job: _Job, partial: Path) -> tuple[Progress, Any]:
         progress = train(adapted, job.text.train, job.settings, partial, identity, tell)
     job.seconds["this_process"] = time.perf_counter() - began
     merged = adapted.merge_and_unload()
-    _cast(merged, dtype)
+    cast(merged, dtype)
     return progress, merged.eval()
-
-
-def _cast(model: torch.nn.Module, dtype: torch.dtype) -> None:
-    """Parameters only: ``model.to(dtype)`` would round the rotary frequencies, which are float32 in any checkpoint."""
-    for parameter in model.parameters():
-        parameter.data = parameter.data.to(dtype)

@@ -16,6 +16,7 @@ from torch import Tensor
 from .calibration import SEED_STEP
 from .errors import CalibrationError, ConfigError
 from .hub import HubUnreachable
+from .precision import Precision
 from .recipe import Recipe
 from .self_text import self_text
 from .sources import fingerprint, load_dense, resolve
@@ -132,4 +133,5 @@ def _self_text(
     dense, _ = load_dense(resolve(recipe, say), recipe)
     if fingerprint(dense) != about["fingerprint"]:
         raise ConfigError(f"{about['description']} has other weights now than when it was pruned; give --data FILE")
-    return self_text(dense, tokenizer, sequences, length, seed + 2 * SEED_STEP, progress)
+    with Precision.of(dense, recipe.compute_dtype).computing(dense):
+        return self_text(dense, tokenizer, sequences, length, seed + 2 * SEED_STEP, progress)

@@ -20,6 +20,8 @@ def _eval_parser() -> argparse.ArgumentParser:
     parser.add_argument("--against", metavar="MODEL", help="the dense model (default: what FOLDER was made from)")
     parser.add_argument("--trust-remote-code", dest="trust_remote_code", action="store_true")
     parser.add_argument("--dtype", choices=("auto", "bfloat16", "float16", "float32"))
+    parser.add_argument("--compute-dtype", dest="compute_dtype", choices=("auto", "bfloat16", "float16", "float32"),
+                        help="that is computed in; default: what this machine multiplies fastest")  # fmt: skip
     parser.add_argument("--device")
     evaluation_flags(parser, "--tasks", "evaluation.")
     parser.add_argument("--batch-size", dest="evaluation.batch_size", help="a number or auto")

@@ -23,6 +23,8 @@ def model_flags(parser: argparse.ArgumentParser) -> None:
     model.add_argument("--revision", help="Hub revision of the model")
     model.add_argument("--trust-remote-code", dest="trust_remote_code", action="store_true", help="run its code")
     model.add_argument("--dtype", choices=("auto", "bfloat16", "float16", "float32"), help="default: the recipe's")
+    model.add_argument("--compute-dtype", dest="compute_dtype", choices=("auto", "bfloat16", "float16", "float32"),
+                       help="that is computed in; default: what this machine multiplies fastest")  # fmt: skip
     model.add_argument("--device", help="cpu, cuda, cuda:1 ...; default: cuda when there is one")
 
 
