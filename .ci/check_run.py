@@ -7,6 +7,8 @@ import math
 import sys
 from pathlib import Path
 
+from safetensors.torch import load_file
+
 import multipruner
 
 PERPLEXITY_BOUND = 2.0  # pruned / dense, on held-out text that the model wrote itself
@@ -21,6 +23,9 @@ for name, value in report["perplexity"].items():
     dense, pruned = value["dense"], value["pruned"]
     assert math.isfinite(pruned) and pruned / dense < PERPLEXITY_BOUND, (name, value)
     print(f"{name}: {dense:.2f} -> {pruned:.2f}")
+precision = report["precision"]
+weights = load_file(folder / "model.safetensors")
+assert {str(tensor.dtype).removeprefix("torch.") for tensor in weights.values()} == {precision["stored"]}, precision
 model = multipruner.load(folder)
 assert sum(p.numel() for p in model.parameters()) == report["parameters"]["after"]
-print(f"ratio {report['ratio']:.4f}, {report['parameters']['after']:,} parameters, seconds {report['seconds']}")
+print(f"ratio {report['ratio']:.4f}, {report['parameters']['after']:,} parameters, computed in {precision['computed']}, seconds {report['seconds']}")

@@ -25,7 +25,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as shells start jobs in
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """One thread for tiny models: more only wait for each other when the machine has other work."""
     if "torch" in sys.modules:
-        sys.modules["torch"].set_num_threads((os.cpu_count() or 1) if item.get_closest_marker("slow") else 1)
+        every = int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
+        sys.modules["torch"].set_num_threads(every if item.get_closest_marker("slow") else 1)
 
 
 @pytest.hookimpl(optionalhook=True)

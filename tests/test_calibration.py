@@ -353,11 +353,13 @@ def test_a_dead_network_is_noticed_within_seconds(tmp_path: Path) -> None:
 def test_self_text_of_the_real_model_takes_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MULTIPRUNER_CACHE")
     from multipruner import recipes
+    from multipruner.precision import Precision
     from multipruner.recipe import Recipe
     from multipruner.sources import load_dense, resolve
 
     recipe = Recipe.build(recipes.read("llama"))
     model, tokenizer = load_dense(resolve(recipe, print), recipe)
+    Precision.of(model).held(model)
     began = time.perf_counter()
     ids = sample(model, tokenizer, 16, 128, seed=0)
     print(f"{ids.numel()} tokens in {time.perf_counter() - began:.1f} s")

@@ -480,6 +480,7 @@ def test_lm_evals_own_tasks_are_read_only_where_needed(tasks: Path, monkeypatch:
 def test_real_model_on_real_tasks(offline: None, tmp_path: Path) -> None:
     if not (DATA / "make_tasks.py").exists():
         pytest.skip(f"no real data in {DATA}")
+    from multipruner.precision import Precision
     from multipruner.recipe import Recipe
     from multipruner.recipes import mapping_for
     from multipruner.sources import load_dense, resolve
@@ -494,7 +495,8 @@ def test_real_model_on_real_tasks(offline: None, tmp_path: Path) -> None:
     )
     recipe = Recipe.build(mapping_for("llama"))
     model, tokenizer = load_dense(resolve(recipe, print), recipe)
-    result = evaluate(model, tokenizer, spec)
+    with Precision.of(model).computing(model):
+        result = evaluate(model, tokenizer, spec)
     # both sequences as transformers' own loss has them: 2.71354 and 3.17143 nats
     assert result.perplexities["wiki.test.raw"].nll == pytest.approx((2.71354 + 3.17143) / 2, abs=2e-3)
     assert result.tasks["piqa_local"].metrics["acc"].value > 0.5

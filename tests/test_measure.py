@@ -211,12 +211,14 @@ def test_dealt_layers_show_options_evenly_and_never_vanish(
 @pytest.mark.slow
 def test_a_table_predicts_real_models() -> None:
     """Loose bounds: other programs may run beside. ``benchmarks/latency.py`` gives the numbers of a quiet machine."""
+    from multipruner.precision import Precision
     from multipruner.recipe import Recipe
     from multipruner.recipes import mapping_for
     from multipruner.sources import load_dense, resolve
 
     recipe = Recipe.build(mapping_for("llama"))
     model, _ = load_dense(resolve(recipe, print), recipe)
+    Precision.of(model).held(model)
     workload = Workload("prefill", 1, 128)
     table = measure_table(model, [workload])
     dense = Prunable.of(model).dense
