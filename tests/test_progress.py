@@ -7,7 +7,7 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import redirect_stdout
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,6 @@ from rich.console import Console
 from multipruner import pipeline, plain_lines
 from multipruner.eval import evaluate
 from multipruner.eval.harness import run_tasks
-from multipruner.eval.text import wikitext_text
 from multipruner.plain_lines import PlainLines, spoken
 from multipruner.progress import (
     counting_display,
@@ -30,6 +29,7 @@ from multipruner.progress import (
     waiting_display,
 )
 from multipruner.recipe import EvaluationSpec, Recipe
+from multipruner.search import Dimension
 from multipruner.search import Progress as SearchProgress
 from multipruner.search.settings import Settings
 from multipruner.search_display import generation_display
@@ -79,7 +79,7 @@ def test_a_count_is_told_while_nobody_calls() -> None:
 
 def test_a_display_says_what_it_knows() -> None:
     console, said = piped()
-    expected = {"blocks": 300.0, "mlp": 100.0}
+    expected: dict[Dimension, float] = {"blocks": 300.0, "mlp": 100.0}
     with search_display(console, expected, 0.2, every=SOON) as show:
         show(SearchProgress("blocks", 3, 0.05, 0.0, 0.1, 1.5, 10, 40))
         until(saw(said, r"^blocks \d+ %, \d+ s, about \d+ s left, step 3  ratio 5\.00% of 20%  ppl 4\.482 "))
@@ -201,9 +201,8 @@ def text(tmp_path: Path) -> Path:
     return path
 
 
-def test_evaluation_tells_how_far_it_is(text: Path, tmp_path: Path) -> None:
+def test_evaluation_tells_how_far_it_is(text: Path) -> None:
     spec = EvaluationSpec(text=str(text), length=32, max_tokens=128)
-    assert wikitext_text(spec)
     told: list[tuple[str, int, int]] = []
     evaluate(tiny_model("llama"), tiny_tokenizer(), spec, progress=lambda *at: told.append(at))
     assert told == [("perplexity", done, 4 if done else 0) for done in range(5)]
@@ -246,11 +245,12 @@ def test_a_piped_run_is_never_silent(text: Path, tmp_path: Path, monkeypatch: py
 
         return evaluate(*args, progress=tell, **options)
 
-    seen: Sequence[int] = []
+    seen: list[int] = []
     monkeypatch.setattr(pipeline, "evaluate", watched)
     recipe = Recipe.build(
         {
-            "model": str(tmp_path / "dense"), "ratio": 0.2, "channel_group": 10, "compensation": "none", "importance": "magnitude",
+            "model": str(tmp_path / "dense"), "ratio": 0.2, "channel_group": 10, "compensation": "none",
+            "importance": "magnitude",
             "calibration": {"source": str(text), "sequences": 2, "length": 16},
             "evaluation": {"text": str(text), "length": 32, "max_tokens": 96},
         }
