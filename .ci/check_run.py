@@ -28,4 +28,7 @@ weights = load_file(folder / "model.safetensors")
 assert {str(tensor.dtype).removeprefix("torch.") for tensor in weights.values()} == {precision["stored"]}, precision
 model = multipruner.load(folder)
 assert sum(p.numel() for p in model.parameters()) == report["parameters"]["after"]
-print(f"ratio {report['ratio']:.4f}, {report['parameters']['after']:,} parameters, computed in {precision['computed']}, seconds {report['seconds']}")
+print(
+    f"ratio {report['ratio']:.4f}, {report['parameters']['after']:,} parameters, computed in {precision['computed']}, "
+    f"seconds {report['seconds']}"
+)

@@ -39,7 +39,7 @@ from multipruner.eval import evaluate
 from multipruner.objective import CalibrationObjective
 from multipruner.pipeline import cut_model, prepare
 from multipruner.plan import PruningPlan
-from multipruner.progress import counting_display, search_display
+from multipruner.progress import counting_display, judging_display, search_display
 from multipruner.prunable import Outputs
 from multipruner.quiet import quiet_libraries
 from multipruner.recipe import EvaluationSpec, Recipe
@@ -98,7 +98,7 @@ class Bench:
             if strategy == "sequential":
                 return self._walked(budget)
             task = replace(self.setting, recipe=with_budget(self.setting.recipe, budget)).task
-            with counting_display(self.console) as display:
+            with counting_display(self.console, "search") as display:
                 found = allocate(task, self.losses, display)
             bill = self.bill.to_json()
             bill["seconds"] += sum(one.solver_seconds for one in found.rounds)
@@ -128,7 +128,7 @@ class Bench:
             result["plain"] = {name: judge(structure) for name, judge in self.judges.items()}
             if self.setting.repairs_all:
                 began = time.perf_counter()
-                with counting_display(self.console) as display:
+                with counting_display(self.console, "repair") as display:
                     outputs, gain = refitted(
                         self.setting, structure, lambda done, total: display("repair", done, total)
                     )
@@ -147,7 +147,9 @@ class Bench:
                                           model_type=setting.prunable.spec.model_type)  # fmt: skip
         pruned = cut_model(setting, plan, outputs, gain)
         spec = EvaluationSpec(text=str(args.wikitext), length=args.eval_length, max_tokens=args.max_tokens)
-        return next(iter(evaluate(pruned, setting.tokenizer, spec).perplexities.values())).to_json()
+        with judging_display(self.console, "pruned") as display:
+            found = evaluate(pruned, setting.tokenizer, spec, progress=display)
+        return next(iter(found.perplexities.values())).to_json()
 
     def cell(self, strategy: str, budget: str) -> dict[str, Any]:
         """One line of the table."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -39,6 +40,7 @@ def evaluate(
     fallback_ids: torch.Tensor | None = None,
     fallback_name: str = "held-out calibration text",
     say: Callable[[str], None] = lambda text: None,
+    progress: Callable[[str, int, int], None] = lambda what, done, total: None,
 ) -> Evaluation:
     """Perplexity and lm-eval tasks of one model; evaluate dense and pruned alike and :func:`compare` the two.
 
@@ -49,6 +51,7 @@ def evaluate(
         fallback_ids: token ids, [sequences, tokens], for perplexity when WikiText-2 cannot be had.
         fallback_name: what they are called in the result.
         say: told when the fallback is used.
+        progress: called with (``"perplexity"`` or ``"requests"``, done, in all); with zeros when either begins.
 
     Raises:
         ConfigError: for an unknown task or a wrong path.
@@ -57,12 +60,15 @@ def evaluate(
     """
     texts, names = {}, [name for name in spec.tasks if name != PERPLEXITY]
     if PERPLEXITY in spec.tasks:
+        progress("perplexity", 0, 0)
         name, ids = _perplexity_ids(tokenizer, spec, fallback_ids, fallback_name, say)
-        texts[name] = perplexity(model, ids, length=spec.length, max_tokens=spec.max_tokens)
+        count = partial(progress, "perplexity")
+        texts[name] = perplexity(model, ids, length=spec.length, max_tokens=spec.max_tokens, progress=count)
     tasks = {}
     if names:
+        progress("requests", 0, 0)
         options = {"include_path": spec.include_path, "limit": spec.limit, "batch_size": spec.batch_size}
-        tasks = run_tasks(model, tokenizer, names, **options)
+        tasks = run_tasks(model, tokenizer, names, **options, progress=partial(progress, "requests"))
     return Evaluation(texts, tasks)
 
 

@@ -8,7 +8,7 @@ import logging
 import math
 import os
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from functools import lru_cache
 from pathlib import Path
@@ -37,7 +37,7 @@ def run_tasks(
     include_path: str | Path | None = None,
     limit: int | None = None,
     batch_size: int | Literal["auto"] = "auto",
-    progress: bool = False,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> TaskResults:
     """Run lm-eval tasks, groups, tags or patterns such as ``mmlu_*`` with their stock prompts and metrics.
 
@@ -47,7 +47,8 @@ def run_tasks(
         include_path: a folder with further task files, which win over stock ones of the same name.
         limit: the first so many documents per task.
         batch_size: rows per forward pass; ``"auto"`` is lm-eval's search on CUDA and 16 elsewhere.
-        progress: show lm-eval's own bars and messages.
+        progress: called with (requests answered, requests in all) after every answer; generated text, log-likelihoods
+            and those of whole texts are counted apart.
 
     Returns:
         Results by task; a group that lm-eval aggregates stands for its members.
@@ -64,9 +65,8 @@ def run_tasks(
         stack.enter_context(offline_unless_hub_answers())
         stack.enter_context(_random_state_restored())
         stack.enter_context(inference(model))
-        if not progress:
-            stack.enter_context(_silence())
-        output = _simple_evaluate(model, tokenizer, manager, names, limit, batch_size)
+        stack.enter_context(_silence())
+        output = _simple_evaluate(model, tokenizer, manager, names, limit, batch_size, progress)
     _refuse_nan(output["samples"])
     return _read(output, names)
 
@@ -78,13 +78,15 @@ def _simple_evaluate(
     names: list[str],
     limit: int | None,
     batch_size: int | str,
+    progress: Callable[[int, int], None],
 ) -> Mapping[str, Any]:
     import lm_eval
-    from lm_eval.models.huggingface import HFLM
 
-    make, run = cast("Any", HFLM), cast("Any", lm_eval.simple_evaluate)  # decorators hide their signatures
+    from multipruner.eval.requests import CountingLM
+
+    run = cast("Any", lm_eval.simple_evaluate)  # decorators hide its signature
     # HFLM gives a tokenizer without a padding token one, and that would end up in the saved checkpoint
-    wrapped = make(pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=batch_size)
+    wrapped = CountingLM(progress, pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=batch_size)
     output = run(
         model=wrapped,
         tasks=_load(manager, names),

@@ -16,6 +16,7 @@ from .compensation import Repair
 from .errors import ConfigError, NumericsError
 from .pipeline import Run, finish, prepare
 from .plan import KeptLayer, LayerRanking, PruningPlan, Ranking
+from .progress import waiting_display
 from .recipe import Recipe
 from .search import Memo
 from .setting import Found, Setting
@@ -82,7 +83,7 @@ def apply_given_plan(
         identity = setting.identity | {"plan": hashlib.sha256(plan.to_json().encode()).hexdigest()}
         space = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
         memo = Memo(workspace.open_measurements(identity, overwrite), space)
-        with setting.prunable.in_order(setting.ranking, setting.repair):
+        with setting.prunable.in_order(setting.ranking, setting.repair), waiting_display(console, "loss"):
             objective = objective_of(setting, len(setting.calibration.ids))
             loss = Remembered(objective, memo)(plan.structure)
         if not isfinite(loss):

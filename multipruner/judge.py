@@ -16,6 +16,7 @@ from .eval import Comparison, Evaluation, check_settings, compare, evaluate
 from .export.checkpoint import load
 from .pipeline import held_out_text
 from .precision import Precision
+from .progress import judging_display, waiting_display
 from .recipe import Recipe
 from .recipes import mapping_for
 from .sources import fingerprint, load_dense, resolve
@@ -55,25 +56,29 @@ def judge_folders(
             mapping_for(folder)
     if output is not None and not output.absolute().parent.is_dir():
         raise OutputError(f"cannot write {output}: there is no folder {output.absolute().parent}")
-    model, tokenizer = load_dense(resolve(recipe, say), recipe)
-    _check_same_base(reports, fingerprint(model))
-    precision = Precision.of(model, recipe.compute_dtype)
+    with waiting_display(console, "loading the model"):
+        model, tokenizer = load_dense(resolve(recipe, say), recipe)
+        _check_same_base(reports, fingerprint(model))
+        precision = Precision.of(model, recipe.compute_dtype)
     say(precision.line())
-    with precision.computing(model):
+    with precision.computing(model), waiting_display(console, "text"):
         held_out = held_out_text(recipe, tokenizer, model)
 
-    def judge(model: Any) -> Evaluation:
+    def judge(model: Any, who: str) -> Evaluation:
         ids, name = (held_out.ids, f"held-out {held_out.name}") if held_out else (None, "")
-        with precision.computing(model):
-            return evaluate(model, tokenizer, spec, fallback_ids=ids, fallback_name=name, say=say)
+        with precision.computing(model), judging_display(console, who) as display:
+            return evaluate(model, tokenizer, spec, fallback_ids=ids, fallback_name=name, say=say, progress=display)
 
-    dense = judge(model)
+    dense = judge(model, "dense")
     dtype, device = precision.stored, model.device
     del model
     results = []
     for folder in folders:
         gc.collect()
-        comparison = compare(dense, judge(_candidate(folder, recipe, settings, dtype, device, say)))
+        name = Path(folder).name
+        with waiting_display(console, f"loading {name}"):
+            candidate = _candidate(folder, recipe, settings, dtype, device, say)
+        comparison = compare(dense, judge(candidate, name))
         say(f"\n{folder}")
         console.print(comparison.table())
         results.append(comparison)

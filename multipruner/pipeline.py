@@ -16,7 +16,6 @@ from rich.console import Console
 
 from . import notebook
 from .accumulation import write_outputs
-from .budgets import latency_table_of
 from .calibration import CalibrationSet, load_calibration
 from .card import model_card
 from .compensation import Repair, compensate, unrepaired
@@ -29,17 +28,16 @@ from .importance import NEED_STATISTICS, rank
 from .modeling import apply_plan, family_of
 from .plan import PruningPlan
 from .precision import TYPES, Precision, product_rates
-from .progress import counting_display
+from .progress import counting_display, judging_display, waiting_display
 from .prunable import Outputs, Prunable
 from .recipe import Recipe
-from .record import record
+from .record import latency_record, record
 from .setting import Found, Setting, grid_of
 from .sources import device_of, fingerprint, load_dense, resolve
 from .spill import OnDisk
 from .statistics import gather
 from .strategies import check_reachable, find, lend_a_hand, repair_all, scored_with_repair
 from .summary import next_commands, render, teller
-from .timing import environment_of, time_side_by_side
 from .workspace import Workspace
 
 
@@ -152,21 +150,24 @@ def finish(
     """
     recipe, say, output = setting.recipe, teller(console), workspace.output
     if setting.repairs_all:
-        with timed(seconds, "repair"), counting_display(console) as display:
+        with timed(seconds, "repair"), counting_display(console, "repair") as display:
             found = repair_all(setting, found, say, _named(display, "repair"))
     elif setting.repair is not None and setting.search_repair is None:
-        found = scored_with_repair(setting, found)
+        with waiting_display(console, "loss"):
+            found = scored_with_repair(setting, found)
     plan = _plan(setting, found)
-    with timed(seconds, "surgery"), setting.held.released():
+    with timed(seconds, "surgery"), waiting_display(console, "surgery"), setting.held.released():
         pruned = cut_model(setting, plan, found.outputs, found.gain)
     with timed(seconds, "evaluation"):
-        comparison = _evaluate(setting, pruned, say)
+        comparison = _evaluate(setting, pruned, console)
     report = record(setting, plan, found, comparison, seconds, command)
     if recipe.latency_table is not None:
-        report["latency"] = _latency(setting, plan, pruned, say)
+        with waiting_display(console, "latency"):
+            report["latency"] = latency_record(setting, plan, pruned, say)
     card = model_card(report, plan, stock=family_of(pruned.config.to_dict()) is None)
     journal = workspace.journal_path
-    save(output, pruned, setting.tokenizer, plan=plan, report=report, trajectory=journal, card=card, replace=True)
+    with waiting_display(console, "saving"):
+        save(output, pruned, setting.tokenizer, plan=plan, report=report, trajectory=journal, card=card, replace=True)
     console.print(render(report, output, comparison.table()))
     say(next_commands(output))
     return Run(output, plan, report, pruned, setting.tokenizer)
@@ -196,7 +197,7 @@ def prepare(
     """
     say = teller(console)
     check_settings(recipe.evaluation)
-    with timed(seconds, "load"):
+    with timed(seconds, "load"), waiting_display(console, "loading the model"):
         source = resolve(recipe, say)
         model, tokenizer = load_dense(source, recipe)
         mark, precision = fingerprint(model), Precision.of(model, recipe.compute_dtype, rates)
@@ -206,7 +207,7 @@ def prepare(
         if warning := unrepaired(recipe.compensation, prunable):
             say(warning)
         held = precision.held(model)
-    with counting_display(console) as display:
+    with counting_display(console, "text") as display:
         with timed(seconds, "text"):
             text = _named(display, "text")
             calibration = load_calibration(recipe.calibration, tokenizer, model, say=say, progress=text)
@@ -240,6 +241,7 @@ def prepare(
 
 
 def _named(display: Callable[[str, int, int], None], what: str) -> Callable[[int, int], None]:
+    display(what, 0, 0)
     return lambda done, total: display(what, done, total)
 
 
@@ -283,35 +285,17 @@ def _plan(setting: Setting, found: Found) -> PruningPlan:
     )
 
 
-def _latency(setting: Setting, plan: PruningPlan, pruned: Any, say: Callable[[str], None]) -> dict[str, Any]:
-    """Predicted milliseconds, and those of both models timed in alternation."""
-    table, workload = latency_table_of(setting.recipe, setting.prunable)
-    dense = setting.prunable.model
-    with setting.held.released():  # what will be served is timed
-        if warning := table.warning(environment_of(dense)):
-            say(warning)
-        measured = time_side_by_side({"dense": dense, "pruned": pruned}, table.row(workload).workload)
-    row = {
-        "predicted_ms": table.milliseconds(plan.structure, workload),
-        "predicted_dense_ms": table.milliseconds(plan.dense, workload),
-        "measured_ms": measured["pruned"].median_ms,
-        "dense_ms": measured["dense"].median_ms,
-    }
-    predicted, real = row["predicted_ms"] / row["predicted_dense_ms"], row["measured_ms"] / row["dense_ms"]
-    say(
-        f"{workload}: {row['dense_ms']:.1f} -> {row['measured_ms']:.1f} ms, {real:.3f}x; the table predicted "
-        f"{row['predicted_ms']:.1f} ms, {predicted:.3f}x"
-    )
-    return {"phases": {workload: row}}
-
-
-def _evaluate(setting: Setting, pruned: Any, say: Callable[[str], None]) -> Comparison:
+def _evaluate(setting: Setting, pruned: Any, console: Console) -> Comparison:
     """Dense and pruned model on the same text and tasks."""
     ids, name = (setting.held_out.ids, f"held-out {setting.held_out.name}") if setting.held_out else (None, "")
 
-    def judge(model: Any, say: Callable[[str], None]) -> Evaluation:
+    def judge(model: Any, who: str, say: Callable[[str], None]) -> Evaluation:
         spec = setting.recipe.evaluation
-        return evaluate(model, setting.tokenizer, spec, fallback_ids=ids, fallback_name=name, say=say)
+        with judging_display(console, who) as display:
+            return evaluate(
+                model, setting.tokenizer, spec, fallback_ids=ids, fallback_name=name, say=say, progress=display
+            )
 
     with setting.precision.computing(pruned):
-        return compare(judge(setting.prunable.model, say), judge(pruned, lambda text: None))
+        dense = judge(setting.prunable.model, "dense", teller(console))
+        return compare(dense, judge(pruned, "pruned", lambda text: None))

@@ -7,7 +7,7 @@ import re
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -117,6 +117,8 @@ def push(
     """
     from rich.console import Console
 
+    from .progress import waiting_display
+
     console = console or Console()
 
     def say(text: str) -> None:
@@ -129,8 +131,16 @@ def push(
         _list(package, public, tag, say)
         return None
     token = read_token(token_file)
-    confirm = None if yes else lambda: _ask(repo, console)
-    with _progress_bars(console):
+    with _progress_bars(console), ExitStack() as stack:
+
+        def begin(agreed: bool = True) -> bool:
+            if agreed and not console.is_terminal:  # where the Hub library's own bars are not
+                stack.enter_context(waiting_display(console, "push"))
+            return agreed
+
+        confirm = None if yes or not public else lambda: begin(_ask(repo, console))
+        if confirm is None:
+            begin()
         done = push_to_hub(
             package, token=token, public=public, tag=tag, message=message, endpoint=endpoint, confirm=confirm, say=say
         )

@@ -10,10 +10,12 @@ from importlib.metadata import version
 from typing import Any
 
 from . import __version__
+from .budgets import latency_table_of
 from .eval import Comparison
 from .plan import PruningPlan
 from .setting import Found, Setting
 from .summary import picture
+from .timing import environment_of, time_side_by_side
 
 PACKAGES = ("torch", "transformers", "lm-eval", "datasets")
 
@@ -75,3 +77,25 @@ def record(
         "versions": {"multipruner": __version__, "python": platform.python_version(), **_versions()},
         "platform": f"{sys.platform} {platform.machine()}",
     }  # fmt: skip
+
+
+def latency_record(setting: Setting, plan: PruningPlan, pruned: Any, say: Callable[[str], None]) -> dict[str, Any]:
+    """Predicted milliseconds, and those of both models timed in alternation."""
+    table, workload = latency_table_of(setting.recipe, setting.prunable)
+    dense = setting.prunable.model
+    with setting.held.released():  # what will be served is timed
+        if warning := table.warning(environment_of(dense)):
+            say(warning)
+        measured = time_side_by_side({"dense": dense, "pruned": pruned}, table.row(workload).workload)
+    row = {
+        "predicted_ms": table.milliseconds(plan.structure, workload),
+        "predicted_dense_ms": table.milliseconds(plan.dense, workload),
+        "measured_ms": measured["pruned"].median_ms,
+        "dense_ms": measured["dense"].median_ms,
+    }
+    predicted, real = row["predicted_ms"] / row["predicted_dense_ms"], row["measured_ms"] / row["dense_ms"]
+    say(
+        f"{workload}: {row['dense_ms']:.1f} -> {row['measured_ms']:.1f} ms, {real:.3f}x; the table predicted "
+        f"{row['predicted_ms']:.1f} ms, {predicted:.3f}x"
+    )
+    return {"phases": {workload: row}}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from rich.table import Table
 from .distributed import Team, leave
 from .errors import ConfigError
 from .pipeline import Run, finish, prepared, timed
-from .progress import counting_display
+from .progress import counting_display, waiting_display
 from .recipe import Recipe
 from .schedule_search import ScheduleEngine, check_recipe
 from .search import Memo
@@ -137,7 +138,9 @@ def _run(
                                      **options.to_json()}}  # fmt: skip
     if workspace.open_search(header["identity"], overwrite):
         say("going on with this folder's search: nothing that was measured is measured again")
-    with timed(seconds, "search"), engine.ready():
+    with timed(seconds, "search"), ExitStack() as stack:
+        with waiting_display(console, "dense model"):
+            stack.enter_context(engine.ready())
         outcome = _search(engine, options, workspace, console)
         chosen = outcome.front.points[outcome.picked]
         its_setting, found = engine.result(chosen.candidate)
@@ -155,7 +158,7 @@ def _run(
 def _search(engine: Engine, options: SearchOptions, workspace: SearchWorkspace, console: Console) -> Outcome:
     """Seeds, the algorithms, the choice, and losses on text that nothing was chosen by."""
     say = teller(console)
-    with counting_display(console) as counting:
+    with counting_display(console, "seeds") as counting:
         seeds = engine.seeds(say, counting) if options.algorithm == "nsga2" or options.compare_random else {}
     memo = evaluations(engine.identity)
     if len(memo):
@@ -168,7 +171,8 @@ def _search(engine: Engine, options: SearchOptions, workspace: SearchWorkspace, 
     compared = {"picked": front.points[picked].candidate, **seeds}
     if "random" in results and options.algorithm != "random":
         compared["random search"] = pick(results["random"].front, "best").candidate
-    losses = {name: engine.all_losses(candidate) for name, candidate in compared.items()}
+    with waiting_display(console, "last losses"):
+        losses = {name: engine.all_losses(candidate) for name, candidate in compared.items()}
     return Outcome(results, seeds, picked, losses)
 
 

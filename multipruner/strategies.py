@@ -18,7 +18,7 @@ from .errors import InfeasibleError, NumericsError
 from .final_norm import GainFit
 from .journal import Trajectory
 from .objective import CalibrationObjective
-from .progress import counting_display, search_display
+from .progress import counting_display, search_display, waiting_display
 from .prunable import Outputs, Prunable
 from .recipe import Recipe
 from .search import (
@@ -122,7 +122,8 @@ def _sequential(setting: Setting, workspace: Workspace, console: Console, say: S
     if done:
         say(f"going on after step {len(done)} of an interrupted run")
     with setting.prunable.in_order(setting.ranking, setting.search_repair):
-        objectives = _path_objectives(setting)
+        with waiting_display(console, "dense model"):
+            objectives = _path_objectives(setting)
         counts = expected_candidates(problem)
         expected: dict[Dimension, float] = {name: n * objectives[name].tokens for name, n in counts.items()}
         with search_display(console, expected, problem.ratio) as display:
@@ -206,13 +207,13 @@ def rough_of(setting: Setting, path: Path) -> Remembered | None:
 def _milp(setting: Setting, workspace: Workspace, console: Console, say: Say, overwrite: bool) -> Found:
     """Tables and the exact program; losses measured for one budget serve every other."""
     path = workspace.open_measurements(setting.identity, overwrite)
-    with setting.prunable.in_order(setting.ranking, setting.search_repair):
+    in_order = setting.prunable.in_order(setting.ranking, setting.search_repair)
+    with in_order, counting_display(console, "dense model") as display:
         losses, rough = remembered(setting, path), rough_of(setting, path)
         known = len(losses.memo) + (len(rough.memo) if rough is not None else 0)
         if known:
             say(f"{known} losses were measured before and are not measured again")
-        with counting_display(console) as display:
-            result = allocate(setting.task, losses, display, sketch=rough)
+        result = allocate(setting.task, losses, display, sketch=rough)
     for round_ in result.rounds:
         say(
             f"round {round_.number}: predicted {round_.predicted:.4f}, measured {round_.loss:.4f} nats"

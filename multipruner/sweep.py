@@ -22,7 +22,7 @@ from .errors import ConfigError
 from .latency import LatencyTable
 from .pipeline import prepare
 from .plan import PruningPlan
-from .progress import counting_display, search_display
+from .progress import counting_display, search_display, waiting_display
 from .recipe import Recipe
 from .search import Dimension, Round, allocate, expected_candidates
 from .sequential_points import first_within, judged_by, path_within, problem_to
@@ -165,7 +165,8 @@ class _Sweep:
         """Dense, the exact program's for every value, and those of the sequential path."""
         setting = self.setting
         with setting.prunable.in_order(setting.ranking, setting.search_repair):
-            losses, rough = remembered(setting, self._path), rough_of(setting, self._path)
+            with waiting_display(self.console, "dense model"):
+                losses, rough = remembered(setting, self._path), rough_of(setting, self._path)
             if known := len(losses.memo):
                 self.say(f"{known} losses were measured before and are not measured again")
             found = [self._point("dense", None, self.dense, losses(self.dense))]
@@ -176,7 +177,7 @@ class _Sweep:
 
     def _solved(self, value: str, losses: Remembered, rough: Remembered | None) -> Point:
         task = replace(self.setting, recipe=self.recipes[value]).task
-        with counting_display(self.console) as display:
+        with counting_display(self.console, f"{value} search") as display:
             found = allocate(
                 task, losses, lambda what, done, total: display(f"{value} {what}", done, total), sketch=rough
             )

@@ -24,8 +24,8 @@ from .eval import Evaluation, evaluate, perplexity
 from .export.checkpoint import check_space, check_target, load, save
 from .modeling import family_of
 from .pipeline import Run, timed
-from .precision import cast
-from .progress import counting_display
+from .precision import Precision, cast
+from .progress import counting_display, judging_display, waiting_display
 from .recipe import EvaluationSpec
 from .run_folder import RunFolder, read_run
 from .sources import fingerprint
@@ -113,11 +113,11 @@ def tune(
     with _held(partial, target):
         job = _prepare(run, settings, evaluation or EvaluationSpec(), device, trust_remote_code, console)
         _check_state(partial, job.identity, overwrite)
-        before = _judge(job, job.model, console)
+        before = _judge(job, job.model, "pruned", console)
         for name, result in before.perplexities.items():
             teller(console)(f"before: perplexity {result.value:.3f} on {name}")
         progress, merged = _train(job, partial)
-        after = _judge(job, merged, Console(quiet=True))
+        after = _judge(job, merged, "tuned", Console(quiet=True))
         record = tuning_record(
             settings, job.text, progress, before, after,
             evaluation=job.evaluation, seconds=job.seconds, device=merged.device.type,
@@ -125,11 +125,12 @@ def tune(
         tuned = {**record, "command": command}
         report = tuned_report(run, tuned)
         trajectory = run.path / TRAJECTORY
-        save(
-            target, merged, job.tokenizer, plan=run.plan, report=report,
-            trajectory=trajectory if trajectory.exists() else None,
-            card=tuned_card(report, run.plan, stock=family_of(run.config) is None), replace=overwrite,
-        )  # fmt: skip
+        with waiting_display(console, "saving"):
+            save(
+                target, merged, job.tokenizer, plan=run.plan, report=report,
+                trajectory=trajectory if trajectory.exists() else None,
+                card=tuned_card(report, run.plan, stock=family_of(run.config) is None), replace=overwrite,
+            )  # fmt: skip
         shutil.rmtree(partial, ignore_errors=True)
     console.print(tuned_table(tuned))
     teller(console)(f"{target}: trained on {tuned['tokens']:,} tokens in {tuned['seconds']['training']:,.0f} s")
@@ -202,10 +203,10 @@ def _prepare(
     """Load model and text."""
     seconds: dict[str, float] = {}
     where = _device(device)
-    with timed(seconds, "load"):
+    with timed(seconds, "load"), waiting_display(console, "loading the model"):
         model: Any = load(run.path, trust_remote_code=trust_remote_code)
         tokenizer = AutoTokenizer.from_pretrained(run.path, trust_remote_code=trust_remote_code)
-    with timed(seconds, "text"), counting_display(console) as display:
+    with timed(seconds, "text"), counting_display(console, "text") as display:
         text = tuning_text(
             settings.data, tokenizer, run.report,
             sequences=settings.steps * settings.batch, length=settings.length, seed=settings.seed,
@@ -223,14 +224,18 @@ def _device(name: str) -> torch.device:
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-def _judge(job: _Job, model: Any, console: Console) -> Evaluation:
+def _judge(job: _Job, model: Any, who: str, console: Console) -> Evaluation:
     """Perplexity on the evaluation text, and on what was held out of the training text."""
-    with timed(job.seconds, "evaluation"):
+    computing = Precision.of(model).computing(model)
+    with timed(job.seconds, "evaluation"), computing, judging_display(job.console, who) as display:
         name, ids = f"held-out {job.text.name}", job.text.held_out
         result = evaluate(
-            model, job.tokenizer, job.evaluation, fallback_ids=ids, fallback_name=name, say=teller(console)
-        )
-        held_out = {} if name in result.perplexities else {name: perplexity(model, ids)}
+            model, job.tokenizer, job.evaluation, fallback_ids=ids, fallback_name=name, say=teller(console),
+            progress=display,
+        )  # fmt: skip
+        held_out = {}
+        if name not in result.perplexities:
+            held_out[name] = perplexity(model, ids, progress=lambda *at: display("held-out text", *at))
         return Evaluation({**result.perplexities, **held_out}, result.tasks)
 
 
@@ -242,13 +247,14 @@ def _train(job: _Job, partial: Path) -> tuple[Progress, Any]:
         cast(job.model, torch.float32)
     adapted = attach(job.model, job.settings)
     began = time.perf_counter()
-    with counting_display(job.console) as display:
+    with counting_display(job.console, "train") as display:
 
         def tell(step: int, steps: int, loss: float) -> None:
-            display(f"train  loss {loss:5.3f}", step, steps)
+            display("train", step, steps, f"loss {loss:5.3f}")
 
         progress = train(adapted, job.text.train, job.settings, partial, identity, tell)
     job.seconds["this_process"] = time.perf_counter() - began
-    merged = adapted.merge_and_unload()
-    cast(merged, dtype)
+    with waiting_display(job.console, "merging"):
+        merged = adapted.merge_and_unload()
+        cast(merged, dtype)
     return progress, merged.eval()

@@ -16,7 +16,7 @@ FLOORS = {
     "recipe": 1, "merging": 0,
     "cli": 5, "commands": 5, "__main__": 5,
     "pipeline": 4, "export": 4, "card": 4, "report": 4, "journal": 4, "workspace": 4, "summary": 4, "progress": 4,
-    "publish": 4, "hub_package": 4, "hub_upload": 4, "judge": 4, "quiet": 4, "api": 4, "setting": 4,
+    "plain_lines": 4, "publish": 4, "hub_package": 4, "hub_upload": 4, "judge": 4, "quiet": 4, "api": 4, "setting": 4,
     "strategies": 4, "budgets": 4, "record": 4, "notebook": 4, "tuning": 4, "tuning_record": 4, "tuned_card": 4,
     "sweep": 4, "sweep_points": 4, "sweep_figures": 4, "sweep_folder": 4, "sequential_points": 4, "given_plan": 4,
     "searching": 4, "search_options": 4, "search_files": 4, "search_figures": 4, "search_texts": 4, "search_display": 4,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from multipruner.errors import ConfigError
@@ -54,16 +55,25 @@ def run(arguments: Sequence[str]) -> int:
     return _onnx(typed) if typed.format == "onnx" else _gguf(typed)
 
 
+def _waiting() -> AbstractContextManager[None]:
+    from rich.console import Console
+
+    from multipruner.progress import waiting_display
+
+    return waiting_display(Console(), "export")
+
+
 def _onnx(typed: argparse.Namespace) -> int:
     from multipruner.export.onnx import export_onnx
 
-    done = export_onnx(
-        typed.folder,
-        typed.output,
-        outtype=typed.outtype,
-        trust_remote_code=typed.trust_remote_code,
-        overwrite=typed.overwrite,
-    )
+    with _waiting():
+        done = export_onnx(
+            typed.folder,
+            typed.output,
+            outtype=typed.outtype,
+            trust_remote_code=typed.trust_remote_code,
+            overwrite=typed.overwrite,
+        )
     beside = f", weights in {done.weights.name} beside it" if done.weights else ""
     print(f"{done.path}: {done.nodes} operators, {typed.outtype}, {done.nbytes / 1e6:,.1f} MB{beside}")
     return 0
@@ -72,13 +82,14 @@ def _onnx(typed: argparse.Namespace) -> int:
 def _gguf(typed: argparse.Namespace) -> int:
     from multipruner.export.gguf import export_gguf
 
-    done = export_gguf(
-        typed.folder,
-        typed.output,
-        outtype=typed.outtype,
-        base_gguf=typed.base_gguf,
-        overwrite=typed.overwrite,
-    )
+    with _waiting():
+        done = export_gguf(
+            typed.folder,
+            typed.output,
+            outtype=typed.outtype,
+            base_gguf=typed.base_gguf,
+            overwrite=typed.overwrite,
+        )
     print(
         f"{done.path}: architecture {done.architecture}, {done.layers} layers, {done.tensors} tensors, "
         f"{typed.outtype}, {done.nbytes / 1e6:,.1f} MB"

@@ -110,6 +110,7 @@ def _load(typed: argparse.Namespace, console: Console) -> Any:
     """The dense model, as the flags want it."""
     import torch
 
+    from multipruner.progress import waiting_display
     from multipruner.recipe import Recipe
     from multipruner.recipes import mapping_for
     from multipruner.sources import load_dense, resolve
@@ -122,7 +123,8 @@ def _load(typed: argparse.Namespace, console: Console) -> Any:
     if typed.threads is not None:
         torch.set_num_threads(typed.threads)
     say = lambda text: console.print(text, highlight=False, soft_wrap=True)  # noqa: E731
-    model, _ = load_dense(resolve(recipe, say), recipe)
+    with waiting_display(console, "loading the model"):
+        model, _ = load_dense(resolve(recipe, say), recipe)
     if typed.attn_implementation is not None:
         try:
             model.set_attn_implementation(typed.attn_implementation)
@@ -134,24 +136,18 @@ def _load(typed: argparse.Namespace, console: Console) -> Any:
 def _measured(
     model: Any, workloads: list[Workload], typed: argparse.Namespace, partial: Path, console: Console
 ) -> LatencyTable:
-    """Measure, with a progress bar."""
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
+    """Measure, and show how far it is."""
     from multipruner.measure import measure_table
+    from multipruner.progress import sharing_display
 
-    columns = (
-        TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.percentage:>3.0f}%"),
-        TimeElapsedColumn(),
-    )  # fmt: skip
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("latency", total=1.0)
+    with sharing_display(console, "latency") as show:
         return measure_table(
             model,
             workloads,
             channel_step=typed.channel_step,
             compiled=typed.compile,
             resume_from=partial,
-            progress=lambda name, share: bar.update(task, description=name, completed=share),
+            progress=lambda name, share: show(name, share, 1),
         )
 
 
