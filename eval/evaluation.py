@@ -51,7 +51,7 @@ def evaluate(
         fallback_ids: token ids, [sequences, tokens], for perplexity when WikiText-2 cannot be had.
         fallback_name: what they are called in the result.
         say: told when the fallback is used.
-        progress: called with (``"perplexity"`` or ``"requests"``, done, in all); with zeros when either begins.
+        progress: called with (``"perplexity"`` or ``"requests"``, done, in all); in all is 0 until it is known.
 
     Raises:
         ConfigError: for an unknown task or a wrong path.

@@ -47,7 +47,7 @@ def run_tasks(
         include_path: a folder with further task files, which win over stock ones of the same name.
         limit: the first so many documents per task.
         batch_size: rows per forward pass; ``"auto"`` is lm-eval's search on CUDA and 16 elsewhere.
-        progress: called with (requests answered, requests in all) after every answer; generated text, log-likelihoods
+        progress: called with (requests answered, requests in all), from 0 on; generated text, log-likelihoods
             and those of whole texts are counted apart.
 
     Returns:

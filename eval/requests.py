@@ -16,7 +16,7 @@ class CountingLM(_HFLM):
     """Counts answers by the hook that lm-eval calls with each of them, to keep it.
 
     Args:
-        progress: called after every answer.
+        progress: called before the first answer of a kind, and after every one.
         options: as for ``HFLM``.
     """
 
@@ -38,6 +38,7 @@ class CountingLM(_HFLM):
 
     def _expect(self, total: int) -> None:
         self.set_cache_hook(_Counter(self._progress, total))
+        self._progress(0, total)
 
 
 class _Counter:

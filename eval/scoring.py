@@ -39,7 +39,7 @@ def perplexity(
         length: tokens per sequence; at most the model's longest context and ``max_tokens``.
         max_tokens: use the first so many tokens only.
         batch_size: sequences per forward pass.
-        progress: called after every batch.
+        progress: called before the first batch, and after every one.
 
     Raises:
         CalibrationError: when the text does not fill one sequence, or has ids that the model has no embedding for.
@@ -53,6 +53,8 @@ def perplexity(
     losses: list[float] = []
     with inference(model):
         chunked = _head_stands_alone(model, rows)
+        if progress is not None:
+            progress(0, len(rows))
         for batch in rows.split(batch_size):
             means = _token_losses(model, batch.to(model.device), chunked).mean(dim=1)
             if not means.isfinite().all():

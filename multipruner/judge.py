@@ -75,7 +75,7 @@ def judge_folders(
     results = []
     for folder in folders:
         gc.collect()
-        name = Path(folder).name
+        name = Path(folder).absolute().name
         with waiting_display(console, f"loading {name}"):
             candidate = _candidate(folder, recipe, settings, dtype, device, say)
         comparison = compare(dense, judge(candidate, name))

@@ -54,6 +54,9 @@ class PlainLines:
             if self._counts and (what != self._what or done < self._done):
                 self._end()
                 self._begin(what, self._last if done else now)  # what has done something began before
+            if not done:  # what was needed before the first of them says nothing about their speed
+                self._seen.clear()
+                self._seen.append((now, 0.0))
             self._part, self._done, self._total, self._detail, self._last = what, done, total, detail, now
 
     def _begin(self, what: str, when: float) -> None:

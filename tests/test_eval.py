@@ -161,7 +161,7 @@ def test_training_flags_and_progress() -> None:
     before = [module.training for module in model.modules()]
     perplexity(model, some_ids(96), length=32, progress=lambda done, total: reports.append((done, total)))
     assert [module.training for module in model.modules()] == before
-    assert reports == [(1, 3), (2, 3), (3, 3)]
+    assert reports == [(0, 3), (1, 3), (2, 3), (3, 3)]
 
 
 # text

@@ -11,13 +11,14 @@ from collections.abc import Callable
 from contextlib import redirect_stdout
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from rich.console import Console
 
-from multipruner import pipeline, plain_lines
+from multipruner import pipeline, plain_lines, publish
 from multipruner.eval import evaluate
 from multipruner.eval.harness import run_tasks
 from multipruner.plain_lines import PlainLines, spoken
@@ -194,6 +195,26 @@ def test_durations_are_spoken_in_a_suitable_unit() -> None:
     assert [spoken(seconds) for seconds in (0.4, 599, 601, 10800)] == ["0 s", "599 s", "10 min", "3.0 h"]
 
 
+def test_a_push_gives_signs_of_life(monkeypatch: pytest.MonkeyPatch) -> None:
+    console, said = piped()
+    monkeypatch.setattr(plain_lines, "EVERY", SOON)
+    monkeypatch.setattr(publish, "prepare", lambda *args, **options: SimpleNamespace(run=SimpleNamespace(foreign=())))
+    monkeypatch.setattr(publish, "read_token", lambda file: "token")
+    monkeypatch.setattr(publish, "_ask", lambda repo, console: beating() == 0)  # no line in the middle of the question
+
+    def sent(package: Any, *, public: bool, confirm: Callable[[], bool] | None, **options: Any) -> publish.Pushed:
+        assert confirm is None or confirm()
+        before = said().count("push, ")
+        until(lambda: said().count("push, ") > before + 1)
+        return publish.Pushed("me/it", "url", "commit", "v1", (), (), (), public)
+
+    monkeypatch.setattr(publish, "push_to_hub", sent)
+    for public in (False, True):
+        assert publish.push("folder", "me/it", public=public, console=console)
+    assert beating() == 0
+    assert len(re.findall(r"^push: \d+ s$", said(), re.MULTILINE)) == 2
+
+
 @pytest.fixture
 def text(tmp_path: Path) -> Path:
     path = tmp_path / "text.txt"
@@ -205,7 +226,7 @@ def test_evaluation_tells_how_far_it_is(text: Path) -> None:
     spec = EvaluationSpec(text=str(text), length=32, max_tokens=128)
     told: list[tuple[str, int, int]] = []
     evaluate(tiny_model("llama"), tiny_tokenizer(), spec, progress=lambda *at: told.append(at))
-    assert told == [("perplexity", done, 4 if done else 0) for done in range(5)]
+    assert told == [("perplexity", 0, 0), *(("perplexity", done, 4) for done in range(5))]
 
 
 def test_requests_are_counted(tmp_path: Path) -> None:
@@ -224,7 +245,7 @@ def test_requests_are_counted(tmp_path: Path) -> None:
     told: list[tuple[int, int]] = []
     names = [f"tiny_{kind}" for kind in kinds]
     run_tasks(tiny_model("llama"), tiny_tokenizer(), names, include_path=tmp_path, progress=lambda *at: told.append(at))
-    assert told == [*((done, 6) for done in range(1, 7)), (1, 2), (2, 2), (1, 2), (2, 2)]
+    assert told == [(done, total) for total in (6, 2, 2) for done in range(total + 1)]
 
 
 def test_a_piped_run_is_never_silent(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
