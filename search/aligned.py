@@ -9,9 +9,9 @@ from __future__ import annotations
 from dataclasses import replace
 from math import gcd
 
-from multipruner.errors import ConfigError
-from multipruner.search.moves import Grid
-from multipruner.structure import Structure, queries_per_group
+from multipruner.core.errors import ConfigError
+from multipruner.core.structure import Structure, queries_per_group
+from multipruner.search.grid import Grid
 
 
 def aligned(grid: Grid, dense: Structure, head_dim: int, align: int) -> Grid:

@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
-from multipruner.errors import InfeasibleError
-from multipruner.search.moves import Dimension
-from multipruner.search.sequential import Problem, sequential_path
+from multipruner.core.errors import InfeasibleError
+from multipruner.core.structure import Choice, Structure
+from multipruner.search.grid import Dimension
+from multipruner.search.path import Problem, sequential_path
 from multipruner.search.step import Step
-from multipruner.structure import Choice, Structure
 
 
 class _Probe:

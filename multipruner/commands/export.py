@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from multipruner.errors import ConfigError
+from multipruner.core.errors import ConfigError
 
 from .base import Parser
 
@@ -48,7 +48,7 @@ def run(arguments: Sequence[str]) -> int:
     typed.outtype = typed.outtype or _DEFAULTS[typed.format]
     if typed.format == "onnx" and typed.base_gguf:
         raise ConfigError("--base-gguf goes with --format gguf: an ONNX file holds no tokenizer")
-    from multipruner.quiet import quiet_libraries
+    from multipruner.console.quiet import quiet_libraries
 
     quiet_libraries()
     return _onnx(typed) if typed.format == "onnx" else _gguf(typed)

@@ -8,8 +8,8 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from multipruner.errors import ConfigError, OutputError
-from multipruner.latency import LatencyTable, Workload
+from multipruner.core.errors import ConfigError, OutputError
+from multipruner.core.latency_table import LatencyTable, Workload
 
 from .base import Parser
 
@@ -86,8 +86,8 @@ def run(arguments: Sequence[str]) -> int:
         raise OutputError(f"{typed.output} is there already; choose another --output, or measure anew with --overwrite")
     from rich.console import Console
 
-    from multipruner.probe_journal import discard
-    from multipruner.quiet import quiet_libraries
+    from multipruner.console.quiet import quiet_libraries
+    from multipruner.latency.probe_journal import discard
 
     quiet_libraries()
     console = Console()
@@ -110,9 +110,9 @@ def _load(typed: argparse.Namespace, console: Console) -> Any:
     """The dense model, as the flags want it."""
     import torch
 
-    from multipruner.recipe import Recipe
+    from multipruner.config.recipe import Recipe
     from multipruner.recipes import mapping_for
-    from multipruner.sources import load_dense, resolve
+    from multipruner.sources.resolve import load_dense, resolve
 
     names = ("dtype", "device", "revision")
     flags = {name: getattr(typed, name) for name in names if getattr(typed, name) is not None}
@@ -137,7 +137,7 @@ def _measured(
     """Measure, with a progress bar."""
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-    from multipruner.measure import measure_table
+    from multipruner.latency.bench import measure_table
 
     columns = (
         TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.percentage:>3.0f}%"),
@@ -165,7 +165,7 @@ def _summary(table: LatencyTable, model: Any) -> Any:
     """The dense model's prediction and the entries, as a table for the screen."""
     from rich.table import Table
 
-    from multipruner.architecture import dense_structure
+    from multipruner.core.families import dense_structure
 
     dense = dense_structure(model.config)
     environment = table.environment

@@ -7,8 +7,8 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from multipruner.errors import ConfigError
-from multipruner.publish import PushLater
+from multipruner.core.errors import ConfigError
+from multipruner.publish.push import PushLater
 
 from . import COMMANDS, recipes
 from .base import Parser, evaluation_flags
@@ -91,9 +91,9 @@ def run(arguments: Sequence[str]) -> int:
     recipe = recipe_of(typed, amend=asked.put_into)
     from rich.console import Console
 
-    from multipruner.api import default_output
-    from multipruner.pipeline import prune
-    from multipruner.quiet import quiet_libraries
+    from multipruner.console.quiet import quiet_libraries
+    from multipruner.jobs.finish import prune
+    from multipruner.jobs.prune.api import default_output
 
     quiet_libraries()
     command = shlex.join(["python", "-m", "multipruner", *PushLater.without(arguments)])

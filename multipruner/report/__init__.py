@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from multipruner.errors import ConfigError, OutputError
+from multipruner.core.errors import ConfigError, OutputError
 
 from .inputs import read_folders
 from .page import page

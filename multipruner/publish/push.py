@@ -1,0 +1,232 @@
+"""Push a finished run to the Hugging Face Hub: only what belongs to it, only what changed there, private by default."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shlex
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from multipruner.core.errors import ConfigError
+
+from multipruner.core.errors import MultiprunerError
+from .errors import SILENCE, PublishError, hub_errors, patience
+from .package import Package, check_name, human, prepare
+from .upload import Pushed, check_contents, check_tag, check_token, check_visibility, contents, look, push_to_hub
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+__all__ = [
+    "Package", "PublishError", "PushLater", "Pushed", "check_push", "prepare", "push", "push_to_hub", "read_token",
+]  # fmt: skip
+
+
+def read_token(file: str | Path | None = None) -> str:
+    """The Hub token: from a file, else from ``HF_TOKEN`` or what ``hf auth login`` stored. It is never shown.
+
+    Raises:
+        PublishError: when there is none, or it cannot be one.
+    """
+    from huggingface_hub import get_token
+
+    if file is None:
+        token = get_token()
+        if not token:
+            raise PublishError("no Hub token: give --token-file FILE, set HF_TOKEN, or log in with `hf auth login`")
+    else:
+        try:
+            token = Path(file).read_text(encoding="utf-8").strip()
+        except OSError as error:
+            raise PublishError(f"the token file {file} cannot be read: {error.strerror}") from None
+        except UnicodeDecodeError:
+            token = ""
+    if not re.fullmatch(r"[!-~]{1,500}", token):  # anything else would end up in the transport's error message
+        raise PublishError(f"{file or 'HF_TOKEN'} does not hold a token: one line without spaces is expected")
+    return token
+
+
+def check_push(
+    repo: str,
+    *,
+    public: bool = False,
+    yes: bool = False,
+    token_file: str | Path | None = None,
+    endpoint: str | None = None,
+    console: Console | None = None,
+) -> None:
+    """Before a long run: whatever would stop a push at its end. Asks about ``public``, so that the push need not.
+
+    Raises:
+        PublishError: as :func:`push` would.
+    """
+    from huggingface_hub import HfApi
+
+    check_name(repo)
+    token = read_token(token_file)
+    api = HfApi(endpoint=endpoint, token=token)
+    with hub_errors(repo, api.endpoint, token), patience(SILENCE):
+        check_token(api, repo)
+        there = look(api, repo, SILENCE)
+        check_visibility(there, repo, public)
+        if there is not None:
+            check_contents(repo, contents(api, repo)[0])
+    if public and not yes and not _ask(repo, console):
+        raise PublishError("nothing was done")
+
+
+def push(
+    folder: str | Path,
+    repo: str,
+    *,
+    public: bool = False,
+    yes: bool = False,
+    token_file: str | Path | None = None,
+    dry_run: bool = False,
+    tag: str | None = None,
+    message: str | None = None,
+    skip_foreign: bool = False,
+    license: str | None = None,
+    endpoint: str | None = None,
+    console: Console | None = None,
+) -> Pushed | None:
+    """What ``python -m multipruner push`` does: :func:`push_to_hub` with a token, a question and a few words.
+
+    Args:
+        yes: make it public without asking.
+        token_file: holds the token; default ``HF_TOKEN`` or the stored login.
+        dry_run: list what would go; needs neither token nor network, and returns ``None``.
+        skip_foreign: leave out what is not part of the run instead of stopping.
+        license: the licence, instead of what the dense model's card says.
+        console: default: standard output.
+
+    Raises:
+        MultiprunerError: one line that names the mend.
+    """
+    from rich.console import Console
+
+    console = console or Console()
+
+    def say(text: str) -> None:
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    package = prepare(folder, repo, skip_foreign=skip_foreign, license=license)
+    for name in package.run.foreign:
+        say(f"left out, not part of the run: {name}")
+    if dry_run:
+        _list(package, public, tag, say)
+        return None
+    token = read_token(token_file)
+    confirm = None if yes else lambda: _ask(repo, console)
+    with _progress_bars(console):
+        done = push_to_hub(
+            package, token=token, public=public, tag=tag, message=message, endpoint=endpoint, confirm=confirm, say=say
+        )
+    removed = f", {len(done.removed)} stale removed" if done.removed else ""
+    say(f"{len(done.sent)} files sent, {len(done.unchanged)} unchanged{removed}; tag {done.tag}")
+    say(f"{'public' if done.public else 'private'}: {done.url}")
+    return done
+
+
+def _list(package: Package, public: bool, tag: str | None, say: Callable[[str], None]) -> None:
+    check_tag(tag)
+    items = package.items(package.about_base(None))
+    say(f"to {package.repo} ({'public' if public else 'private'}), tag {tag or 'the next free of v1, v2 ...'}:")
+    for item in items:
+        note = f"  (written for {package.repo})" if isinstance(item.source, bytes) else ""
+        say(f"{human(item.size):>10}  {item.name}{note}")
+    say(f"{human(sum(item.size for item in items)):>10}  in {len(items)} files; a dry run: nothing was sent")
+
+
+def _ask(repo: str, console: Console | None) -> bool:
+    if not sys.stdin.isatty():
+        raise PublishError("--public asks first, and there is no terminal to ask on; add --yes to go without asking")
+    print(f"{repo} will be public: everybody can see and download it. Go on? [y/N] ", end="", flush=True)
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
+@contextmanager
+def _progress_bars(console: Console) -> Iterator[None]:
+    """The Hub library's bars on a terminal, and nowhere else."""
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    before = are_progress_bars_disabled()
+    (enable_progress_bars if console.is_terminal else disable_progress_bars)()
+    try:
+        yield
+    finally:
+        (disable_progress_bars if before else enable_progress_bars)()
+
+
+@dataclass(frozen=True)
+class PushLater:
+    """A push that another command does at its end; what would stop it is found at the beginning.
+
+    Attributes:
+        repo, public, yes, token_file: as for :func:`push`.
+    """
+
+    repo: str
+    public: bool = False
+    yes: bool = False
+    token_file: Path | None = None
+
+    @staticmethod
+    def flags(parser: Any) -> None:
+        """Add ``--push USER/NAME`` and what belongs to it to a parser or a group of one."""
+        absent: dict[str, Any] = {"default": argparse.SUPPRESS}
+        parser.add_argument("--push", metavar="USER/NAME", help="share the result on the Hugging Face Hub", **absent)
+        parser.add_argument("--public", action="store_true", help="for everybody to see; asks at the start", **absent)
+        parser.add_argument("--yes", action="store_true", help="do not ask", **absent)
+        parser.add_argument("--token-file", metavar="FILE", type=Path, help="a file with the Hub token; default "
+                            "HF_TOKEN, else `hf auth login`", **absent)  # fmt: skip
+
+    @classmethod
+    def take(cls, typed: dict[str, Any]) -> PushLater | None:
+        """What was typed about a push, taken out of ``typed``; ``None`` when nothing was.
+
+        Raises:
+            ConfigError: for a flag that says how to push without one that says where.
+        """
+        given = {name: typed.pop(name) for name in ("push", "public", "yes", "token_file") if name in typed}
+        repo = given.pop("push", None)
+        if repo is None and given:
+            raise ConfigError(f"--{next(iter(given)).replace('_', '-')} is about --push USER/NAME, which is not there")
+        return None if repo is None else cls(repo, **given)
+
+    @classmethod
+    def without(cls, arguments: Sequence[str]) -> list[str]:
+        """A command line's arguments less these flags: how a result was made, not where its maker's token lies."""
+        parser = argparse.ArgumentParser(add_help=False)
+        cls.flags(parser)
+        return parser.parse_known_args(arguments)[1]
+
+    def check(self, **options: Any) -> None:
+        """Before the work: everything that can be known about the push, see :func:`check_push`.
+
+        Raises:
+            PublishError: as the push would.
+        """
+        check_push(self.repo, public=self.public, yes=self.yes, token_file=self.token_file, **options)
+
+    def run(self, folder: str | Path, **options: Any) -> Pushed | None:
+        """After the work: :func:`push`, without asking again.
+
+        Files in the folder that are not part of the run stay there, and are named.
+
+        Raises:
+            PublishError: naming the command that pushes what is finished.
+        """
+        more = {"skip_foreign": True, **options}
+        try:
+            return push(folder, self.repo, public=self.public, yes=True, token_file=self.token_file, **more)
+        except MultiprunerError as error:
+            token = ["--token-file", str(self.token_file)] if self.token_file else []
+            words = ["push", str(folder), self.repo, *(["--public"] if self.public else []), *token]
+            later = f"the run is finished; to push it: python -m multipruner {shlex.join(words)}"
+            raise PublishError(f"{error}. {later}") from error
