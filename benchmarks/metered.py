@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from multipruner.core.structure import Choice, Structure
+from multipruner.core.objective import Choice
+from multipruner.core.structure import Structure
 from multipruner.engine.objective import CalibrationObjective
 from multipruner.search import Memo
 

@@ -20,13 +20,15 @@ import torch
 
 from multipruner.config.recipe import Recipe
 from multipruner.console.quiet import quiet_libraries
+from multipruner.core.structure import KINDS
 from multipruner.engine.objective import CalibrationObjective, PlainObjective, Work
-from multipruner.engine.prunable import KINDS, Prunable
-from multipruner.importance.orders import rank
+from multipruner.engine.prunable import Prunable
+from multipruner.importance.table import rank
 from multipruner.recipes import mapping_for
 from multipruner.search import Grid, Problem, candidates, sequential_path
 from multipruner.sources.calibration import load_calibration
-from multipruner.sources.resolve import load_dense, resolve
+from multipruner.sources.dense import load_dense
+from multipruner.sources.resolve import resolve
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,8 @@ from multipruner.engine import prunable as engine
 from multipruner.engine.grouped_attention import grouped_attention
 from multipruner.engine.prunable import Prunable
 from multipruner.recipes import mapping_for
-from multipruner.sources.resolve import load_dense, resolve
+from multipruner.sources.dense import load_dense
+from multipruner.sources.resolve import resolve
 
 SAMPLED = 64
 

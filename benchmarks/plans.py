@@ -19,8 +19,9 @@ from multipruner.commands.recipe_flags import calibration_flags, judging_flags, 
 from multipruner.config.recipe import EvaluationSpec
 from multipruner.core.plan import PruningPlan
 from multipruner.eval import evaluate
-from multipruner.jobs.finish import cut_model, prepare
-from multipruner.jobs.remembered import repair_all
+from multipruner.jobs.finish import cut_model
+from multipruner.jobs.last_repair import repair_all
+from multipruner.jobs.prepare import prepare
 from multipruner.jobs.setting import Found, Setting
 
 

@@ -43,7 +43,8 @@ from multipruner.console.quiet import quiet_libraries
 from multipruner.core.errors import ConfigError, InfeasibleError, MultiprunerError
 from multipruner.eval import evaluate
 from multipruner.recipes import mapping_for
-from multipruner.sources.resolve import load_dense, resolve
+from multipruner.sources.dense import load_dense
+from multipruner.sources.resolve import resolve
 
 ALPACA = {"source": "alpaca"}
 """Stands for the first part of the Alpaca file."""

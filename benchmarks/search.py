@@ -23,10 +23,11 @@ from plans import Cell, judged, number, parser_of, settings_of, write_table
 from multipruner.console.quiet import quiet_libraries
 from multipruner.core.structure import Structure
 from multipruner.engine.processes import Team
+from multipruner.jobs.remembered import Remembering
 from multipruner.jobs.search.files import evaluations, read_history, write_history
 from multipruner.jobs.search.options import SearchOptions
 from multipruner.jobs.search.structures import StructureEngine
-from multipruner.jobs.search.walk import Remembering, walk
+from multipruner.jobs.search.walk import walk
 from multipruner.jobs.setting import Found, Setting
 from multipruner.report.figures.search import convergence
 from multipruner.search import allocate

@@ -41,9 +41,10 @@ from multipruner.core.structure import Structure
 from multipruner.engine.objective import CalibrationObjective
 from multipruner.engine.prunable import Outputs
 from multipruner.eval import evaluate
-from multipruner.jobs.finish import cut_model, prepare
+from multipruner.jobs.finish import cut_model
+from multipruner.jobs.last_repair import refitted
 from multipruner.jobs.limits import latency_table_of
-from multipruner.jobs.remembered import refitted
+from multipruner.jobs.prepare import prepare
 from multipruner.jobs.setting import Setting
 from multipruner.jobs.sweep.path import first_within, judged_by, path_within, problem_to
 from multipruner.recipes import mapping_for

@@ -20,10 +20,10 @@ from pydantic.fields import FieldInfo
 
 from multipruner.commands import COMMANDS
 from multipruner.commands.base import Parser
+from multipruner.config.amounts import UNITS
 from multipruner.config.recipe import METHODS, CalibrationSpec, EvaluationSpec, PackageSource, Recipe
 from multipruner.core import errors
 from multipruner.core.families import FAMILIES, BlockSpec
-from multipruner.jobs.limits import UNITS
 from multipruner.recipes import catalogue
 
 MARK = re.compile(r"^<!-- generated: ([\w-]+) -->$", re.MULTILINE)
@@ -232,7 +232,7 @@ def commands() -> str:
 
 def importances() -> str:
     """The orders there are, with the first paragraph of what each says about itself."""
-    from multipruner.importance.orders import IMPORTANCES, NEED_STATISTICS
+    from multipruner.importance.table import IMPORTANCES, NEED_STATISTICS
 
     rows = (
         (code(name), "yes" if name in NEED_STATISTICS else "no", _plain(function.__doc__))

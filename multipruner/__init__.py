@@ -23,15 +23,15 @@ _EXPORTS = {
     "Recipe": "config.recipe",
     "MultiprunerError": "core.errors",
     "Run": "jobs.finish",
-    "prune": "jobs.prune.api",
-    "apply_plan": "checkpoint.classes",
-    "load": "checkpoint.save",
+    "prune": "jobs.prune.run",
+    "apply_plan": "checkpoint.cut",
+    "load": "checkpoint.load",
     "save": "checkpoint.save",
 }
 
 if TYPE_CHECKING:
-    from .checkpoint.classes import apply_plan as apply_plan
-    from .checkpoint.save import load as load
+    from .checkpoint.cut import apply_plan as apply_plan
+    from .checkpoint.load import load as load
     from .checkpoint.save import save as save
     from .config.recipe import Recipe as Recipe
     from .core.errors import MultiprunerError as MultiprunerError
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from .core.structure import LayerSize as LayerSize
     from .core.structure import Structure as Structure
     from .jobs.finish import Run as Run
-    from .jobs.prune.api import prune as prune
+    from .jobs.prune.run import prune as prune
 
 __all__ = [*_EXPORTS, "__version__"]  # pyright: ignore[reportUnsupportedDunderAll]
 

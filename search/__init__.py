@@ -8,12 +8,14 @@ from __future__ import annotations
 if __name__ != "multipruner.search":
     raise ImportError("import multipruner.search: a bare `search` would load every class twice")
 
+from multipruner.core.axes import DIMENSIONS, Dimension
 from multipruner.core.objective import Objective
 from multipruner.search.allocation import Allocation, Round, Task, allocate
-from multipruner.search.grid import DIMENSIONS, Dimension, Grid, candidates
+from multipruner.search.grid import Grid, candidates
+from multipruner.search.limits import Limit
 from multipruner.search.memo import Memo
 from multipruner.search.path import Problem, Progress, sequential_path, too_small
-from multipruner.search.program import Limit, Solution, solve
+from multipruner.search.program import Solution, solve
 from multipruner.search.reachable import expected_candidates, reachable_ratio
 from multipruner.search.step import Step, replay, steps_to
 

@@ -17,10 +17,11 @@ from typing import Any
 
 from multipruner.core.errors import NumericsError
 from multipruner.core.objective import Objective
-from multipruner.core.structure import BlockKind, LayerSize, Structure
+from multipruner.core.structure import KINDS, BlockKind, LayerSize, Structure
 from multipruner.search.grid import Grid
+from multipruner.search.limits import Limit, alone
 from multipruner.search.options import Chain, chains, interpolated, levels, predicted
-from multipruner.search.program import KINDS, Block, Limit, Solution, Table, alone, assemble, solve
+from multipruner.search.program import Block, Solution, Table, assemble, solve
 
 PARTS = (4, 8, 16, 32)
 """Of the blocks, one in so many may change: cautious steps beside the free one."""

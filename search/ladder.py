@@ -8,14 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from multipruner.core.structure import LayerSize, Structure
-from multipruner.search.grid import Grid
+from multipruner.search.grid import Grid, widths
 
 Levels = list[int]
-
-
-def widths(dense: int, step: int) -> tuple[int, ...]:
-    """Every width that a block can have, 0 first: groups leave from the end, what stays is at least one group."""
-    return (0, *sorted({dense, *range(dense, step - 1, -step)})) if dense else (0,)
 
 
 class Ladder:

@@ -1,4 +1,6 @@
-"""What a structure may cost: any costs, each with an upper and, where asked, a lower limit."""
+"""What a structure may cost: any costs, each with an upper and, where asked, a lower limit; costs that are sums over
+residual blocks, as the exact program needs them.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,7 @@ from typing import Any
 
 from multipruner.core.costs import Costs
 from multipruner.core.errors import ConfigError
-from multipruner.core.structure import Structure
+from multipruner.core.structure import KINDS, BlockKind, LayerSize, Structure
 
 Cost = Callable[[Structure], float]
 
@@ -80,3 +82,34 @@ class Budget:
     def to_json(self) -> dict[str, Any]:
         """What tells this budget from another."""
         return {"bounds": [bound.to_json() for bound in self.bounds], "fill": self.fill}
+
+
+CostOf = Callable[[int, BlockKind, LayerSize], float]
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """An upper bound on a cost that is a sum over residual blocks and a constant.
+
+    Attributes:
+        name: of the cost, for messages.
+        cost: (layer, kind, size of that block alone) -> number.
+        constant: what does not depend on the structure.
+        limit: the most that is allowed, constant included.
+    """
+
+    name: str
+    cost: CostOf
+    constant: float
+    limit: float
+
+    def of(self, structure: Structure) -> float:
+        """The cost of a structure."""
+        return self.constant + sum(
+            self.cost(layer, kind, alone(size, kind)) for layer, size in enumerate(structure) for kind in KINDS
+        )
+
+
+def alone(size: LayerSize, kind: BlockKind) -> LayerSize:
+    """A layer's size with only the block of this kind."""
+    return size.without("mlp" if kind == "attention" else "attention")

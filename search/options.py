@@ -20,8 +20,7 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 from multipruner.core.structure import BlockKind, LayerSize, queries_per_group
-from multipruner.search.grid import Grid
-from multipruner.search.ladder import widths
+from multipruner.search.grid import Grid, widths
 
 EMPTY = LayerSize(0, 0, 0)
 Chain = tuple[LayerSize, ...]

@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from math import floor
 from typing import Literal
 
+from multipruner.core.axes import Dimension
 from multipruner.core.costs import Costs
 from multipruner.core.errors import InfeasibleError
-from multipruner.core.objective import Objective
-from multipruner.core.structure import BlockKind, Choice, Structure
-from multipruner.search.grid import Dimension, Grid, candidates
+from multipruner.core.objective import Choice, Objective
+from multipruner.core.structure import BlockKind, Structure
+from multipruner.search.grid import Grid, candidates
 from multipruner.search.step import Step, replay
 
 

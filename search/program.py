@@ -9,7 +9,7 @@ by HiGHS through :func:`scipy.optimize.milp`; every constraint is recomputed aft
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import inf, isfinite
 from typing import Any
@@ -20,38 +20,15 @@ from scipy.sparse import csr_array, vstack
 
 from multipruner.core.errors import ConfigError, InfeasibleError, MultiprunerError
 from multipruner.core.structure import KINDS, BlockKind, LayerSize, Structure
+from multipruner.search.limits import Limit
 
 Block = tuple[int, BlockKind]
 """(layer, kind)."""
 Table = Mapping[Block, Mapping[LayerSize, float]]
 """For every block its options, as the layer's size with the other block left out, and the loss increase of each."""
-CostOf = Callable[[int, BlockKind, LayerSize], float]
 _SLACK = 1e-9
 _ATTEMPTS = 10
 """Further ones of the solver, where its answer breaks a budget by rounding: each asks for four times as much less."""
-
-
-@dataclass(frozen=True, slots=True)
-class Limit:
-    """An upper bound on a cost that is a sum over residual blocks and a constant.
-
-    Attributes:
-        name: of the cost, for messages.
-        cost: (layer, kind, size of that block alone) -> number.
-        constant: what does not depend on the structure.
-        limit: the most that is allowed, constant included.
-    """
-
-    name: str
-    cost: CostOf
-    constant: float
-    limit: float
-
-    def of(self, structure: Structure) -> float:
-        """The cost of a structure."""
-        return self.constant + sum(
-            self.cost(layer, kind, alone(size, kind)) for layer, size in enumerate(structure) for kind in KINDS
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +46,6 @@ class Solution:
     predicted: float
     gap: float
     seconds: float
-
-
-def alone(size: LayerSize, kind: BlockKind) -> LayerSize:
-    """A layer's size with only the block of this kind."""
-    return size.without("mlp" if kind == "attention" else "attention")
 
 
 def solve(table: Table, limits: Sequence[Limit], *, uniform: bool = False, time_limit: float = 60.0) -> Solution:

@@ -6,9 +6,10 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
+from multipruner.core.axes import Dimension
 from multipruner.core.errors import InfeasibleError
-from multipruner.core.structure import Choice, Structure
-from multipruner.search.grid import Dimension
+from multipruner.core.objective import Choice
+from multipruner.core.structure import Structure
 from multipruner.search.path import Problem, sequential_path
 from multipruner.search.step import Step
 

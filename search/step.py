@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from multipruner.core.axes import Dimension
 from multipruner.core.errors import ConfigError
 from multipruner.core.structure import BlockKind, LayerSize, Structure
-from multipruner.search.grid import Dimension
 
 
 @dataclass(frozen=True, slots=True)

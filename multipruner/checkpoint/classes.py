@@ -1,13 +1,12 @@
 """Pruned models: transformers' own classes, with every decoder layer in its own size.
 
-The classes are written once, in ``modeling_template.py`` (itself a working pruned Llama). Rendered for a family, that
+The classes are written once, in ``template.py`` (itself a working pruned Llama). Rendered for a family, that
 text is both what this package runs and what travels with a checkpoint, so that plain transformers load it too.
 Where all layers that are left are alike, a stock model of the family can say as much, and is what comes out.
 """
 
 from __future__ import annotations
 
-import copy
 import re
 import sys
 import tempfile
@@ -15,18 +14,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import torch
-from huggingface_hub.errors import StrictDataclassClassValidationError
 from huggingface_hub.utils import WeakFileLock
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.dynamic_module_utils import get_class_from_dynamic_module, get_relative_import_files
 from transformers.utils.hub import HF_MODULES_CACHE
 
-from multipruner.core.errors import ConfigError, UnsupportedModelError
-from multipruner.core.families import FAMILIES, ArchitectureSpec, dense_structure, dimensions, spec_for
-from multipruner.core.plan import PruningPlan
-from multipruner.core.structure import LayerSize, Structure
-from multipruner.engine.cutting import pruned_weights, surviving_layers
+from multipruner.core.errors import ConfigError
+from multipruner.core.families import FAMILIES, ArchitectureSpec
 
 MODEL_TYPE = "multipruner_"
 """Prefix of a pruned model's ``config.model_type``; the rest is the family's own."""
@@ -137,143 +131,3 @@ def family_of(config: Any) -> ArchitectureSpec | None:
     """The row of a pruned model's configuration (object or dictionary), or ``None`` when it is not a pruned one's."""
     model_type = config.get("model_type") if isinstance(config, dict) else getattr(config, "model_type", None)
     return FAMILIES.get(str(model_type).removeprefix(MODEL_TYPE)) if str(model_type).startswith(MODEL_TYPE) else None
-
-
-def pruned_config(config: Any, plan: PruningPlan, dense: PreTrainedModel | None = None) -> PreTrainedConfig:
-    """The configuration that a plan leaves of a dense one: a stock one where that can say it.
-
-    Args:
-        config: the dense model's configuration; not modified.
-        plan: what stays.
-        dense: the dense model; needed where the family's code travels with the checkpoint.
-
-    Raises:
-        ConfigError: when the plan was made for another model, or leaves nothing.
-        UnsupportedModelError: when the family has no row.
-    """
-    spec = spec_for(config)
-    _check_plan(config, plan)
-    layers = surviving_layers(plan)
-    record = config.to_dict()
-    for key in ("model_type", "architectures", "auto_map", "transformers_version", "per_layer_config"):
-        record.pop(key, None)
-    record["num_hidden_layers"] = len(layers)
-    sizes = Structure(tuple(plan.structure[number] for number in layers))
-    if record.get("layer_types"):
-        record["layer_types"] = _layer_types([record["layer_types"][number] for number in layers], sizes)
-    stock = _stock_config(config, record, sizes, spec)
-    if stock is not None:
-        return stock
-    record["head_dim"] = dimensions(config).head_dim
-    grouped = "num_key_value_heads" in record
-    record["per_layer_config"] = {number: _overrides(size, grouped) for number, size in enumerate(sizes)}
-    config_class: Any = model_class(spec, dense).config_class
-    return config_class(**record)
-
-
-def _stock_config(
-    config: Any, record: dict[str, Any], sizes: Structure, spec: ArchitectureSpec
-) -> PreTrainedConfig | None:
-    """The family's own configuration for these sizes, or ``None`` where it has no words for them."""
-    size, head_dim = sizes[0], dimensions(config).head_dim
-    if spec.remote_code or len(set(sizes)) > 1 or not (size.has_attention and size.has_mlp):
-        return None
-    record = {**record, "num_attention_heads": size.query_heads, "intermediate_size": size.channels}
-    if "num_key_value_heads" in record or size.kv_heads != size.query_heads:
-        record["num_key_value_heads"] = size.kv_heads
-    if "head_dim" in record or size.query_heads * head_dim != config.hidden_size:
-        record["head_dim"] = head_dim
-    config_class: Any = type(config)
-    try:
-        stock = config_class(**record)
-    except StrictDataclassClassValidationError:  # LlamaConfig: heads must divide hidden_size, head_dim or not
-        return None
-    rope = getattr(stock, "rope_parameters", None) or {}
-    if "rope_theta" in rope:  # transformers 4 and most other readers look for it here
-        stock.rope_theta = rope["rope_theta"]
-    return stock
-
-
-def _check_plan(config: Any, plan: PruningPlan) -> None:
-    if plan.model_type != config.model_type:
-        raise ConfigError(f"the plan was made for a {plan.model_type!r} model, this one is {config.model_type!r}")
-    if plan.dense != dense_structure(config):
-        sizes = [f"{len(s)} layers, the first {s[0]}" for s in (plan.dense, dense_structure(config))]
-        raise ConfigError(f"the plan was made for a model of {sizes[0]}; this one has {sizes[1]}")
-    if not surviving_layers(plan):
-        raise ConfigError("the plan leaves no decoder layer")
-
-
-def _layer_types(types: list[str], sizes: Structure) -> list[str]:
-    """Layers without attention take the type of one that has it: a type only says which cache slot there is."""
-    living = [kind for kind, size in zip(types, sizes, strict=True) if size.has_attention]
-    return [kind if size.has_attention or not living else living[0] for kind, size in zip(types, sizes, strict=True)]
-
-
-def _overrides(size: LayerSize, grouped: bool) -> dict[str, Any]:
-    """One layer's entry of ``per_layer_config``.
-
-    A removed block is written with size 1, the least that stock constructors take: building the layer costs nothing,
-    and a stock class that knows no ``skip`` meets differing sizes and refuses.
-    """
-    heads = {"num_attention_heads": size.query_heads or 1}
-    if grouped:
-        heads["num_key_value_heads"] = size.kv_heads or 1
-    skip = [kind for kind, there in (("attention", size.has_attention), ("mlp", size.has_mlp)) if not there]
-    return {**heads, "intermediate_size": size.channels or 1, **({"skip": skip} if skip else {})}
-
-
-def apply_plan(model: PreTrainedModel, plan: PruningPlan) -> PreTrainedModel:
-    """Cut a dense model in memory: a new model, same dtype and device; the same bits every time.
-
-    Its class is the family's stock one where the layers that are left are all alike and have both blocks, the pruned
-    one otherwise.
-
-    Args:
-        model: the dense model; not modified, and no memory is shared with it.
-        plan: what stays.
-
-    Raises:
-        ConfigError: when the plan was made for another model.
-        UnsupportedModelError: when the family has no row, or the weights are quantised or offloaded.
-    """
-    spec = spec_for(model.config)
-    config = pruned_config(model.config, plan, model)
-    dense = model.state_dict()
-    if getattr(model.config, "quantization_config", None) or any(tensor.is_meta for tensor in dense.values()):
-        raise UnsupportedModelError("quantised or offloaded weights cannot be cut; load the model in full precision")
-    weights = pruned_weights(dense, plan, spec, dimensions(model.config).head_dim)
-    cls = model_class(spec, model) if family_of(config) else type(model)
-    pruned = _with_weights(cls, config, _own(weights, dense), model)
-    pruned.generation_config = copy.deepcopy(model.generation_config)
-    return pruned
-
-
-def _own(weights: dict[str, torch.Tensor], dense: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Copies of the tensors that still share memory with the dense model's."""
-    shared = {tensor.data_ptr() for tensor in dense.values()}
-    return {name: tensor.clone() if tensor.data_ptr() in shared else tensor for name, tensor in weights.items()}
-
-
-def _with_weights(
-    cls: type[PreTrainedModel],
-    config: PreTrainedConfig,
-    weights: dict[str, torch.Tensor],
-    like: PreTrainedModel,
-) -> PreTrainedModel:
-    """Build on the meta device and fill in; anything missing or left over is an error."""
-    where: dict[str, Any] = {} if like.device.type == "cpu" else {"device_map": {"": like.device}}
-    result: Any = cls.from_pretrained(
-        None,
-        config=config,
-        state_dict=weights,
-        dtype=like.dtype,
-        attn_implementation=like.config._attn_implementation,
-        output_loading_info=True,
-        **where,
-    )
-    pruned, info = result
-    faults = {key: sorted(map(str, info[key])) for key in ("missing_keys", "unexpected_keys", "mismatched_keys")}
-    if any(faults.values()):
-        raise ConfigError(f"the plan does not fit the weights: {faults}")
-    return pruned

@@ -12,21 +12,18 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
-from transformers.utils.hub import cached_file
+from transformers import PreTrainedModel
 
-from multipruner.checkpoint.classes import family_of, model_class
-from multipruner.checkpoint.run_folder import is_known
-from multipruner.core.errors import ConfigError, OutputError, UnknownModelError, UnsupportedModelError
-from multipruner.core.families import FAMILIES
+from multipruner.core.errors import OutputError
 from multipruner.core.plan import PruningPlan
+
+from .run_folder import is_known
 
 PLAN_FILE = "plan.json"
 REPORT_FILE = "report.json"
 SHARD_SIZE = "5GB"
 """Weights above this are split over several files."""
 _OVERHEAD = 1.05  # tokenizer, plan and report beside the weights
-_HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -83,53 +80,6 @@ def weight_bytes(model: PreTrainedModel) -> int:
     """Size of a model's weights in bytes, tied tensors counted once."""
     tensors = {tensor.data_ptr(): tensor for tensor in model.state_dict().values()}
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-
-
-def load(source: str | Path, **kwargs: Any) -> PreTrainedModel:
-    """Open a pruned checkpoint without running any code from it.
-
-    Args:
-        source: a folder written by :func:`save`, or a Hub repository's id.
-        kwargs: as for transformers' ``from_pretrained`` (``dtype``, ``device_map``, ``revision`` ...). A family whose
-            own code travels with the checkpoint needs ``trust_remote_code=True``, and that code is run.
-
-    Raises:
-        UnknownModelError: when there is no such folder or repository.
-        UnsupportedModelError: when it is no checkpoint of ours.
-        ConfigError: when the code in the checkpoint would have to be trusted and is not.
-    """
-    trust = kwargs.pop("trust_remote_code", False)
-    try:
-        options = {name: kwargs[name] for name in _HUB_OPTIONS if name in kwargs}
-        config, _ = PreTrainedConfig.get_config_dict(str(source), **options)
-    except OSError as error:
-        raise UnknownModelError(f"no model at {str(source)!r}: {error}") from error
-    spec = family_of(config)
-    if spec is None and _is_stock_result(str(source), config, options):
-        return AutoModelForCausalLM.from_pretrained(
-            str(source), use_safetensors=True, trust_remote_code=False, **kwargs
-        )
-    if spec is None:
-        raise UnsupportedModelError(
-            f"{str(source)!r} is not a pruned model (model_type {config.get('model_type')!r}); "
-            "load it with transformers.AutoModelForCausalLM.from_pretrained"
-        )
-    if not spec.remote_code:
-        return model_class(spec).from_pretrained(str(source), use_safetensors=True, **kwargs)
-    if not trust:
-        raise ConfigError(f"{spec.model_type}: the model's code is part of the checkpoint; pass trust_remote_code=True")
-    return AutoModelForCausalLM.from_pretrained(str(source), use_safetensors=True, trust_remote_code=True, **kwargs)
-
-
-def _is_stock_result(source: str, config: Mapping[str, Any], options: Mapping[str, Any]) -> bool:
-    """Whether this is a stock checkpoint that a plan was applied to (see :func:`multipruner.apply_plan`)."""
-    family = FAMILIES.get(str(config.get("model_type")))
-    if family is None or family.remote_code:
-        return False
-    try:
-        return cached_file(source, PLAN_FILE, **options) is not None
-    except OSError:
-        return False
 
 
 def check_target(target: Path, replace: bool) -> None:

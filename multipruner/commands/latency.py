@@ -112,7 +112,8 @@ def _load(typed: argparse.Namespace, console: Console) -> Any:
 
     from multipruner.config.recipe import Recipe
     from multipruner.recipes import mapping_for
-    from multipruner.sources.resolve import load_dense, resolve
+    from multipruner.sources.dense import load_dense
+    from multipruner.sources.resolve import resolve
 
     names = ("dtype", "device", "revision")
     flags = {name: getattr(typed, name) for name in names if getattr(typed, name) is not None}

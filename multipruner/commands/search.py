@@ -200,8 +200,8 @@ def _run(arguments: Sequence[str]) -> int:
     recipe = recipe_of(typed, _fixed(options), amend=_timed if "latency" in options.objectives else None)
     from rich.console import Console
 
+    from multipruner.config.recipe import default_output
     from multipruner.console.quiet import quiet_libraries
-    from multipruner.jobs.prune.api import default_output
     from multipruner.jobs.search.run import search
 
     quiet_libraries()

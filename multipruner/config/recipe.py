@@ -7,16 +7,16 @@ Nothing is merged twice: every source yields a plain mapping, the mappings are m
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from multipruner.core.axes import DIMENSIONS, Dimension
 from multipruner.core.errors import ConfigError, did_you_mean
 
 from .precedence import asked_ratio, merge_into
 
-Dimension = Literal["blocks", "mlp", "heads"]
-DIMENSIONS: tuple[Dimension, ...] = ("blocks", "mlp", "heads")
 MethodName = Literal["global", "paper"]
 BudgetName = Literal["parameters", "weight_bytes", "kv_bytes", "flops", "latency"]
 METHODS: dict[str, dict[str, Any]] = {
@@ -283,3 +283,10 @@ def _explain(error: ValidationError) -> str:
         else:
             lines.append(message if field == "recipe" else f"{field} = {fault.get('input')!r}: {message}")
     return "; ".join(lines)
+
+
+def default_output(recipe: Recipe) -> Path:
+    """``runs/NAME-RATIO``, where a run goes when no folder is named."""
+    limits = [f"{recipe.ratio:g}"] if recipe.ratio is not None else []
+    limits += [f"{name}-{amount}" for name, amount in recipe.budgets.items()]
+    return Path("runs") / f"{recipe.name}-{'-'.join(limits)}"

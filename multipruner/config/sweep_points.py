@@ -9,6 +9,7 @@ from typing import Any
 
 from multipruner.core.errors import ConfigError, did_you_mean
 
+from .amounts import amount_of
 from .recipe import Recipe
 
 BUDGETS = {
@@ -83,8 +84,6 @@ def _sizes(budget: str, values: list[str]) -> dict[str, float]:
     if budget == "ratio":
         sizes = {value: 1 - _ratio(value) for value in values}
     else:
-        from multipruner.jobs.limits import amount_of
-
         if len({value.endswith("x") for value in values}) > 1:
             raise ConfigError(
                 f"--sweep: {', '.join(values)} mixes shares of the dense model with amounts; give one kind"

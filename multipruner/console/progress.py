@@ -94,3 +94,8 @@ def counting_display(console: Console) -> Iterator[Callable[[str, int, int], Non
             bar.update(task, completed=done, total=total)
 
         yield tell
+
+
+def named(display: Callable[[str, int, int], None], what: str) -> Callable[[int, int], None]:
+    """A display that counts several things, for one of them."""
+    return lambda done, total: display(what, done, total)

@@ -8,13 +8,14 @@ from __future__ import annotations
 import json
 import os
 from bisect import bisect_left
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from .errors import ConfigError, OutputError, did_you_mean
+from .identity import differences
 from .structure import BlockKind, LayerSize, Structure
 
 FORMAT = "multipruner-latency"
@@ -266,12 +267,6 @@ class LatencyTable:
             with suppress(OSError):
                 aside.unlink(missing_ok=True)
             raise OutputError(f"cannot write {path}: {error.strerror}") from error
-
-
-def differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
-    """The entries in which two records differ, as ``name: theirs -> ours``."""
-    names: Iterable[str] = dict.fromkeys((*theirs, *ours))
-    return [f"{name}: {theirs.get(name)} -> {ours.get(name)}" for name in names if theirs.get(name) != ours.get(name)]
 
 
 def _row_record(row: WorkloadTable) -> dict[str, Any]:

@@ -228,3 +228,8 @@ def _check_layer(number: int, kept: KeptLayer, full: LayerSize) -> None:
     in_group = [sum(head // per_group == group for head in kept.query_heads) for group in kept.kv_heads]
     if sum(in_group) != len(kept.query_heads) or len(set(in_group)) != 1 or not in_group[0]:
         raise ConfigError(f"layer {number}: every kept KV group must keep the same number of query heads")
+
+
+def surviving_layers(plan: PruningPlan) -> list[int]:
+    """Dense numbers of the decoder layers that keep at least one block, in order."""
+    return [number for number, kept in enumerate(plan.layers) if kept.size.has_attention or kept.size.has_mlp]

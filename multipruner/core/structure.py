@@ -126,20 +126,3 @@ class Structure:
             TypeError: when a row does not hold three numbers.
         """
         return cls(tuple(LayerSize(*row) for row in rows))
-
-
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """What an objective answers when asked for the best of several structures.
-
-    Attributes:
-        best: the structure with the lowest loss (the first of them, where several tie).
-        loss: its loss.
-        runner_up: the second best, or ``None`` when there was only one candidate.
-        runner_up_loss: its loss (infinity when there is none).
-    """
-
-    best: Structure
-    loss: float
-    runner_up: Structure | None = None
-    runner_up_loss: float = float("inf")

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from multipruner.core.structure import BlockKind
+from multipruner.core.structure import KINDS, BlockKind
 
-from .prunable import KINDS, Inputs, Prunable
+from .prunable import Inputs, Prunable
 
 Progress = Callable[[int, int], None]
 Place = Callable[[], MutableMapping[Any, Tensor]]

@@ -22,9 +22,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from multipruner.core.errors import NumericsError
-from multipruner.core.structure import BlockKind, Choice, Structure
+from multipruner.core.objective import Choice
+from multipruner.core.structure import KINDS, BlockKind, Structure
 
-from .prunable import KINDS, Inputs, Prunable
+from .prunable import Inputs, Prunable
 from .token_losses import DivergenceFromDense, NegativeLogLikelihood, TokenLoss, tokens_at_once
 
 STATE_BYTES = 1 << 30

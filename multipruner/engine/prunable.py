@@ -18,9 +18,9 @@ from transformers import PreTrainedModel
 from multipruner.core.costs import Costs
 from multipruner.core.families import ArchitectureSpec, dense_structure, dimensions, spec_for
 from multipruner.core.plan import KeptLayer, LayerRanking, Ranking
-from multipruner.core.structure import BlockKind, LayerSize, Structure
+from multipruner.core.structure import KINDS, BlockKind, LayerSize, Structure
 
-from .coefficients import KINDS, costs_of, weight_of
+from .coefficients import costs_of, weight_of
 from .cutting import Index, Projection, kept_rows, scaled_norm, slim_block, tensor_indices, with_output
 from .grouped_attention import grouped_attention
 

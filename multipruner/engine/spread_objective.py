@@ -8,7 +8,8 @@ from math import inf
 from typing import Any
 
 from multipruner.core.errors import NumericsError
-from multipruner.core.structure import Choice, Structure
+from multipruner.core.objective import Choice
+from multipruner.core.structure import Structure
 
 from .objective import CalibrationObjective, Work
 from .processes import Team

@@ -11,15 +11,16 @@ from typing import Any
 
 from rich.console import Console
 
-from multipruner.checkpoint.save import load
+from multipruner.checkpoint.load import load
 from multipruner.config.recipe import Recipe
+from multipruner.console.say import teller
 from multipruner.core.errors import ConfigError, OutputError, UnknownModelError, UnsupportedModelError
+from multipruner.engine.fingerprint import fingerprint
 from multipruner.eval import Comparison, Evaluation, check_settings, compare, evaluate
 from multipruner.recipes import mapping_for
-from multipruner.report.summary import teller
-from multipruner.sources.resolve import fingerprint, load_dense, resolve
-
-from .finish import held_out_text
+from multipruner.sources.calibration import held_out_text
+from multipruner.sources.dense import load_dense
+from multipruner.sources.resolve import resolve
 
 REPORT = "report.json"
 

@@ -1,18 +1,20 @@
-"""The record of a run, as ``report.json`` holds it."""
+"""The record of a run, as ``report.json`` holds it, and how long its stages took."""
 
 from __future__ import annotations
 
 import platform
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
 
+from multipruner.core.picture import picture
 from multipruner.core.plan import PruningPlan
 from multipruner.core.version import __version__
 from multipruner.eval import Comparison
-from multipruner.report.summary import picture
 
 from .setting import Found, Setting
 
@@ -75,3 +77,11 @@ def record(
         "versions": {"multipruner": __version__, "python": platform.python_version(), **_versions()},
         "platform": f"{sys.platform} {platform.machine()}",
     }  # fmt: skip
+
+
+@contextmanager
+def timed(seconds: dict[str, float], name: str) -> Iterator[None]:
+    """Add the seconds that the body takes to those of a stage."""
+    began = time.perf_counter()
+    yield
+    seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - began

@@ -11,15 +11,16 @@ from torch import Tensor
 from multipruner.config.recipe import Recipe
 from multipruner.core.plan import Ranking
 from multipruner.core.structure import Structure
+from multipruner.engine.fingerprint import configuration
 from multipruner.engine.moments import Statistics
 from multipruner.engine.objective import Work
 from multipruner.engine.processes import Team
 from multipruner.engine.prunable import Outputs, Prunable
-from multipruner.repair.columns import Repair, has_output_bias
+from multipruner.repair.scoring import Repair, has_output_bias
 from multipruner.search import Grid, Problem, Round, Step, Task
-from multipruner.search.aligned import aligned
+from multipruner.search.grid import aligned
 from multipruner.sources.calibration import CalibrationSet
-from multipruner.sources.resolve import ResolvedModel, configuration
+from multipruner.sources.resolve import ResolvedModel
 
 from .limits import limits_of
 

@@ -1,7 +1,7 @@
 """Filling a latency table: every block option timed where it will run, inside the forward pass of a smaller model.
 
 A *probe* is a really pruned model whose layers hold a random draw of the options; time marks at the borders of its
-blocks time all of them in one pass (:class:`~multipruner.latency.timing.Probe`). So weights stream from memory as in
+blocks time all of them in one pass (:class:`~multipruner.latency.marks.Probe`). So weights stream from memory as in
 use, every option stands in many places and among many neighbours, a drift of the machine hits all alike, and what is
 measured adds up to the whole pass by construction. Passes without marks alternate with marked ones: from them come the
 constant rest and what the marks themselves cost.
@@ -20,28 +20,18 @@ from pathlib import Path
 
 from transformers import PreTrainedModel
 
-from multipruner.checkpoint.classes import apply_plan
+from multipruner.checkpoint.cut import apply_plan
 from multipruner.core.families import dense_structure, dimensions, spec_for
 from multipruner.core.latency_table import LatencyTable, Shapes, Width, Workload, WorkloadTable, interpolate
 from multipruner.core.plan import LayerRanking, PruningPlan, Ranking
-from multipruner.core.structure import BlockKind, LayerSize, Structure
-from multipruner.engine.prunable import KINDS
+from multipruner.core.structure import KINDS, BlockKind, LayerSize, Structure
 
+from .deal import Deck, deal
+from .environment import environment_of
+from .marks import Probe
 from .probe_journal import ProbeJournal, ProbeRecord
 from .summarise import constant_rest, summarise
-from .timing import (
-    Probe,
-    Runner,
-    Timing,
-    compile_blocks,
-    environment_of,
-    quiet_process,
-    room_for_sizes,
-    time_model,
-    time_side_by_side,
-)
-
-__all__ = ["Effort", "Timing", "measure_table", "shapes_of", "time_model", "time_side_by_side"]
+from .timing import Runner, compile_blocks, quiet_process, room_for_sizes
 
 STACK_BYTES = 1 << 30
 """Weights that a probe's layers hold at least (where the model has them): far beyond every cache."""
@@ -243,33 +233,3 @@ def _leading(model: PreTrainedModel, structure: Structure) -> PruningPlan:
     order = Ranking(tuple(LayerRanking(tuple(range(s.kv_heads)), tuple(range(s.channels))) for s in dense))
     model_type = spec_for(model.config).model_type
     return PruningPlan.from_structure(structure, order, dense, model="latency probe", model_type=model_type)
-
-
-class Deck:
-    """Options in random order, every one once before any comes again."""
-
-    def __init__(self, options: Sequence[Width], rng: random.Random) -> None:
-        self._options, self._rng = list(options), rng
-        self._left: list[Width] = []
-
-    def draw(self, count: int) -> list[Width]:
-        """The next options."""
-        drawn: list[Width] = []
-        while len(drawn) < count:
-            if not self._left:
-                self._left = self._rng.sample(self._options, len(self._options))
-            drawn.append(self._left.pop())
-        return drawn
-
-
-def deal(attention: Deck, mlp: Deck, layers: int, full: LayerSize, rng: random.Random) -> Structure:
-    """Layers with the decks' next options in random places; none loses both blocks, for it would vanish."""
-    groups, channels = attention.draw(layers), mlp.draw(layers)
-    for _ in range(200):
-        rng.shuffle(groups)
-        rng.shuffle(channels)
-        if all(a or b for a, b in zip(groups, channels, strict=True)):
-            break
-    per_kv = full.query_heads // full.kv_heads
-    pairs = [(a or (0 if b else full.kv_heads), b) for a, b in zip(groups, channels, strict=True)]
-    return Structure(tuple(LayerSize(a * per_kv, a, b) for a, b in pairs))

@@ -13,7 +13,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from multipruner.core.errors import OutputError
-from multipruner.core.latency_table import differences
+from multipruner.core.identity import differences
 from multipruner.core.structure import Structure
 
 FORMAT = "multipruner-latency-probes"

@@ -4,26 +4,20 @@ from __future__ import annotations
 
 import gc
 import inspect
-import os
-import platform
 import statistics
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import version
-from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import PreTrainedModel
 
 from multipruner.checkpoint.classes import family_of
 from multipruner.core.families import spec_for
 from multipruner.core.latency_table import Workload
 
+from .clock import Clock
 from .summarise import relative_iqr
 
 REFILL = 16
@@ -50,31 +44,6 @@ class Timing:
     def of(cls, samples: Sequence[float]) -> Timing:
         """Summarise samples, in milliseconds."""
         return cls(statistics.median(samples), relative_iqr(samples), min(samples), len(samples))
-
-
-class Clock:
-    """Points in time on a device: CUDA events in the stream, or the processor's clock."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._cuda = device.type == "cuda"
-        self._device = device
-
-    def now(self) -> Any:
-        """Mark this point; never waits for the device."""
-        if not self._cuda:
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record(torch.cuda.current_stream(self._device))
-        return event
-
-    def wait(self) -> None:
-        """Wait until the device has done all that was asked of it."""
-        if self._cuda:
-            torch.cuda.synchronize(self._device)
-
-    def milliseconds(self, start: Any, end: Any) -> float:
-        """Between two points; on CUDA only after :meth:`wait`."""
-        return start.elapsed_time(end) if self._cuda else 1e3 * (end - start)
 
 
 class Runner:
@@ -215,82 +184,3 @@ def room_for_sizes(compiled: bool) -> Iterator[None]:
 
     with config.patch(recompile_limit=1024, accumulated_recompile_limit=4096):  # pyright: ignore[reportAttributeAccessIssue]
         yield
-
-
-def device_name(device: torch.device) -> str:
-    """What the hardware calls itself."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return _cpu_name()
-
-
-def _cpu_name() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        facts: dict[str, str] = {}
-        for line in cpuinfo.read_text(encoding="utf-8").splitlines():
-            key, _, value = line.partition(":")
-            facts.setdefault(key.strip(), value.strip())
-        if "model name" in facts:
-            ids = [facts[key] for key in ("cpu family", "model") if key in facts]
-            return f"{facts['model name']} ({'/'.join(ids)})" if ids else facts["model name"]
-    return platform.processor() or platform.machine()
-
-
-def environment_of(model: PreTrainedModel, *, compiled: bool = False) -> dict[str, Any]:
-    """Machine, software and settings that a model's times depend on, as latency tables record them."""
-    device = model.device
-    return {
-        "device": device.type,
-        "device_name": device_name(device),
-        "cpu_count": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "attn_implementation": str(model.config._attn_implementation),
-        "compiled": compiled,
-        "torch": version("torch"),
-        "cuda": torch.version.cuda if device.type == "cuda" else None,
-        "transformers": version("transformers"),
-        "platform": platform.platform(terse=True),
-    }
-
-
-class Probe:
-    """Time marks at the borders of a model's residual blocks, set while it runs its own forward pass.
-
-    A block reaches from the call of its norm to the call of the next block's norm, so its residual addition and what
-    the decoder does between layers count, and all blocks and the rest make up the whole pass.
-
-    Args:
-        norms: the norm of every block in the order of the forward pass, then the final norm.
-        clock: of the model's device.
-    """
-
-    def __init__(self, norms: Sequence[nn.Module], clock: Clock) -> None:
-        self._norms, self._clock, self._marks = norms, clock, []
-
-    @contextmanager
-    def attached(self) -> Iterator[None]:
-        """Within, every forward pass leaves its marks."""
-        handles = [norm.register_forward_pre_hook(self._mark) for norm in self._norms]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    def _mark(self, module: nn.Module, arguments: Any) -> None:
-        self._marks.append(self._clock.now())
-
-    def sample(self, runner: Runner) -> tuple[float, list[float]]:
-        """Milliseconds of one whole pass, and of each of its blocks."""
-        runner.prepare()
-        self._clock.wait()
-        self._marks = [self._clock.now()]
-        runner.forward()
-        self._marks.append(self._clock.now())
-        self._clock.wait()
-        start, *borders, end = self._marks
-        assert len(borders) == len(self._norms), "a norm was not called exactly once"
-        pairs = pairwise(borders)
-        return self._clock.milliseconds(start, end), [self._clock.milliseconds(a, b) for a, b in pairs]

@@ -24,8 +24,8 @@ from torch import Tensor, nn
 
 from multipruner.engine.moments import add_moments, mirrored
 from multipruner.engine.prunable import Prunable
+from multipruner.engine.sampling import drawn
 from multipruner.engine.token_losses import tokens_at_once
-from multipruner.sources.sampled_text import drawn
 
 TOKENS = 8192
 """That the step is computed from, spread evenly over the text."""

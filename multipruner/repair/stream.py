@@ -20,19 +20,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from multipruner.core.errors import NumericsError
-from multipruner.core.plan import PruningPlan, Ranking
-from multipruner.core.structure import Structure
-from multipruner.engine.coefficients import KINDS
-from multipruner.engine.cutting import (
-    Projection,
-    kept_rows,
-    leading_columns,
-    output_part,
-    scaled_norm,
-    surviving_layers,
-)
+from multipruner.core.structure import KINDS, Structure
+from multipruner.engine.cutting import Projection
 from multipruner.engine.moments import add_moments, embedded, mirrored, products_of
-from multipruner.engine.prunable import Outputs, Prunable, as_kept
+from multipruner.engine.prunable import Outputs, Prunable
 
 RIDGE = 0.2
 """Of the mean squared input: what adds up is noisier than one block's loss, so it is held closer to what there was."""
@@ -182,32 +173,3 @@ def _best_ridges(fitted: _Equations, judge: _Equations, weight: Tensor, ridges: 
         # |t - (W + D) x|^2 - |t - W x|^2, summed over the text
         errors.append((change * (judge.moments @ change - 2 * missing)).sum(dim=0))
     return torch.stack([*errors, torch.zeros_like(errors[0])]).argmin(dim=0)
-
-
-@torch.no_grad()
-def write_outputs(
-    pruned: torch.nn.Module,
-    prunable: Prunable,
-    plan: PruningPlan,
-    ranking: Ranking,
-    outputs: Outputs,
-    gain: Tensor | None = None,
-) -> None:
-    """Put refitted output projections, columns in ranked order, and the gain of the last norm into a pruned model."""
-    spec = prunable.spec
-    if gain is not None:
-        norm = pruned.get_submodule(f"{spec.decoder}.{spec.final_norm}")
-        norm.load_state_dict(scaled_norm(norm, gain).state_dict())
-    for new, old in enumerate(surviving_layers(plan)):
-        rank, full = ranking.layers[old], plan.dense[old]
-        ranked = kept_rows(as_kept(rank, full), prunable.head_dim)
-        for kind in KINDS:
-            if (old, kind) not in outputs:
-                continue
-            block, (weight, bias) = spec.block(kind), outputs[old, kind]
-            columns = ranked[output_part(block)]
-            assert isinstance(columns, Tensor)
-            leading = leading_columns(block, plan.layers[old].size, full, prunable.head_dim)
-            place = torch.argsort(columns[leading]).to(weight.device)
-            path = f"{spec.decoder}.{spec.layers}.{new}.{block.path}.{block.output}"
-            Projection(weight[:, place], bias).write(pruned.get_submodule(path))

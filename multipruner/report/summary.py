@@ -3,51 +3,14 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
-
-from multipruner.core.structure import Structure
-
-_BARS = " ▁▂▃▄▅▆▇█"
-
-
-def teller(console: Console) -> Callable[[str], None]:
-    """Print messages on a console, a line each, as they are."""
-    return lambda text: console.print(text, highlight=False, markup=False, soft_wrap=True)
-
-
-def bar(part: int, whole: int) -> str:
-    """One character whose height is the share that stays; a dot for nothing."""
-    if not part:
-        return "·"
-    return _BARS[max(1, round(8 * part / whole))]
-
-
-def picture(structure: Structure, dense: Structure) -> str:
-    """The shape of a model: one character per decoder layer, its height what the layer keeps, a dot for nothing."""
-    heads = "".join(bar(size.query_heads, full.query_heads) for size, full in zip(structure, dense, strict=True))
-    channels = "".join(bar(size.channels, full.channels) for size, full in zip(structure, dense, strict=True))
-    ruler = "".join(str(number // 10 % 10) if number % 10 == 0 else " " for number in range(len(dense))).rstrip()
-    return "\n".join((f"layer      {ruler}", f"attention  {heads}", f"MLP        {channels}", *_kept(structure, dense)))
-
-
-def _kept(structure: Structure, dense: Structure) -> tuple[str, str]:
-    """What stays, in words."""
-
-    def of(name: str) -> str:
-        return f"{sum(getattr(s, name) for s in structure):,} of {sum(getattr(s, name) for s in dense):,}"
-
-    return (
-        f"kept: {structure.count('attention')} of {dense.count('attention')} attention blocks "
-        f"({of('query_heads')} query heads)",
-        f"      {structure.count('mlp')} of {dense.count('mlp')} MLP blocks ({of('channels')} channels)",
-    )
 
 
 def render(report: Mapping[str, Any], folder: Path, tables: RenderableType | None) -> RenderableType:

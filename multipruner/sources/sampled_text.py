@@ -12,11 +12,11 @@ import torch
 from transformers import StaticCache
 from transformers.cache_utils import StaticLayer
 
+from multipruner.engine.fingerprint import configuration, fingerprint
 from multipruner.engine.grouped_attention import grouped_attention
 from multipruner.engine.prunable import Prunable
+from multipruner.engine.sampling import drawn
 from multipruner.storage.cache import cache_folder, publish, work_folder
-
-from .resolve import configuration, fingerprint
 
 SAMPLING = 6
 """Raised when the same seed gives other text."""
@@ -127,13 +127,6 @@ def _continue(model: Any, first: torch.Tensor, draws: torch.Tensor, tell: Callab
             continue
         ids.append(drawn(out.logits[:, -1].float().softmax(-1), draws[:, position, None]).cpu())
     return torch.cat(ids, dim=1)
-
-
-def drawn(probabilities: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
-    """The tokens that draws in [0, 1), [rows, n], pick from probabilities [rows, vocabulary]; [rows, n]."""
-    cumulated = probabilities.cumsum(-1)
-    target = draws.to(cumulated.device) * cumulated[:, -1:]
-    return torch.searchsorted(cumulated, target, right=True).clamp(max=cumulated.shape[-1] - 1)
 
 
 def _roomier(cache: StaticCache | None, config: Any, room: int, filled: int) -> StaticCache:

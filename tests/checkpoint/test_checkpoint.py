@@ -19,8 +19,9 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, PreTrainedModel
 
 from multipruner.checkpoint import save as checkpoint
-from multipruner.checkpoint.classes import apply_plan
-from multipruner.checkpoint.save import load, save, weight_bytes
+from multipruner.checkpoint.cut import apply_plan
+from multipruner.checkpoint.load import load
+from multipruner.checkpoint.save import save, weight_bytes
 from multipruner.core.errors import ConfigError, OutputError, UnknownModelError, UnsupportedModelError
 from multipruner.core.plan import PruningPlan
 from multipruner.report.card import model_card

@@ -14,7 +14,7 @@ from rich.console import Console
 from transformers import AutoModelForCausalLM
 
 import multipruner
-from multipruner.checkpoint.classes import apply_plan
+from multipruner.checkpoint.cut import apply_plan
 from multipruner.checkpoint.save import save
 from multipruner.commands.main import main
 from multipruner.config.recipe import Recipe
@@ -26,12 +26,12 @@ from multipruner.engine.cutting import leading_rows
 from multipruner.engine.moments import gather
 from multipruner.engine.objective import CalibrationObjective
 from multipruner.engine.prunable import Prunable
-from multipruner.importance.orders import IMPORTANCES, rank
-from multipruner.jobs.finish import prepare
+from multipruner.importance.table import IMPORTANCES, rank
+from multipruner.jobs.prepare import prepare
 from multipruner.jobs.prune.given_plan import leading
-from multipruner.repair.columns import Repair, compensate
-from multipruner.repair.stream import accumulated, write_outputs
-from tests.jobs.prune.test_run import dense as dense  # the fixture
+from multipruner.repair.scoring import Repair
+from multipruner.repair.stream import accumulated
+from multipruner.repair.write import compensate, write_outputs
 from tests.support import tiny
 
 HEADS: dict[str, Any] = {"num_attention_heads": 12, "num_key_value_heads": 3}

@@ -14,8 +14,9 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from multipruner.checkpoint.classes import apply_plan
-from multipruner.checkpoint.save import load, save
+from multipruner.checkpoint.cut import apply_plan
+from multipruner.checkpoint.load import load
+from multipruner.checkpoint.save import save
 from multipruner.core.errors import UnsupportedModelError
 from multipruner.core.families import dense_structure
 from multipruner.core.plan import PruningPlan

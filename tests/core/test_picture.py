@@ -1,9 +1,9 @@
-"""What a run says at its end."""
+"""The shape of a model in characters."""
 
 from __future__ import annotations
 
+from multipruner.core.picture import bar, picture
 from multipruner.core.structure import LayerSize, Structure
-from multipruner.report.summary import bar, picture
 
 
 def test_bars_never_hide_what_is_left() -> None:

@@ -9,7 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from multipruner.checkpoint.classes import apply_plan, family_of, model_class, modeling_source, pruned_config
+from multipruner.checkpoint.classes import family_of, model_class, modeling_source
+from multipruner.checkpoint.config import pruned_config
+from multipruner.checkpoint.cut import apply_plan
 from multipruner.core.errors import ConfigError, UnsupportedModelError
 from multipruner.core.families import dense_structure, spec_for
 from multipruner.core.plan import KeptLayer, PruningPlan

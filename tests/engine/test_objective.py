@@ -8,10 +8,10 @@ from typing import Literal
 import pytest
 import torch
 
+from multipruner.checkpoint.weights import pruned_weights
 from multipruner.core.errors import NumericsError, UnsupportedModelError
 from multipruner.core.plan import PruningPlan
 from multipruner.core.structure import Structure
-from multipruner.engine.cutting import pruned_weights
 from multipruner.engine.objective import CalibrationObjective, PlainObjective, label_weights
 from multipruner.engine.prunable import Prunable
 from tests.support.tiny import VARIANTS, random_ids, random_ranking, random_structure, tiny_model

@@ -19,10 +19,9 @@ from multipruner.engine.cutting import Projection
 from multipruner.engine.moments import gather
 from multipruner.engine.prunable import Prunable
 from multipruner.engine.tensors_on_disk import OnDisk
-from multipruner.importance.orders import rank
-from multipruner.repair.columns import Repair
-from tests.jobs.prune.test_program import arguments
-from tests.jobs.prune.test_run import dense as dense  # the fixture
+from multipruner.importance.table import rank
+from multipruner.repair.scoring import Repair
+from tests.support.commands import arguments
 from tests.support.tiny import random_ids, tiny_model
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.int64)

@@ -482,7 +482,8 @@ def test_real_model_on_real_tasks(offline: None, tmp_path: Path) -> None:
         pytest.skip(f"no real data in {DATA}")
     from multipruner.config.recipe import Recipe
     from multipruner.recipes import mapping_for
-    from multipruner.sources.resolve import load_dense, resolve
+    from multipruner.sources.dense import load_dense
+    from multipruner.sources.resolve import resolve
 
     subprocess.run([sys.executable, DATA / "make_tasks.py", DATA, tmp_path], check=True, capture_output=True)
     spec = EvaluationSpec(

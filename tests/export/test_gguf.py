@@ -16,7 +16,7 @@ from gguf.quants import dequantize
 from transformers import PreTrainedModel
 
 from multipruner.checkpoint import save as checkpoint
-from multipruner.checkpoint.classes import apply_plan
+from multipruner.checkpoint.cut import apply_plan
 from multipruner.checkpoint.save import save
 from multipruner.commands.export import run
 from multipruner.core.errors import ConfigError, NumericsError, OutputError, UnknownModelError, UnsupportedModelError

@@ -14,9 +14,9 @@ from transformers import PreTrainedModel
 from multipruner.core.errors import UnsupportedModelError
 from multipruner.core.structure import LayerSize, Structure
 from multipruner.export.gguf import export_gguf
-from tests.export.test_llama_cpp import _check_llama
 from tests.support import tiny
 from tests.support.gguf_cases import MIXED, UNIFORM, pruned_folder
+from tests.support.llama_cpp import check_llama
 
 HEAD, HIDDEN = 16, 48
 WRITTEN = {"head_count": [1, 4, 2, 1, 4], "head_count_kv": [1, 2, 1, 1, 2], "feed_forward_length": [23, 32, 7, 32, 40]}
@@ -114,17 +114,17 @@ def test_what_neither_architecture_computes_is_refused(tmp_path: Path) -> None:
 def test_llama_cpp_computes_the_same_of_mixed_layers(structure: Structure, tmp_path: Path) -> None:
     model = _folder(tmp_path / "run", structure)
     assert {name.rpartition(".")[2] for name, _ in model.named_modules()} >= {"q_norm", "k_norm"}
-    _check_llama(tmp_path / "run", model, "openelm")
+    check_llama(tmp_path / "run", model, "openelm")
 
 
 @pytest.mark.llama_cpp
 @pytest.mark.parametrize("tied", [True, False])
 def test_llama_cpp_computes_the_same_of_uniform_layers(tied: bool, tmp_path: Path) -> None:
-    _check_llama(tmp_path / "run", _folder(tmp_path / "run", UNIFORM, tied=tied), "qwen3")
+    check_llama(tmp_path / "run", _folder(tmp_path / "run", UNIFORM, tied=tied), "qwen3")
 
 
 def test_the_pruned_model_is_the_dense_one_with_parts_zeroed() -> None:
-    from multipruner.checkpoint.classes import apply_plan
+    from multipruner.checkpoint.cut import apply_plan
 
     dense = tiny.tiny_model("qwen3", tied=True, layers=4)
     plan, ids = tiny.random_plan(dense, 3), tiny.random_ids()

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from transformers import PreTrainedModel
 
-from multipruner.checkpoint.save import load
+from multipruner.checkpoint.load import load
 from multipruner.core.structure import LayerSize, Structure
 from multipruner.export.gguf import export_gguf
 from multipruner.export.gguf_tokenizer import PRE
@@ -26,6 +23,7 @@ from tests.support.gguf_cases import (
     pruned_folder,
     sentencepiece_like,
 )
+from tests.support.llama_cpp import check_llama, opened
 
 pytestmark = pytest.mark.llama_cpp
 ROPES: dict[str, dict[str, Any]] = {
@@ -37,50 +35,21 @@ ROPES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-@contextmanager
-def _llama(path: Path) -> Iterator[Any]:
-    reason = "llama_cpp is not installed (pip install llama-cpp-python builds it: about 20 minutes on two cores)"
-    llama_cpp = pytest.importorskip("llama_cpp", reason=reason)
-    exact = {"type_k": llama_cpp.GGML_TYPE_F32, "type_v": llama_cpp.GGML_TYPE_F32}  # the default cache is 16-bit
-    model = llama_cpp.Llama(str(path), n_ctx=128, n_batch=128, n_threads=1, logits_all=True, verbose=False, **exact)
-    try:
-        yield model
-    finally:
-        model.close()
-
-
-def _check_llama(folder: Path, model: PreTrainedModel, architecture: str) -> None:
-    """The same logits at 80 positions, and the same 32 tokens after them."""
-    done = export_gguf(folder, outtype="f32")
-    assert done.architecture == architecture
-    ids = torch.randint(4, VOCABULARY, (1, 80), generator=torch.Generator().manual_seed(5))
-    with torch.no_grad(), _llama(done.path) as llama:
-        llama.eval(ids[0].tolist())
-        difference = np.abs(np.array(llama.scores[:80]) - model(ids).logits[0].numpy()).max()
-        assert difference < 1e-3, difference
-        generated = []
-        for _ in range(32):
-            generated.append(int(np.argmax(llama.scores[llama.n_tokens - 1])))
-            llama.eval(generated[-1:])
-        greedy: Any = model.generate(ids, max_new_tokens=32, min_new_tokens=32, do_sample=False, eos_token_id=None)  # pyright: ignore
-        assert generated == greedy[0, 80:].tolist()
-
-
 @pytest.mark.parametrize("variant", [name for name in VARIANTS if name != "mistral-sliding"])
 def test_llama_cpp_computes_the_same_of_mixed_layers(variant: str, tmp_path: Path) -> None:
-    _check_llama(tmp_path / "run", pruned_folder(tmp_path / "run", variant), "deci")
+    check_llama(tmp_path / "run", pruned_folder(tmp_path / "run", variant), "deci")
 
 
 @pytest.mark.parametrize("last", [LayerSize(0, 0, 9), LayerSize(2, 1, 0)], ids=["without attention", "without MLP"])
 def test_llama_cpp_computes_the_same_with_a_cut_last_layer(last: LayerSize, tmp_path: Path) -> None:
     structure = Structure((LayerSize(2, 1, 0), LayerSize(4, 2, 13), last))
-    _check_llama(tmp_path / "run", pruned_folder(tmp_path / "run", "qwen2", structure), "deci")
+    check_llama(tmp_path / "run", pruned_folder(tmp_path / "run", "qwen2", structure), "deci")
 
 
 @pytest.mark.parametrize("variant", ["llama", "qwen2"])
 def test_llama_cpp_computes_the_same_of_partial_kv_groups(variant: str, tmp_path: Path) -> None:
     structure = Structure((LayerSize(4, 2, 7), LayerSize(2, 2, 0), LayerSize(2, 1, 13), LayerSize(1, 1, 40)))
-    _check_llama(tmp_path / "run", pruned_folder(tmp_path / "run", variant, structure), "deci")
+    check_llama(tmp_path / "run", pruned_folder(tmp_path / "run", variant, structure), "deci")
 
 
 @pytest.mark.parametrize(
@@ -98,7 +67,7 @@ def test_llama_cpp_computes_the_same_of_partial_kv_groups(variant: str, tmp_path
 def test_llama_cpp_computes_the_same_of_uniform_layers(
     variant: str, structure: Structure, config: dict[str, Any], architecture: str, tmp_path: Path
 ) -> None:
-    _check_llama(tmp_path / "run", pruned_folder(tmp_path / "run", variant, structure, **config), architecture)
+    check_llama(tmp_path / "run", pruned_folder(tmp_path / "run", variant, structure, **config), architecture)
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2"])
@@ -107,7 +76,7 @@ def test_llama_cpp_computes_the_same_with_scaled_rotary_embeddings(kind: str, fa
     rope = {"rope_type": kind, "rope_theta": 10000.0, **ROPES[kind]}
     square = Structure((LayerSize(4, 2, 24),) * 3)
     model = pruned_folder(tmp_path / "run", family, square, hidden_size=64, rope_parameters=rope)
-    _check_llama(tmp_path / "run", model, {"llama": "llama", "qwen2": "deci"}[family])
+    check_llama(tmp_path / "run", model, {"llama": "llama", "qwen2": "deci"}[family])
 
 
 @pytest.mark.parametrize("outtype", ["f16", "bf16", "q8_0"])
@@ -115,7 +84,7 @@ def test_llama_cpp_loads_smaller_types(outtype: str, tmp_path: Path) -> None:
     pruned_folder(tmp_path / "run", hidden_size=64)
     ids = torch.randint(4, VOCABULARY, (1, 80), generator=torch.Generator().manual_seed(5))
     done = export_gguf(tmp_path / "run", outtype=outtype)
-    with torch.no_grad(), _llama(done.path) as llama:
+    with torch.no_grad(), opened(done.path) as llama:
         llama.eval(ids[0].tolist())
         logits = load(tmp_path / "run")(ids).logits[0].numpy()
         error = np.abs(np.array(llama.scores[:80]) - logits).mean() / np.abs(logits).mean()
@@ -129,7 +98,7 @@ def test_llama_cpp_cuts_text_into_the_same_tokens(name: str, tmp_path: Path) -> 
     made = {"sentencepiece": sentencepiece_like, "metaspace": lambda: sentencepiece_like(metaspace=True)}
     tokenizer = made.get(name, lambda: byte_level(name, bos=True))()
     pruned_folder(tmp_path / "run", tokenizer=tokenizer, vocab_size=len(tokenizer))
-    with _llama(export_gguf(tmp_path / "run").path) as llama:
+    with opened(export_gguf(tmp_path / "run").path) as llama:
         spaced = [] if name == "metaspace" else ["  two  spaces 1234567 ", "<s>x</s>"]
         for text in (TEXT, TEXT[4:], "it's I'M we'LL", "a\n\n\nb", "x</s>", *spaced):
             special = "s>" in text

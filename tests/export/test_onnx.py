@@ -18,8 +18,9 @@ pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
-from multipruner.checkpoint.classes import apply_plan
-from multipruner.checkpoint.save import load, save
+from multipruner.checkpoint.cut import apply_plan
+from multipruner.checkpoint.load import load
+from multipruner.checkpoint.save import save
 from multipruner.commands import export as command
 from multipruner.core.errors import ConfigError, OutputError, UnknownModelError
 from multipruner.core.families import FAMILIES, dense_structure

@@ -14,7 +14,6 @@ from unittest.mock import patch
 import pytest
 
 from multipruner.core.errors import ConfigError
-from tests.jobs.prune.test_run import dense as dense  # the fixture
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 

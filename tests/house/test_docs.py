@@ -23,11 +23,9 @@ from multipruner.commands import COMMANDS
 from multipruner.commands.main import main
 from multipruner.config.recipe import CalibrationSpec, EvaluationSpec, PackageSource, Recipe
 from multipruner.core.families import FAMILIES
-from multipruner.importance.orders import IMPORTANCES
+from multipruner.importance.table import IMPORTANCES
 from multipruner.jobs.finish import Run
 from multipruner.recipes import names, parse
-from tests.jobs.prune.test_run import dense as dense  # the fixture
-from tests.report.test_notebook import run as run  # the fixture: a real small run
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -89,9 +87,9 @@ def test_every_command_of_the_pages_is_understood(
             _module(DOCS / "generated.py").parser_of(command).parse_args(words)
         return
     recipes: list[Recipe] = []
-    import_module("multipruner.jobs.prune.api")  # keeps the real one
+    import_module("multipruner.jobs.prune.run")  # keeps the real one
     for job in (
-        "multipruner.jobs.finish.prune",
+        "multipruner.jobs.prune.run.prune_recipe",
         "multipruner.jobs.sweep.run.sweep",
         "multipruner.jobs.prune.given_plan.apply_given_plan",
     ):

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from multipruner.engine.moments import Statistics
 from multipruner.engine.prunable import Prunable
-from multipruner.importance.orders import rank
 from multipruner.importance.second_order import elimination_order
+from multipruner.importance.table import rank
 from tests.support.tiny import tiny_model
 
 GROUPS, PER_GROUP, HEAD, CHANNELS = 2, 2, 16, 40

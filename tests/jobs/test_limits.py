@@ -10,14 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from multipruner.commands.main import main
+from multipruner.config.amounts import amount_of
 from multipruner.config.recipe import Recipe
 from multipruner.core.errors import ConfigError
 from multipruner.core.plan import PruningPlan
 from multipruner.core.structure import Structure
 from multipruner.engine.prunable import Prunable
-from multipruner.jobs.limits import amount_of, limits_of
-from tests.jobs.prune.test_program import arguments
-from tests.jobs.prune.test_run import dense as dense  # the fixture
+from multipruner.jobs.limits import limits_of
+from tests.support.commands import arguments
 from tests.support.tiny import VARIANTS, random_structure, tiny_model
 
 

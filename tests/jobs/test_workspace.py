@@ -12,11 +12,10 @@ import torch
 from transformers import AutoTokenizer
 
 from multipruner.commands.main import main
+from multipruner.engine.fingerprint import configuration
 from multipruner.jobs.trajectory import Journal
 from multipruner.search import Memo
-from multipruner.sources.resolve import configuration
-from tests.jobs.prune.test_program import arguments
-from tests.jobs.prune.test_run import dense as dense  # the fixture
+from tests.support.commands import arguments
 from tests.support.tiny import tiny_model, tiny_tokenizer
 
 PAPER = ("--method", "paper", "--width-sequences", "2")

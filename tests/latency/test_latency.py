@@ -316,7 +316,7 @@ def test_what_another_process_measures_is_not_removed(tmp_path: Path) -> None:
 
 def test_tables_need_no_torch() -> None:
     code = (
-        "import sys, multipruner.latency, multipruner.latency.summarise, multipruner.commands.latency as c\n"
+        "import sys, multipruner.core.latency_table, multipruner.latency.summarise, multipruner.commands.latency as c\n"
         "c._parser().format_help()\n"
         "sys.exit(bool({'torch', 'transformers', 'numpy'} & set(sys.modules)))"
     )

@@ -13,25 +13,18 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from multipruner.checkpoint.classes import apply_plan
+from multipruner.checkpoint.cut import apply_plan
 from multipruner.commands import latency as command
 from multipruner.core.errors import ConfigError, OutputError
 from multipruner.core.families import dense_structure
 from multipruner.core.latency_table import LatencyTable, Workload
 from multipruner.core.structure import LayerSize, Structure
 from multipruner.engine.prunable import Prunable
-from multipruner.latency.bench import (
-    Deck,
-    Effort,
-    coarse_grid,
-    deal,
-    measure_table,
-    middle,
-    shapes_of,
-    time_model,
-    time_side_by_side,
-)
-from multipruner.latency.timing import Probe, Runner, environment_of, quiet_process, room_for_sizes
+from multipruner.latency.bench import Effort, coarse_grid, measure_table, middle, shapes_of
+from multipruner.latency.deal import Deck, deal
+from multipruner.latency.environment import environment_of
+from multipruner.latency.marks import Probe
+from multipruner.latency.timing import Runner, quiet_process, room_for_sizes, time_model, time_side_by_side
 from tests.support.tiny import FAMILIES, plan_for, random_ids, random_plan, random_structure, tiny_model, tiny_tokenizer
 
 LITTLE = Effort(probes=2, placements=2, repeats=2, warmup=1, tries=1)
@@ -213,7 +206,8 @@ def test_a_table_predicts_real_models() -> None:
     """Loose bounds: other programs may run beside. ``benchmarks/latency.py`` gives the numbers of a quiet machine."""
     from multipruner.config.recipe import Recipe
     from multipruner.recipes import mapping_for
-    from multipruner.sources.resolve import load_dense, resolve
+    from multipruner.sources.dense import load_dense
+    from multipruner.sources.resolve import resolve
 
     recipe = Recipe.build(mapping_for("llama"))
     model, _ = load_dense(resolve(recipe, print), recipe)

@@ -25,11 +25,13 @@ from huggingface_hub import ModelCard, constants
 from safetensors.torch import load_file, save_file
 
 from multipruner.checkpoint import save as checkpoint
-from multipruner.checkpoint.classes import apply_plan
+from multipruner.checkpoint.cut import apply_plan
 from multipruner.checkpoint.save import save
 from multipruner.core.errors import MultiprunerError
 from multipruner.publish.errors import PublishError
-from multipruner.publish.push import check_push, prepare, push, push_to_hub
+from multipruner.publish.package import prepare
+from multipruner.publish.push import check_push, push
+from multipruner.publish.upload import push_to_hub
 from multipruner.report.card import model_card
 from tests.support import tiny
 from tests.support.fake_hub import FakeHub, Fault, fake_hub

@@ -14,18 +14,17 @@ import torch
 from huggingface_hub import constants, snapshot_download
 
 import multipruner
-from multipruner.checkpoint.classes import apply_plan
+from multipruner.checkpoint.cut import apply_plan
 from multipruner.checkpoint.save import save
 from multipruner.commands.base import Parser
 from multipruner.commands.main import main
+from multipruner.commands.push_later import PushLater
 from multipruner.core.errors import ConfigError
 from multipruner.publish.errors import PublishError
-from multipruner.publish.push import PushLater
-from tests.jobs.prune.test_run import arguments, dense
 from tests.support import tiny
+from tests.support.commands import paper_arguments
 from tests.support.fake_hub import FakeHub, Fault, fake_hub
 
-__all__ = ["dense"]  # a fixture
 TOKEN, READER = "hf_" + "Writer" * 6, "hf_" + "Reader" * 6
 
 
@@ -145,10 +144,10 @@ def test_the_main_command_prunes_and_pushes(hub: FakeHub, token: Path, dense: Pa
     output = tmp_path / "pruned"
     wrong = tmp_path / "wrong"
     wrong.write_text("hf_" + "Nobody" * 6)
-    assert main(arguments(dense, output, "--push", "me/small", "--token-file", str(wrong))) == 2
+    assert main(paper_arguments(dense, output, "--push", "me/small", "--token-file", str(wrong))) == 2
     assert "does not know this token" in capsys.readouterr().err
     assert not output.exists() and not output.with_name("pruned.partial").exists(), "it stopped before the work"
-    assert main(arguments(dense, output, "--push", "me/small", "--token-file", str(token))) == 0
+    assert main(paper_arguments(dense, output, "--push", "me/small", "--token-file", str(token))) == 0
     said = capsys.readouterr()
     assert f"private: {hub.url}/me/small" in said.out and TOKEN not in said.out + said.err
     files = hub.repos["me/small"].files

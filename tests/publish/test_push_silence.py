@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 from huggingface_hub import constants, get_session
 
-from multipruner import publish
-from multipruner.checkpoint.classes import apply_plan
+from multipruner.checkpoint.cut import apply_plan
 from multipruner.checkpoint.save import save
+from multipruner.publish import push as publish
 from multipruner.publish.errors import PublishError
-from multipruner.publish.push import check_push, prepare, push_to_hub
+from multipruner.publish.package import prepare
+from multipruner.publish.push import check_push
+from multipruner.publish.upload import push_to_hub
 from tests.support import tiny
 from tests.support.fake_hub import FakeHub, Fault, fake_hub
 

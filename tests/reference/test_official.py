@@ -5,18 +5,16 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from multipruner.core.costs import Costs, LayerCost
-from multipruner.core.structure import Choice, LayerSize, Structure
+from multipruner.core.objective import Choice
+from multipruner.core.structure import Structure
 from multipruner.search import DIMENSIONS, Dimension, Grid, Problem, sequential_path
+from tests.support.official import HEAD_DIM, REFERENCE, after
 
-REFERENCE = Path(__file__).parents[3] / "shared" / "reference"
-HEAD_DIM = 64
-QUERIES_PER_KV = 3
 SMOLLM2 = Structure.uniform(30, 9, 3, 1536)
 # SmolLM2-135M: hidden 576, head_dim 64, vocabulary 49,152, tied embeddings
 COSTS = Costs(
@@ -31,17 +29,6 @@ COSTS = Costs(
 pytestmark = pytest.mark.skipif(
     not REFERENCE.exists(), reason=f"the official code's decisions are not in {REFERENCE} (they are not redistributed)"
 )
-
-
-def after(structure: Structure, step: dict[str, Any]) -> Structure:
-    """The structure after one official step."""
-    size = structure[step["layer"]]
-    if step["stage"] == "blocks":
-        return structure.replace(step["layer"], size.without(step["kind"]))
-    if step["kind"] == "mlp":
-        return structure.replace(step["layer"], LayerSize(size.query_heads, size.kv_heads, step["width"]))
-    groups = step["width"] // (QUERIES_PER_KV * HEAD_DIM)
-    return structure.replace(step["layer"], LayerSize(QUERIES_PER_KV * groups, groups, size.channels))
 
 
 class Official:

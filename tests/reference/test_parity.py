@@ -18,11 +18,12 @@ from multipruner.config.recipe import Recipe
 from multipruner.core.plan import LayerRanking, Ranking
 from multipruner.engine.objective import CalibrationObjective
 from multipruner.engine.prunable import Prunable
-from multipruner.importance.orders import rank
+from multipruner.importance.table import rank
 from multipruner.recipes import mapping_for
 from multipruner.search import Grid, candidates
-from multipruner.sources.resolve import load_dense, resolve
-from tests.reference.test_official import REFERENCE, after
+from multipruner.sources.dense import load_dense
+from multipruner.sources.resolve import resolve
+from tests.support.official import REFERENCE, after
 
 EOS = 2
 # nats: what two bfloat16 evaluations of the same structure, by different kernels on different processors, may differ

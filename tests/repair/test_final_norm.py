@@ -6,15 +6,16 @@ import pytest
 import torch
 from torch import nn
 
-from multipruner.checkpoint.classes import apply_plan
+from multipruner.checkpoint.cut import apply_plan
 from multipruner.core.plan import PruningPlan
 from multipruner.engine.moments import gather
 from multipruner.engine.objective import CalibrationObjective, PlainObjective
 from multipruner.engine.prunable import Prunable
-from multipruner.importance.orders import rank
+from multipruner.importance.table import rank
 from multipruner.repair import final_norm
 from multipruner.repair.final_norm import GainFit
-from multipruner.repair.stream import accumulated, write_outputs
+from multipruner.repair.stream import accumulated
+from multipruner.repair.write import write_outputs
 from tests.support.tiny import VARIANTS, random_ids, random_structure, tiny_model
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
 import multipruner
-from multipruner.checkpoint.classes import apply_plan
+from multipruner.checkpoint.cut import apply_plan
 from multipruner.commands.main import main
 from multipruner.commands.search import options_of
 from multipruner.config.recipe import Recipe
@@ -22,12 +22,13 @@ from multipruner.engine.cutting import Projection
 from multipruner.engine.moments import Statistics, gather
 from multipruner.engine.objective import CalibrationObjective
 from multipruner.engine.prunable import Prunable
-from multipruner.importance.orders import rank
-from multipruner.repair.columns import How, Repair, compensate, repaired, repaired_columns, unrepaired
-from multipruner.repair.stream import accumulated, write_outputs
+from multipruner.importance.table import rank
+from multipruner.repair.columns import How, repaired, repaired_columns
+from multipruner.repair.scoring import Repair, unrepaired
+from multipruner.repair.stream import accumulated
+from multipruner.repair.write import compensate, write_outputs
 from multipruner.sources.calibration import load_calibration
-from tests.jobs.prune.test_program import arguments
-from tests.jobs.prune.test_run import dense as dense  # the fixture
+from tests.support.commands import arguments
 from tests.support.tiny import VARIANTS, random_ids, random_structure, tiny_model, tiny_tokenizer
 
 seeds = st.integers(0, 10**6)

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from multipruner.checkpoint.classes import apply_plan
+from multipruner.checkpoint.cut import apply_plan
 from multipruner.core.errors import ConfigError, NumericsError, UnsupportedModelError
 from multipruner.core.plan import PruningPlan
 from multipruner.engine.cutting import Projection
@@ -15,10 +15,12 @@ from multipruner.engine.moments import add_moments, gather, mirrored, stream
 from multipruner.engine.objective import CalibrationObjective, PlainObjective
 from multipruner.engine.prunable import Prunable
 from multipruner.engine.token_losses import DivergenceFromDense
-from multipruner.importance.orders import IMPORTANCES, rank
 from multipruner.importance.second_order import elimination_order
-from multipruner.repair.columns import Repair, compensate, repaired_columns
-from multipruner.repair.stream import RIDGES, _best_ridges, _Equations, _Fit, accumulated, write_outputs
+from multipruner.importance.table import IMPORTANCES, rank
+from multipruner.repair.columns import repaired_columns
+from multipruner.repair.scoring import Repair
+from multipruner.repair.stream import RIDGES, _best_ridges, _Equations, _Fit, accumulated
+from multipruner.repair.write import compensate, write_outputs
 from tests.support.tiny import VARIANTS, random_ids, random_structure, tiny_model
 
 seeds = st.integers(0, 10**6)

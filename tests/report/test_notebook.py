@@ -13,10 +13,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-import multipruner
 from multipruner.jobs.finish import Run
 from multipruner.report import notebook
-from tests.jobs.prune.test_run import dense as dense  # the fixture
 from tests.support.browser import Browser, missing
 
 HOSTILE = """"'><script>alert(1)</script><img src=x onerror=alert(2)>&amp;"""
@@ -46,19 +44,6 @@ class Page(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         self.text += data
-
-
-@pytest.fixture(scope="module")
-def run(dense: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    text = str(dense / "text.txt")
-    return multipruner.prune(
-        str(dense),
-        output=tmp_path_factory.mktemp("notebook") / "small",
-        ratio=0.3,
-        channel_group=8,
-        calibration={"source": text, "sequences": 4, "length": 16, "statistics_sequences": 12},
-        evaluation={"text": text},
-    )
 
 
 @pytest.fixture(scope="module")

@@ -18,10 +18,10 @@ from multipruner.commands.main import main as command_line
 from multipruner.commands.report import run as report_command
 from multipruner.core.errors import ConfigError, OutputError
 from multipruner.core.plan import PruningPlan
-from multipruner.report import write_report
 from multipruner.report.figures.path import removals
 from multipruner.report.figures.runs import curves
 from multipruner.report.inputs import read_folders
+from multipruner.report.write import write_report
 from tests.support.browser import Browser, missing
 from tests.support.tiny import tiny_model, tiny_tokenizer
 

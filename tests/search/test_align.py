@@ -6,13 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from multipruner.core.axes import DIMENSIONS
 from multipruner.core.errors import ConfigError
 from multipruner.core.structure import KINDS, Structure
 from multipruner.search import Grid, candidates
-from multipruner.search.aligned import aligned
-from multipruner.search.allocation import levels
-from multipruner.search.grid import DIMENSIONS
-from multipruner.search.program import alone
+from multipruner.search.grid import aligned
+from multipruner.search.limits import alone
+from multipruner.search.options import levels
 
 models = st.builds(
     lambda layers, per_kv, kv, channels: Structure.uniform(layers, per_kv * kv, kv, channels),

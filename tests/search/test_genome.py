@@ -10,11 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from multipruner.config.recipe import Recipe
+from multipruner.core.axes import DIMENSIONS
 from multipruner.core.costs import Costs, LayerCost
 from multipruner.core.errors import ConfigError, InfeasibleError
 from multipruner.core.structure import LayerSize, Structure
 from multipruner.search.genome import StructureSpace
-from multipruner.search.grid import DIMENSIONS, Grid
+from multipruner.search.grid import Grid
 from multipruner.search.ladder import Ladder
 from multipruner.search.limits import Bound, Budget
 from multipruner.search.objectives import CONSENT, check_objectives

@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 
 from multipruner.core.costs import Costs, LayerCost
 from multipruner.core.errors import ConfigError, InfeasibleError
-from multipruner.core.structure import BlockKind, Choice, LayerSize, Structure
+from multipruner.core.objective import Choice
+from multipruner.core.structure import KINDS, BlockKind, LayerSize, Structure
 from multipruner.search import Grid, Limit, Problem, Task, allocate, candidates, replay, sequential_path
+from multipruner.search.limits import alone
 from multipruner.search.options import EMPTY, chains, levels, predicted
-from multipruner.search.program import KINDS, alone
 
 FULL = LayerSize(9, 3, 0)
 DENSE = Structure.uniform(3, 9, 3, 8)

@@ -11,10 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from multipruner.core.errors import ConfigError, InfeasibleError
-from multipruner.core.structure import BlockKind, Choice, LayerSize, Structure
+from multipruner.core.objective import Choice
+from multipruner.core.structure import BlockKind, LayerSize, Structure
 from multipruner.search import Grid, Limit, Task, allocate, solve
-from multipruner.search.allocation import _solutions, interpolated, levels, with_block
-from multipruner.search.program import Block, alone, assemble
+from multipruner.search.allocation import _solutions, with_block
+from multipruner.search.limits import alone
+from multipruner.search.options import interpolated, levels
+from multipruner.search.program import Block, assemble
 
 ATTENTION = (LayerSize(0, 0, 0), LayerSize(2, 1, 0), LayerSize(4, 2, 0))
 MLP = (LayerSize(0, 0, 0), LayerSize(0, 0, 8), LayerSize(0, 0, 16))

@@ -354,7 +354,8 @@ def test_self_text_of_the_real_model_takes_seconds(monkeypatch: pytest.MonkeyPat
     monkeypatch.delenv("MULTIPRUNER_CACHE")
     from multipruner import recipes
     from multipruner.config.recipe import Recipe
-    from multipruner.sources.resolve import load_dense, resolve
+    from multipruner.sources.dense import load_dense
+    from multipruner.sources.resolve import resolve
 
     recipe = Recipe.build(recipes.read("llama"))
     model, tokenizer = load_dense(resolve(recipe, print), recipe)

@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 
 from multipruner.config.recipe import CalibrationSpec
 from multipruner.core.errors import CalibrationError
-from multipruner.sources.calibration import load_calibration, mixture
+from multipruner.sources.calibration import load_calibration
+from multipruner.sources.mixture import mixture
 from multipruner.sources.sampled_text import self_text
 from multipruner.storage.hub import HubUnreachable
 from tests.support.tiny import tiny_model, tiny_tokenizer

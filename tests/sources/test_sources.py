@@ -22,11 +22,14 @@ from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, Revi
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from multipruner import recipes, sources
+from multipruner import recipes
 from multipruner.config.recipe import Recipe
 from multipruner.core.errors import ConfigError, NumericsError, UnknownModelError, UnsupportedModelError
+from multipruner.engine.fingerprint import fingerprint
 from multipruner.sources import gguf as gguf_source
-from multipruner.sources.resolve import fingerprint, load_dense, resolve
+from multipruner.sources import resolve as sources
+from multipruner.sources.dense import load_dense
+from multipruner.sources.resolve import resolve
 from multipruner.storage import hub
 from multipruner.storage.cache import cache_folder, file_hash
 from tests.support.tiny import random_ids, tiny_model, tiny_tokenizer
@@ -334,7 +337,7 @@ def test_the_hubs_cache_serves_without_the_hub(folder: Path, tmp_path: Path, mon
 
 def test_a_dead_network_is_noticed_within_seconds(tmp_path: Path) -> None:
     code = (
-        "import time; from multipruner.config.recipe import Recipe; from multipruner.sources import resolve\n"
+        "import time; from multipruner.config.recipe import Recipe; from multipruner.sources.resolve import resolve\n"
         "import huggingface_hub.hf_api; began = time.perf_counter()\n"
         "try: resolve(Recipe.build({'model': 'owner/model'}), print)\n"
         "except Exception as error: print(time.perf_counter() - began, type(error).__name__, error)"

@@ -15,12 +15,13 @@ from multipruner.config.recipe import Recipe
 from multipruner.core.errors import ConfigError, NumericsError
 from multipruner.core.plan import KeptLayer, LayerRanking, PruningPlan, Ranking
 from multipruner.core.structure import LayerSize, queries_per_group
-from multipruner.jobs.finish import Run, finish, prepare
+from multipruner.jobs.finish import Run, finish
 from multipruner.jobs.limits import latency_table_of
+from multipruner.jobs.prepare import prepare
 from multipruner.jobs.remembered import Remembered, objective_of
 from multipruner.jobs.setting import Found, Setting
 from multipruner.jobs.workspace import Workspace
-from multipruner.repair.columns import Repair
+from multipruner.repair.scoring import Repair
 from multipruner.search import Memo
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from multipruner.core.errors import OutputError
+from multipruner.core.identity import digest
 from multipruner.jobs.trajectory import Trajectory
 from multipruner.jobs.workspace import Workspace
 from multipruner.search import Memo
@@ -22,11 +22,6 @@ HISTORY = "search.jsonl"
 FRONT = "front.json"
 FIGURES = ("convergence.png", "front.png")
 FORMAT = {"format": "multipruner-search", "version": 1}
-
-
-def digest(record: Any) -> str:
-    """SHA-256 (hexadecimal) of a JSON value."""
-    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
 def evaluations(identity: Mapping[str, Any]) -> Memo:
@@ -157,13 +152,3 @@ def write_results(folder: Path, figures: Mapping[str, bytes], report_of_search: 
         raise OutputError(f"cannot write to {folder}: {error.strerror}") from error
     report["search"] |= dict(report_of_search)
     write_atomically(folder / "report.json", json.dumps(report, indent=1, default=str) + "\n")
-
-
-def best_so_far(records: Sequence[Mapping[str, Any]]) -> list[tuple[int, float, float]]:
-    """(evaluations, lowest loss seen so far, mean loss of the population) after every generation of one algorithm."""
-    rows, best = [], float("inf")
-    for record in records:
-        if record["stage"] == "generation":
-            best = min(best, record["min"][0])
-            rows.append((sum(record["scored"]), best, record["mean"][0]))
-    return rows

@@ -13,11 +13,13 @@ from rich.table import Table
 from multipruner.config.recipe import Recipe
 from multipruner.console.generations import generation_display
 from multipruner.console.progress import counting_display
+from multipruner.console.say import teller
 from multipruner.core.errors import ConfigError
 from multipruner.engine.processes import Team, leave
-from multipruner.jobs.finish import Run, finish, prepared, timed
+from multipruner.jobs.finish import Run, finish
+from multipruner.jobs.prepare import prepared
+from multipruner.jobs.record import timed
 from multipruner.report.figures.search import convergence, front_picture
-from multipruner.report.summary import teller
 from multipruner.search import Memo
 from multipruner.search.evolution import Result, evolve, random_search
 from multipruner.search.front import Front, pick

@@ -10,21 +10,25 @@ from typing import Any
 
 from multipruner.config.recipe import Recipe
 from multipruner.core.errors import ConfigError, InfeasibleError
+from multipruner.core.identity import digest
 from multipruner.core.structure import Structure
 from multipruner.engine.objective import Work
 from multipruner.engine.processes import Team
-from multipruner.importance.orders import rank
+from multipruner.importance.table import rank
+from multipruner.jobs.remembered import Remembering
 from multipruner.jobs.setting import Found, Setting
-from multipruner.repair.columns import How, Repair, check_compensation
+from multipruner.repair.columns import How
+from multipruner.repair.scoring import Repair, check_compensation
 from multipruner.search import DIMENSIONS, Grid, Problem, Step
 from multipruner.search.schedule import Schedule, ScheduleSpace, rounded
 from multipruner.sources.calibration import CalibrationSet
 
-from .files import digest, evaluations
+from .budget import cost_of, one_step
+from .files import evaluations
 from .losses import Losses
-from .options import SearchOptions, cost_of, one_step
+from .options import SearchOptions
 from .texts import SearchTexts
-from .walk import Remembering, walk
+from .walk import walk
 
 Say = Callable[[str], None]
 Counting = Callable[[str, int, int], None]

@@ -9,23 +9,26 @@ from pathlib import Path
 from typing import Any
 
 from multipruner.checkpoint.run_folder import read_run
+from multipruner.console.say import Say
 from multipruner.core.errors import ConfigError, InfeasibleError, NumericsError
+from multipruner.core.identity import digest
 from multipruner.core.plan import PruningPlan
 from multipruner.core.structure import Structure
 from multipruner.engine.objective import Work
 from multipruner.engine.processes import Team
 from multipruner.eval import evaluate as run_evaluation
+from multipruner.jobs.remembered import Remembering
 from multipruner.jobs.setting import Found, Setting, grid_of, task_of
 from multipruner.search import allocate
 from multipruner.search.genome import StructureSpace
 
-from .files import digest, evaluations
+from .budget import budget_of, cost_of
+from .files import evaluations
 from .losses import Losses
-from .options import SearchOptions, budget_of, cost_of
+from .options import SearchOptions
 from .texts import SearchTexts
-from .walk import Remembering, walk
+from .walk import walk
 
-Say = Callable[[str], None]
 _ACCURACIES = ("acc_norm", "acc", "exact_match")
 """What of a task can be an objective, best first."""
 Counting = Callable[[str, int, int], None]

@@ -11,7 +11,8 @@ from dataclasses import replace
 from math import inf
 
 from multipruner.core.errors import InfeasibleError
-from multipruner.core.structure import Choice, Structure
+from multipruner.core.structure import Structure
+from multipruner.jobs.remembered import Watched
 from multipruner.jobs.setting import Setting, grid_of
 from multipruner.search import Dimension, Limit, Objective, Problem, Step, replay, sequential_path
 from multipruner.search import Progress as SearchProgress
@@ -30,33 +31,6 @@ def problem_to(setting: Setting, ratio: float) -> Problem:
     return Problem(
         setting.prunable.costs, ratio, recipe.order, recipe.shares, grid_of(recipe, setting.prunable), recipe.stop
     )
-
-
-class Watched:
-    """An objective that is asked for one structure at a time, so that progress shows.
-
-    Args:
-        objective: remembers what it was asked before.
-    """
-
-    def __init__(self, objective: Objective) -> None:
-        self._objective = objective
-
-    def __call__(self, structure: Structure) -> float:
-        """The loss of one structure."""
-        return self._objective(structure)
-
-    def commit(self, structure: Structure) -> None:
-        """The structure that the next ones differ little from."""
-        self._objective.commit(structure)
-
-    def argmin(self, structures: Sequence[Structure], progress: Callable[[int, int], None] | None = None) -> Choice:
-        """The best and the second best of several structures."""
-        for done, structure in enumerate(structures):
-            self._objective(structure)
-            if progress is not None:
-                progress(done + 1, len(structures))
-        return self._objective.argmin(structures)
 
 
 def judged_by(blocks: Objective, widths: Objective) -> dict[Dimension, Objective]:

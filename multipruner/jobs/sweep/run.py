@@ -18,25 +18,23 @@ from typing import Any
 from rich.console import Console
 
 from multipruner.config.recipe import Recipe
-from multipruner.config.sweep_points import SweepPoints, parse_sweep
+from multipruner.config.sweep_points import SweepPoints
 from multipruner.console.progress import counting_display, search_display
+from multipruner.console.say import teller
 from multipruner.core.errors import ConfigError
 from multipruner.core.latency_table import LatencyTable
 from multipruner.core.plan import PruningPlan
 from multipruner.core.structure import Structure
-from multipruner.jobs.finish import prepare
 from multipruner.jobs.limits import latency_table_of
+from multipruner.jobs.prepare import prepare
 from multipruner.jobs.remembered import Remembered, remembered, rough_of
 from multipruner.jobs.setting import Setting
 from multipruner.jobs.workspace import Workspace
 from multipruner.report.figures.sweep import loss_figure, structures_of
-from multipruner.report.summary import teller
 from multipruner.search import Dimension, Round, allocate, expected_candidates
 
 from .folder import check_free, write_sweep
 from .path import first_within, judged_by, path_within, problem_to
-
-__all__ = ["Point", "SweepPoints", "parse_sweep", "sweep"]
 
 
 @dataclass(frozen=True)

@@ -20,17 +20,19 @@ from rich.console import Console
 from transformers import AutoTokenizer
 
 from multipruner.checkpoint.classes import family_of
+from multipruner.checkpoint.load import load
 from multipruner.checkpoint.run_folder import RunFolder, read_run
-from multipruner.checkpoint.save import check_space, check_target, load, save
+from multipruner.checkpoint.save import check_space, check_target, save
 from multipruner.config.recipe import EvaluationSpec
 from multipruner.console.progress import counting_display
+from multipruner.console.say import teller
 from multipruner.core.errors import ConfigError, OutputError
+from multipruner.engine.fingerprint import fingerprint
 from multipruner.eval import Evaluation, evaluate, perplexity
-from multipruner.jobs.finish import Run, timed
+from multipruner.jobs.finish import Run
+from multipruner.jobs.record import timed
 from multipruner.jobs.workspace import MEASUREMENTS, SEARCH, TRAJECTORY
-from multipruner.report.summary import teller
 from multipruner.report.tuned_card import tuned_card
-from multipruner.sources.resolve import fingerprint
 
 from .record import tuned_report, tuned_table, tuning_record
 from .state import Progress, kept_identity

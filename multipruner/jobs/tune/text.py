@@ -15,8 +15,10 @@ from torch import Tensor
 
 from multipruner.config.recipe import Recipe
 from multipruner.core.errors import CalibrationError, ConfigError
+from multipruner.engine.fingerprint import fingerprint
 from multipruner.sources.calibration import SEED_STEP
-from multipruner.sources.resolve import fingerprint, load_dense, resolve
+from multipruner.sources.dense import load_dense
+from multipruner.sources.resolve import resolve
 from multipruner.sources.rows import IDS, RUNNING_TEXT, rows_of
 from multipruner.sources.sampled_text import self_text
 from multipruner.storage.hub import HubUnreachable

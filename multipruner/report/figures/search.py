@@ -8,7 +8,6 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from multipruner.jobs.search.files import best_so_far
 from multipruner.search.front import Front
 
 from .drawing import BLUE, GRID, INK, MUTED, SERIES, VERMILLION, drawing
@@ -100,3 +99,13 @@ def front_picture(front: Front[Any], picked: int) -> bytes:
 
     rows = [[p.values[name] for name in front.objectives] for p in front.points]
     return drawing(paint, name="front", title="The front", caption="", alt="", columns=front.objectives, rows=rows).png
+
+
+def best_so_far(records: Sequence[Mapping[str, Any]]) -> list[tuple[int, float, float]]:
+    """(evaluations, lowest loss seen so far, mean loss of the population) after every generation of one algorithm."""
+    rows, best = [], float("inf")
+    for record in records:
+        if record["stage"] == "generation":
+            best = min(best, record["min"][0])
+            rows.append((sum(record["scored"]), best, record["mean"][0]))
+    return rows

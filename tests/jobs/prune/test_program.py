@@ -18,19 +18,10 @@ import multipruner
 from multipruner.commands.main import main
 from multipruner.config.recipe import METHODS, Recipe
 from multipruner.core.plan import PruningPlan
-from multipruner.jobs import remembered as strategies
+from multipruner.jobs import last_repair
 from multipruner.sources.calibration import load_calibration
-from tests.jobs.prune.test_run import dense as dense  # the fixture
-from tests.jobs.prune.test_run import tiny_tokenizer
-from tests.support.tiny import tiny_model
-
-
-def arguments(dense: Path, output: Path, *more: str) -> list[str]:
-    return [
-        "--model", str(dense), "--ratio", "0.3", "--calibration", str(dense / "text.txt"), "--sequences", "4",
-        "--length", "16", "--statistics-sequences", "12", "--channel-group", "8",
-        "--eval-text", str(dense / "text.txt"), "--output", str(output), *more,
-    ]  # fmt: skip
+from tests.support.commands import arguments
+from tests.support.tiny import tiny_model, tiny_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -227,13 +218,13 @@ def test_the_card_promises_no_more_than_holds(finished: Path, dense: Path, tmp_p
 def test_a_repair_of_all_that_does_no_good_is_not_taken(
     factor: float, dense: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    fitted = strategies.refitted
+    fitted = last_repair.refitted
 
     def broken(*given: Any) -> Any:
         outputs, gain = fitted(*given)
         return {block: output._replace(weight=factor * output.weight) for block, output in outputs.items()}, gain
 
-    monkeypatch.setattr(strategies, "refitted", broken)
+    monkeypatch.setattr(last_repair, "refitted", broken)
     assert main(arguments(dense, tmp_path / "run", "--compensate", "final", "--rounds", "0")) == 0
     assert "(no better: not taken)" in capsys.readouterr().out
     search = _report(tmp_path / "run")["search"]

@@ -14,11 +14,12 @@ from pathlib import Path
 import pytest
 import torch
 from filelock import FileLock
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 import multipruner
 from multipruner.commands.main import main
 from multipruner.core.plan import PruningPlan
+from tests.support.commands import paper_arguments
 from tests.support.tiny import random_ids, tiny_model, tiny_tokenizer
 
 FILES = {
@@ -34,29 +35,9 @@ FILES = {
 
 
 @pytest.fixture(scope="module")
-def dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models") / "tiny-llama"
-    tiny_model("llama", layers=4).save_pretrained(folder)
-    tiny_tokenizer().save_pretrained(folder)
-    text = " ".join(f"w{4 + (n * n + n // 7) % 93}" for n in range(4000))
-    (folder / "text.txt").write_text(text)
-    save_file({"input_ids": random_ids(6, 16)}, folder / "tokens.safetensors")
-    return folder
-
-
-def arguments(dense: Path, output: Path, *more: str) -> list[str]:
-    return [
-        "--method", "paper", "--model", str(dense), "--ratio", "0.3",
-        "--calibration", str(dense / "text.txt"), "--sequences", "4",
-        "--width-sequences", "2", "--length", "16", "--channel-group", "8", "--eval-text", str(dense / "text.txt"),
-        "--output", str(output), *more,
-    ]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
 def finished(dense: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("runs") / "finished"
-    assert main(arguments(dense, output)) == 0
+    assert main(paper_arguments(dense, output)) == 0
     return output
 
 
@@ -96,28 +77,28 @@ def test_a_run_killed_at_any_step_ends_with_the_same_plan(finished: Path, dense:
         partial.mkdir()
         torn = lines[cut][: len(lines[cut]) // 2] if cut % 2 else ""
         (partial / "trajectory.jsonl").write_text("".join(lines[:cut]) + torn)
-        assert main(arguments(dense, output)) == 0
+        assert main(paper_arguments(dense, output)) == 0
         assert (output / "plan.json").read_bytes() == plan, f"cut after line {cut}"
 
 
 def test_a_run_killed_for_real_goes_on(finished: Path, dense: Path, tmp_path: Path) -> None:
     output = tmp_path / "killed"
     journal = output.with_name("killed.partial") / "trajectory.jsonl"
-    command = [sys.executable, "-m", "multipruner", *arguments(dense, output)]
+    command = [sys.executable, "-m", "multipruner", *paper_arguments(dense, output)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         while process.poll() is None and not (journal.exists() and journal.read_text().count("\n") > 3):
             time.sleep(0.01)
         process.send_signal(signal.SIGKILL)
     if process.returncode == -signal.SIGKILL:
         assert not output.exists()
-    assert main(arguments(dense, output)) == 0
+    assert main(paper_arguments(dense, output)) == 0
     assert (output / "plan.json").read_bytes() == (finished / "plan.json").read_bytes()
 
 
 def test_a_smaller_ratio_costs_no_search(finished: Path, dense: Path, tmp_path: Path, capsys) -> None:
     output = tmp_path / "nested"
     shutil.copytree(finished, output)
-    assert main([*arguments(dense, output), "--ratio", "0.15"]) == 0
+    assert main([*paper_arguments(dense, output), "--ratio", "0.15"]) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "covers this ratio" in said and "its shares are of that ratio" in said
     report = json.loads((output / "report.json").read_text())
@@ -125,7 +106,7 @@ def test_a_smaller_ratio_costs_no_search(finished: Path, dense: Path, tmp_path: 
     assert report["search"]["work_of_this_process"] == {}
     assert report["search"]["searched_to"] == 0.3
     assert (output / "trajectory.jsonl").read_bytes() == (finished / "trajectory.jsonl").read_bytes()
-    assert main(arguments(dense, output)) == 0, "and back again"
+    assert main(paper_arguments(dense, output)) == 0, "and back again"
     assert (output / "plan.json").read_bytes() == (finished / "plan.json").read_bytes()
 
 
@@ -133,10 +114,10 @@ def test_an_interrupted_overwrite_goes_on(finished: Path, dense: Path, tmp_path:
     output = tmp_path / "over"
     shutil.copytree(finished, output)
     (output / "notes.txt").write_text("mine")
-    again = [*arguments(dense, output), "--shares", "30:60:10", "--overwrite"]
+    again = [*paper_arguments(dense, output), "--shares", "30:60:10", "--overwrite"]
     partial = output.with_name("over.partial")
     reference = tmp_path / "reference"
-    assert main([*arguments(dense, reference), "--shares", "30:60:10"]) == 0
+    assert main([*paper_arguments(dense, reference), "--shares", "30:60:10"]) == 0
     lines = (reference / "trajectory.jsonl").read_text().splitlines(keepends=True)
     partial.mkdir()
     (partial / "trajectory.jsonl").write_text("".join(lines[:4]))
@@ -150,7 +131,7 @@ def test_an_interrupted_overwrite_goes_on(finished: Path, dense: Path, tmp_path:
 def test_a_typed_model_wins_over_a_recipe_file(dense: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "mine.yaml"
     recipe.write_text("model: no/where\nshares: 0:1:0\nratio: 0.1\n")
-    flags = arguments(dense, tmp_path / "out")
+    flags = paper_arguments(dense, tmp_path / "out")
     del flags[flags.index("--ratio") : flags.index("--ratio") + 2]
     assert main([*flags, "--recipe", str(recipe)]) == 0
     report = json.loads((tmp_path / "out" / "report.json").read_text())
@@ -160,8 +141,8 @@ def test_a_typed_model_wins_over_a_recipe_file(dense: Path, tmp_path: Path) -> N
 
 def test_other_settings_do_not_touch_a_finished_folder(finished: Path, dense: Path, capsys) -> None:
     before = {path.name: path.stat().st_mtime_ns for path in finished.iterdir()}
-    assert main([*arguments(dense, finished), "--shares", "1:1:1"]) == 2
-    assert main([*arguments(dense, finished), "--ratio", "0.5"]) == 2
+    assert main([*paper_arguments(dense, finished), "--shares", "1:1:1"]) == 2
+    assert main([*paper_arguments(dense, finished), "--ratio", "0.5"]) == 2
     errors = capsys.readouterr().err
     assert "shares: '44:52:4' -> '1:1:1'" in errors
     assert "to a ratio of 0.3, not 0.5" in errors
@@ -171,14 +152,14 @@ def test_other_settings_do_not_touch_a_finished_folder(finished: Path, dense: Pa
 def test_ready_token_ids(dense: Path, tmp_path: Path) -> None:
     output = tmp_path / "ids"
     more = ["--calibration", str(dense / "tokens.safetensors"), "--ratio", "0.2"]
-    assert main([*arguments(dense, output), *more]) == 0
+    assert main([*paper_arguments(dense, output), *more]) == 0
     assert json.loads((output / "report.json").read_text())["calibration"]["tokens"] == 96
 
 
 @pytest.mark.parametrize("order", ["heads,mlp,blocks", "mlp,blocks,heads"])
 def test_any_order_and_shares(dense: Path, tmp_path: Path, order: str) -> None:
     output = tmp_path / "order"
-    assert main([*arguments(dense, output), "--order", order, "--shares", "20:50:30", "--ratio", "0.2"]) == 0
+    assert main([*paper_arguments(dense, output), "--order", order, "--shares", "20:50:30", "--ratio", "0.2"]) == 0
     lines = (output / "trajectory.jsonl").read_text().splitlines()[1:-1]
     stages = list(dict.fromkeys(json.loads(line)["stage"] for line in lines))
     assert stages == [stage for stage in order.split(",") if stage in stages]
@@ -228,7 +209,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(case: str, dense: Path, tmp_pa
         tiny_tokenizer().save_pretrained(places["nan"])
     flags, expected = BAD[case]
     output = tmp_path / "out"
-    code = main(arguments(dense, output, *(flag.format(**places) for flag in flags)))
+    code = main(paper_arguments(dense, output, *(flag.format(**places) for flag in flags)))
     printed = capsys.readouterr().err
     assert code not in (0, None)
     assert expected in printed
@@ -242,16 +223,16 @@ def test_no_space_left_is_said(dense: Path, tmp_path: Path, monkeypatch: pytest.
     usage = shutil.disk_usage(tmp_path)._replace(free=10)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     output = tmp_path / "full"
-    assert main(arguments(dense, output)) == 2
+    assert main(paper_arguments(dense, output)) == 2
     assert "free" in capsys.readouterr().err
     assert not output.exists()
     monkeypatch.undo()
-    assert main(arguments(dense, output)) == 0, "the search was kept"
+    assert main(paper_arguments(dense, output)) == 0, "the search was kept"
 
 
 def test_ctrl_c_says_how_to_go_on(dense: Path, tmp_path: Path) -> None:
     output = tmp_path / "stopped"
-    command = [sys.executable, "-m", "multipruner", *arguments(dense, output)]
+    command = [sys.executable, "-m", "multipruner", *paper_arguments(dense, output)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
         while process.poll() is None and not output.with_name("stopped.partial").exists():
             time.sleep(0.01)
@@ -265,7 +246,7 @@ def test_ctrl_c_says_how_to_go_on(dense: Path, tmp_path: Path) -> None:
 def test_two_runs_do_not_share_a_folder(dense: Path, tmp_path: Path, capsys) -> None:
     output = tmp_path / "shared"
     output.with_name("shared.partial").mkdir()
-    command = [sys.executable, "-m", "multipruner", *arguments(dense, output)]
+    command = [sys.executable, "-m", "multipruner", *paper_arguments(dense, output)]
     held = FileLock(output.with_name("shared.partial") / ".lock")
     with held:
         second = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -28,9 +28,10 @@ from multipruner.engine.objective import CalibrationObjective
 from multipruner.engine.processes import Team
 from multipruner.engine.prunable import Prunable
 from multipruner.engine.spread_objective import SpreadObjective
+from multipruner.jobs.search.budget import budget_of
 from multipruner.jobs.search.files import read_history
 from multipruner.jobs.search.losses import Losses, by_prefix
-from multipruner.jobs.search.options import SearchOptions, budget_of
+from multipruner.jobs.search.options import SearchOptions
 from multipruner.latency.bench import shapes_of
 from multipruner.search import Grid, Memo, evolution
 from multipruner.search.genome import StructureSpace

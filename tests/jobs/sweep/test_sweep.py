@@ -25,19 +25,19 @@ import multipruner
 from multipruner.commands.base import Parser
 from multipruner.commands.sweep_flags import Asked, sweep_flags, take
 from multipruner.config.recipe import Recipe
+from multipruner.config.sweep_points import parse_sweep
 from multipruner.core.errors import ConfigError, InfeasibleError, OutputError
 from multipruner.core.latency_table import Entry, LatencyTable, Workload, WorkloadTable
 from multipruner.core.plan import PruningPlan
 from multipruner.core.structure import Structure
-from multipruner.jobs.finish import prune
 from multipruner.jobs.prune.given_plan import apply_given_plan, leading
+from multipruner.jobs.prune.run import prune_recipe
 from multipruner.jobs.sweep.path import along, first_within, path_within
-from multipruner.jobs.sweep.run import parse_sweep, sweep
+from multipruner.jobs.sweep.run import sweep
 from multipruner.latency.bench import shapes_of
 from multipruner.search import DIMENSIONS, Limit
-from tests.jobs.prune.test_run import dense as dense  # the fixture
-from tests.search.test_path import COSTS, DENSE, Additive, problem
 from tests.support.tiny import random_ranking, random_structure
+from tests.support.toys import COSTS, DENSE, Additive, problem
 
 
 def fields(dense: Path, **more: Any) -> dict[str, Any]:
@@ -179,7 +179,7 @@ def test_a_point_is_what_a_run_of_its_own_finds_and_its_plan_what_that_run_write
     swept: Path, dense: Path, table: Path, tmp_path: Path
 ) -> None:
     alone = Recipe.build(timed(dense, table).model_dump(), {"budgets": {"latency": "0.75x"}})
-    run = prune(alone, tmp_path / "alone")
+    run = prune_recipe(alone, tmp_path / "alone")
     point = rows(swept, "milp")[1]
     assert run.plan.structure.to_json() == point["structure"]
     rounds = run.report["search"]["rounds"]
@@ -235,7 +235,8 @@ PROGRAM = """
 import json, sys
 from pathlib import Path
 from multipruner.config.recipe import Recipe
-from multipruner.jobs.sweep.run import parse_sweep, sweep
+from multipruner.config.sweep_points import parse_sweep
+from multipruner.jobs.sweep.run import sweep
 sweep(Recipe.build(json.loads(sys.argv[1])), parse_sweep("ratio=0.2,0.35"), Path(sys.argv[2]), sequential=True)
 """
 

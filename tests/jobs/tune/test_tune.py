@@ -17,21 +17,22 @@ from transformers import AutoModelForCausalLM
 
 pytest.importorskip("peft")
 
-from multipruner.checkpoint.classes import apply_plan
+from multipruner.checkpoint.cut import apply_plan
+from multipruner.checkpoint.load import load
 from multipruner.checkpoint.run_folder import read_run
-from multipruner.checkpoint.save import load, save
+from multipruner.checkpoint.save import save
 from multipruner.commands import tune as command
 from multipruner.config.recipe import EvaluationSpec
 from multipruner.core.errors import CalibrationError, ConfigError, NumericsError, OutputError
 from multipruner.core.families import dense_structure
 from multipruner.core.structure import Structure
+from multipruner.engine.fingerprint import fingerprint
 from multipruner.jobs.tune.run import tune
 from multipruner.jobs.tune.steps import TuneSettings, attach, train
 from multipruner.jobs.tune.text import HELD_OUT, tuning_text
 from multipruner.publish.package import prepare
-from multipruner.report import write_report
 from multipruner.report.card import is_untouched, model_card
-from multipruner.sources.resolve import fingerprint
+from multipruner.report.write import write_report
 from tests.support import tiny
 
 SETTINGS = TuneSettings(steps=12, batch=4, length=16, rank=3, lr=0.02, save_every=5)
