@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import subprocess
 import sys
 import tomllib
@@ -10,20 +11,27 @@ from pathlib import Path
 
 import pytest
 
+from multipruner.commands import COMMANDS
+
 ROOT = Path(__file__).parents[2]
 FLOORS = {
-    "errors": 0, "structure": 0, "plan": 0, "architecture": 0, "costs": 0, "latency": 0, "hub": 0,
-    "recipe": 1, "merging": 0,
-    "cli": 5, "commands": 5, "__main__": 5,
-    "pipeline": 4, "export": 4, "card": 4, "report": 4, "journal": 4, "workspace": 4, "summary": 4, "progress": 4,
-    "publish": 4, "hub_package": 4, "hub_upload": 4, "judge": 4, "quiet": 4, "api": 4, "setting": 4,
-    "strategies": 4, "budgets": 4, "record": 4, "notebook": 4, "tuning": 4, "tuning_record": 4, "tuned_card": 4,
-    "sweep": 4, "sweep_points": 4, "sweep_figures": 4, "sweep_folder": 4, "sequential_points": 4, "given_plan": 4,
-    "searching": 4, "search_options": 4, "search_files": 4, "search_figures": 4, "search_texts": 4, "search_display": 4,
-    "structure_search": 4, "schedule_search": 4, "schedule_path": 4, "losses": 4,
-    "search": 3, "eval": 3, "recipes": 1,
+    "core": 0,
+    "config": 1, "storage": 1,
+    "engine": 2, "search": 2, "eval": 2, "recipes": 2,
+    "sources": 3, "importance": 3, "repair": 3, "checkpoint": 3, "console": 3, "report": 3,
+    "latency": 4, "export": 4, "publish": 4,
+    "jobs": 5,
+    "jobs.prune": 6, "jobs.search": 6, "jobs.sweep": 6, "jobs.tune": 6,
+    "commands": 7,
+    "": 8,
 }  # fmt: skip
-DEFAULT_FLOOR = 2
+"""Every package and its floor; a package below another one, without a row of its own, is a part of that one."""
+MODULES = {"search": 20, "commands": 14}
+"""How many modules a package holds at most, where that is not the usual number."""
+USUAL = 12
+HEAVY = {"torch", "transformers", "datasets", "lm_eval"}
+SLOW = HEAVY | {"matplotlib", "scipy", "deap"}
+"""What nobody waits for who asks for help."""
 SOURCES = [
     path
     for folder in ("multipruner", "search", "eval", "recipes")
@@ -33,52 +41,73 @@ SOURCES = [
 
 
 def module_name(path: Path) -> str:
-    parts = list(path.relative_to(ROOT).with_suffix("").parts)
-    return ".".join(parts if parts[0] == "multipruner" else ["multipruner", *parts]).removesuffix(".__init__")
+    """Dotted, below ``multipruner``; a package is called as it is, the whole of it ``""``."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[1:] if parts[0] == "multipruner" else parts).removesuffix("__init__").removesuffix(".")
 
 
-def room(module: str) -> str:
-    parts = module.split(".")
-    return parts[1] if len(parts) > 1 else "__init__"
+NAMES = {module_name(path): path for path in SOURCES}
+PACKAGES = {name for name, path in NAMES.items() if path.name == "__init__.py"}
 
 
-def imports(path: Path) -> set[str]:
-    package = module_name(path).split(".")
-    if path.stem != "__init__":
-        package = package[:-1]
+def package_of(module: str) -> str:
+    """The package whose row of the table counts for a module."""
+    parts = module.split(".") if module in PACKAGES else module.split(".")[:-1]
+    return next(name for end in range(len(parts), -1, -1) if (name := ".".join(parts[:end])) in FLOORS)
+
+
+def imported(path: Path) -> set[str]:
+    """Every absolute dotted name that a file imports from, wherever in the file it does so."""
+    here = ["multipruner", *module_name(path).split(".")]
+    package = here if path.name == "__init__.py" else here[:-1]
     found: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             base = package[: len(package) - node.level + 1] if node.level else []
-            target = ".".join([*base, *(node.module or "").split(".")]).strip(".")
-            found |= {f"{target}.{alias.name}" for alias in node.names} if target == "multipruner" else {target}
-    return {name for name in found if name == "multipruner" or name.startswith("multipruner.")}
+            target = ".".join(part for part in (*base, node.module or "") if part)
+            found |= {f"{target}.{alias.name}" for alias in node.names}
+    return found
+
+
+def modules_of_the_house(path: Path) -> set[str]:
+    """The modules of this project that a file imports."""
+    found = set()
+    for name in imported(path):
+        head, _, inner = name.partition(".")
+        if head == "multipruner":
+            while inner not in NAMES:
+                inner = inner.rpartition(".")[0]
+            found.add(inner)
+    return found
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_imports_go_down(path: Path) -> None:
-    here = room(module_name(path))
-    if here == "__init__":
-        return
-    floor = FLOORS.get(here, DEFAULT_FLOOR)
-    for name in imports(path):
-        there = room(name)
-        if there in (here, "__init__", "__version__"):
-            continue
-        other = FLOORS.get(there, DEFAULT_FLOOR)
-        assert other <= floor, f"{here} (floor {floor}) imports {there} (floor {other})"
-        if here in ("search", "eval"):
-            assert other <= 1, f"{here} may use floors 0 and 1 only, not {there}"
+    here = package_of(module_name(path))
+    for name in modules_of_the_house(path):
+        there = package_of(name)
+        if there != here:
+            assert FLOORS[there] < FLOORS[here], f"{here} (floor {FLOORS[here]}) imports {name} ({FLOORS[there]})"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_core_needs_nothing_and_search_no_torch(path: Path) -> None:
+    package = package_of(module_name(path))
+    others = {name.partition(".")[0] for name in imported(path)} - {"multipruner"}
+    if package == "core":
+        assert others <= sys.stdlib_module_names
+    if package == "search":
+        assert not others & HEAVY
 
 
 def test_no_import_cycles() -> None:
-    graph: dict[str, set[str]] = {}
-    modules = {module_name(path): path for path in SOURCES}
-    for name, path in modules.items():
-        if path.stem != "__init__":
-            graph[name] = {target for target in imports(path) if target in modules and target != name}
+    graph = {
+        name: {target for target in modules_of_the_house(path) if target not in PACKAGES and target != name}
+        for name, path in NAMES.items()
+        if name not in PACKAGES
+    }
     done: set[str] = set()
 
     def visit(name: str, trail: tuple[str, ...]) -> None:
@@ -92,6 +121,25 @@ def test_no_import_cycles() -> None:
         visit(name, ())
 
 
+@pytest.mark.parametrize("package", sorted(PACKAGES - {""}))
+def test_packages_stay_small(package: str) -> None:
+    modules = [name for name in NAMES if name not in PACKAGES and name.rpartition(".")[0] == package]
+    assert len(modules) <= MODULES.get(package, USUAL), sorted(modules)
+
+
+def test_every_package_has_its_floor() -> None:
+    assert set(FLOORS) <= PACKAGES
+    assert {name for name in PACKAGES if "." not in name} <= set(FLOORS)
+
+
+def test_tests_stand_alone() -> None:
+    """What several of them need is in tests/support or in a conftest.py."""
+    for path in (ROOT / "tests").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            module = node.module or "" if isinstance(node, ast.ImportFrom) else ""
+            assert not module.startswith("tests.") or module.startswith("tests.support"), f"{path} imports {module}"
+
+
 @pytest.mark.parametrize("name", ["search", "eval"])
 def test_bare_names_are_refused(name: str) -> None:
     result = subprocess.run(
@@ -103,19 +151,34 @@ def test_bare_names_are_refused(name: str) -> None:
 
 def test_packages_are_those_of_the_project_file() -> None:
     setup = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
-    assert {module_name(path) for path in SOURCES if path.name == "__init__.py"} == set(setup["packages"])
+    assert {f"multipruner.{name}".removesuffix(".") for name in PACKAGES} == set(setup["packages"])
     for package in ("search", "eval", "recipes"):
         assert setup["package-dir"][f"multipruner.{package}"] == package
         assert (ROOT / "multipruner" / package).resolve() == ROOT / package
 
 
-@pytest.mark.parametrize(
-    "code", ["import multipruner", "import multipruner.eval", "from multipruner.commands.main import main"]
+HELP = (
+    "import contextlib\nfrom multipruner.commands.main import main\nwith contextlib.suppress(SystemExit):\n    main({})"
 )
-def test_light_imports_leave_torch_alone(code: str) -> None:
-    heavy = "{'torch', 'transformers', 'datasets', 'lm_eval'}"
-    run = subprocess.run([sys.executable, "-c", f"import sys; {code}; sys.exit(bool({heavy} & set(sys.modules)))"])
-    assert run.returncode == 0
+
+
+def loaded(code: str) -> set[str]:
+    """Which of the slow packages a piece of code loads."""
+    last = f"import json, sys\njson.dump(sorted({SLOW} & set(sys.modules)), sys.stderr)"
+    run = subprocess.run([sys.executable, "-c", f"{code}\n{last}"], capture_output=True, text=True, check=True)
+    return set(json.loads(run.stderr))
+
+
+@pytest.mark.parametrize("package", ["search", "eval", "recipes", "config", "storage"])
+def test_light_packages_leave_torch_alone(package: str) -> None:
+    assert not loaded(f"import multipruner.{package}") & HEAVY
+
+
+@pytest.mark.parametrize(
+    "code", ["import multipruner", HELP.format(["--help"]), *(HELP.format([name, "--help"]) for name in COMMANDS)]
+)
+def test_help_is_quick(code: str) -> None:
+    assert not loaded(code)
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
