@@ -3,8 +3,8 @@
     python .ci/end_to_end.py RUN STOCK_PYTHON
 
 RUN is the folder of a finished run, STOCK_PYTHON the interpreter of an environment with torch and transformers but
-without multipruner. The Hub is tests/fake_hub.py: every byte travels over HTTP. It ends at the first thing that does
-not hold, with an exit code that is not zero.
+without multipruner. The Hub is tests/support/fake_hub.py: every byte travels over HTTP. It ends at the first thing that
+does not hold, with an exit code that is not zero.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import multipruner
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
-from tests.fake_hub import FakeHub, fake_hub  # noqa: E402 (the tests are not installed)
+from tests.support.fake_hub import FakeHub, fake_hub  # noqa: E402 (the tests are not installed)
 
 POSITIONS = 96
 BOUND = 1e-3  # largest difference of llama.cpp's logits, both in 32-bit

@@ -36,19 +36,21 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from multipruner.costs import Costs
-from multipruner.errors import ConfigError, MultiprunerError
-from multipruner.latency import LatencyTable, Workload
-from multipruner.measure import measure_table, shapes_of, time_side_by_side
-from multipruner.modeling import apply_plan
-from multipruner.plan import LayerRanking, PruningPlan, Ranking
-from multipruner.prunable import Prunable
-from multipruner.quiet import quiet_libraries
-from multipruner.recipe import Recipe
+from multipruner.checkpoint.cut import apply_plan
+from multipruner.config.recipe import Recipe
+from multipruner.console.quiet import quiet_libraries
+from multipruner.core.costs import Costs
+from multipruner.core.errors import ConfigError, MultiprunerError
+from multipruner.core.latency_table import LatencyTable, Workload
+from multipruner.core.plan import LayerRanking, PruningPlan, Ranking
+from multipruner.core.structure import LayerSize, Structure
+from multipruner.engine.prunable import Prunable
+from multipruner.latency.bench import measure_table, shapes_of
+from multipruner.latency.environment import environment_of
+from multipruner.latency.timing import Timing, compile_blocks, room_for_sizes, side_by_side_samples, time_side_by_side
 from multipruner.recipes import mapping_for
-from multipruner.sources import load_dense, resolve
-from multipruner.structure import LayerSize, Structure
-from multipruner.timing import Timing, compile_blocks, environment_of, room_for_sizes, side_by_side_samples
+from multipruner.sources.dense import load_dense
+from multipruner.sources.resolve import resolve
 
 WORKLOADS = (Workload("prefill", 1, 128), Workload("prefill", 1, 512), Workload("decode", 1, 256))
 

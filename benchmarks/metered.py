@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from multipruner.objective import CalibrationObjective
+from multipruner.core.objective import Choice
+from multipruner.core.structure import Structure
+from multipruner.engine.objective import CalibrationObjective
 from multipruner.search import Memo
-from multipruner.structure import Choice, Structure
 
 
 @dataclass

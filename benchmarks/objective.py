@@ -18,15 +18,17 @@ from dataclasses import dataclass
 
 import torch
 
-from multipruner.calibration import load_calibration
-from multipruner.importance import rank
-from multipruner.objective import CalibrationObjective, PlainObjective, Work
-from multipruner.prunable import KINDS, Prunable
-from multipruner.quiet import quiet_libraries
-from multipruner.recipe import Recipe
+from multipruner.config.recipe import Recipe
+from multipruner.console.quiet import quiet_libraries
+from multipruner.core.structure import KINDS
+from multipruner.engine.objective import CalibrationObjective, PlainObjective, Work
+from multipruner.engine.prunable import Prunable
+from multipruner.importance.table import rank
 from multipruner.recipes import mapping_for
 from multipruner.search import Grid, Problem, candidates, sequential_path
-from multipruner.sources import load_dense, resolve
+from multipruner.sources.calibration import load_calibration
+from multipruner.sources.dense import load_dense
+from multipruner.sources.resolve import resolve
 
 
 @dataclass(frozen=True)

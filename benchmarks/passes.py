@@ -20,14 +20,15 @@ from unittest import mock
 import torch
 from transformers import StaticCache
 
-from multipruner import prunable as engine
-from multipruner import statistics
-from multipruner.attention import grouped_attention
-from multipruner.prunable import Prunable
-from multipruner.quiet import quiet_libraries
-from multipruner.recipe import Recipe
+from multipruner.config.recipe import Recipe
+from multipruner.console.quiet import quiet_libraries
+from multipruner.engine import moments as statistics
+from multipruner.engine import prunable as engine
+from multipruner.engine.grouped_attention import grouped_attention
+from multipruner.engine.prunable import Prunable
 from multipruner.recipes import mapping_for
-from multipruner.sources import load_dense, resolve
+from multipruner.sources.dense import load_dense
+from multipruner.sources.resolve import resolve
 
 SAMPLED = 64
 

@@ -16,12 +16,13 @@ from rich.console import Console
 
 from multipruner.commands.base import nested
 from multipruner.commands.recipe_flags import calibration_flags, judging_flags, model_flags, recipe_of
+from multipruner.config.recipe import EvaluationSpec
+from multipruner.core.plan import PruningPlan
 from multipruner.eval import evaluate
-from multipruner.pipeline import cut_model, prepare
-from multipruner.plan import PruningPlan
-from multipruner.recipe import EvaluationSpec
-from multipruner.setting import Found, Setting
-from multipruner.strategies import repair_all
+from multipruner.jobs.finish import cut_model
+from multipruner.jobs.last_repair import repair_all
+from multipruner.jobs.prepare import prepare
+from multipruner.jobs.setting import Found, Setting
 
 
 def parser_of(description: str | None) -> argparse.ArgumentParser:

@@ -11,9 +11,9 @@ import argparse
 import random
 import sys
 
+from multipruner.core.structure import BlockKind, LayerSize
 from multipruner.search import Limit, solve
-from multipruner.search.milp import Block
-from multipruner.structure import BlockKind, LayerSize
+from multipruner.search.program import Block
 
 
 def tables(layers: int, options: int, seed: int) -> dict[Block, dict[LayerSize, float]]:

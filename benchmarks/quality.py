@@ -38,12 +38,13 @@ from quality_report import Tables, quality_figure, sizes_figure
 from rich.console import Console
 
 import multipruner
-from multipruner.errors import ConfigError, InfeasibleError, MultiprunerError
+from multipruner.config.recipe import EvaluationSpec, Recipe
+from multipruner.console.quiet import quiet_libraries
+from multipruner.core.errors import ConfigError, InfeasibleError, MultiprunerError
 from multipruner.eval import evaluate
-from multipruner.quiet import quiet_libraries
-from multipruner.recipe import EvaluationSpec, Recipe
 from multipruner.recipes import mapping_for
-from multipruner.sources import load_dense, resolve
+from multipruner.sources.dense import load_dense
+from multipruner.sources.resolve import resolve
 
 ALPACA = {"source": "alpaca"}
 """Stands for the first part of the Alpaca file."""

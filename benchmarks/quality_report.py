@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from multipruner.report.drawing import GRID, SERIES, drawing, logarithmic, percent
+from multipruner.report.figures.drawing import GRID, SERIES, drawing, logarithmic, percent
 
 Cell = Mapping[str, Any]
 TEXTS = {"wikitext2": "WikiText-2", "alpaca": "held-out Alpaca"}

@@ -21,15 +21,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from plans import Cell, judged, number, parser_of, settings_of, write_table
 
-from multipruner.distributed import Team
-from multipruner.errors import InfeasibleError
-from multipruner.quiet import quiet_libraries
-from multipruner.report.drawing import BLUE, GRID, drawing
-from multipruner.schedule_search import FULL, ScheduleEngine
+from multipruner.console.quiet import quiet_libraries
+from multipruner.core.errors import InfeasibleError
+from multipruner.engine.processes import Team
+from multipruner.jobs.search.options import SearchOptions
+from multipruner.jobs.search.schedules import FULL, ScheduleEngine
+from multipruner.jobs.setting import Found
+from multipruner.report.figures.drawing import BLUE, GRID, drawing
 from multipruner.search import DIMENSIONS
 from multipruner.search.schedule import Schedule
-from multipruner.search_options import SearchOptions
-from multipruner.setting import Found
 
 SHARES = "100:0:0,80:20:0,60:40:0,44:52:4,40:60:0,20:80:0,0:100:0,0:90:10"
 HEADER = ("order", "blocks:mlp:heads", "removed", "loss, search text", "loss, unseen text", "WikiText-2", "minutes")

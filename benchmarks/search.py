@@ -20,18 +20,19 @@ from typing import Any
 
 from plans import Cell, judged, number, parser_of, settings_of, write_table
 
-from multipruner.distributed import Team
-from multipruner.quiet import quiet_libraries
-from multipruner.schedule_path import Remembering, walk
+from multipruner.console.quiet import quiet_libraries
+from multipruner.core.structure import Structure
+from multipruner.engine.processes import Team
+from multipruner.jobs.remembered import Remembering
+from multipruner.jobs.search.files import evaluations, read_history, write_history
+from multipruner.jobs.search.options import SearchOptions
+from multipruner.jobs.search.structures import StructureEngine
+from multipruner.jobs.search.walk import walk
+from multipruner.jobs.setting import Found, Setting
+from multipruner.report.figures.search import convergence
 from multipruner.search import allocate
 from multipruner.search.evolution import evolve, random_search
 from multipruner.search.front import pick
-from multipruner.search_figures import convergence
-from multipruner.search_files import evaluations, read_history, write_history
-from multipruner.search_options import SearchOptions
-from multipruner.setting import Found, Setting
-from multipruner.structure import Structure
-from multipruner.structure_search import StructureEngine
 
 HEADER = ("plan", "removed", "loss, search text", "loss, unseen text", "WikiText-2", "evaluations", "minutes",
           "token-layers, millions")  # fmt: skip

@@ -32,24 +32,25 @@ from plans import set_flag, settings_given
 from rich.console import Console
 from torch import Tensor
 
-from multipruner.budgets import latency_table_of
-from multipruner.calibration import CalibrationSet, load_calibration
-from multipruner.errors import InfeasibleError, MultiprunerError
+from multipruner.config.recipe import EvaluationSpec, Recipe
+from multipruner.console.progress import counting_display, judging_display, search_display
+from multipruner.console.quiet import quiet_libraries
+from multipruner.core.errors import InfeasibleError, MultiprunerError
+from multipruner.core.plan import PruningPlan
+from multipruner.core.structure import Structure
+from multipruner.engine.objective import CalibrationObjective
+from multipruner.engine.prunable import Outputs
 from multipruner.eval import evaluate
-from multipruner.objective import CalibrationObjective
-from multipruner.pipeline import cut_model, prepare
-from multipruner.plan import PruningPlan
-from multipruner.progress import counting_display, judging_display, search_display
-from multipruner.prunable import Outputs
-from multipruner.quiet import quiet_libraries
-from multipruner.recipe import EvaluationSpec, Recipe
+from multipruner.jobs.finish import cut_model
+from multipruner.jobs.last_repair import refitted
+from multipruner.jobs.limits import latency_table_of
+from multipruner.jobs.prepare import prepare
+from multipruner.jobs.setting import Setting
+from multipruner.jobs.sweep.path import first_within, judged_by, path_within, problem_to
 from multipruner.recipes import mapping_for
 from multipruner.search import Dimension, Limit, allocate, expected_candidates
-from multipruner.search.files import write_atomically
-from multipruner.sequential_points import first_within, judged_by, path_within, problem_to
-from multipruner.setting import Setting
-from multipruner.strategies import refitted
-from multipruner.structure import Structure
+from multipruner.sources.calibration import CalibrationSet, load_calibration
+from multipruner.storage.files import write_atomically
 
 STRATEGIES = ("milp", "sequential")
 

@@ -18,12 +18,12 @@ from unittest.mock import patch
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from multipruner import errors
-from multipruner.architecture import FAMILIES, BlockSpec
-from multipruner.budgets import UNITS
 from multipruner.commands import COMMANDS
 from multipruner.commands.base import Parser
-from multipruner.recipe import METHODS, CalibrationSpec, EvaluationSpec, PackageSource, Recipe
+from multipruner.config.amounts import UNITS
+from multipruner.config.recipe import METHODS, CalibrationSpec, EvaluationSpec, PackageSource, Recipe
+from multipruner.core import errors
+from multipruner.core.families import FAMILIES, BlockSpec
 from multipruner.recipes import catalogue
 
 MARK = re.compile(r"^<!-- generated: ([\w-]+) -->$", re.MULTILINE)
@@ -232,7 +232,7 @@ def commands() -> str:
 
 def importances() -> str:
     """The orders there are, with the first paragraph of what each says about itself."""
-    from multipruner.importance import IMPORTANCES, NEED_STATISTICS
+    from multipruner.importance.table import IMPORTANCES, NEED_STATISTICS
 
     rows = (
         (code(name), "yes" if name in NEED_STATISTICS else "no", _plain(function.__doc__))

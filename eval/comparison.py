@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from multipruner.errors import ConfigError
+from multipruner.core.errors import ConfigError
 from multipruner.eval.results import Evaluation, MetricResult, Perplexity, TaskResult, standard_error
 
 if TYPE_CHECKING:

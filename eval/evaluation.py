@@ -1,4 +1,4 @@
-"""Evaluate one model on what an :class:`~multipruner.recipe.EvaluationSpec` asks for."""
+"""Evaluate one model on what an :class:`~multipruner.config.recipe.EvaluationSpec` asks for."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from functools import partial
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from multipruner.errors import CalibrationError
+from multipruner.config.recipe import EvaluationSpec
+from multipruner.core.errors import CalibrationError
 from multipruner.eval.harness import resolve_tasks, run_tasks
 from multipruner.eval.results import Evaluation
 from multipruner.eval.scoring import perplexity
 from multipruner.eval.text import wikitext_text
-from multipruner.recipe import EvaluationSpec
 
 PERPLEXITY = "ppl"
 """The name in ``spec.tasks`` that is no lm-eval task."""

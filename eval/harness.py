@@ -17,10 +17,10 @@ from typing import Any, Literal, cast
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from multipruner.errors import CalibrationError, ConfigError, NumericsError, did_you_mean
+from multipruner.core.errors import CalibrationError, ConfigError, NumericsError, did_you_mean
 from multipruner.eval.inference import inference
 from multipruner.eval.results import MetricResult, TaskResult, TaskResults
-from multipruner.hub import offline_unless_hub_answers
+from multipruner.storage.hub import offline_unless_hub_answers
 
 # lm-eval's search for the largest batch tries 64 rows of the longest context first and waits for memory to run out,
 # which is no way to treat a CPU; so a fixed number there

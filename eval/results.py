@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from multipruner.errors import ConfigError
+from multipruner.core.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from multipruner.errors import CalibrationError, ConfigError, NumericsError
+from multipruner.core.errors import CalibrationError, ConfigError, NumericsError
 from multipruner.eval.inference import inference
 from multipruner.eval.results import Perplexity
 

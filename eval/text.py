@@ -5,9 +5,9 @@ from __future__ import annotations
 from functools import cache
 from pathlib import Path
 
-from multipruner.errors import CalibrationError, ConfigError
-from multipruner.hub import offline_unless_hub_answers
-from multipruner.recipe import EvaluationSpec
+from multipruner.config.recipe import EvaluationSpec
+from multipruner.core.errors import CalibrationError, ConfigError
+from multipruner.storage.hub import offline_unless_hub_answers
 
 WIKITEXT = ("Salesforce/wikitext", "wikitext-2-raw-v1")
 _ENDINGS = (".txt", ".raw")

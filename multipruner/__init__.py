@@ -13,34 +13,34 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from .core.version import __version__ as __version__
 
 _EXPORTS = {
-    "LayerSize": "structure",
-    "PruningPlan": "plan",
-    "Ranking": "plan",
-    "Structure": "structure",
-    "Recipe": "recipe",
-    "MultiprunerError": "errors",
-    "Run": "pipeline",
-    "prune": "api",
-    "apply_plan": "modeling",
-    "load": "export.checkpoint",
-    "save": "export.checkpoint",
+    "LayerSize": "core.structure",
+    "PruningPlan": "core.plan",
+    "Ranking": "core.plan",
+    "Structure": "core.structure",
+    "Recipe": "config.recipe",
+    "MultiprunerError": "core.errors",
+    "Run": "jobs.finish",
+    "prune": "jobs.prune.run",
+    "apply_plan": "checkpoint.cut",
+    "load": "checkpoint.load",
+    "save": "checkpoint.save",
 }
 
 if TYPE_CHECKING:
-    from .api import prune as prune
-    from .errors import MultiprunerError as MultiprunerError
-    from .export.checkpoint import load as load
-    from .export.checkpoint import save as save
-    from .modeling import apply_plan as apply_plan
-    from .pipeline import Run as Run
-    from .plan import PruningPlan as PruningPlan
-    from .plan import Ranking as Ranking
-    from .recipe import Recipe as Recipe
-    from .structure import LayerSize as LayerSize
-    from .structure import Structure as Structure
+    from .checkpoint.cut import apply_plan as apply_plan
+    from .checkpoint.load import load as load
+    from .checkpoint.save import save as save
+    from .config.recipe import Recipe as Recipe
+    from .core.errors import MultiprunerError as MultiprunerError
+    from .core.plan import PruningPlan as PruningPlan
+    from .core.plan import Ranking as Ranking
+    from .core.structure import LayerSize as LayerSize
+    from .core.structure import Structure as Structure
+    from .jobs.finish import Run as Run
+    from .jobs.prune.run import prune as prune
 
 __all__ = [*_EXPORTS, "__version__"]  # pyright: ignore[reportUnsupportedDunderAll]
 

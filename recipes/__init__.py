@@ -10,8 +10,8 @@ from typing import Any
 
 import yaml
 
-from multipruner.errors import ConfigError, UnknownModelError, did_you_mean
-from multipruner.recipe import Recipe
+from multipruner.config.recipe import Recipe
+from multipruner.core.errors import ConfigError, UnknownModelError, did_you_mean
 
 if __name__ != "multipruner.recipes":
     raise ImportError("import multipruner.recipes: a bare `recipes` would load every class twice")

@@ -15,12 +15,13 @@ from itertools import count
 from math import isfinite
 from typing import Any
 
-from multipruner.errors import NumericsError
-from multipruner.search.milp import KINDS, Block, Limit, Solution, Table, alone, assemble, solve
-from multipruner.search.moves import Grid
-from multipruner.search.objective import Objective
+from multipruner.core.errors import NumericsError
+from multipruner.core.objective import Objective
+from multipruner.core.structure import KINDS, BlockKind, LayerSize, Structure
+from multipruner.search.grid import Grid
+from multipruner.search.limits import Limit, alone
 from multipruner.search.options import Chain, chains, interpolated, levels, predicted
-from multipruner.structure import BlockKind, LayerSize, Structure
+from multipruner.search.program import Block, Solution, Table, assemble, solve
 
 PARTS = (4, 8, 16, 32)
 """Of the blocks, one in so many may change: cautious steps beside the free one."""

@@ -20,14 +20,14 @@ from typing import Any, Generic, Literal, TypeVar
 import numpy as np
 from deap import base, tools
 
-from multipruner.errors import NumericsError
-from multipruner.search.checkpoint import State, load, rng_from_json, rng_to_json, save
+from multipruner.core.errors import NumericsError
 from multipruner.search.front import Front, Point
 from multipruner.search.individual import Individual, mating_pool, select
 from multipruner.search.memo import Memo
 from multipruner.search.scoring import Evaluate, Scorer
 from multipruner.search.settings import Settings
 from multipruner.search.space import Space
+from multipruner.search.state import State, load, rng_from_json, rng_to_json, save
 
 T = TypeVar("T", bound=Hashable)
 NOVELTY = 12  # attempts per child to find one that was not scored before

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
-from multipruner.errors import ConfigError
-from multipruner.search.files import write_atomically
+from multipruner.core.errors import ConfigError
+from multipruner.storage.files import write_atomically
 
 T = TypeVar("T", bound=Hashable)
 

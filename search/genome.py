@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from math import exp, inf
 from typing import Any
 
-from multipruner.errors import ConfigError, InfeasibleError
-from multipruner.search.budget import Budget
-from multipruner.search.levels import Ladder, Levels
-from multipruner.search.moves import Grid
-from multipruner.structure import Structure
+from multipruner.core.errors import ConfigError, InfeasibleError
+from multipruner.core.structure import Structure
+from multipruner.search.grid import Grid
+from multipruner.search.ladder import Ladder, Levels
+from multipruner.search.limits import Budget
 
 RESTARTS = 12  # random kicks before a repair gives up
 SWITCHES = 150  # exchanges between two blocks tried before a kick

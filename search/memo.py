@@ -16,7 +16,7 @@ from typing import IO, Any
 
 from filelock import FileLock
 
-from multipruner.errors import ConfigError, OutputError
+from multipruner.core.errors import ConfigError, OutputError
 
 Values = tuple[float, ...]
 BLOCK = 65536  # bytes looked at in one go when the last line is searched

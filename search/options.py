@@ -19,9 +19,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
-from multipruner.search.levels import widths
-from multipruner.search.moves import Grid
-from multipruner.structure import BlockKind, LayerSize, queries_per_group
+from multipruner.core.structure import BlockKind, LayerSize, queries_per_group
+from multipruner.search.grid import Grid, widths
 
 EMPTY = LayerSize(0, 0, 0)
 Chain = tuple[LayerSize, ...]

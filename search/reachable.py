@@ -6,11 +6,12 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
-from multipruner.errors import InfeasibleError
-from multipruner.search.moves import Dimension
-from multipruner.search.sequential import Problem, sequential_path
+from multipruner.core.axes import Dimension
+from multipruner.core.errors import InfeasibleError
+from multipruner.core.objective import Choice
+from multipruner.core.structure import Structure
+from multipruner.search.path import Problem, sequential_path
 from multipruner.search.step import Step
-from multipruner.structure import Choice, Structure
 
 
 class _Probe:

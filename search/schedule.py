@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
-from multipruner.errors import ConfigError
-from multipruner.search.moves import DIMENSIONS, Dimension
+from multipruner.core.axes import DIMENSIONS, Dimension
+from multipruner.core.errors import ConfigError
 
 TOTAL = 100  # shares are whole percentages of the target ratio: nearby schedules coincide and are scored once
 

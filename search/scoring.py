@@ -6,7 +6,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from math import inf, isnan
 from typing import Any, Generic, TypeVar
 
-from multipruner.errors import NumericsError
+from multipruner.core.errors import NumericsError
 from multipruner.search.individual import Individual
 from multipruner.search.memo import Memo, Values
 from multipruner.search.space import Space

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from multipruner.errors import ConfigError
+from multipruner.core.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from multipruner.errors import ConfigError
-from multipruner.search.moves import Dimension
-from multipruner.structure import BlockKind, LayerSize, Structure
+from multipruner.core.axes import Dimension
+from multipruner.core.errors import ConfigError
+from multipruner.core.structure import BlockKind, LayerSize, Structure
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,7 @@
-"""Before transformers is imported: no network, and a module cache of its own for code that travels with a model."""
+"""Before transformers is imported: no network, and a module cache of its own for code that travels with a model.
+
+And the fixtures that several packages use; they import only what a test that asks for them needs.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,14 @@ import shutil
 import signal
 import sys
 import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
+
+if TYPE_CHECKING:
+    from multipruner import Run
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 if "HF_MODULES_CACHE" not in os.environ:
@@ -35,3 +43,35 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     chosen = config.getoption("markexpr") or ""
     slow = "slow" in chosen and "not slow" not in chosen
     return 0 if slow else min(os.cpu_count() or 1, 4)
+
+
+@pytest.fixture(scope="module")
+def dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny Llama, with a tokenizer, a text and a file of token ids."""
+    from safetensors.torch import save_file
+
+    from tests.support.tiny import random_ids, tiny_model, tiny_tokenizer
+
+    folder = tmp_path_factory.mktemp("models") / "tiny-llama"
+    tiny_model("llama", layers=4).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    text = " ".join(f"w{4 + (n * n + n // 7) % 93}" for n in range(4000))
+    (folder / "text.txt").write_text(text)
+    save_file({"input_ids": random_ids(6, 16)}, folder / "tokens.safetensors")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(dense: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A real small run."""
+    import multipruner
+
+    text = str(dense / "text.txt")
+    return multipruner.prune(
+        str(dense),
+        output=tmp_path_factory.mktemp("notebook") / "small",
+        ratio=0.3,
+        channel_group=8,
+        calibration={"source": text, "sequences": 4, "length": 16, "statistics_sequences": 12},
+        evaluation={"text": text},
+    )

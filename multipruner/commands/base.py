@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any, NoReturn
 
-from multipruner.errors import ConfigError
+from multipruner.core.errors import ConfigError
 
 
 class Parser(argparse.ArgumentParser):

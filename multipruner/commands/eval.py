@@ -35,8 +35,8 @@ def run(arguments: Sequence[str]) -> int:
     typed.pop("debug", None)
     from rich.console import Console
 
-    from multipruner.judge import judge_folders
-    from multipruner.quiet import quiet_libraries
+    from multipruner.console.quiet import quiet_libraries
+    from multipruner.jobs.evaluate import judge_folders
 
     quiet_libraries()
     folders, against, output = typed.pop("folders"), typed.pop("against", None), typed.pop("output", None)

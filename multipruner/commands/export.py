@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from multipruner.errors import ConfigError
+from multipruner.core.errors import ConfigError
 
 from .base import Parser
 
@@ -49,7 +49,7 @@ def run(arguments: Sequence[str]) -> int:
     typed.outtype = typed.outtype or _DEFAULTS[typed.format]
     if typed.format == "onnx" and typed.base_gguf:
         raise ConfigError("--base-gguf goes with --format gguf: an ONNX file holds no tokenizer")
-    from multipruner.quiet import quiet_libraries
+    from multipruner.console.quiet import quiet_libraries
 
     quiet_libraries()
     return _onnx(typed) if typed.format == "onnx" else _gguf(typed)
@@ -58,7 +58,7 @@ def run(arguments: Sequence[str]) -> int:
 def _waiting() -> AbstractContextManager[None]:
     from rich.console import Console
 
-    from multipruner.progress import waiting_display
+    from multipruner.console.progress import waiting_display
 
     return waiting_display(Console(), "export")
 

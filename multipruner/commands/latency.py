@@ -8,8 +8,8 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from multipruner.errors import ConfigError, OutputError
-from multipruner.latency import LatencyTable, Workload
+from multipruner.core.errors import ConfigError, OutputError
+from multipruner.core.latency_table import LatencyTable, Workload
 
 from .base import Parser
 
@@ -86,8 +86,8 @@ def run(arguments: Sequence[str]) -> int:
         raise OutputError(f"{typed.output} is there already; choose another --output, or measure anew with --overwrite")
     from rich.console import Console
 
-    from multipruner.probe_journal import discard
-    from multipruner.quiet import quiet_libraries
+    from multipruner.console.quiet import quiet_libraries
+    from multipruner.latency.probe_journal import discard
 
     quiet_libraries()
     console = Console()
@@ -110,10 +110,11 @@ def _load(typed: argparse.Namespace, console: Console) -> Any:
     """The dense model, as the flags want it."""
     import torch
 
-    from multipruner.progress import waiting_display
-    from multipruner.recipe import Recipe
+    from multipruner.config.recipe import Recipe
+    from multipruner.console.progress import waiting_display
     from multipruner.recipes import mapping_for
-    from multipruner.sources import load_dense, resolve
+    from multipruner.sources.dense import load_dense
+    from multipruner.sources.resolve import resolve
 
     names = ("dtype", "device", "revision")
     flags = {name: getattr(typed, name) for name in names if getattr(typed, name) is not None}
@@ -137,8 +138,8 @@ def _measured(
     model: Any, workloads: list[Workload], typed: argparse.Namespace, partial: Path, console: Console
 ) -> LatencyTable:
     """Measure, and show how far it is."""
-    from multipruner.measure import measure_table
-    from multipruner.progress import sharing_display
+    from multipruner.console.progress import sharing_display
+    from multipruner.latency.bench import measure_table
 
     with sharing_display(console, "latency") as show:
         return measure_table(
@@ -161,7 +162,7 @@ def _summary(table: LatencyTable, model: Any) -> Any:
     """The dense model's prediction and the entries, as a table for the screen."""
     from rich.table import Table
 
-    from multipruner.architecture import dense_structure
+    from multipruner.core.families import dense_structure
 
     dense = dense_structure(model.config)
     environment = table.environment

@@ -7,8 +7,8 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from multipruner.errors import ConfigError
-from multipruner.publish import PushLater
+from multipruner.commands.push_later import PushLater
+from multipruner.core.errors import ConfigError
 
 from . import COMMANDS, recipes
 from .base import Parser, evaluation_flags
@@ -91,9 +91,9 @@ def run(arguments: Sequence[str]) -> int:
     recipe = recipe_of(typed, amend=asked.put_into)
     from rich.console import Console
 
-    from multipruner.api import default_output
-    from multipruner.pipeline import prune
-    from multipruner.quiet import quiet_libraries
+    from multipruner.config.recipe import default_output
+    from multipruner.console.quiet import quiet_libraries
+    from multipruner.jobs.prune.run import prune_recipe
 
     quiet_libraries()
     command = shlex.join(["python", "-m", "multipruner", *PushLater.without(arguments)])
@@ -105,7 +105,7 @@ def run(arguments: Sequence[str]) -> int:
     if asked:
         asked.run(recipe, folder, console, command, overwrite)
     else:
-        prune(recipe, folder, console=console, command=command, overwrite=overwrite)
+        prune_recipe(recipe, folder, console=console, command=command, overwrite=overwrite)
     if later:
         later.run(folder, console=console)
     return 0

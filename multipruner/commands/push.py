@@ -49,7 +49,7 @@ def _push_parser() -> argparse.ArgumentParser:
 def run(arguments: Sequence[str]) -> int:
     typed = vars(_push_parser().parse_args(arguments))
     typed.pop("debug")
-    from multipruner.publish import push
+    from multipruner.publish.push import push
 
     push(**typed)
     return 0

@@ -7,12 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from multipruner.errors import ConfigError
+from multipruner.core.errors import ConfigError
 
 from .base import evaluation_values, nested
 
 if TYPE_CHECKING:
-    from multipruner.recipe import Recipe
+    from multipruner.config.recipe import Recipe
 
 
 def model_flags(parser: argparse.ArgumentParser) -> None:
@@ -117,7 +117,7 @@ def recipe_of(typed: dict[str, Any], *fixed: dict[str, Any], amend: Amend | None
     Raises:
         ConfigError: when no model is named, or a value cannot be meant.
     """
-    from multipruner.recipe import Recipe
+    from multipruner.config.recipe import Recipe
     from multipruner.recipes import mapping_for, read_file
 
     recipe_file, model = typed.pop("recipe", None), typed.pop("model", None)

@@ -28,7 +28,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def run(arguments: Sequence[str]) -> int:
     typed = _parser().parse_args(arguments)
-    from multipruner.report import write_report
+    from multipruner.report.write import write_report
 
     target = write_report(typed.folders, typed.output)
     print(f"report  {target}")

@@ -10,14 +10,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from multipruner.errors import ConfigError, MultiprunerError
+from multipruner.core.errors import ConfigError, MultiprunerError
 
 from . import recipes
 from .base import Parser, evaluation_flags
 from .recipe_flags import budget_flags, calibration_flags, judging_flags, model_flags, recipe_of
 
 if TYPE_CHECKING:
-    from multipruner.search_options import SearchOptions
+    from multipruner.jobs.search.options import SearchOptions
 
 _HELP = """\
 Search for the structure with the lowest calibration loss by evolution (NSGA-II, on DEAP), starting from the exact
@@ -97,7 +97,7 @@ def options_of(typed: dict[str, Any]) -> SearchOptions:
     Raises:
         ConfigError: for what cannot be meant.
     """
-    from multipruner.search_options import SearchOptions
+    from multipruner.jobs.search.options import SearchOptions
 
     given: dict[str, Any] = {name: typed.pop(name) for name in _PLAIN if name in typed}
     if "search_seed" in typed:
@@ -158,8 +158,8 @@ def _timed(flags: dict[str, Any], sources: Sequence[Mapping[str, Any]]) -> None:
     Raises:
         ConfigError: without a table.
     """
-    from multipruner.merging import asked_ratio
-    from multipruner.recipe import Recipe
+    from multipruner.config.precedence import asked_ratio
+    from multipruner.config.recipe import Recipe
 
     asked = (*sources, flags)
     if not any(one.get("latency_table") for one in asked):
@@ -200,9 +200,9 @@ def _run(arguments: Sequence[str]) -> int:
     recipe = recipe_of(typed, _fixed(options), amend=_timed if "latency" in options.objectives else None)
     from rich.console import Console
 
-    from multipruner.api import default_output
-    from multipruner.quiet import quiet_libraries
-    from multipruner.searching import search
+    from multipruner.config.recipe import default_output
+    from multipruner.console.quiet import quiet_libraries
+    from multipruner.jobs.search.run import search
 
     quiet_libraries()
     if output is None:

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from multipruner.errors import ConfigError
+from multipruner.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from multipruner.recipe import Recipe
-    from multipruner.sweep_points import SweepPoints
+    from multipruner.config.recipe import Recipe
+    from multipruner.config.sweep_points import SweepPoints
 
 
 def sweep_flags(parser: argparse.ArgumentParser) -> None:
@@ -60,11 +60,11 @@ class Asked:
         """
         timed = any(one.get("latency_table") is not None for one in (*sources, flags))
         if self.plan is not None:
-            from multipruner.given_plan import plan_fields
+            from multipruner.jobs.prune.given_plan import plan_fields
 
             flags.update(plan_fields(timed))
         elif self.sweep is not None:
-            from multipruner.sweep_points import parse_sweep
+            from multipruner.config.sweep_points import parse_sweep
 
             points = parse_sweep(self.sweep, timed=timed)
             given = points.overrides(points.values[0])
@@ -80,18 +80,18 @@ class Asked:
         return self._points(recipe).folder(recipe)
 
     def _points(self, recipe: Recipe) -> SweepPoints:
-        from multipruner.sweep_points import parse_sweep
+        from multipruner.config.sweep_points import parse_sweep
 
         return parse_sweep(self.sweep or "", timed=recipe.latency_table is not None)
 
     def run(self, recipe: Recipe, folder: Path, console: Console, command: str, overwrite: bool) -> None:
         """Sweep, or make the plan's model."""
         if self.plan is not None:
-            from multipruner.given_plan import apply_given_plan
+            from multipruner.jobs.prune.given_plan import apply_given_plan
 
             apply_given_plan(recipe, self.plan, folder, console=console, command=command, overwrite=overwrite)
         else:
-            from multipruner.sweep import sweep
+            from multipruner.jobs.sweep.run import sweep
 
             sweep(recipe, self._points(recipe), folder, console=console, command=command, overwrite=overwrite,
                   sequential=self.sequential)  # fmt: skip

@@ -70,10 +70,10 @@ def run(arguments: Sequence[str]) -> int:
     typed.pop("debug", None)
     from rich.console import Console
 
-    from multipruner.quiet import quiet_libraries
-    from multipruner.recipe import Recipe
-    from multipruner.tuning import tune
-    from multipruner.tuning_steps import TuneSettings
+    from multipruner.config.recipe import Recipe
+    from multipruner.console.quiet import quiet_libraries
+    from multipruner.jobs.tune.run import tune
+    from multipruner.jobs.tune.steps import TuneSettings
 
     quiet_libraries()
     folder = typed.pop("folder")

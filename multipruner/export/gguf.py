@@ -11,10 +11,10 @@ import numpy as np
 import yaml
 from gguf import GGMLQuantizationType, GGUFValueType, GGUFWriter, LlamaFileType
 
-from multipruner.cache import publish
-from multipruner.errors import ConfigError, OutputError
+from multipruner.checkpoint.save import check_space, output_errors
+from multipruner.core.errors import ConfigError, OutputError
+from multipruner.storage.cache import publish
 
-from .checkpoint import check_space, output_errors
 from .gguf_model import GgufModel, read_model
 from .gguf_tensors import OUTTYPES, TensorJob, Weights, tensor_jobs, written_size
 from .gguf_tokenizer import Field, copied_fields, tokenizer_fields

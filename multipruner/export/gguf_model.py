@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from multipruner.architecture import FAMILIES, ArchitectureSpec
-from multipruner.errors import UnknownModelError, UnsupportedModelError
-from multipruner.modeling import MODEL_TYPE
-from multipruner.structure import LayerSize, Structure
+from multipruner.checkpoint.classes import MODEL_TYPE
+from multipruner.core.errors import UnknownModelError, UnsupportedModelError
+from multipruner.core.families import FAMILIES, ArchitectureSpec
+from multipruner.core.structure import LayerSize, Structure
 
 from .gguf_tensors import Architecture, Shape
 

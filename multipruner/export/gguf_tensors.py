@@ -17,10 +17,10 @@ from gguf.quants import quantize
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
-from multipruner.architecture import ArchitectureSpec, BlockSpec, rows_per_part
-from multipruner.errors import ConfigError, NumericsError, UnknownModelError
-from multipruner.structure import BlockKind, LayerSize, Structure
-from multipruner.surgery import output_part
+from multipruner.core.errors import ConfigError, NumericsError, UnknownModelError
+from multipruner.core.families import ArchitectureSpec, BlockSpec, rows_per_part
+from multipruner.core.structure import BlockKind, LayerSize, Structure
+from multipruner.engine.cutting import output_part
 
 OUTTYPES: dict[str, GGMLQuantizationType] = {
     "f32": GGMLQuantizationType.F32,

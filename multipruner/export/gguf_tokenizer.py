@@ -15,7 +15,7 @@ from typing import Any
 
 from gguf import GGUFReader, GGUFValueType, TokenType
 
-from multipruner.errors import ConfigError, UnsupportedModelError
+from multipruner.core.errors import ConfigError, UnsupportedModelError
 
 Field = tuple[str, Any, GGUFValueType, GGUFValueType | None]
 """Key, value, type, and the type of an array's elements."""

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from multipruner.errors import ConfigError, OutputError
-
-from .checkpoint import check_space, load, output_errors, weight_bytes
+from multipruner.checkpoint.load import load
+from multipruner.checkpoint.save import check_space, output_errors, weight_bytes
+from multipruner.core.errors import ConfigError, OutputError
 
 EXTRA = "ONNX needs the extra 'onnx': pip install 'multipruner[onnx]'"
 _PACKAGES = ("onnx", "onnxscript")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from html import escape
 
-from .drawing import Drawing
+from multipruner.report.figures.drawing import Drawing
 
 
 class Html(str):

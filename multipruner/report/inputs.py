@@ -14,11 +14,11 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from multipruner.errors import ConfigError
+from multipruner.core.errors import ConfigError
+from multipruner.core.plan import PruningPlan
+from multipruner.core.structure import Structure
 from multipruner.eval.comparison import Contrast
-from multipruner.plan import PruningPlan
 from multipruner.search import Step
-from multipruner.structure import Structure
 
 REPORT, PLAN, TRAJECTORY, FRONT = "report.json", "plan.json", "trajectory.jsonl", "front.json"
 COSTS = ("latency_ms", "latency", "parameters", "weight_bytes", "kv_bytes", "flops")

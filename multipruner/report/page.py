@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from multipruner import __version__
+from multipruner.core.version import __version__
+from multipruner.report.figures.drawing import Drawing
 
-from .drawing import Drawing
 from .html import Html, element, join
 from .inputs import Front, RunFiles
 from .sections import Album, comparison_section, front_section, run_section

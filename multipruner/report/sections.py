@@ -7,20 +7,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from multipruner.eval.comparison import Contrast
+from multipruner.report.figures.comparison import Phase, costs_figure, latency_figure, phases, scores_figure
+from multipruner.report.figures.drawing import STAGE, STAGE_NAMES, Drawing
+from multipruner.report.figures.path import Removal, order_figure, removals, rounds_figure, trajectory_figure
+from multipruner.report.figures.runs import Curve, curves, front_figure, perplexity_figure
+from multipruner.report.figures.structure import structure_figure, structures_figure
 
-from .comparison_figures import (
-    Phase,
-    costs_figure,
-    latency_figure,
-    phases,
-    scores_figure,
-)
-from .drawing import STAGE, STAGE_NAMES, Drawing
 from .html import Html, element, facts, figure, join, table
 from .inputs import Front, RunFiles
-from .path_figures import Removal, order_figure, removals, rounds_figure, trajectory_figure
-from .runs_figures import Curve, curves, front_figure, perplexity_figure
-from .structure_figures import structure_figure, structures_figure
 from .words import COSTS, amount, contrast_cells, duration, number, signed
 
 _SWATCHES = {**STAGE, "blocks": "var(--blue)"}

@@ -1,0 +1,1 @@
+"""A pruned model, in memory and on disk."""

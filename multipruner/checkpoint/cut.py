@@ -1,0 +1,73 @@
+"""Cutting a dense model in memory: a new model, built from the weights and the configuration that a plan leaves."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from multipruner.checkpoint.weights import pruned_weights
+from multipruner.core.errors import ConfigError, UnsupportedModelError
+from multipruner.core.families import dimensions, spec_for
+from multipruner.core.plan import PruningPlan
+
+from .classes import family_of, model_class
+from .config import pruned_config
+
+
+def apply_plan(model: PreTrainedModel, plan: PruningPlan) -> PreTrainedModel:
+    """Cut a dense model in memory: a new model, same dtype and device; the same bits every time.
+
+    Its class is the family's stock one where the layers that are left are all alike and have both blocks, the pruned
+    one otherwise.
+
+    Args:
+        model: the dense model; not modified, and no memory is shared with it.
+        plan: what stays.
+
+    Raises:
+        ConfigError: when the plan was made for another model.
+        UnsupportedModelError: when the family has no row, or the weights are quantised or offloaded.
+    """
+    spec = spec_for(model.config)
+    config = pruned_config(model.config, plan, model)
+    dense = model.state_dict()
+    if getattr(model.config, "quantization_config", None) or any(tensor.is_meta for tensor in dense.values()):
+        raise UnsupportedModelError("quantised or offloaded weights cannot be cut; load the model in full precision")
+    weights = pruned_weights(dense, plan, spec, dimensions(model.config).head_dim)
+    cls = model_class(spec, model) if family_of(config) else type(model)
+    pruned = _with_weights(cls, config, _own(weights, dense), model)
+    pruned.generation_config = copy.deepcopy(model.generation_config)
+    return pruned
+
+
+def _own(weights: dict[str, torch.Tensor], dense: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Copies of the tensors that still share memory with the dense model's."""
+    shared = {tensor.data_ptr() for tensor in dense.values()}
+    return {name: tensor.clone() if tensor.data_ptr() in shared else tensor for name, tensor in weights.items()}
+
+
+def _with_weights(
+    cls: type[PreTrainedModel],
+    config: PreTrainedConfig,
+    weights: dict[str, torch.Tensor],
+    like: PreTrainedModel,
+) -> PreTrainedModel:
+    """Build on the meta device and fill in; anything missing or left over is an error."""
+    where: dict[str, Any] = {} if like.device.type == "cpu" else {"device_map": {"": like.device}}
+    result: Any = cls.from_pretrained(
+        None,
+        config=config,
+        state_dict=weights,
+        dtype=like.dtype,
+        attn_implementation=like.config._attn_implementation,
+        output_loading_info=True,
+        **where,
+    )
+    pruned, info = result
+    faults = {key: sorted(map(str, info[key])) for key in ("missing_keys", "unexpected_keys", "mismatched_keys")}
+    if any(faults.values()):
+        raise ConfigError(f"the plan does not fit the weights: {faults}")
+    return pruned

@@ -1,0 +1,1 @@
+"""What is asked: the recipe, what overrides what, amounts and ranges of it."""

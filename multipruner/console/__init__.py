@@ -1,0 +1,1 @@
+"""The screen and what is said on it."""

@@ -1,0 +1,1 @@
+"""The model as a row of blocks: views, objectives, moments, processes."""

@@ -1,0 +1,31 @@
+"""What tells two models apart: hashes of their weights and of their configuration."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+
+def fingerprint(model: torch.nn.Module) -> str:
+    """SHA-256 (hexadecimal) over names, dtypes, shapes and bytes of all parameters, tied ones once."""
+    import torch
+
+    digest = hashlib.sha256()
+    for name, weight in model.named_parameters():
+        digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}\n".encode())
+        digest.update(weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+_NOT_COMPUTED_WITH = ("_name_or_path", "architectures", "auto_map", "dtype", "torch_dtype", "transformers_version")
+"""What a configuration says that changes no logit of weights at hand (their dtype is in their fingerprint)."""
+
+
+def configuration(model: Any) -> str:
+    """SHA-256 (hexadecimal) of a model's configuration: how it computes with its weights, such as rotary embeddings."""
+    settings = {key: value for key, value in model.config.to_diff_dict().items() if key not in _NOT_COMPUTED_WITH}
+    return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()

@@ -1,0 +1,294 @@
+"""The loss of any structure on calibration text, without computing anything twice.
+
+Candidates of a search step differ from the structure at hand in one layer, so everything below that layer is
+already known. :class:`CalibrationObjective` keeps the hidden states at the input of every residual block for its
+base structure and re-runs only from the first block that differs. :class:`PlainObjective` runs the stock model
+from end to end; it is the reference that tests and benchmarks compare with.
+
+The loss is the mean over sequences of the mean loss per scored token, in nats: the negative log-likelihood (the
+official protocol; its exponential is the calibration perplexity), or the divergence from the dense model.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from multipruner.core.errors import NumericsError
+from multipruner.core.objective import Choice
+from multipruner.core.structure import KINDS, BlockKind, Structure
+
+from .prunable import Inputs, Prunable
+from .token_losses import DivergenceFromDense, NegativeLogLikelihood, TokenLoss, tokens_at_once
+
+STATE_BYTES = 1 << 30
+"""Default memory for the hidden states of the base structure; above it they are recomputed batch by batch."""
+
+_NOT_FINITE = (
+    "the calibration loss is not finite: the model overflows in its dtype, or its weights hold NaN; "
+    "try --dtype float32 or bfloat16"
+)
+
+Progress = Callable[[int, int], None]
+"""Called with (candidates done, candidates in all)."""
+
+
+@dataclass
+class Work:
+    """What an objective has computed so far."""
+
+    evaluations: int = 0
+    token_blocks: int = 0
+    head_tokens: int = 0
+
+    @property
+    def token_layers(self) -> float:
+        """Tokens times decoder layers run (a layer is two residual blocks)."""
+        return self.token_blocks / 2
+
+
+@dataclass
+class _Batch:
+    """Sequences that are scored together, ready for the first block, with the states of the base structure."""
+
+    inputs: Inputs
+    loss: TokenLoss
+    weights: Tensor  # [scored], float64: what each token counts in the loss
+    scored: Tensor  # indices of the labels that count, into the flattened [sequences * (length - 1)] positions
+    states: list[Tensor] = field(default_factory=list)  # input of every block, then the output of the last one
+
+
+class CalibrationObjective:
+    """Loss of a structure, with everything below the first changed block re-used.
+
+    Satisfies the ``Objective`` protocol of :mod:`multipruner.search`.
+
+    Args:
+        prunable: the model, its weights in ranked order (inside :meth:`Prunable.in_order`).
+        ids: calibration token ids, [sequences, length].
+        ignore_id: a label that is not scored (the official code skips the end-of-sequence token).
+        batch_size: sequences that run together at most.
+        loss: ``"nll"``, or ``"kl"``: the divergence from the model as it is when the objective is made.
+        state_bytes: memory for the base structure's hidden states; where those of all sequences do not fit, they are
+            recomputed in every step for one batch after another, the batches as large as fit.
+    """
+
+    def __init__(
+        self,
+        prunable: Prunable,
+        ids: Tensor,
+        *,
+        ignore_id: int | None = None,
+        batch_size: int = 8,
+        loss: Literal["nll", "kl"] = "nll",
+        state_bytes: int = STATE_BYTES,
+    ) -> None:
+        self.prunable = prunable
+        self.base = prunable.dense
+        self.tokens = ids.numel()
+        self.work = Work()
+        self._order: list[tuple[int, BlockKind]] = [
+            (layer, kind) for layer in range(len(prunable.dense)) for kind in KINDS
+        ]
+        self._buffer: Tensor | None = None
+        per_sequence = prunable.state_bytes(ids.shape[1])
+        self._hold = per_sequence * len(ids) <= state_bytes
+        if not self._hold:
+            batch_size = max(1, min(batch_size, state_bytes // per_sequence))
+        self._prepare(ids, ignore_id, batch_size, loss)
+
+    @torch.inference_mode()
+    def _prepare(self, ids: Tensor, ignore_id: int | None, batch_size: int, loss: str) -> None:
+        device = self.prunable.model.device
+        total = len(ids)
+        self._batches: list[_Batch] = []
+        for rows in ids.split(batch_size):
+            rows = rows.to(device)
+            weights = label_weights(rows, ignore_id) / total
+            scored = weights.flatten().nonzero().flatten()
+            judge = NegativeLogLikelihood(rows[:, 1:].flatten()[scored])
+            batch = _Batch(self.prunable.inputs(rows), judge, weights.flatten()[scored], scored)
+            self._batches.append(batch)
+            if loss == "kl":
+                with self._states([batch]):
+                    normed = self.prunable.normed(self._scored(batch.states[-1], batch))
+                batch.loss = DivergenceFromDense.of(self.prunable.head, normed, self._chunk)
+        self.work = Work()
+
+    def __call__(self, structure: Structure) -> float:
+        """The loss of one structure in nats.
+
+        Raises:
+            NumericsError: when it is not finite.
+        """
+        return self.argmin([structure]).loss
+
+    def commit(self, structure: Structure) -> None:
+        """Make a structure the base that the next candidates are compared with."""
+        start = self._first_change(structure)
+        self.base = structure
+        for batch in self._batches:
+            if batch.states:
+                self._fill(batch, start)
+
+    @torch.inference_mode()
+    def argmin(self, structures: Sequence[Structure], progress: Progress | None = None) -> Choice:
+        """Score candidates and name the best two.
+
+        A candidate whose running loss already exceeds the second best is abandoned: no decision changes.
+
+        Raises:
+            NumericsError: when no candidate has a finite loss.
+        """
+        totals = [0.0] * len(structures)
+        groups = [self._batches] if self._hold else [[batch] for batch in self._batches]
+        for number, group in enumerate(groups):
+            with self._states(group):
+                for index, structure in enumerate(structures):
+                    bound = math.inf
+                    if number == len(groups) - 1:
+                        bound = _second(totals[:index])
+                    totals[index] = self._add(structure, group, totals[index], bound)
+                    if progress is not None:
+                        progress(number * len(structures) + index + 1, len(groups) * len(structures))
+        self.work.evaluations += len(structures)
+        return _best_two(structures, totals)
+
+    @contextmanager
+    def _states(self, group: list[_Batch]) -> Iterator[None]:
+        """Have the base's states for these batches; let go of them afterwards unless all fit in memory."""
+        for batch in group:
+            if not batch.states:
+                self._fill(batch, 0)
+        yield
+        if not self._hold:
+            for batch in group:
+                batch.states.clear()
+
+    @torch.inference_mode()
+    def _fill(self, batch: _Batch, start: int) -> None:
+        """Recompute the base's states from block ``start`` on."""
+        states = batch.states[: start + 1] or [batch.inputs.hidden]
+        for layer, kind in self._order[len(states) - 1 :]:
+            states.append(self._block(states[-1], batch, layer, kind, self.base))
+        batch.states = states
+
+    def _block(self, hidden: Tensor, batch: _Batch, layer: int, kind: BlockKind, structure: Structure) -> Tensor:
+        size = structure[layer]
+        if size.has(kind):
+            self.work.token_blocks += hidden.shape[0] * hidden.shape[1]
+        return self.prunable.block(hidden, batch.inputs, layer, kind, size)
+
+    def _first_change(self, structure: Structure) -> int:
+        """Index of the first residual block in which a structure differs from the base."""
+        for index, (layer, kind) in enumerate(self._order):
+            if not structure[layer].same_block(self.base[layer], kind):
+                return index
+        return len(self._order)
+
+    def _add(self, structure: Structure, group: list[_Batch], total: float, bound: float) -> float:
+        """Add a candidate's loss on some batches to its running total; infinity when that exceeds the bound, or is no
+        number."""
+        start = self._first_change(structure)
+        for batch in group:
+            if total > bound or total == math.inf:
+                return math.inf
+            hidden = batch.states[start]
+            for layer, kind in self._order[start:]:
+                hidden = self._block(hidden, batch, layer, kind, structure)
+            total += self._token_losses(hidden, batch, bound - total)
+            if math.isnan(total):  # this candidate overflows; others need not
+                return math.inf
+        return total
+
+    @property
+    def _chunk(self) -> int:
+        return tokens_at_once(self.prunable.vocab_size)
+
+    @staticmethod
+    def _scored(hidden: Tensor, batch: _Batch) -> Tensor:
+        """The positions that count, [scored, hidden_size]."""
+        flat = hidden[:, :-1].flatten(0, 1)
+        return flat[batch.scored] if len(batch.scored) < len(flat) else flat
+
+    def _token_losses(self, hidden: Tensor, batch: _Batch, bound: float) -> float:
+        """Weighted loss of a batch, logits reduced in chunks; stops as soon as the bound is passed."""
+        flat, total, chunk = self._scored(hidden, batch), 0.0, self._chunk
+        for begin in range(0, len(flat), chunk):
+            part = slice(begin, begin + chunk)
+            normed = self.prunable.normed(flat[part])
+            losses = batch.loss(self._scores(self.prunable.head(normed)), normed, part)
+            total += float(losses.double() @ batch.weights[part])
+            self.work.head_tokens += len(normed)
+            if total > bound:
+                return math.inf
+        return total
+
+    def _scores(self, logits: Tensor) -> Tensor:
+        """Logits in float32, in one buffer that is used again and again."""
+        if self._buffer is None or len(self._buffer) < len(logits):
+            self._buffer = torch.empty(logits.shape, dtype=torch.float32, device=logits.device)
+        return self._buffer[: len(logits)].copy_(logits)
+
+
+class PlainObjective:
+    """The same loss by whole forwards of the stock model, full logits, nothing re-used: the reference."""
+
+    def __init__(self, prunable: Prunable, ids: Tensor, *, ignore_id: int | None = None, batch_size: int = 8) -> None:
+        self.prunable, self.ids, self.ignore_id, self.batch_size = prunable, ids, ignore_id, batch_size
+        self.work = Work()
+
+    @torch.inference_mode()
+    def __call__(self, structure: Structure) -> float:
+        """The loss of one structure in nats."""
+        total, device = 0.0, self.prunable.model.device
+        with self.prunable.applied(structure):
+            for rows in self.ids.to(device).split(self.batch_size):
+                logits = self.prunable.model(input_ids=rows, use_cache=False).logits[:, :-1].float()
+                nll = F.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten(), reduction="none")
+                weights = label_weights(rows, self.ignore_id).flatten() / len(self.ids)
+                total += float(nll.double() @ weights)
+                self.work.token_blocks += rows.numel() * len(KINDS) * len(structure)
+                self.work.head_tokens += rows.numel()
+        self.work.evaluations += 1
+        return total
+
+    def commit(self, structure: Structure) -> None:
+        """Nothing is kept, so nothing moves."""
+
+    def argmin(self, structures: Sequence[Structure], progress: Progress | None = None) -> Choice:
+        """Score candidates and name the best two."""
+        totals = []
+        for index, structure in enumerate(structures):
+            totals.append(self(structure))
+            if progress is not None:
+                progress(index + 1, len(structures))
+        return _best_two(structures, totals)
+
+
+def label_weights(ids: Tensor, ignore_id: int | None) -> Tensor:
+    """What the NLL of each label counts: 1 / (scored labels of its sequence); float64 [sequences, length - 1]."""
+    scored = torch.ones_like(ids[:, 1:], dtype=torch.bool) if ignore_id is None else ids[:, 1:] != ignore_id
+    return scored / scored.sum(dim=1, keepdim=True).clamp(min=1).double()
+
+
+def _second(totals: Sequence[float]) -> float:
+    """The second smallest total so far: what a candidate must not exceed to matter."""
+    return sorted(totals)[1] if len(totals) > 1 else math.inf
+
+
+def _best_two(structures: Sequence[Structure], totals: Sequence[float]) -> Choice:
+    finite = [(loss, index) for index, loss in enumerate(totals) if math.isfinite(loss)]
+    if not finite:
+        raise NumericsError(_NOT_FINITE)
+    (loss, best), *rest = sorted(finite)
+    if not rest:
+        return Choice(structures[best], loss)
+    return Choice(structures[best], loss, structures[rest[0][1]], rest[0][0])

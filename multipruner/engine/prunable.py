@@ -1,0 +1,297 @@
+"""A stock model seen as a row of residual blocks, any of which can run at any size.
+
+No transformers code is repeated here: blocks are the stock modules with leading slices of their weights, and what
+a decoder layer is called with (masks, rotary embeddings, positions) is recorded from the stock model itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from multipruner.core.costs import Costs
+from multipruner.core.families import ArchitectureSpec, dense_structure, dimensions, spec_for
+from multipruner.core.plan import KeptLayer, LayerRanking, Ranking
+from multipruner.core.structure import KINDS, BlockKind, LayerSize, Structure
+
+from .coefficients import costs_of, weight_of
+from .cutting import Index, Projection, kept_rows, scaled_norm, slim_block, tensor_indices, with_output
+from .grouped_attention import grouped_attention
+
+OutputOf = Callable[[int, BlockKind, LayerSize, Projection], Projection]
+"""(layer, kind, size, whole output projection in ranked order) -> the projection of a block of that size."""
+Outputs = dict[tuple[int, BlockKind], Projection]
+"""(layer, kind) -> an output projection, columns in ranked order."""
+
+
+class _Recorder(nn.Module):
+    """Stands in for a decoder layer, keeps what it was called with and hands the hidden states on."""
+
+    def __init__(self, layer: nn.Module, as_tuple: bool) -> None:
+        super().__init__()
+        self.__dict__["_layer"] = layer
+        self.__dict__["_as_tuple"] = as_tuple
+        self.__dict__["called_with"] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        # some decoders read attributes of their layers, such as the attention type
+        return getattr(self.__dict__["_layer"], name)
+
+    def forward(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
+        self.called_with.update(kwargs, hidden=hidden)
+        return (hidden,) if self.__dict__["_as_tuple"] else hidden
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """One batch, ready for the first block.
+
+    Attributes:
+        hidden: input of the first decoder layer, [sequences, length, hidden_size].
+        arguments: what the stock decoder calls each layer with (masks, rotary embeddings, positions).
+    """
+
+    hidden: Tensor
+    arguments: tuple[dict[str, Any], ...]
+
+
+@dataclass
+class Prunable:
+    """The pruning engine's view of a dense causal language model.
+
+    Attributes:
+        model: the stock model, in evaluation mode.
+        spec: its family's row.
+        dense: its structure.
+        head_dim: width of one attention head.
+        costs: what any structure costs, in the type that the weights are stored in.
+        stored: that type, which the engine may compute in another than (:mod:`multipruner.precision`).
+    """
+
+    model: PreTrainedModel
+    spec: ArchitectureSpec
+    dense: Structure
+    head_dim: int
+    costs: Costs
+    stored: torch.dtype
+    _repair: OutputOf | None = field(default=None, repr=False)
+    _outputs: Outputs = field(default_factory=dict, repr=False)
+    _final_norm: nn.Module | None = field(default=None, repr=False)
+    _slim: dict[tuple[int, BlockKind, LayerSize], nn.Module] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def of(cls, model: Any, stored: torch.dtype | None = None) -> Prunable:
+        """Look a model's family up and take its measure.
+
+        Args:
+            model: the dense model.
+            stored: type of its weights on disk and in the result; default: the type that they are held in.
+
+        Raises:
+            UnsupportedModelError: when its family has no row.
+        """
+        spec, dense, dims = spec_for(model.config), dense_structure(model.config), dimensions(model.config)
+        stored = weight_of(model.get_submodule(spec.head)).dtype if stored is None else stored
+        return cls(model, spec, dense, dims.head_dim, costs_of(model, spec, dense, dims.head_dim, stored), stored)
+
+    @property
+    def decoder(self) -> nn.Module:
+        return self.model.get_submodule(self.spec.decoder)
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        layers = self.decoder.get_submodule(self.spec.layers)
+        assert isinstance(layers, nn.ModuleList)
+        return layers
+
+    @property
+    def vocab_size(self) -> int:
+        return self.head_weight.shape[0]
+
+    @property
+    def head_weight(self) -> Tensor:
+        return weight_of(self.head)
+
+    def as_stored(self, weight: Tensor) -> Tensor:
+        """Round a weight to what the result can hold, in the type that is computed in."""
+        return weight.to(self.stored).to(self.head_weight.dtype)
+
+    def state_bytes(self, length: int) -> int:
+        """Memory for the hidden states at the input of every block, and after the last, of one sequence."""
+        states = len(self.dense) * len(KINDS) + 1
+        return states * length * self.head_weight.shape[1] * self.head_weight.element_size()
+
+    def inputs(self, ids: Tensor) -> Inputs:
+        """Embed token ids [sequences, length] and record how the stock decoder calls its layers."""
+        recorders = [_Recorder(layer, self.spec.layer_output == "tuple") for layer in self.layers]
+        with _replaced(self.decoder, self.spec.layers, nn.ModuleList(recorders)):
+            self.decoder(input_ids=ids, use_cache=False)
+        arguments = tuple(dict(recorder.called_with) for recorder in recorders)
+        hidden = arguments[0]["hidden"]
+        for row in arguments:
+            del row["hidden"]
+        return Inputs(hidden, arguments)
+
+    def block(self, hidden: Tensor, inputs: Inputs, layer: int, kind: BlockKind, size: LayerSize) -> Tensor:
+        """One residual block of a given size: ``hidden + block(norm(hidden))``; [sequences, length, hidden_size]."""
+        if not size.has(kind):
+            return hidden
+        return hidden + self._run(self._slimmed(layer, kind, size), hidden, inputs, layer, kind)
+
+    def _run(self, module: nn.Module, hidden: Tensor, inputs: Inputs, layer: int, kind: BlockKind) -> Tensor:
+        normed = self.layers[layer].get_submodule(self.spec.block(kind).norm)(hidden)
+        if kind == "mlp":
+            return module(normed)
+        with grouped_attention(module):
+            output = module(hidden_states=normed, **inputs.arguments[layer])
+        return output[0] if isinstance(output, tuple) else output
+
+    def output_of(self, layer: int, kind: BlockKind, size: LayerSize) -> nn.Module:
+        """The output projection of a block of a given size."""
+        return self._slimmed(layer, kind, size).get_submodule(self.spec.block(kind).output)
+
+    def output_input(self, hidden: Tensor, inputs: Inputs, layer: int, kind: BlockKind, size: LayerSize) -> Tensor:
+        """What the output projection of a block of a given size is multiplied with, [sequences, length, columns]."""
+        seen: list[Tensor] = []
+        output = self.output_of(layer, kind, size)
+        hook = output.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+        try:
+            self._run(self._slimmed(layer, kind, size), hidden, inputs, layer, kind)
+        finally:
+            hook.remove()
+        return seen[0]
+
+    def normed(self, hidden: Tensor) -> Tensor:
+        """Final hidden states after the last norm: what the head multiplies."""
+        return (self._final_norm or self.decoder.get_submodule(self.spec.final_norm))(hidden)
+
+    @property
+    def head(self) -> nn.Module:
+        """The output projection; its logits are in the model's dtype."""
+        return self.model.get_submodule(self.spec.head)
+
+    def _slimmed(self, layer: int, kind: BlockKind, size: LayerSize) -> nn.Module:
+        full, block = self.dense[layer], self.spec.block(kind)
+        module = self.layers[layer].get_submodule(block.path)
+        fixed = self._outputs.get((layer, kind))
+        if size.same_block(full, kind) and fixed is None:
+            return module
+        size = size.without("mlp" if kind == "attention" else "attention")
+        key = (layer, kind, size)
+        if key not in self._slim:
+            if len(self._slim) >= 4 * len(self.dense):
+                self._slim.clear()  # views cost nothing, but slices of fused projections and parts of groups are copies
+            slim = slim_block(module, block, size, full, self.head_dim)
+            if fixed is not None and fixed.weight.shape == weight_of(slim.get_submodule(block.output)).shape:
+                slim = with_output(slim, block, fixed)
+            elif self._repair is not None and not size.same_block(full, kind):
+                whole = Projection.of(module.get_submodule(block.output))
+                slim = with_output(slim, block, self._repair(layer, kind, size, whole))
+            self._slim[key] = slim
+        return self._slim[key]
+
+    @contextmanager
+    def applied(self, structure: Structure) -> Iterator[None]:
+        """Make the stock model itself compute a structure, for reference; undone on leaving.
+
+        Smaller blocks are swapped in; the output of a removed one is multiplied by zero.
+        """
+        with ExitStack() as stack:
+            if self._final_norm is not None:
+                stack.enter_context(_replaced(self.decoder, self.spec.final_norm, self._final_norm))
+            for number, size in enumerate(structure):
+                for kind in KINDS:
+                    block = self.spec.block(kind)
+                    if size.has(kind):
+                        path = f"{self.spec.layers}.{number}.{block.path}"
+                        stack.enter_context(_replaced(self.decoder, path, self._slimmed(number, kind, size)))
+                    else:
+                        module = self.layers[number].get_submodule(block.path)
+                        stack.callback(module.register_forward_hook(_zero).remove)
+            yield
+
+    @contextmanager
+    def in_order(self, ranking: Ranking, repair: OutputOf | None = None) -> Iterator[None]:
+        """Reorder channels, KV groups and the query heads in them by a ranking, so that every width is a leading slice
+        (of every leading group, where groups keep a part of their query heads); undone on leaving.
+
+        The model computes the same function throughout (up to the order of summation).
+
+        Args:
+            ranking: the orders.
+            repair: gives narrowed blocks another output projection than the leading slice of the whole one.
+        """
+        orders = [as_kept(rank, full) for rank, full in zip(ranking.layers, self.dense, strict=True)]
+        done: list[int] = []
+        try:
+            for number, order in enumerate(orders):
+                self._permute(number, kept_rows(order, self.head_dim))
+                done.append(number)
+            self._repair = repair
+            yield
+        finally:
+            self._repair = None
+            self._slim.clear()
+            for number in done:
+                rows = kept_rows(orders[number], self.head_dim)
+                self._permute(number, {part: torch.argsort(torch.as_tensor(index)) for part, index in rows.items()})
+
+    @contextmanager
+    def with_outputs(self, outputs: Outputs, gain: Tensor | None = None) -> Iterator[None]:
+        """Give blocks of matching width other output projections (inside :meth:`in_order`); undone on leaving.
+
+        They belong to the sizes that they were made for: two groups of one query head are as wide as one of two.
+
+        Args:
+            outputs: the projections.
+            gain: that the last norm's output is multiplied by, [hidden_size].
+        """
+        self._slim.clear()
+        self._outputs = outputs
+        if gain is not None:
+            self._final_norm = scaled_norm(self.decoder.get_submodule(self.spec.final_norm), gain)
+        try:
+            yield
+        finally:
+            self._outputs, self._final_norm = {}, None
+            self._slim.clear()
+
+    @torch.no_grad()
+    def _permute(self, number: int, rows: dict[str, Index]) -> None:
+        layer, full = self.layers[number], self.dense[number]
+        for block in (self.spec.attention, self.spec.mlp):
+            module = layer.get_submodule(block.path)
+            for name, (dimension, index) in tensor_indices(block, rows, full, self.head_dim).items():
+                path, _, parameter = name.rpartition(".")
+                tensor = getattr(module.get_submodule(path), parameter, None)
+                if tensor is not None:
+                    tensor.data = tensor.data.index_select(dimension, torch.as_tensor(index).to(tensor.device))
+
+
+def as_kept(rank: LayerRanking, full: LayerSize) -> KeptLayer:
+    """A ranking of one layer as the order of its query heads, KV heads and channels."""
+    return KeptLayer(rank.heads(full), rank.kv_groups, rank.channels)
+
+
+@contextmanager
+def _replaced(root: nn.Module, path: str, child: nn.Module) -> Iterator[None]:
+    """Swap one module in, and back on any exit."""
+    parent, _, name = path.rpartition(".")
+    table = root.get_submodule(parent)._modules
+    original = table[name]
+    table[name] = child
+    try:
+        yield
+    finally:
+        table[name] = original
+
+
+def _zero(module: nn.Module, args: Any, output: Any) -> Any:
+    """A forward hook that silences a block."""
+    return (output[0] * 0, *output[1:]) if isinstance(output, tuple) else output * 0

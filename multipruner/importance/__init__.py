@@ -1,0 +1,1 @@
+"""Orders of the parts of a block, most important first."""

@@ -1,0 +1,1 @@
+"""What the commands do, from recipe to folder: the stages that all of them share."""

@@ -1,0 +1,135 @@
+"""From what a search found to the folder: repair, surgery, evaluation, checkpoint, report, card."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from multipruner.checkpoint.classes import family_of
+from multipruner.checkpoint.cut import apply_plan
+from multipruner.checkpoint.save import save
+from multipruner.console.progress import counting_display, judging_display, named, waiting_display
+from multipruner.console.say import Say, teller
+from multipruner.core.plan import PruningPlan
+from multipruner.engine.prunable import Outputs
+from multipruner.eval import Comparison, Evaluation, compare, evaluate
+from multipruner.repair.write import compensate, write_outputs
+from multipruner.report import notebook
+from multipruner.report.card import model_card
+from multipruner.report.summary import next_commands, render
+
+from .last_repair import repair_all, scored_with_repair
+from .record import latency_record, record, timed
+from .setting import Found, Setting
+from .workspace import Workspace
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run.
+
+    Attributes:
+        folder: where the pruned model is.
+        plan: what of the dense model stayed.
+        report: what ``report.json`` holds.
+        model, tokenizer: the pruned model in memory.
+    """
+
+    folder: Path
+    plan: PruningPlan
+    report: dict[str, Any]
+    model: Any = field(repr=False)
+    tokenizer: Any = field(repr=False)
+
+    def __repr__(self) -> str:
+        return notebook.line(self)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        return notebook.html(self)
+
+
+def finish(
+    setting: Setting,
+    found: Found,
+    workspace: Workspace,
+    console: Console,
+    command: str | None,
+    seconds: dict[str, float],
+) -> Run:
+    """From what a search found to the folder: repair, surgery, evaluation, checkpoint, report, card.
+
+    Args:
+        setting: what :func:`prepare` gave.
+        found: the structure to make.
+        workspace: of the output folder, entered.
+        console: for progress and the summary.
+        command: the command line, for the record.
+        seconds: how long the stages before took; those of the ones here are added.
+    """
+    recipe, say, output = setting.recipe, teller(console), workspace.output
+    if setting.repairs_all:
+        with timed(seconds, "repair"), counting_display(console, "repair") as display:
+            found = repair_all(setting, found, say, named(display, "repair"))
+    elif setting.repair is not None and setting.search_repair is None:
+        with waiting_display(console, "loss"):
+            found = scored_with_repair(setting, found)
+    plan = _plan(setting, found)
+    with timed(seconds, "surgery"), waiting_display(console, "surgery"), setting.held.released():
+        pruned = cut_model(setting, plan, found.outputs, found.gain)
+    with timed(seconds, "evaluation"):
+        comparison = _evaluate(setting, pruned, console)
+    report = record(setting, plan, found, comparison, seconds, command)
+    if recipe.latency_table is not None:
+        with waiting_display(console, "latency"):
+            report["latency"] = latency_record(setting, plan, pruned, say)
+    card = model_card(report, plan, stock=family_of(pruned.config.to_dict()) is None)
+    journal = workspace.journal_path
+    with waiting_display(console, "saving"):
+        save(output, pruned, setting.tokenizer, plan=plan, report=report, trajectory=journal, card=card, replace=True)
+    console.print(render(report, output, comparison.table()))
+    say(next_commands(output))
+    return Run(output, plan, report, pruned, setting.tokenizer)
+
+
+def cut_model(setting: Setting, plan: PruningPlan, outputs: Outputs, gain: torch.Tensor | None = None) -> Any:
+    """The pruned model in memory, with these output projections and this gain of the last norm, or repaired block by
+    block where there are no projections."""
+    pruned = apply_plan(setting.prunable.model, plan)
+    if outputs:  # they cover every block that stays
+        write_outputs(pruned, setting.prunable, plan, setting.ranking, outputs, gain)
+    elif setting.repair is not None and setting.statistics is not None:
+        compensate(pruned, setting.prunable, plan, setting.statistics, setting.recipe.ridge, setting.repair.how)
+    return pruned
+
+
+def _plan(setting: Setting, found: Found) -> PruningPlan:
+    return PruningPlan.from_structure(
+        found.structure,
+        setting.ranking,
+        setting.prunable.dense,
+        model=setting.source.name,
+        revision=setting.source.revision,
+        fingerprint=setting.fingerprint,
+        model_type=setting.prunable.spec.model_type,
+    )
+
+
+def _evaluate(setting: Setting, pruned: Any, console: Console) -> Comparison:
+    """Dense and pruned model on the same text and tasks."""
+    ids, name = (setting.held_out.ids, f"held-out {setting.held_out.name}") if setting.held_out else (None, "")
+
+    def judge(model: Any, who: str, say: Say) -> Evaluation:
+        spec = setting.recipe.evaluation
+        with judging_display(console, who) as display:
+            return evaluate(
+                model, setting.tokenizer, spec, fallback_ids=ids, fallback_name=name, say=say, progress=display
+            )
+
+    with setting.precision.computing(pruned):
+        dense = judge(setting.prunable.model, "dense", teller(console))
+        return compare(dense, judge(pruned, "pruned", lambda text: None))

@@ -1,0 +1,112 @@
+"""From a recipe to what every stage needs: model, text, moments, orders."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from multipruner.config.recipe import Recipe
+from multipruner.console.progress import counting_display, named, waiting_display
+from multipruner.console.say import teller
+from multipruner.engine.fingerprint import fingerprint
+from multipruner.engine.moments import gather
+from multipruner.engine.precision import TYPES, Precision, product_rates
+from multipruner.engine.processes import Team
+from multipruner.engine.prunable import Prunable
+from multipruner.eval import check_settings
+from multipruner.importance.table import NEED_STATISTICS, rank
+from multipruner.repair.scoring import Repair, unrepaired
+from multipruner.sources.calibration import held_out_text, load_calibration
+from multipruner.sources.dense import device_of, load_dense
+from multipruner.sources.resolve import resolve
+from multipruner.storage.tensors_on_disk import OnDisk
+
+from .reachable import check_reachable
+from .record import timed
+from .setting import Setting, grid_of
+
+
+def prepared(recipe: Recipe, team: Team, console: Console, seconds: dict[str, float]) -> Setting:
+    """:func:`prepare` in every process of a job: rank 0 first, for what lands in the cache; the same everywhere."""
+    # what is fastest must be the same everywhere, so one process measures
+    rates = None if team.size == 1 else team.told(lambda: product_rates(device_of(recipe.device), TYPES))
+    work = partial(prepare, recipe, console, seconds, rates)
+    setting = team.one_first(work, lambda found: json.dumps(found.identity))
+    return replace(setting, team=team)
+
+
+def prepare(
+    recipe: Recipe, console: Console, seconds: dict[str, float], rates: Mapping[str, float] | None = None
+) -> Setting:
+    """Load model and calibration, rank the widths, refuse what cannot be reached before any search.
+
+    Args:
+        recipe: what to do.
+        console: for messages and progress.
+        seconds: how long each stage took is added here.
+        rates: how fast this machine multiplies (:class:`.Precision`); default: measured now.
+    """
+    say = teller(console)
+    check_settings(recipe.evaluation)
+    with timed(seconds, "load"), waiting_display(console, "loading the model"):
+        source = resolve(recipe, say)
+        model, tokenizer = load_dense(source, recipe)
+        mark, precision = fingerprint(model), Precision.of(model, recipe.compute_dtype, rates)
+        say(precision.line())
+        prunable = Prunable.of(model, precision.stored)
+        check_reachable(recipe, prunable)
+        if warning := unrepaired(recipe.compensation, prunable):
+            say(warning)
+        held = precision.held(model)
+    with counting_display(console, "text") as display:
+        with timed(seconds, "text"):
+            text = named(display, "text")
+            calibration = load_calibration(recipe.calibration, tokenizer, model, say=say, progress=text)
+            held_out = held_out_text(recipe, tokenizer, model)
+            more = _statistics_text(recipe, tokenizer, model, say, text)
+        with timed(seconds, "statistics"):
+            place = OnDisk if recipe.moments == "disk" else dict
+            shown = named(display, "statistics")
+            statistics = gather(prunable, more, shown, place) if more is not None else None
+            order = named(display, "order")
+            finer = grid_of(recipe, prunable).query_head_step is not None
+            ranking = rank(recipe.importance, prunable, statistics, order, within_groups=finer)
+    repair = None
+    if statistics is not None and recipe.compensation != "none":
+        repair = Repair(prunable, statistics, ranking, recipe.ridge, recipe.compensation)
+    return Setting(
+        recipe,
+        source,
+        prunable,
+        tokenizer,
+        calibration,
+        held_out,
+        statistics,
+        more,
+        ranking,
+        repair,
+        mark,
+        precision,
+        held,
+    )
+
+
+def _statistics_text(
+    recipe: Recipe, tokenizer: Any, model: Any, say: Callable[[str], None], progress: Callable[[int, int], None]
+) -> torch.Tensor | None:
+    """More of the calibration text for second moments, where something needs them; token ids."""
+    if recipe.compensation == "none" and recipe.importance not in NEED_STATISTICS:
+        return None
+    ids = load_calibration(recipe.calibration, tokenizer, model, split="statistics", progress=progress).ids
+    if len(ids) < (asked := recipe.calibration.statistics_sequences):
+        say(
+            f"statistics of {len(ids)} sequences, not of {asked}: the text has no more of its own for them; order and "
+            f"repair gain from more (a longer text, or --calibration {recipe.calibration.source}+self)"
+        )
+    return ids

@@ -1,0 +1,1 @@
+"""The pruning run, and how it finds a structure."""

@@ -1,0 +1,141 @@
+"""A plan that is there already, such as one of a sweep, made into a model as a run of its own would make it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import replace
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from multipruner.config.recipe import Recipe
+from multipruner.console.progress import waiting_display
+from multipruner.core.errors import ConfigError, NumericsError
+from multipruner.core.plan import KeptLayer, LayerRanking, PruningPlan, Ranking
+from multipruner.core.structure import LayerSize, queries_per_group
+from multipruner.jobs.finish import Run, finish
+from multipruner.jobs.limits import latency_table_of
+from multipruner.jobs.prepare import prepare
+from multipruner.jobs.remembered import Remembered, objective_of
+from multipruner.jobs.setting import Found, Setting
+from multipruner.jobs.workspace import Workspace
+from multipruner.repair.scoring import Repair
+from multipruner.search import Memo
+
+
+def read_plan(path: Path) -> PruningPlan:
+    """Read a plan's file.
+
+    Raises:
+        ConfigError: when it cannot be read, or is no plan.
+    """
+    try:
+        return PruningPlan.from_json(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not text"
+        raise ConfigError(f"cannot read the plan {path}: {reason}") from None
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
+def plan_fields(timed: bool) -> dict[str, Any]:
+    """Recipe fields that stand for no budget at all, since the plan says what stays.
+
+    Args:
+        timed: whether there is a latency table; the dense and the pruned model are timed then.
+    """
+    return {"ratio": None, "strategy": "milp", "budgets": {"parameters": "1x"} | ({"latency": "1x"} if timed else {})}
+
+
+def apply_given_plan(
+    recipe: Recipe,
+    plan_path: Path,
+    output: Path,
+    *,
+    console: Console | None = None,
+    command: str | None = None,
+    overwrite: bool = False,
+) -> Run:
+    """Cut the recipe's model as a plan says, repair it as the recipe says, evaluate and write it.
+
+    Args:
+        recipe: model, calibration, repair and evaluation; its budgets are not looked at.
+        plan_path: the plan.
+        output: the folder; it appears only when everything is there.
+        console: where progress and summary go; default: nowhere.
+        command: the command line, for the record.
+        overwrite: give up what another run left in the folder.
+
+    Raises:
+        ConfigError: when the file is no plan, or one of another model.
+        MultiprunerError: see :mod:`multipruner.core.errors`; nothing half-written is left.
+    """
+    console = console or Console(quiet=True)
+    plan = read_plan(plan_path)
+    recipe = Recipe.build({**recipe.model_dump(), **plan_fields(recipe.latency_table is not None)})
+    with Workspace(output) as workspace:
+        seconds: dict[str, float] = {}
+        setting = prepare(recipe, console, seconds)
+        _check(plan, plan_path, setting)
+        setting = _ordered_by(setting, plan)
+        identity = setting.identity | {"plan": hashlib.sha256(plan.to_json().encode()).hexdigest()}
+        space = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+        memo = Memo(workspace.open_measurements(identity, overwrite), space)
+        with setting.prunable.in_order(setting.ranking, setting.repair), waiting_display(console, "loss"):
+            objective = objective_of(setting, len(setting.calibration.ids))
+            loss = Remembered(objective, memo)(plan.structure)
+        if not isfinite(loss):
+            raise NumericsError("the plan's calibration loss is not finite; try --dtype float32 or bfloat16")
+        ratio = setting.prunable.costs.ratio(plan.structure)
+        found = Found(plan.structure, loss, ratio, {"structures": objective.work}, by="given plan")
+        run = finish(setting, found, workspace, console, command, seconds)
+        workspace.close()
+    return run
+
+
+def _check(plan: PruningPlan, path: Path, setting: Setting) -> None:
+    """The plan must be of the very model that was loaded, and of sizes that the latency table knows if there is one."""
+    if plan.dense != setting.prunable.dense or plan.model_type != setting.prunable.spec.model_type:
+        raise ConfigError(
+            f"{path} is a plan for {plan.model} ({plan.model_type}), a model of other sizes than this one"
+        )
+    if plan.fingerprint is not None and plan.fingerprint != setting.fingerprint:
+        raise ConfigError(f"{path} is a plan for {plan.model}, whose weights differ from those loaded now")
+    if setting.recipe.latency_table is not None:  # a table without its sizes is an error now, not after everything
+        table, workload = latency_table_of(setting.recipe, setting.prunable)
+        table.milliseconds(plan.structure, workload)
+
+
+def _ordered_by(setting: Setting, plan: PruningPlan) -> Setting:
+    """What the plan keeps comes first in every layer's order, so that its structure leads to just this plan."""
+    ranking = leading(plan, setting.ranking)
+    repair = setting.repair
+    if repair is not None and setting.statistics is not None:
+        repair = Repair(setting.prunable, setting.statistics, ranking, setting.recipe.ridge, repair.how)
+    return replace(setting, ranking=ranking, repair=repair)
+
+
+def leading(plan: PruningPlan, ranking: Ranking) -> Ranking:
+    """A ranking in which what a plan keeps stands first, otherwise in the order that it had."""
+
+    def first(order: tuple[int, ...], kept: tuple[int, ...]) -> tuple[int, ...]:
+        stays = set(kept)
+        return tuple(sorted(order, key=lambda index: index not in stays))
+
+    def in_groups(rank: LayerRanking, kept: KeptLayer, full: LayerSize) -> tuple[tuple[int, ...], ...]:
+        if queries_per_group(kept.size) in (0, queries_per_group(full)):
+            return rank.query_heads
+        heads, per_group = first(rank.heads(full), kept.query_heads), queries_per_group(full)
+        return tuple(tuple(h for h in heads if h // per_group == group) for group in range(full.kv_heads))
+
+    return Ranking(
+        tuple(
+            LayerRanking(
+                first(rank.kv_groups, kept.kv_heads), first(rank.channels, kept.channels), in_groups(rank, kept, full)
+            )
+            for rank, kept, full in zip(ranking.layers, plan.layers, plan.dense, strict=True)
+        )
+    )

@@ -1,0 +1,45 @@
+"""What cannot be reached, refused before anything is measured."""
+
+from __future__ import annotations
+
+from math import floor
+
+from multipruner.config.recipe import Recipe
+from multipruner.core.errors import InfeasibleError
+from multipruner.engine.prunable import Prunable
+from multipruner.repair.scoring import check_compensation
+from multipruner.search import DIMENSIONS, Problem, reachable_ratio, too_small
+from multipruner.search.allocation import check_feasible
+
+from .setting import problem_of, task_of
+
+
+def check_reachable(recipe: Recipe, prunable: Prunable) -> None:
+    """Refuse what cannot be reached, before anything is measured.
+
+    Raises:
+        ConfigError: when the grid or the repair does not fit the model.
+        InfeasibleError: naming the nearest budget that can be kept.
+    """
+    check_compensation(recipe.compensation, prunable)
+    if recipe.strategy == "milp":
+        task = task_of(recipe, prunable)
+        task.grid.check(task.dense)
+        check_feasible(task)
+    else:
+        _check_path(problem_of(recipe, prunable))
+
+
+def _check_path(problem: Problem) -> None:
+    problem.grid.check(problem.costs.dense)
+    reachable = reachable_ratio(problem)
+    if not reachable:
+        raise too_small(problem)
+    if reachable < problem.ratio:
+        shares = ":".join(f"{problem.shares[dimension]:g}" for dimension in DIMENSIONS)
+        raise InfeasibleError(
+            f"a ratio of {problem.ratio:g} is out of reach with shares {shares} and channel groups of "
+            f"{problem.grid.channel_group}: the maximum is about {floor(reachable * 1e3) / 1e3:g}; ask for less, or "
+            "give 'blocks' a larger share",
+            nearest=reachable,
+        )

@@ -1,0 +1,113 @@
+"""The record of a run, as ``report.json`` holds it, and how long its stages took."""
+
+from __future__ import annotations
+
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from importlib.metadata import version
+from typing import Any
+
+from multipruner.core.picture import picture
+from multipruner.core.plan import PruningPlan
+from multipruner.core.version import __version__
+from multipruner.eval import Comparison
+from multipruner.latency.environment import environment_of
+from multipruner.latency.timing import time_side_by_side
+
+from .limits import latency_table_of
+from .setting import Found, Setting
+
+PACKAGES = ("torch", "transformers", "lm-eval", "datasets")
+
+
+def _versions() -> dict[str, str]:
+    return {name: version(name) for name in PACKAGES}
+
+
+def record(
+    setting: Setting,
+    plan: PruningPlan,
+    path: Found,
+    comparison: Comparison,
+    seconds: dict[str, float],
+    command: str | None,
+) -> dict[str, Any]:
+    """What ``report.json`` holds."""
+    costs, structure, dense = setting.prunable.costs, plan.structure, plan.dense
+
+    def pair(count: Callable[..., int]) -> dict[str, int]:
+        return {"before": count(dense), "after": count(structure)}
+
+    return {
+        "format": "multipruner-report",
+        "version": 1,
+        "model": {"name": setting.source.name, "revision": setting.source.revision,
+                  "description": setting.source.description, "fingerprint": setting.fingerprint},
+        "recipe": setting.recipe.model_dump(mode="json"),
+        "command": command,
+        "precision": setting.precision.to_json(),
+        "ratio": costs.ratio(structure),
+        "backbone_ratio": costs.backbone_ratio(structure),
+        "parameters": pair(costs.parameters),
+        "costs": {
+            "weight_bytes": pair(costs.weight_bytes),
+            "kv_bytes_per_token": pair(costs.kv_bytes_per_token),
+            "flops_per_token": pair(costs.flops_per_token),
+        },
+        "structure": structure.to_json(),
+        "picture": picture(structure, dense),
+        "calibration": {"name": setting.calibration.name, "hash": setting.calibration.hash,
+                        "tokens": setting.calibration.ids.numel(), "sequences": len(setting.calibration.ids)},
+        "search": {
+            "strategy": path.by or setting.recipe.strategy,
+            "objective": setting.recipe.objective,
+            "loss": path.loss,
+            "loss_before_repair_of_all": path.loss_before_outputs,
+            "last_norm_refitted": path.gain is not None,
+            "searched_to": path.searched_to,
+            "steps": len(path.steps),
+            "seconds_of_all_steps": sum(step.seconds for step in path.steps),
+            "rounds": [round_.to_json() for round_ in path.rounds],
+            "statistics_tokens": setting.statistics.tokens if setting.statistics is not None else 0,
+            "work_of_this_process": {name: asdict(work) for name, work in path.work.items()},
+        },
+        **comparison.to_json(),
+        "tasks_markdown": comparison.markdown(),
+        "seconds": seconds,
+        "versions": {"multipruner": __version__, "python": platform.python_version(), **_versions()},
+        "platform": f"{sys.platform} {platform.machine()}",
+    }  # fmt: skip
+
+
+def latency_record(setting: Setting, plan: PruningPlan, pruned: Any, say: Callable[[str], None]) -> dict[str, Any]:
+    """Predicted milliseconds, and those of both models timed in alternation."""
+    table, workload = latency_table_of(setting.recipe, setting.prunable)
+    dense = setting.prunable.model
+    with setting.held.released():  # what will be served is timed
+        if warning := table.warning(environment_of(dense)):
+            say(warning)
+        measured = time_side_by_side({"dense": dense, "pruned": pruned}, table.row(workload).workload)
+    row = {
+        "predicted_ms": table.milliseconds(plan.structure, workload),
+        "predicted_dense_ms": table.milliseconds(plan.dense, workload),
+        "measured_ms": measured["pruned"].median_ms,
+        "dense_ms": measured["dense"].median_ms,
+    }
+    predicted, real = row["predicted_ms"] / row["predicted_dense_ms"], row["measured_ms"] / row["dense_ms"]
+    say(
+        f"{workload}: {row['dense_ms']:.1f} -> {row['measured_ms']:.1f} ms, {real:.3f}x; the table predicted "
+        f"{row['predicted_ms']:.1f} ms, {predicted:.3f}x"
+    )
+    return {"phases": {workload: row}}
+
+
+@contextmanager
+def timed(seconds: dict[str, float], name: str) -> Iterator[None]:
+    """Add the seconds that the body takes to those of a stage."""
+    began = time.perf_counter()
+    yield
+    seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - began

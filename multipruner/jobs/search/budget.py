@@ -1,0 +1,83 @@
+"""What the candidates of a search may cost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import ceil, floor
+
+from multipruner.config.amounts import amount_of
+from multipruner.config.recipe import Recipe
+from multipruner.core.errors import ConfigError
+from multipruner.core.structure import Structure
+from multipruner.engine.prunable import Prunable
+from multipruner.jobs.limits import latency_table_of
+from multipruner.jobs.setting import grid_of
+from multipruner.search.ladder import Ladder
+from multipruner.search.limits import Bound, Budget
+
+from .options import SearchOptions
+
+Cost = Callable[[Structure], float]
+
+
+def cost_of(name: str, recipe: Recipe, prunable: Prunable) -> Cost:
+    """A cost by its name; latency is in milliseconds, by the recipe's table and workload.
+
+    Raises:
+        ConfigError: for latency without a table, or with one of another model.
+    """
+    if name == "latency":
+        if recipe.latency_table is None:
+            raise ConfigError("latency needs --latency-table FILE (multipruner latency makes one)")
+        table, workload = latency_table_of(recipe, prunable)
+        return lambda structure: table.milliseconds(structure, workload)
+    costs = prunable.costs
+    counts: dict[str, Cost] = {
+        "parameters": costs.parameters,
+        "weight_bytes": costs.weight_bytes,
+        "kv_bytes": costs.kv_bytes_per_token,
+        "flops": costs.flops_per_token,
+    }
+    return counts[name]
+
+
+def budget_of(recipe: Recipe, prunable: Prunable, options: SearchOptions) -> Budget:
+    """What structures may cost.
+
+    With the loss alone, at least the ratio is removed, and at most the tolerance more. With costs beside it the ratio
+    becomes a range, for the front to spread over. Other budgets of the recipe bound from above; where there are any,
+    and the loss is the only objective, structures are grown until nothing fits any more.
+
+    Raises:
+        ConfigError: when a budget cannot be read.
+    """
+    costs = prunable.costs
+    dense = costs.parameters(prunable.dense)
+    others: list[Bound] = []
+    for name, text in recipe.budgets.items():
+        cost = cost_of(name, recipe, prunable)
+        most = amount_of(name, text, cost(prunable.dense))
+        if most < cost(prunable.dense):
+            others.append(Bound(name, cost, most))
+    bounds = list(others)
+    if recipe.ratio is not None and options.several:
+        low, high = options.range(recipe.ratio)
+        bounds.append(Bound("parameters", costs.parameters, floor((1 - low) * dense), ceil((1 - high) * dense)))
+    elif recipe.ratio is not None:
+        most = floor((1 - recipe.ratio) * dense)
+        tolerance = options.tolerance if options.tolerance is not None else one_step(recipe, prunable)
+        bound = Bound("parameters", costs.parameters, most)
+        bounds.append(bound if others else Bound("parameters", costs.parameters, most, most - ceil(tolerance * dense)))
+    return Budget(tuple(bounds), fill=bool(others) and not options.several)
+
+
+def one_step(recipe: Recipe, prunable: Prunable) -> float:
+    """The share of all parameters that the largest single step of a width removes."""
+    costs, ladder = prunable.costs, Ladder(prunable.dense, grid_of(recipe, prunable))
+    largest = 0
+    for place, top in enumerate(ladder.tops):
+        if top > 1:
+            levels = list(ladder.tops)
+            levels[place] -= 1
+            largest = max(largest, costs.parameters(prunable.dense) - costs.parameters(ladder.structure(levels)))
+    return largest / costs.parameters(prunable.dense)

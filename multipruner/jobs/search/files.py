@@ -1,0 +1,154 @@
+"""What a search keeps on disk: evaluations in the cache, its state beside the output, its results in it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from multipruner.core.errors import OutputError
+from multipruner.core.identity import digest
+from multipruner.jobs.trajectory import Trajectory
+from multipruner.jobs.workspace import Workspace
+from multipruner.search import Memo
+from multipruner.search.front import Front
+from multipruner.storage.cache import cache_folder
+from multipruner.storage.files import write_atomically
+
+HISTORY = "search.jsonl"
+"""A line that says what was searched, one line per generation, one for what was picked."""
+FRONT = "front.json"
+FIGURES = ("convergence.png", "front.png")
+FORMAT = {"format": "multipruner-search", "version": 1}
+
+
+def evaluations(identity: Mapping[str, Any]) -> Memo:
+    """The evaluations of everything that has this identity, in the cache: shared by all searches and processes."""
+    namespace = digest(dict(identity))
+    return Memo(cache_folder() / "evaluations" / f"{namespace[:32]}.jsonl", namespace)
+
+
+class SearchWorkspace(Workspace):
+    """Where a search keeps its state until its folder appears."""
+
+    def __enter__(self) -> SearchWorkspace:
+        super().__enter__()
+        return self
+
+    @property
+    def journal_path(self) -> Path:
+        """The history, which goes into the finished folder."""
+        return self.partial / HISTORY
+
+    def checkpoint_path(self, algorithm: str) -> Path:
+        """The state of one algorithm's search after its last generation."""
+        return self.partial / f"{algorithm}.json"
+
+    def open_search(self, identity: Mapping[str, Any], overwrite: bool) -> bool:
+        """Claim the folder for a search; whether it goes on with an interrupted or a finished one.
+
+        Raises:
+            OutputError: when the folder holds something else, unless overwritten.
+        """
+        header = {**FORMAT, "identity": dict(identity)}
+        for folder in (self.partial, self.output):
+            known = _read_header(folder / HISTORY)
+            if known == json.loads(json.dumps(dict(identity))):
+                if folder is self.output:
+                    self._give_up_partial()
+                    write_history(self.journal_path, header, ())
+                return True
+            if (known is not None or _holds_run(folder)) and not overwrite:
+                raise OutputError(_conflict(folder, known, identity))
+        self._give_up_partial()
+        write_history(self.journal_path, header, ())
+        return False
+
+    def _give_up_partial(self) -> None:
+        """Remove the state of another run."""
+        for path in self.partial.glob("*.json*"):
+            path.unlink()
+
+    def __exit__(self, *error: object) -> None:
+        """Let others have the folder; leave nothing of a search that has not finished a generation."""
+        if not any(self.partial.glob("*.json")) and not _holds_run(self.partial):
+            shutil.rmtree(self.partial, ignore_errors=True)
+        self._lock.release()  # last: what another process has begun here must not be removed
+
+
+def _holds_run(folder: Path) -> bool:
+    return any((folder / name).exists() for name in ("trajectory.jsonl", "measurements.jsonl", "plan.json"))
+
+
+def _read_header(path: Path) -> dict[str, Any] | None:
+    """What a history is of, if it is one."""
+    try:
+        with path.open(encoding="utf-8") as stream:
+            header = json.loads(stream.readline())
+        return header["identity"] if header["format"] == FORMAT["format"] else None
+    except (OSError, KeyError, TypeError, ValueError):
+        return None
+
+
+def _conflict(folder: Path, known: Mapping[str, Any] | None, identity: Mapping[str, Any]) -> str:
+    what = "another run, no search"
+    if known is not None:
+        differences = Trajectory(known, 0.0, (), False).differences(json.loads(json.dumps(dict(identity))))
+        what = f"a search with other settings ({'; '.join(differences)})"
+    return f"{folder} holds {what}; choose another --output, or give that up with --overwrite"
+
+
+def write_history(path: Path, header: Mapping[str, Any], records: Iterable[Mapping[str, Any]]) -> None:
+    """Replace a history: its header and its records, one JSON line each."""
+    write_atomically(path, "".join(json.dumps(record) + "\n" for record in (header, *records)))
+
+
+def read_history(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Header and records of a history.
+
+    Raises:
+        OutputError: when it is none.
+    """
+    try:
+        header, *records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        if {name: header[name] for name in FORMAT} != FORMAT:
+            raise ValueError("another format")
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise OutputError(f"{path} is no search history ({error})") from error
+    return header, records
+
+
+def write_front(path: Path, front: Front[Any], picked: int, encode: Any) -> None:
+    """Write ``front.json``: the points with their values, and which one became the model."""
+    record = {
+        "format": "multipruner-front",
+        "version": 1,
+        "kind": front.kind,
+        "objectives": list(front.objectives),
+        "picked": picked,
+        **front.to_json(encode),
+    }
+    write_atomically(path, json.dumps(record, indent=1) + "\n")
+
+
+def write_results(folder: Path, figures: Mapping[str, bytes], report_of_search: Mapping[str, Any]) -> None:
+    """Add figures to a finished folder, and what the search found to its ``report.json``; stale figures go.
+
+    Raises:
+        OutputError: when the folder cannot be written.
+    """
+    try:
+        for name in FIGURES:
+            if name in figures:
+                aside = folder / f".{name}"
+                aside.write_bytes(figures[name])
+                aside.replace(folder / name)
+            else:
+                (folder / name).unlink(missing_ok=True)
+        report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    except OSError as error:
+        raise OutputError(f"cannot write to {folder}: {error.strerror}") from error
+    report["search"] |= dict(report_of_search)
+    write_atomically(folder / "report.json", json.dumps(report, indent=1, default=str) + "\n")

@@ -1,0 +1,158 @@
+"""What the stages of a run share: what was loaded, what is asked, what the search found."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from multipruner.config.recipe import Recipe
+from multipruner.core.plan import Ranking
+from multipruner.core.structure import Structure
+from multipruner.engine.fingerprint import configuration
+from multipruner.engine.moments import Statistics
+from multipruner.engine.objective import Work
+from multipruner.engine.precision import Held, Precision
+from multipruner.engine.processes import Team
+from multipruner.engine.prunable import Outputs, Prunable
+from multipruner.repair.scoring import Repair, has_output_bias
+from multipruner.search import Grid, Problem, Round, Step, Task
+from multipruner.search.grid import aligned
+from multipruner.sources.calibration import CalibrationSet
+from multipruner.sources.resolve import ResolvedModel
+
+from .limits import limits_of
+
+
+def grid_of(recipe: Recipe, prunable: Prunable) -> Grid:
+    """How finely a recipe cuts a model.
+
+    Raises:
+        ConfigError: when the model's widths cannot be aligned as the recipe asks.
+    """
+    grid = Grid(recipe.channel_group, recipe.kv_group_step, recipe.partial_groups, recipe.query_head_step)
+    return grid if recipe.align is None else aligned(grid, prunable.dense, prunable.head_dim, recipe.align)
+
+
+def task_of(recipe: Recipe, prunable: Prunable) -> Task:
+    """The integer program that a recipe asks for."""
+    return Task(
+        prunable.dense,
+        grid_of(recipe, prunable),
+        limits_of(recipe, prunable),
+        recipe.layout == "uniform",
+        recipe.rounds,
+        60 * recipe.refine,
+    )
+
+
+def problem_of(recipe: Recipe, prunable: Prunable) -> Problem:
+    """The search problem that a recipe asks for."""
+    assert recipe.ratio is not None, "checked by the recipe"
+    return Problem(prunable.costs, recipe.ratio, recipe.order, recipe.shares, grid_of(recipe, prunable), recipe.stop)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What the stages of a run share."""
+
+    recipe: Recipe
+    source: ResolvedModel
+    prunable: Prunable
+    tokenizer: Any
+    calibration: CalibrationSet
+    held_out: CalibrationSet | None
+    statistics: Statistics | None
+    statistics_ids: Tensor | None
+    ranking: Ranking
+    repair: Repair | None
+    fingerprint: str
+    precision: Precision
+    held: Held
+    team: Team = field(default_factory=Team, repr=False)
+
+    @property
+    def search_repair(self) -> Repair | None:
+        """What candidates are repaired with while they are scored."""
+        return self.repair if self.recipe.compensate == "search" else None
+
+    @property
+    def repairs_all(self) -> bool:
+        """Whether all output projections are refitted at the end to what has added up: a part of ``lstsq``."""
+        return self.repair is not None and self.repair.how == "lstsq" and self.recipe.accumulate > 0
+
+    @property
+    def problem(self) -> Problem:
+        """The search problem that the recipe asks for."""
+        return problem_of(self.recipe, self.prunable)
+
+    @property
+    def task(self) -> Task:
+        """The integer program that the recipe asks for."""
+        return task_of(self.recipe, self.prunable)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Everything that losses and decisions depend on, except the ratio."""
+        recipe = self.recipe
+        grid = grid_of(recipe, self.prunable)
+        identity = {
+            "model": self.fingerprint,
+            "configuration": configuration(self.prunable.model),
+            "calibration": self.calibration.hash,
+            "ignored_label": self.calibration.ignore_id,
+            "batch_size": recipe.calibration.batch_size,
+            "strategy": recipe.strategy,
+            "objective": recipe.objective,
+            "channel_group": grid.channel_group,
+            "partial_groups": grid.partial,
+            "kv_group_step": grid.kv_group_step,
+            "importance": recipe.importance,
+            "compensation": recipe.compensation if recipe.compensate == "search" else "none",
+            "dtype": str(self.prunable.head_weight.dtype),
+            "device": self.prunable.model.device.type,
+        }
+        if grid.query_head_step is not None:  # only then: what was measured without it stays valid
+            identity |= {"query_head_step": grid.query_head_step}
+        if self.statistics is not None:
+            identity |= {"statistics": self.statistics.hash, "ridge": recipe.ridge}
+        if self.repair is not None and any(has_output_bias(self.prunable).values()):
+            identity["output_biases"] = "repaired"  # losses of versions that left them alone are others
+        if recipe.strategy == "sequential":
+            identity |= {
+                "width_sequences": min(recipe.calibration.width_sequences, len(self.calibration.ids)),
+                "order": ",".join(recipe.order),
+                "shares": recipe.shares_text(),
+                "stop": recipe.stop,
+            }
+        return identity
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a strategy found.
+
+    Attributes:
+        structure: what stays.
+        loss: its calibration loss in nats, by the recipe's objective.
+        outputs: output projections that were refitted at the end, or none.
+        gain: of the last norm, refitted after them, [hidden_size].
+        by: what found it, where it is not the recipe's strategy.
+        searched_to: the ratio of the search that found it.
+        work: what this process computed for it.
+        steps: of the sequential path, where there is one.
+        rounds: of the integer program, where there is one.
+    """
+
+    structure: Structure
+    loss: float
+    searched_to: float
+    work: Mapping[str, Work]
+    steps: list[Step] = field(default_factory=list)
+    rounds: tuple[Round, ...] = ()
+    outputs: Outputs = field(default_factory=dict)
+    gain: Tensor | None = None
+    loss_before_outputs: float | None = None
+    by: str | None = None

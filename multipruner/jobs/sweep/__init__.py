@@ -1,0 +1,1 @@
+"""Many budgets from one search."""

@@ -1,0 +1,103 @@
+"""What the sequential path reaches under any budget: walked until a structure keeps all limits.
+
+The path itself knows a ratio of the parameters only. It is aimed at a ratio, walked, and aimed further where its end
+does not keep the limits yet; losses of one walk serve the next where the objectives remember them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from math import inf
+
+from multipruner.core.errors import InfeasibleError
+from multipruner.core.structure import Structure
+from multipruner.jobs.remembered import Watched
+from multipruner.jobs.setting import Setting, grid_of
+from multipruner.search import Dimension, Limit, Objective, Problem, Step, replay, sequential_path
+from multipruner.search import Progress as SearchProgress
+
+ATTEMPTS = 12
+"""Times that a path is aimed at most."""
+MARGIN = 1.005
+"""By how much the next aim goes beyond the proportion that is missing."""
+CostsOf = Callable[[Structure], Mapping[str, float]]
+"""structure -> its costs by the names that limits have."""
+
+
+def problem_to(setting: Setting, ratio: float) -> Problem:
+    """The path's problem with the recipe's order, shares and grid, whatever budgets the recipe has."""
+    recipe = setting.recipe
+    return Problem(
+        setting.prunable.costs, ratio, recipe.order, recipe.shares, grid_of(recipe, setting.prunable), recipe.stop
+    )
+
+
+def judged_by(blocks: Objective, widths: Objective) -> dict[Dimension, Objective]:
+    """Blocks are judged by one objective, channels and heads by another, as the sequential strategy does."""
+    return {"blocks": Watched(blocks), "mlp": Watched(widths), "heads": Watched(widths)}
+
+
+def way(costs: Mapping[str, float], dense: Mapping[str, float], limits: Sequence[Limit]) -> float:
+    """How much of the way from dense to the limits a structure has gone: 1 and more where it keeps all of them."""
+    shares = [inf]
+    for limit in limits:
+        cost, missing = costs[limit.name], dense[limit.name] - limit.limit
+        if missing > 0:
+            gone = (dense[limit.name] - cost) / missing
+            # rounding must not say that a limit is kept, or that it is not
+            shares.append(max(gone, 1.0) if cost <= limit.limit else min(gone, 1 - 1e-9))
+    return min(shares)
+
+
+def path_within(
+    problem: Problem,
+    objectives: Mapping[Dimension, Objective],
+    limits: Sequence[Limit],
+    costs_of: CostsOf,
+    on_progress: Callable[[SearchProgress], None] | None = None,
+) -> list[Step] | None:
+    """A path whose end keeps all limits, aimed as near as it is known to need; ``None`` when none that was tried does.
+
+    Args:
+        problem: the path's; its ratio is the first aim.
+        objectives: the loss of each dimension; called again for structures that were scored before.
+        limits: what must be kept.
+        costs_of: costs of a structure by the limits' names.
+        on_progress: called after every candidate.
+    """
+    dense = problem.costs.dense
+    full = costs_of(dense)
+    low, high, aim = 0.0, 1.0, problem.ratio
+    for _ in range(ATTEMPTS):
+        try:
+            steps = sequential_path(replace(problem, ratio=aim), objectives, on_progress=on_progress)
+        except InfeasibleError:
+            high = aim
+        else:
+            gone = way(costs_of(replay(dense, steps)), full, limits)
+            if gone >= 1:
+                return steps
+            low = aim
+            # proportion tells where to aim next; twice as far at most
+            aim *= min(2.0, MARGIN / max(gone, 0.1))
+        if aim >= high:
+            aim = (low + high) / 2
+    return None
+
+
+def along(dense: Structure, steps: Sequence[Step]) -> Iterator[Structure]:
+    """The dense structure, and the one after every step."""
+    structure = dense
+    yield structure
+    for step in steps:
+        structure = replay(structure, [step])
+        yield structure
+
+
+def first_within(
+    dense: Structure, steps: Sequence[Step], limits: Sequence[Limit], costs_of: CostsOf
+) -> Structure | None:
+    """The first structure of a path that keeps all limits."""
+    full = costs_of(dense)
+    return next((structure for structure in along(dense, steps) if way(costs_of(structure), full, limits) >= 1), None)

@@ -1,0 +1,1 @@
+"""A little training after pruning."""

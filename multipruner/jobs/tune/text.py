@@ -1,0 +1,139 @@
+"""The text that a pruned model is trained on after the cut, and text held out from it, as token ids."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from multipruner.config.recipe import Recipe
+from multipruner.core.errors import CalibrationError, ConfigError
+from multipruner.engine.fingerprint import fingerprint
+from multipruner.engine.precision import Precision
+from multipruner.sources.calibration import SEED_STEP
+from multipruner.sources.dense import load_dense
+from multipruner.sources.resolve import resolve
+from multipruner.sources.rows import IDS, RUNNING_TEXT, rows_of
+from multipruner.sources.sampled_text import self_text
+from multipruner.storage.hub import HubUnreachable
+
+SELF = "self"
+SELF_SEQUENCES = 1024
+"""Most sequences that the dense model is asked to write; training that needs more goes over them again."""
+HELD_OUT = 16
+"""Sequences kept out of the training, for a perplexity on text of the same kind."""
+
+
+@dataclass(frozen=True, eq=False)
+class TuningText:
+    """What to train on.
+
+    Attributes:
+        train: int64 [sequences, length], shuffled.
+        held_out: int64 [sequences, length]; no row of it is in ``train``.
+        name: where it is from, such as ``"alpaca"`` or a file's name.
+    """
+
+    train: Tensor
+    held_out: Tensor
+    name: str
+
+    @cached_property
+    def hash(self) -> str:
+        """SHA-256 (hexadecimal) over shape and int64 bytes of the training ids."""
+        digest = hashlib.sha256(repr(tuple(self.train.shape)).encode())
+        digest.update(self.train.contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+
+def tuning_text(
+    source: str,
+    tokenizer: Any,
+    report: Mapping[str, Any],
+    *,
+    sequences: int,
+    length: int,
+    seed: int,
+    column: str | None = None,
+    say: Callable[[str], None] = lambda text: None,
+    progress: Callable[[int, int], None] | None = None,
+) -> TuningText:
+    """Load, shuffle and pack text to train on.
+
+    Rows are followed by the tokenizer's EOS, so that the model keeps learning where a text ends (running text, whose
+    rows are only stretches of it, is not), put one after another, and cut to ``length``.
+
+    Args:
+        source: ``alpaca``, ``wikitext2``, ``c4``, a local file with text, or ``self``: text that the dense model of
+            the report samples.
+        report: of the pruned model.
+        sequences: that the training will take; fewer where the text ends before.
+        length: tokens per sequence.
+        seed: of the shuffling, and of the sampling.
+        column: of a local table.
+        say: told which model writes, where one does.
+        progress: of the sampling: called with (tokens done, tokens in all).
+
+    Raises:
+        CalibrationError: when the text is missing, damaged or too short, or the Hub cannot be reached for it.
+        ConfigError: for a file of token ids, or when the dense model has other weights now.
+    """
+    if source == SELF:
+        count = min(sequences, SELF_SEQUENCES) + HELD_OUT
+        ids = _self_text(tokenizer, report, count, length, seed, say, progress)
+        return TuningText(ids[HELD_OUT:], ids[:HELD_OUT], SELF)
+    if Path(source).suffix == IDS:
+        raise ConfigError(f"--data {source}: text is needed, not token ids")
+    try:
+        rows = rows_of(source, column, (sequences + HELD_OUT) * length, length)
+    except HubUnreachable as error:
+        raise CalibrationError(
+            f"cannot reach the Hub for {source} ({error}); give --data FILE or --data self"
+        ) from None
+    random.Random(seed).shuffle(rows)
+    running = source in RUNNING_TEXT or Path(source).suffix in RUNNING_TEXT
+    end = [] if running or tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    remaining = iter(rows)
+    # the held-out part comes first, so that it is the same text for any number of steps
+    held_out, train = (_packed(remaining, tokenizer, end, count, length) for count in (HELD_OUT, sequences))
+    if len(train) < 1:
+        raise CalibrationError(
+            f"{source} holds less than {(HELD_OUT + 1) * length} tokens ({HELD_OUT} sequences are held out): give "
+            "more text or a smaller --length"
+        )
+    return TuningText(train, held_out, Path(source).name)
+
+
+def _packed(rows: Iterator[str], tokenizer: Any, end: list[int], count: int, length: int) -> Tensor:
+    """At most ``count`` sequences from the rows, which are taken one by one; int64 [sequences, length]."""
+    ids: list[int] = []
+    while len(ids) < count * length and (row := next(rows, None)) is not None:
+        ids += [*tokenizer(row, add_special_tokens=False, verbose=False)["input_ids"], *end]
+    found = min(len(ids) // length, count)
+    return torch.tensor(ids[: found * length], dtype=torch.int64).reshape(found, length)
+
+
+def _self_text(
+    tokenizer: Any,
+    report: Mapping[str, Any],
+    sequences: int,
+    length: int,
+    seed: int,
+    say: Callable[[str], None],
+    progress: Callable[[int, int], None] | None,
+) -> Tensor:
+    """Text sampled from the dense model, not that which calibration with the same seed would be."""
+    about = report["model"]
+    recipe = Recipe.build(report["recipe"], {"revision": about["revision"]} if about["revision"] else {})
+    dense, _ = load_dense(resolve(recipe, say), recipe)
+    if fingerprint(dense) != about["fingerprint"]:
+        raise ConfigError(f"{about['description']} has other weights now than when it was pruned; give --data FILE")
+    with Precision.of(dense, recipe.compute_dtype).computing(dense):
+        return self_text(dense, tokenizer, sequences, length, seed + 2 * SEED_STEP, progress)

@@ -1,0 +1,157 @@
+"""The probes of a latency measurement on disk, one JSON line each, so that one killed at any point goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from multipruner.core.errors import OutputError
+from multipruner.core.identity import differences
+from multipruner.core.structure import Structure
+
+FORMAT = "multipruner-latency-probes"
+VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeRecord:
+    """The samples of one probe, in milliseconds.
+
+    Attributes:
+        workload: its name.
+        stage, number: which probe of the measurement it is.
+        sizes: of the probe's layers.
+        plain: of whole passes without marks.
+        marked: of whole passes with marks.
+        blocks: of those passes' blocks, attention and MLP of every layer in turn.
+    """
+
+    workload: str
+    stage: int
+    number: int
+    sizes: Structure
+    plain: list[float]
+    marked: list[float]
+    blocks: list[list[float]]
+
+    @property
+    def calm(self) -> bool:
+        """Whether the passes took about what the fastest did: other programs make most of them far slower."""
+        return statistics.median(self.plain) <= 1.15 * min(self.plain)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        values = {name: getattr(self, name) for name in self.__slots__}
+        return {**values, "sizes": self.sizes.to_json()}
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> ProbeRecord:
+        """The inverse of :meth:`to_json`."""
+        return cls(**{**record, "sizes": Structure.from_json(record["sizes"])})
+
+
+def discard(path: Path) -> None:
+    """Remove what an interrupted measurement left.
+
+    Raises:
+        OutputError: when a process is writing to it.
+    """
+    if not path.exists():
+        return
+    lock = path.with_name(path.name + ".lock")
+    try:
+        with FileLock(lock, timeout=0):
+            path.unlink(missing_ok=True)
+            lock.unlink(missing_ok=True)
+    except Timeout:
+        raise OutputError(f"another process is writing to {path}; wait, or choose another output") from None
+
+
+class ProbeJournal:
+    """Keeps what was measured; entered, no other process can write to it.
+
+    Args:
+        path: the file, or ``None`` to keep nothing.
+        identity: everything that the times depend on.
+    """
+
+    def __init__(self, path: Path | None, identity: Mapping[str, Any]) -> None:
+        self._path, self._identity = path, dict(identity)
+        self._known: dict[tuple[str, int, int], ProbeRecord] = {}
+        self._lock = FileLock(path.with_name(path.name + ".lock"), timeout=0) if path else None
+
+    def __enter__(self) -> ProbeJournal:
+        """Read what is there, a torn last line cut off.
+
+        Raises:
+            OutputError: when it is something else, of another measurement, or in use.
+        """
+        if self._path is None or self._lock is None:
+            return self
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._lock.acquire()
+        except Timeout:
+            raise OutputError(f"another process is writing to {self._path}; wait, or choose another output") from None
+        except OSError as error:
+            raise OutputError(f"cannot write {self._path}: {error.strerror}") from error
+        try:
+            self._open(self._path)
+        except BaseException:
+            self._lock.release()
+            raise
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._lock is not None:
+            self._lock.release()
+            Path(self._lock.lock_file).unlink(missing_ok=True)
+
+    def find(self, workload: str, sizes: Structure, stage: int, number: int) -> ProbeRecord | None:
+        """What was measured of a probe before, if it was."""
+        record = self._known.get((workload, stage, number))
+        return record if record is not None and record.sizes == sizes else None
+
+    def add(self, record: ProbeRecord) -> None:
+        """Keep one probe; it is on disk on return."""
+        self._write(record.to_json())
+
+    def _open(self, path: Path) -> None:
+        text = path.read_bytes() if path.exists() else b""
+        whole = text[: text.rfind(b"\n") + 1]
+        if len(whole) < len(text):
+            path.write_bytes(whole)
+        if not whole:
+            self._write({"format": FORMAT, "version": VERSION, "identity": self._identity})
+            return
+        try:
+            header, *rest = (json.loads(line) for line in whole.splitlines())
+            if (header["format"], header["version"]) != (FORMAT, VERSION):
+                raise ValueError("another format")
+            found = differences(header["identity"], self._identity)
+            records = [ProbeRecord.from_json(record) for record in rest]
+        except (AttributeError, KeyError, TypeError, ValueError):
+            raise OutputError(f"{path} is no latency measurement; remove it, or choose another output") from None
+        if found:
+            raise OutputError(
+                f"{path} holds a measurement with other settings ({'; '.join(found)}); remove it to start"
+            )
+        self._known = {(record.workload, record.stage, record.number): record for record in records}
+
+    def _write(self, record: Mapping[str, Any]) -> None:
+        if self._path is None:
+            return
+        try:
+            with self._path.open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps(record) + "\n")
+                stream.flush()
+                os.fsync(stream.fileno())
+        except OSError as error:
+            raise OutputError(f"cannot write {self._path}: {error.strerror}; the same command goes on") from error

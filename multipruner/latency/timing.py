@@ -1,0 +1,186 @@
+"""Wall-clock times of whole models: one forward pass of a workload, robustly, models in alternation."""
+
+from __future__ import annotations
+
+import gc
+import inspect
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from multipruner.checkpoint.classes import family_of
+from multipruner.core.families import spec_for
+from multipruner.core.latency_table import Workload
+
+from .clock import Clock
+from .summarise import relative_iqr
+
+REFILL = 16
+"""Decoding steps before the cache, which grows by one token each, is filled anew: about its nominal length."""
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Milliseconds of one forward pass.
+
+    Attributes:
+        median_ms: the median of all samples.
+        spread: their interquartile range, relative to the median.
+        best_ms: the least sample: what is left of it when others use the machine too.
+        samples: how many there were.
+    """
+
+    median_ms: float
+    spread: float
+    best_ms: float
+    samples: int
+
+    @classmethod
+    def of(cls, samples: Sequence[float]) -> Timing:
+        """Summarise samples, in milliseconds."""
+        return cls(statistics.median(samples), relative_iqr(samples), min(samples), len(samples))
+
+
+class Runner:
+    """One model, ready to run a workload again and again.
+
+    Prompts are random token ids (time does not depend on them). Prefill fills a cache and computes the logits of the
+    last token alone, as generation does; a decoding step appends to the cache of the steps before it.
+
+    Args:
+        model: any causal language model of transformers.
+        workload: what to run.
+    """
+
+    def __init__(self, model: PreTrainedModel, workload: Workload) -> None:
+        self.clock = Clock(model.device)
+        self._model, self._workload = model, workload
+        length = workload.tokens
+        if workload.phase == "decode":
+            length = max(length - REFILL // 2, 1)
+        vocabulary = int(model.config.vocab_size)
+        generator = torch.Generator().manual_seed(0)
+        ids = torch.randint(0, vocabulary, (workload.batch, length), generator=generator)
+        self._ids = ids.to(model.device)
+        takes = inspect.signature(model.forward).parameters
+        self._arguments: dict[str, Any] = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
+        self._cache: Any = None
+        self._steps = REFILL
+
+    def prepare(self) -> None:
+        """What must not be timed: the cache of a decoding step is filled when it is due."""
+        if self._workload.phase == "decode" and self._steps >= REFILL:
+            self._cache = None  # the old one goes before a new one comes
+            self._cache = self._model(input_ids=self._ids, use_cache=True, **self._arguments).past_key_values
+            self._steps = 0
+
+    def forward(self) -> None:
+        """The pass itself; on CUDA it may still be running on return."""
+        if self._workload.phase == "prefill":
+            self._model(input_ids=self._ids, use_cache=True, **self._arguments)
+        else:
+            last = self._ids[:, -1:]
+            self._model(input_ids=last, past_key_values=self._cache, use_cache=True, **self._arguments)
+            self._steps += 1
+
+    def sample(self) -> float:
+        """Milliseconds of one pass."""
+        self.prepare()
+        self.clock.wait()
+        start = self.clock.now()
+        self.forward()
+        end = self.clock.now()
+        self.clock.wait()
+        return self.clock.milliseconds(start, end)
+
+
+@contextmanager
+def quiet_process() -> Iterator[None]:
+    """Without gradients, and without a garbage collection in the middle of a sample."""
+    collecting = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        if collecting:
+            gc.enable()
+
+
+def time_model(model: PreTrainedModel, workload: Workload, *, rounds: int = 20, warmup: int = 3) -> Timing:
+    """Time one model on a workload, on its own device.
+
+    Args:
+        model: any causal language model of transformers.
+        workload: what to run.
+        rounds: samples to take.
+        warmup: passes before the first sample.
+    """
+    return time_side_by_side({"model": model}, workload, rounds=rounds, warmup=warmup)["model"]
+
+
+def time_side_by_side(
+    models: Mapping[str, PreTrainedModel], workload: Workload, *, rounds: int = 20, warmup: int = 3
+) -> dict[str, Timing]:
+    """Time several models in alternation, so that a drift of the machine's speed hits all alike.
+
+    Args:
+        models: by name.
+        workload: what to run.
+        rounds: samples per model; the order is turned round with every round.
+        warmup: passes per model before the first sample.
+    """
+    samples = side_by_side_samples(models, workload, rounds=rounds, warmup=warmup)
+    return {name: Timing.of(values) for name, values in samples.items()}
+
+
+def side_by_side_samples(
+    models: Mapping[str, PreTrainedModel], workload: Workload, *, rounds: int = 20, warmup: int = 3
+) -> dict[str, list[float]]:
+    """The samples of :func:`time_side_by_side`: the n-th of every model were taken one after the other."""
+    samples: dict[str, list[float]] = {name: [] for name in models}
+    with quiet_process():
+        runners = {name: Runner(model, workload) for name, model in models.items()}
+        for runner in runners.values():
+            for _ in range(warmup):
+                runner.sample()
+        for number in range(rounds):
+            names = list(runners)
+            for name in names if number % 2 == 0 else reversed(names):
+                samples[name].append(runners[name].sample())
+    return samples
+
+
+def compile_blocks(model: PreTrainedModel) -> None:
+    """Compile every attention and MLP block by itself (regional compilation); they stay compiled.
+
+    Args:
+        model: of a family that has a row, dense or pruned.
+
+    Raises:
+        UnsupportedModelError: when it has none.
+    """
+    spec = family_of(model.config) or spec_for(model.config)
+    for layer in model.get_submodule(f"{spec.decoder}.{spec.layers}").children():
+        for block in (spec.attention, spec.mlp):
+            module = layer.get_submodule(block.path)
+            if any(True for _ in module.parameters()):  # nothing to gain where a block was removed
+                module.compile()
+
+
+@contextmanager
+def room_for_sizes(compiled: bool) -> Iterator[None]:
+    """Within, every block size is compiled: beyond 8 variants of a module, dynamo silently stops compiling it."""
+    if not compiled:
+        yield
+        return
+    from torch._dynamo import config
+
+    with config.patch(recompile_limit=1024, accumulated_recompile_limit=4096):  # pyright: ignore[reportAttributeAccessIssue]
+        yield

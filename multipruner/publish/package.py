@@ -1,0 +1,161 @@
+"""What of a finished run goes to the Hub, and under which name: files, the card, the tag."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from multipruner.checkpoint.run_folder import RunFolder, read_run
+from multipruner.report.card import addressed, base_model, is_untouched, model_card
+
+from .errors import PublishError
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+_SECRET = re.compile(rb"\bhf_[A-Za-z0-9]{30,}\b")
+_TEXTS = (".json", ".jsonl", ".md", ".py", ".jinja", ".txt", ".html", ".csv")
+_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Item:
+    """One file to push: its name in the repository, and where its bytes are."""
+
+    name: str
+    source: Path | bytes
+
+    @property
+    def size(self) -> int:
+        """In bytes."""
+        return len(self.source) if isinstance(self.source, bytes) else self.source.stat().st_size
+
+    def chunks(self) -> Iterator[bytes]:
+        if isinstance(self.source, bytes):
+            yield self.source
+            return
+        with self.source.open("rb") as stream:
+            while chunk := stream.read(_CHUNK):
+                yield chunk
+
+    @property
+    def text(self) -> bytes | None:
+        """The content of a text file, ``None`` for any other."""
+        return b"".join(self.chunks()) if self.name.endswith(_TEXTS) else None
+
+    def same_as(self, remote: Any) -> bool:
+        """Whether a file of the repository (huggingface_hub's ``RepoFile``) has these bytes, by size and hash."""
+        if remote is None or remote.size != self.size:
+            return False
+        # an LFS file is known by its SHA-256, any other by what git calls it
+        digest = hashlib.sha256() if remote.lfs else hashlib.sha1(b"blob %d\0" % self.size, usedforsecurity=False)
+        for chunk in self.chunks():
+            digest.update(chunk)
+        return digest.hexdigest() == (remote.lfs.sha256 if remote.lfs else remote.blob_id)
+
+
+@dataclass(frozen=True)
+class Package:
+    """A run, ready to be pushed under a name.
+
+    Attributes:
+        license: the licence for the card; default: what the dense model's card says.
+    """
+
+    run: RunFolder
+    repo: str
+    license: str | None = None
+
+    def items(self, about_base: Mapping[str, Any]) -> list[Item]:
+        """The files, with the card written anew for the repository.
+
+        Raises:
+            PublishError: when one of them holds what looks like a token.
+        """
+        files = [Item(name, self.run.path / name) for name in self.run.files if name != "README.md"]
+        items = [Item("README.md", self._card(about_base).encode()), *files]
+        for item in items:
+            if _SECRET.search(item.text or b""):
+                raise PublishError(f"{item.name} holds what looks like a Hub token; take it out, nothing was sent")
+        return items
+
+    def _card(self, about_base: Mapping[str, Any]) -> str:
+        licence: Any = self.license or {key: text for key, text in about_base.items() if key.startswith("license")}
+        languages = about_base.get("language") or ()
+        pictures = (name for name in self.run.files if name.endswith("structure.png"))
+        card = model_card(
+            self.run.report,
+            self.run.plan,
+            license=licence or None,
+            languages=(languages,) if isinstance(languages, str) else tuple(languages),
+            name=self.repo,
+            figure=next(pictures, None),
+            stock="auto_map" not in self.run.config,
+        )
+        local = self.run.path / "README.md"
+        text = local.read_text(encoding="utf-8") if local.exists() else ""
+        return addressed(text, card, self.repo) if text and not is_untouched(text) else card
+
+    def about_base(self, api: HfApi | None) -> dict[str, Any]:
+        """The metadata of the dense model's own card: from its folder, else from the Hub; empty if unknown."""
+        local, base = Path(self.run.plan.model) / "README.md", base_model(self.run.report, self.run.plan)
+        if local.is_file():
+            parts = local.read_text(encoding="utf-8", errors="replace").split("---\n", 2)
+            try:
+                found = yaml.safe_load(parts[1]) if len(parts) == 3 and not parts[0] else None
+            except yaml.YAMLError:
+                found = None
+            return found if isinstance(found, dict) else {}
+        if api is None or base is None:
+            return {}
+        try:
+            data = api.model_info(base, timeout=10).card_data
+        except Exception:  # the licence is good to have; whatever is wrong with the Hub shows in the next call
+            return {}
+        about = data.to_dict() if data else {}
+        if about.get("license_link") and "://" not in about["license_link"]:
+            about["license_link"] = f"{api.endpoint}/{base}/blob/main/{about['license_link']}"
+        return about
+
+
+def prepare(folder: str | Path, repo: str, *, skip_foreign: bool = False, license: str | None = None) -> Package:
+    """Look at a folder and a name; nothing is sent.
+
+    Raises:
+        OutputError: when the folder is no finished run.
+        PublishError: when the name cannot be one, or the folder holds what is not part of the run.
+    """
+    check_name(repo)
+    run = read_run(folder)
+    if run.foreign and not skip_foreign:
+        shown = ", ".join(run.foreign[:5]) + (f" and {len(run.foreign) - 5} more" if len(run.foreign) > 5 else "")
+        raise PublishError(f"{folder} holds what is not part of the run: {shown}; move it, or add --skip-foreign")
+    return Package(run, repo, license)
+
+
+def check_name(repo: str) -> None:
+    """Raises PublishError for what cannot be ``user/name``."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(repo)
+        if "/" not in repo:
+            raise HFValidationError("it has no owner")
+    except HFValidationError as error:
+        raise PublishError(f"{repo!r} cannot be the name of a repository ({error}); give user/name") from None
+
+
+def human(size: int) -> str:
+    """Bytes as people read them."""
+    for unit in ("B", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000  # pyright: ignore[reportAssignmentType]
+    return f"{size:.1f} GB"

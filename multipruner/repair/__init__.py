@@ -1,0 +1,1 @@
+"""Closed-form repair of what a cut leaves."""

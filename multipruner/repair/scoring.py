@@ -1,0 +1,98 @@
+"""Repaired output projections of candidates, and what a model has a place for."""
+
+from __future__ import annotations
+
+from collections.abc import MutableMapping
+
+import torch
+from torch import Tensor
+
+from multipruner.core.errors import ConfigError
+from multipruner.core.plan import Ranking
+from multipruner.core.structure import KINDS, BlockKind, LayerSize
+from multipruner.engine.cutting import Projection, kept_rows, leading_columns, output_part
+from multipruner.engine.moments import Statistics
+from multipruner.engine.prunable import Prunable, as_kept
+
+from .columns import RIDGE, How, repaired
+
+
+def has_output_bias(prunable: Prunable) -> dict[BlockKind, bool]:
+    """Which blocks' output projections have a bias."""
+    layer, found = prunable.layers[0], dict[BlockKind, bool]()
+    for kind in KINDS:
+        block = prunable.spec.block(kind)
+        found[kind] = Projection.of(layer.get_submodule(f"{block.path}.{block.output}")).bias is not None
+    return found
+
+
+def check_compensation(compensation: str, prunable: Prunable) -> None:
+    """Refuse a repair that a model has no place for.
+
+    Raises:
+        ConfigError: for ``"bias"`` where no output projection has one.
+    """
+    if compensation == "bias" and not any(has_output_bias(prunable).values()):
+        spec = prunable.spec
+        raise ConfigError(
+            f"compensation bias: the output projections of this {spec.model_type} model ({spec.attention.output}, "
+            f"{spec.mlp.output}) have no bias that could take the mean of what leaves; use --compensation lstsq"
+        )
+
+
+def unrepaired(compensation: str, prunable: Prunable) -> str | None:
+    """What to tell where ``"bias"`` finds a bias in one kind of block only."""
+    there = has_output_bias(prunable)
+    if compensation != "bias" or all(there.values()):
+        return None
+    names = [prunable.spec.block(kind).output for kind, has in there.items() if not has]
+    return f"compensation bias: {', '.join(names)} has no bias and is cut without repair (lstsq repairs it)"
+
+
+class Repair:
+    """Repaired output projections of narrowed blocks, for scoring candidates *with* their repair.
+
+    Args:
+        prunable: the dense model.
+        statistics: its moments.
+        ranking: the order in which widths are cut.
+        ridge: see :func:`repaired_columns`.
+        how: see :func:`repaired`.
+    """
+
+    def __init__(
+        self, prunable: Prunable, statistics: Statistics, ranking: Ranking, ridge: float = RIDGE, how: How = "lstsq"
+    ) -> None:
+        self._prunable, self._statistics, self.ridge = prunable, statistics, ridge
+        self.how: How = how
+        self._orders = [
+            kept_rows(as_kept(rank, full), prunable.head_dim)
+            for rank, full in zip(ranking.layers, prunable.dense, strict=True)
+        ]
+        self._weights: MutableMapping[tuple[int, BlockKind, LayerSize], Tensor] = statistics.place()
+        self._biases: dict[tuple[int, BlockKind, LayerSize], Tensor | None] = {}
+
+    @torch.no_grad()
+    def __call__(self, layer: int, kind: BlockKind, size: LayerSize, whole: Projection) -> Projection:
+        """The output projection of a block of some size.
+
+        Args:
+            layer, kind, size: which block, and what it keeps.
+            whole: the projection with all its columns, in ranked order.
+
+        Returns:
+            The projection with the kept columns, in the dtype of ``whole``.
+        """
+        key = (layer, kind, size.without("mlp" if kind == "attention" else "attention"))
+        if key not in self._biases:
+            prunable, block = self._prunable, self._prunable.spec.block(kind)
+            order = self._orders[layer][output_part(block)]
+            assert isinstance(order, Tensor)
+            gram, mean = self._statistics.grams[layer, kind], self._statistics.means.get((layer, kind))
+            gram = gram[order.to(gram.device)][:, order.to(gram.device)]
+            mean = None if mean is None else mean[order.to(mean.device)]
+            kept = leading_columns(block, size, prunable.dense[layer], prunable.head_dim).to(gram.device)
+            weight, bias = repaired(self.how, whole, gram, mean, kept, self.ridge)
+            self._weights[key] = prunable.as_stored(weight)
+            self._biases[key] = None if bias is None else prunable.as_stored(bias)
+        return Projection(self._weights[key], self._biases[key])

@@ -1,0 +1,84 @@
+"""Repaired output projections, written into a pruned model."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from multipruner.core.plan import PruningPlan, Ranking, surviving_layers
+from multipruner.core.structure import KINDS
+from multipruner.engine.cutting import Projection, kept_rows, leading_columns, output_part, scaled_norm
+from multipruner.engine.moments import Statistics
+from multipruner.engine.prunable import Outputs, Prunable, as_kept
+
+from .columns import How, repaired
+
+
+@torch.no_grad()
+def compensate(
+    pruned: nn.Module,
+    prunable: Prunable,
+    plan: PruningPlan,
+    statistics: Statistics,
+    ridge: float,
+    how: How = "lstsq",
+) -> int:
+    """Refit the output projections of a pruned model's narrowed blocks, in place.
+
+    Args:
+        pruned: what :func:`multipruner.apply_plan` made of the dense model by ``plan``.
+        prunable: the dense model.
+        statistics: its moments.
+        ridge: see :func:`repaired_columns`.
+        how: see :func:`repaired`.
+
+    Returns:
+        How many projections were repaired.
+    """
+    spec, done = prunable.spec, 0
+    for new, old in enumerate(surviving_layers(plan)):
+        kept, full = plan.layers[old], plan.dense[old]
+        rows = kept_rows(kept, prunable.head_dim)
+        for kind in KINDS:
+            if not kept.size.has(kind) or kept.size.same_block(full, kind):
+                continue
+            block = spec.block(kind)
+            columns, gram = rows[output_part(block)], statistics.grams[old, kind]
+            assert isinstance(columns, Tensor)
+            whole = Projection.of(prunable.layers[old].get_submodule(f"{block.path}.{block.output}"))
+            if how == "bias" and whole.bias is None:
+                continue
+            target = pruned.get_submodule(f"{spec.decoder}.{spec.layers}.{new}.{block.path}.{block.output}")
+            mean = statistics.means.get((old, kind))
+            repaired(how, whole, gram, mean, columns.to(gram.device), ridge).write(target)
+            done += 1
+    return done
+
+
+@torch.no_grad()
+def write_outputs(
+    pruned: torch.nn.Module,
+    prunable: Prunable,
+    plan: PruningPlan,
+    ranking: Ranking,
+    outputs: Outputs,
+    gain: Tensor | None = None,
+) -> None:
+    """Put refitted output projections, columns in ranked order, and the gain of the last norm into a pruned model."""
+    spec = prunable.spec
+    if gain is not None:
+        norm = pruned.get_submodule(f"{spec.decoder}.{spec.final_norm}")
+        norm.load_state_dict(scaled_norm(norm, gain).state_dict())
+    for new, old in enumerate(surviving_layers(plan)):
+        rank, full = ranking.layers[old], plan.dense[old]
+        ranked = kept_rows(as_kept(rank, full), prunable.head_dim)
+        for kind in KINDS:
+            if (old, kind) not in outputs:
+                continue
+            block, (weight, bias) = spec.block(kind), outputs[old, kind]
+            columns = ranked[output_part(block)]
+            assert isinstance(columns, Tensor)
+            leading = leading_columns(block, plan.layers[old].size, full, prunable.head_dim)
+            place = torch.argsort(columns[leading]).to(weight.device)
+            path = f"{spec.decoder}.{spec.layers}.{new}.{block.path}.{block.output}"
+            Projection(weight[:, place], bias).write(pruned.get_submodule(path))

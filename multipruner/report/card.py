@@ -1,0 +1,300 @@
+"""The model card: README.md of a pruned checkpoint, written from a report."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from multipruner.core.errors import ConfigError
+from multipruner.core.families import FAMILIES
+from multipruner.core.plan import PruningPlan
+from multipruner.eval import Comparison
+
+LOCAL_NAME = "path/to/this/folder"
+"""What the loading example opens as long as the checkpoint has no address."""
+REFITTED = "`plan.json` says what was cut; the output projections of what stays were then refitted in closed form."
+_SEAL = re.compile(r"\n<!-- multipruner wrote this card: ([0-9a-f]{16}) -->\n\Z")
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_REMOTE_CODE = (
+    "The code of this family travels with the checkpoint and is written for older versions of transformers.\n"
+    "multipruner has run it only with a tiny stand-in of the same shape, not with the official code:\n"
+    "compare logits before you rely on this model."
+)
+
+
+def model_card(
+    report: Mapping[str, Any],
+    plan: PruningPlan,
+    *,
+    license: str | Mapping[str, str] | None = None,
+    languages: tuple[str, ...] = (),
+    name: str = LOCAL_NAME,
+    figure: str | None = None,
+    stock: bool = False,
+) -> str:
+    """Markdown with the Hub's metadata; whatever the report does not know is left out.
+
+    Args:
+        report: what happened. Read when there: ``recipe parameters ratio backbone_ratio calibration perplexity tasks
+            tasks_markdown evaluations command versions picture``.
+        plan: what was kept.
+        license: the dense model's licence, as its own card names it (with ``license_name`` and ``license_link``
+            where it has them).
+        languages: the dense model's languages.
+        name: what the loading example opens (a folder or Hub id).
+        figure: path of a picture of the model's shape, relative to the card.
+        stock: whether a stock class of transformers opens the checkpoint (all layers alike).
+    """
+    base = base_model(report, plan)
+    short = plan.model.rstrip("/").rpartition("/")[2]
+    title = name.rpartition("/")[2] if _HUB_ID.fullmatch(name) else f"{short}, pruned"
+    parts = [
+        _metadata(base, license, languages, model_index(report, title)),
+        f"# {title}",
+        # a folder on somebody's disk is nobody else's business
+        _summary(report, base or short),
+        _removed(plan, report.get("picture"), figure),
+        _loading(plan, name, stock),
+        _numbers(report),
+        _limits(report),
+        _reproduction(report),
+    ]
+    return _sealed("\n\n".join(part for part in parts if part) + "\n")
+
+
+def _sealed(text: str) -> str:
+    return f"{text}\n<!-- multipruner wrote this card: {_digest(text)} -->\n"
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def is_untouched(card: str) -> bool:
+    """Whether a card is as :func:`model_card` wrote it, not a letter changed since."""
+    seal = _SEAL.search(card)
+    return seal is not None and seal[1] == _digest(card[: seal.start()])
+
+
+def addressed(card: str, generated: str, name: str) -> str:
+    """A card that somebody has edited, with its loading example and metadata made fit for the Hub.
+
+    Args:
+        card: the edited card; its words and its metadata stay.
+        generated: what :func:`model_card` gives now; its metadata fills the gaps.
+        name: the address that takes the place of the local folder.
+
+    Raises:
+        ConfigError: when the card's metadata is not YAML.
+    """
+    _, metadata, _ = generated.split("---\n", 2)
+    known, body = yaml.safe_load(metadata), _SEAL.sub("", card)
+    if body.startswith("---\n") and body.count("---\n") > 1:
+        _, own, body = body.split("---\n", 2)
+        try:
+            known |= yaml.safe_load(own) or {}
+        except (yaml.YAMLError, TypeError, ValueError) as error:
+            raise ConfigError(f"README.md: its metadata is not YAML ({str(error).splitlines()[0]}); mend it") from error
+    body = body.replace(LOCAL_NAME, name).lstrip("\n")
+    return f"---\n{yaml.safe_dump(known, sort_keys=True)}---\n\n{body}"
+
+
+def base_model(report: Mapping[str, Any], plan: PruningPlan) -> str | None:
+    """The Hub id of the dense model: what was loaded, or what a fallback stood in for; ``None`` for a local folder."""
+    recipe = report.get("recipe") or {}
+    if isinstance(recipe, Mapping) and recipe.get("fallback"):
+        return recipe["model"]
+    is_id = _HUB_ID.fullmatch(plan.model) and not Path(plan.model).exists()
+    return plan.model if is_id else None
+
+
+def _metadata(
+    base_model: str | None,
+    license: str | Mapping[str, str] | None,
+    languages: tuple[str, ...],
+    index: list[dict[str, Any]],
+) -> str:
+    known: dict[str, Any] = {
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["pruned", "multipruner"],
+    }
+    if base_model:
+        known["base_model"] = base_model
+        # the Hub knows adapters, merges, quantisations and fine-tunes, not pruning: this is a whole set of other
+        # weights, which is what it takes a fine-tune to be
+        known["base_model_relation"] = "finetune"
+    if license:
+        known |= {"license": license} if isinstance(license, str) else license
+    if languages:
+        known["language"] = list(languages)
+    if index:
+        known["model-index"] = index
+    return f"---\n{yaml.safe_dump(known, sort_keys=True)}---"
+
+
+def model_index(report: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
+    """A report's evaluation results as the Hub's ``model-index``: one result per text and per task; the last one of
+    several measurements of the same thing counts. Empty without results.
+
+    Every metric's ``args`` hold its standard error, the dense model's value and the number of examples.
+    Format: https://github.com/huggingface/hub-docs/blob/main/modelcard.md
+    """
+    results: dict[str, dict[str, Any]] = {}
+    for entry in (report, *report.get("evaluations", ())):
+        limit = _settings(entry).get("limit")
+        texts = {text: {"perplexity": both} for text, both in (entry.get("perplexity") or {}).items()}
+        for data, metrics in (*texts.items(), *(entry.get("tasks") or {}).items()):
+            rows = [_metric(metric, both) for metric, both in metrics.items() if _finite(both.get("pruned"))]
+            if rows:
+                dataset = {"type": re.sub(r"[^\w.-]+", "-", data), "name": data}
+                known = {**dataset, "args": {"limit": limit}} if limit and data not in texts else dataset
+                results[data] = {"task": {"type": "text-generation"}, "dataset": known, "metrics": rows}
+    return [{"name": name, "results": list(results.values())}] if results else []
+
+
+def _metric(name: str, both: Mapping[str, Any]) -> dict[str, Any]:
+    facts = {"stderr": both.get("pruned_stderr"), "dense": both.get("dense"), "examples": both.get("examples")}
+    known = {key: value for key, value in facts.items() if _finite(value)}
+    row = {"type": name, "name": name, "value": both["pruned"]}
+    return {**row, "args": known} if known else row
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, (int, float)) and isfinite(value)
+
+
+def _settings(entry: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The evaluation settings of a report, or of one of its later evaluations."""
+    recipe = entry.get("recipe")
+    return entry.get("settings") or (recipe.get("evaluation") if isinstance(recipe, Mapping) else None) or {}
+
+
+def _summary(report: Mapping[str, Any], model: str) -> str:
+    counts = report.get("parameters") or {}
+    text = f"A smaller `{model}`, made with multipruner from calibration text alone: no weight was trained."
+    if counts.get("before") and counts.get("after"):
+        text += f" {counts['after'] / 1e6:,.1f} of {counts['before'] / 1e6:,.1f} million parameters are left"
+        shares = [
+            f"{report[key]:.1%} of {what} removed"
+            for key, what in (("ratio", "all parameters"), ("backbone_ratio", "the decoder layers"))
+            if report.get(key) is not None
+        ]
+        text += f" ({', '.join(shares)})." if shares else "."
+    return text
+
+
+def _removed(plan: PruningPlan, picture: Any, figure: str | None) -> str:
+    dense, kept = plan.dense, plan.structure
+    rows = [
+        ("attention blocks", dense.count("attention"), kept.count("attention")),
+        ("MLP blocks", dense.count("mlp"), kept.count("mlp")),
+        ("query heads", sum(s.query_heads for s in dense), sum(s.query_heads for s in kept)),
+        ("KV heads", sum(s.kv_heads for s in dense), sum(s.kv_heads for s in kept)),
+        ("MLP channels", sum(s.channels for s in dense), sum(s.channels for s in kept)),
+    ]
+    table = "\n".join(f"| {what} | {before:,} | {after:,} |" for what, before, after in rows)
+    text = f"## What was removed\n\n| | dense | here |\n|---|---:|---:|\n{table}"
+    text += "\n\n`plan.json` lists every kept head and channel in the dense model's numbering."
+    if figure:
+        text += f"\n\n![What every layer keeps]({figure})"
+    return f"{text}\n\n```\n{str(picture).rstrip()}\n```" if picture else text
+
+
+def _loading(plan: PruningPlan, name: str, stock: bool) -> str:
+    remote = plan.model_type in FAMILIES and FAMILIES[plan.model_type].remote_code
+    option = ", trust_remote_code=True" if remote else ""
+    code, how = ", trust_remote_code=True", "Layers differ in size, so the checkpoint brings its modelling code (needs"
+    other = "With" if remote else "Or, running no code from the checkpoint, with"
+    if stock:
+        code, how, other = "", "Layers are all alike: this is an ordinary checkpoint of its family (with", "Or with"
+    return f"""\
+## How to load it
+
+{how} torch and transformers>=5.14):
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("{name}"{code})
+tokenizer = AutoTokenizer.from_pretrained("{name}"{code or option})
+```
+
+{other} the package multipruner:
+
+```python
+import multipruner
+
+model = multipruner.load("{name}"{option})
+```{chr(10) * 2 + _REMOTE_CODE if remote else ""}"""
+
+
+def _numbers(report: Mapping[str, Any]) -> str:
+    rows = [
+        f"| {name} | {_number(both.get('dense'))} | {_number(both.get('pruned'))} |"
+        for name, both in (report.get("perplexity") or {}).items()
+    ]
+    parts = ["| perplexity | dense | here |\n|---|---:|---:|\n" + "\n".join(rows)] if rows else []
+    if report.get("tasks_markdown"):
+        parts.append(str(report["tasks_markdown"]).strip())
+    # of several evaluations with the same settings the last one counts
+    later = {json.dumps(_settings(entry), sort_keys=True): entry for entry in report.get("evaluations", ())}
+    for entry in later.values():
+        limit = _settings(entry).get("limit")
+        heading = f"Evaluated later, {limit} documents per task:" if limit else "Evaluated later:"
+        parts.append(f"{heading}\n\n{Comparison.from_json(entry).markdown(perplexity=True)}")
+    return "\n\n".join(["## Numbers", *parts]) if parts else ""
+
+
+def _limits(report: Mapping[str, Any]) -> str:
+    measured = report.get("perplexity") or report.get("tasks") or report.get("evaluations")
+    calibration = (report.get("calibration") or {}).get("name")
+    text = f"`{calibration}`" if calibration else "a small calibration text"
+    text = "text that the dense model wrote itself" if calibration == "self" else text
+    lines = [
+        "Nothing was trained after the cut. The model knows less than the dense one and may be wrong more often, also "
+        "where the dense one is right; further training can win some of that back.",
+        f"What could go was decided on {text}: other languages and domains may have lost more than the numbers show.",
+        "Whatever the dense model's card says about bias, safety and intended use holds here too, and refusals learned "
+        "by the dense model may be weaker.",
+        "Fewer parameters mean less memory; how much faster it is depends on the device, so measure it there.",
+    ]
+    if not measured:
+        lines.insert(0, "It has not been evaluated.")
+    return "## Limits\n\n" + "\n".join(f"- {line}" for line in lines)
+
+
+def _number(value: Any) -> str:
+    return f"{value:.3f}" if isinstance(value, (int, float)) else "–"
+
+
+def _reproduction(report: Mapping[str, Any]) -> str:
+    lines = []
+    if report.get("command"):
+        lines.append(f"```sh\n{report['command']}\n```")
+    if (calibration := report.get("calibration") or {}).get("name"):
+        size = f", {calibration['tokens']:,} tokens" if isinstance(calibration.get("tokens"), int) else ""
+        digest = f", hash `{calibration['hash']}`" if calibration.get("hash") else ""
+        lines.append(f"Calibration text: {calibration['name']}{size}{digest}.")
+    recipe = report.get("recipe")
+    seed = (recipe.get("calibration") or {}).get("seed") if isinstance(recipe, Mapping) else None
+    if seed is not None:
+        lines.append(f"Seed: {seed}.")
+    if recipe:
+        text = recipe if isinstance(recipe, str) else yaml.safe_dump(dict(recipe), sort_keys=False).rstrip()
+        lines.append(f"Recipe: `{text}`." if "\n" not in text else f"Recipe:\n\n```yaml\n{text}\n```")
+    if versions := report.get("versions"):
+        lines.append("Made with " + ", ".join(f"{package} {version}" for package, version in versions.items()) + ".")
+    repaired = isinstance(recipe, Mapping) and recipe.get("compensation", "none") != "none"
+    gain = " So was the gain of the last norm." if (report.get("search") or {}).get("last_norm_refitted") else ""
+    lines.append(
+        REFITTED + gain if repaired else "`plan.json` and the dense weights give these weights again, bit for bit."
+    )
+    return "\n\n".join(["## How it was made", *lines])

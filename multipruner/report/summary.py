@@ -1,0 +1,64 @@
+"""What a run has to say at its end: on the screen, and in the model card."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+
+def render(report: Mapping[str, Any], folder: Path, tables: RenderableType | None) -> RenderableType:
+    """The summary that ends a run."""
+    before, after = report["parameters"]["before"], report["parameters"]["after"]
+    facts = Table.grid(padding=(0, 2))
+    facts.add_row("model", Text(report["model"]["description"]))
+    facts.add_row(
+        "parameters",
+        f"{before:,} -> {after:,}  "
+        f"(-{report['ratio']:.2%} of all, -{report['backbone_ratio']:.2%} of the decoder layers)",
+    )
+    cost = report["costs"]
+    facts.add_row(
+        "memory",
+        f"weights {_mib(cost['weight_bytes'])}, KV cache per token {_kib(cost['kv_bytes_per_token'])}",
+    )
+    facts.add_row("calibration", Text(f"{report['calibration']['name']}, {report['calibration']['tokens']:,} tokens"))
+    facts.add_row("time", _seconds(report["seconds"]))
+    facts.add_row("folder", Text(str(folder)))
+    parts: list[RenderableType] = [facts, Text(""), Text(report["picture"])]
+    if tables is not None:
+        parts += [Text(""), tables]
+    return Panel(Group(*parts), title="multipruner", expand=False)
+
+
+def _mib(pair: Mapping[str, int]) -> str:
+    return f"{pair['before'] / 2**20:,.0f} -> {pair['after'] / 2**20:,.0f} MiB"
+
+
+def _kib(pair: Mapping[str, int]) -> str:
+    return f"{pair['before'] / 2**10:,.1f} -> {pair['after'] / 2**10:,.1f} KiB"
+
+
+def _seconds(seconds: Mapping[str, float]) -> str:
+    total = sum(seconds.values())
+    return f"{total:,.0f} s  (" + ", ".join(f"{name} {value:,.0f}" for name, value in seconds.items()) + ")"
+
+
+def next_commands(folder: Path) -> str:
+    """The lines to load, evaluate and share a result with."""
+    quoted = shlex.quote(str(folder))
+    return "\n".join(
+        (
+            f"load      multipruner.load({str(folder)!r})",
+            f"          AutoModelForCausalLM.from_pretrained({str(folder)!r}, trust_remote_code=True)",
+            f"evaluate  python -m multipruner eval {quoted} --tasks ppl,piqa,arc_easy",
+            f"report    python -m multipruner report {quoted}",
+            f"push      python -m multipruner push {quoted} USER/NAME",
+        )
+    )

@@ -1,0 +1,71 @@
+"""The model card of a pruned model that was trained afterwards: the run's own, mended where it is no longer true."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from multipruner.core.plan import PruningPlan
+
+from .card import REFITTED, model_card
+
+_SEAL = "\n<!-- multipruner wrote this card"
+_UNTRAINED = "from calibration text alone: no weight was trained."
+_LIMIT = (
+    "Nothing was trained after the cut. The model knows less than the dense one and may be wrong more often, also "
+    "where the dense one is right; further training can win some of that back."
+)
+_UNMEASURED = "- It has not been evaluated.\n"
+_SAME_BITS = "`plan.json` and the dense weights give these weights again, bit for bit."
+
+
+def tuned_card(report: Mapping[str, Any], plan: PruningPlan, *, stock: bool) -> str:
+    """Markdown with the Hub's metadata. It bears no seal: a push brings it as it stands, its address filled in.
+
+    Args:
+        report: with the section ``tuned``.
+        plan: what was kept.
+        stock: whether a stock class of transformers opens the checkpoint.
+    """
+    tuned = report["tuned"]
+    card = model_card(report, plan, stock=stock).partition(_SEAL)[0]
+    trained_on = f"{tuned['tokens']:,} tokens of {_text_name(tuned['data'])}"
+    changes = {
+        _UNTRAINED: f"from calibration text, and then trained with LoRA on {trained_on} (see Training).",
+        _LIMIT: (
+            f"It was trained after the cut, on {trained_on} only. It still knows less than the dense model, and may "
+            "have taken on the style, the errors and the licence terms of that text."
+        ),
+        _UNMEASURED: "",
+        _SAME_BITS: "`plan.json` and the dense weights give the weights before the training, bit for bit.",
+        REFITTED: f"{REFITTED[:-1]}, before the training.",
+    }
+    for before, after in changes.items():
+        card = card.replace(before, after)
+    body, limits, rest = card.partition("## Limits\n")
+    return f"{body}{_training(tuned)}\n\n{limits}{rest}"
+
+
+def _text_name(data: Mapping[str, Any]) -> str:
+    return "text that the dense model wrote itself" if data["name"] == "self" else f"`{data['name']}`"
+
+
+def _training(tuned: Mapping[str, Any]) -> str:
+    """What was done, and what it changed."""
+    lora, losses = tuned["lora"], tuned["losses"]
+    rows = [
+        ("text", f"{_text_name(tuned['data'])}, hash `{tuned['data']['hash'][:16]}`"),
+        ("steps", f"{tuned['steps']:,} of {tuned['batch']} sequences of {tuned['length']} tokens"),
+        ("tokens", f"{tuned['tokens']:,} ({tuned['passes']:.2f} passes over the text)"),
+        ("adapters", f"LoRA on every linear layer but the head, rank {lora['rank']}, alpha {lora['alpha']}; merged"),
+        ("optimizer", f"AdamW, learning rate {tuned['lr']:g}, 5 % warm-up, cosine; seed {tuned['seed']}"),
+        ("training loss", f"{losses[0][1]:.3f} -> {losses[-1][1]:.3f} nats per token"),
+        ("time", f"{tuned['seconds']['training']:,.0f} s on {tuned['device']}"),
+    ]
+    table = "\n".join(f"| {what} | {value} |" for what, value in rows)
+    numbers = "\n".join(
+        f"| {name} | {both['before']:.3f} | {both['after']:.3f} |" for name, both in tuned["perplexity"].items()
+    )
+    text = f"## Training\n\nUnlike the cut, this step changed weights by training.\n\n| | |\n|---|---|\n{table}\n\n"
+    text += f"| perplexity | pruned | pruned and trained |\n|---|---:|---:|\n{numbers}"
+    return f"{text}\n\n```sh\n{tuned['command']}\n```" if tuned.get("command") else text

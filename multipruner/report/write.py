@@ -1,0 +1,84 @@
+"""A report for people: one HTML page about one or several runs, with every figure as PNG and its numbers as CSV.
+
+Reads what runs write; no model is loaded.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from multipruner.core.errors import ConfigError, OutputError
+
+from .inputs import read_folders
+from .page import page
+
+_ENDINGS = {".png", ".csv"}
+
+
+def write_report(folders: Sequence[Path], output: Path | None = None) -> Path:
+    """Write ``report.html`` and, beside it, ``report_files/`` with a PNG and a CSV per figure.
+
+    Args:
+        folders: of finished runs (``report.json``, ``plan.json``, maybe ``trajectory.jsonl``) or of searches
+            (``front.json``).
+        output: a folder, or the page itself when the name ends in ``.html``. Default: the run's folder when there is
+            one, the current folder when there are several.
+
+    Returns:
+        Where the page is.
+
+    Raises:
+        ConfigError: when a file of a run is missing or broken; it is named.
+        OutputError: when the page cannot be written, or its folder holds files that no report wrote.
+    """
+    if not folders:
+        raise ConfigError("no folder given; name the folders that runs wrote")
+    runs, fronts = read_folders(folders)
+    if output is None:
+        output = folders[0] if len(folders) == 1 else Path()
+    target = output if output.suffix.lower() == ".html" else output / "report.html"
+    files = target.with_name(f"{target.stem}_files")
+    _check_free(target, files)
+    text, drawings = page(runs, fronts, files.name)
+    contents: dict[str, bytes] = {}
+    for drawing in drawings:
+        contents[f"{drawing.name}.png"] = drawing.png
+        contents[f"{drawing.name}.csv"] = drawing.csv.encode()
+    try:
+        _write(target, text, files, contents)
+    except OSError as error:
+        raise OutputError(f"cannot write {error.filename or target}: {error.strerror}") from error
+    return target
+
+
+def _check_free(target: Path, files: Path) -> None:
+    """Only an earlier report is replaced."""
+    if target.is_dir():
+        raise OutputError(f"{target} is a folder; name another --output")
+    if files.exists():
+        others = [path.name for path in files.iterdir() if path.suffix not in _ENDINGS] if files.is_dir() else ["?"]
+        if others:
+            raise OutputError(f"{files} holds {others[0]}, which no report wrote; name another --output")
+
+
+def _write(target: Path, text: str, files: Path, contents: dict[str, bytes]) -> None:
+    """Everything aside first, then one rename for the folder and one for the page."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    aside = files.with_name(f".{files.name}.{os.getpid()}")
+    old, page_aside = aside.with_name(f"{aside.name}.old"), target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        aside.mkdir()
+        for name, content in contents.items():
+            (aside / name).write_bytes(content)
+        page_aside.write_text(text, encoding="utf-8")
+        if files.exists():
+            files.rename(old)
+        aside.rename(files)
+        page_aside.replace(target)
+    finally:
+        for place in (aside, old):
+            shutil.rmtree(place, ignore_errors=True)
+        page_aside.unlink(missing_ok=True)

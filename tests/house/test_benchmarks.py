@@ -1,0 +1,144 @@
+"""What the table of qualities says: rows that change what they name, sizes, averages; and two objectives agree."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from importlib import import_module
+from math import sqrt
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+
+from multipruner.core.errors import ConfigError
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+def _module(name: str) -> Any:
+    with patch.object(sys, "path", [str(BENCHMARKS), *sys.path]):
+        return import_module(name)
+
+
+def _bench(folder: Path, *settings: str, calibration: str = "self", **flags: Any) -> Any:
+    (folder / "alpaca.jsonl").write_text("".join(json.dumps({"text": f"row {n}"}) + "\n" for n in range(8)))
+    (folder / "wiki.raw").write_text("A text .\n")
+    given = {"model": "llama", "work": folder, "alpaca": folder / "alpaca.jsonl", "wikitext": folder / "wiki.raw",
+             "set": list(settings), "seeds": "0,1", "ratios": "0.1,0.2", "calibration": calibration,
+             "size_ratio": 0.2, **flags}  # fmt: skip
+    return _module("quality").Bench(argparse.Namespace(**given))
+
+
+@pytest.mark.parametrize("calibration", ["self", "alpaca"])
+def test_every_ablation_changes_what_it_names_and_nothing_else(calibration: str, tmp_path: Path) -> None:
+    bench = _bench(tmp_path, "rounds=3", "calibration.batch_size=4", calibration=calibration)
+    rows = bench.ablations()
+    default = bench.recipe({"method": "global"}, 0.2, 0)
+    assert (default.rounds, default.calibration.batch_size, default.calibration.seed) == (3, 4, 0)
+    short = bench.recipe(rows["256-token sequences"], 0.2, 0).calibration
+    assert (short.length, short.sequences, short.statistics_sequences) == (256, 16, 512)
+    sources = {bench.recipe(settings, 0.2, 0).calibration.source for settings in rows.values()}
+    assert sources == {"self", str(bench.train), f"{bench.train}+self"}
+    assert "own text" in " ".join(rows) and len(rows) == 10
+
+
+def test_a_row_that_is_no_ablation_under_the_settings_given_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"magnitude order.*importance.*nothing"):
+        _bench(tmp_path, "importance=magnitude").ablations()
+    with pytest.raises(ConfigError, match="importence"):
+        _bench(tmp_path, "importence=magnitude").ablations()
+
+
+def test_sizes_change_the_statistics_and_scoring_only_downwards(tmp_path: Path) -> None:
+    bench = _bench(tmp_path)
+    cells = [bench.sizes(tokens) for tokens in (100, 4096, 32768, 131072, 262144)]
+    names = ["100 tokens", "4096 tokens", "32768 tokens", "global", "262144 tokens"]
+    assert [name for name, _ in cells] == names
+    texts = [bench.recipe(settings, 0.2, 0).calibration for _, settings in cells]
+    assert [text.statistics_sequences for text in texts] == [1, 8, 64, 256, 512]
+    assert [text.sequences for text in texts] == [1, 1, 2, 8, 8]
+    assert {text.length for text in texts} == {512}
+
+
+@pytest.mark.parametrize("calibration", ["self", "alpaca"])
+def test_the_published_procedure_sees_the_text_it_was_published_with(calibration: str, tmp_path: Path) -> None:
+    bench = _bench(tmp_path, calibration=calibration)
+    recipes = {name: bench.recipe(settings, 0.2, 1) for name, settings in _module("quality").METHODS.items()}
+    alpaca = str(bench.train)
+    sources = {name: recipe.calibration.source for name, recipe in recipes.items()}
+    assert sources.pop("global") == ("self" if calibration == "self" else alpaca)
+    assert sources == {"paper": alpaca, "blocks only": alpaca}
+    assert {recipe.calibration.seed for recipe in recipes.values()} == {1}
+
+
+def test_only_the_published_procedure_has_a_folder_for_every_ratio(tmp_path: Path) -> None:
+    bench, methods = _bench(tmp_path), _module("quality").METHODS
+    folders = {
+        name: {bench.folder(name, settings, ratio, 0) for ratio in (0.1, 0.2)} for name, settings in methods.items()
+    }
+    assert {name: len(found) for name, found in folders.items()} == {"global": 1, "paper": 2, "blocks only": 1}
+    other = bench.folder("last norm as it was", {"final_norm": "keep"}, 0.2, 0)
+    assert folders["global"] == {other}, "the same losses"
+    assert bench.folder("no repair", {"compensation": "none"}, 0.2, 0) not in folders["global"]
+    assert len(set().union(*folders.values())) == 4
+
+
+def test_a_cell_serves_what_asks_for_the_same_recipe_and_no_other_tasks() -> None:
+    of = _module("quality")._of
+    recipe, tasks = {"ratio": 0.2}, [["piqa"], 200]
+    judged = {"asked": {"recipe": recipe, "tasks": tasks}}
+    assert of(judged, {"recipe": recipe, "tasks": tasks}) and of(judged, {"recipe": recipe, "tasks": []})
+    assert not of(judged, {"recipe": recipe, "tasks": [["piqa"], 100]})
+    assert not of(judged, {"recipe": {"ratio": 0.1}, "tasks": []})
+    assert not of({"asked": {"recipe": recipe, "tasks": []}}, {"recipe": recipe, "tasks": tasks})
+    assert not of({}, {"recipe": recipe, "tasks": []}), "nobody knows what it is of"
+
+
+@pytest.mark.parametrize("changed", ["model", "alpaca", "wikitext"])
+def test_cells_are_of_one_model_and_its_texts(changed: str, tmp_path: Path) -> None:
+    first = _bench(tmp_path).common
+    assert _bench(tmp_path).common == first
+    if changed == "model":
+        assert _bench(tmp_path, model="other").common != first
+    else:
+        (tmp_path / "other").write_text('{"text": "another row"}\n')
+        other: dict[str, Any] = {changed: tmp_path / "other"}
+        assert _bench(tmp_path, **other).common != first
+
+
+def _cell(**scores: float) -> dict[str, Any]:
+    texts = {name: {"value": 10.0} for name in ("wikitext2", "alpaca")}
+    tasks = {name: {"metrics": {"acc": {"value": score, "stderr": 0.03}}} for name, score in scores.items()}
+    return {**texts, "tasks": tasks, "ratio": 0.2, "parameters": 1e8, "target": 0.2}
+
+
+def test_the_average_of_the_tasks_has_the_error_of_independent_tasks() -> None:
+    report = _module("quality_report")
+    scores = [report.accuracy(task) for task in _cell(a=0.5, b=0.3)["tasks"].values()]
+    value, error = report.average(scores)
+    assert (value, error) == (pytest.approx(0.4), pytest.approx(sqrt(2) * 0.03 / 2))
+    assert "40.0 ±2.1" in report.row("x", _cell(a=0.6, b=0.6), [_cell(a=0.5, b=0.3)])
+    missing = report.row("x", _cell(a=0.6, b=0.6, c=0.6), [_cell(a=0.5, b=0.3)])
+    assert "40.0" not in missing and missing.count("|") == report.heading(_cell(a=0.6, b=0.6, c=0.6))[0].count("|")
+
+
+def test_a_ratio_that_was_missed_says_what_was_asked(tmp_path: Path) -> None:
+    report = _module("quality_report")
+    assert report.removed([{"ratio": 0.2015, "target": 0.2}]) == "20.15%"
+    assert report.removed([{"ratio": 0.17, "target": 0.2}]) == "17.00% (asked: 20.0%)"
+    tables = report.Tables(tmp_path / "table.md", _cell())
+    tables.add("Methods", "blocks only", "0.2", {"impossible": "no", "target": 0.2})
+    tables.add("Methods", "global", "0.2", _cell())
+    written = (tmp_path / "table.md").read_text()
+    assert "20% is out of reach" in written and written.count("| global | 20.00% | 100.00M | 10.0 (1.00x)") == 1
+    assert len({line.count("|") for line in written.splitlines() if line.startswith("|")}) == 1
+
+
+def test_both_objectives_take_the_same_first_step(dense: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["objective.py", "--model", str(dense), "--sequences", "2", "--length", "8"]
+    with patch.object(sys, "argv", given):
+        _module("objective").main()
+    assert "same choice: True" in capsys.readouterr().out

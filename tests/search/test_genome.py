@@ -1,0 +1,234 @@
+"""Genomes: whatever is done to them, budget, alignment and the last blocks stay. No torch."""
+
+from __future__ import annotations
+
+import random
+from itertools import product
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from multipruner.config.recipe import Recipe
+from multipruner.core.axes import DIMENSIONS
+from multipruner.core.costs import Costs, LayerCost
+from multipruner.core.errors import ConfigError, InfeasibleError
+from multipruner.core.structure import LayerSize, Structure
+from multipruner.search.genome import StructureSpace
+from multipruner.search.grid import Grid
+from multipruner.search.ladder import Ladder
+from multipruner.search.limits import Bound, Budget
+from multipruner.search.objectives import CONSENT, check_objectives
+from multipruner.search.schedule import Schedule, ScheduleSpace
+
+DENSE = Structure.uniform(6, 8, 4, 64)
+LAYER = LayerCost(10, 100, 100, 10, 30, 100, 100, 30)
+COSTS = Costs(DENSE, LAYER, 5000, 16, 5000, 2)
+SMALL = Structure.uniform(2, 4, 2, 24)
+SMALL_COSTS = Costs(SMALL, LAYER, 1000, 16, 1000, 2)
+
+
+def check(space: StructureSpace, structure: Structure, grid: Grid) -> None:
+    """The three promises, computed anew here."""
+    dense = space.ladder.dense
+    assert structure.fits_in(dense)
+    assert structure.count("attention") >= 1
+    assert structure.count("mlp") >= 1
+    for size, full in zip(structure, dense, strict=True):
+        assert size.kv_heads % grid.kv_group_step == 0
+        assert size.query_heads == size.kv_heads * (full.query_heads // full.kv_heads)
+        assert size.channels == 0 or (
+            (full.channels - size.channels) % grid.channel_group == 0 and size.channels >= grid.channel_group
+        )
+    for bound in space.budget.bounds:
+        assert bound.least <= bound.cost(structure) <= bound.limit
+
+
+@settings(max_examples=30)
+@given(st.integers(0, 10**6), st.floats(0.05, 0.7), st.sampled_from([Grid(8), Grid(16, 2), Grid(24, 1, True)]))
+def test_operators_keep_budget_alignment_and_the_last_blocks(seed: int, ratio: float, grid: Grid) -> None:
+    rng = random.Random(seed)
+    space = StructureSpace(DENSE, grid, Budget.from_ratio(COSTS, ratio, 0.02))
+    parents = [space.random(rng) for _ in range(3)]
+    children = [space.mutate(parents[0], rng, strength) for strength in (1, 1, 2, 4)]
+    children += space.mate(parents[0], parents[1], rng) + space.mate(parents[2], children[0], rng)
+    for structure in parents + children:
+        check(space, structure, grid)
+        assert space.holds(structure)
+        assert abs(COSTS.ratio(structure) - ratio) <= 0.02 + 1e-9
+
+
+@given(st.integers(0, 10**6), st.floats(0.3, 1.0), st.floats(0.2, 1.0), st.booleans())
+@settings(max_examples=30)
+def test_any_upper_bounds_hold_together(seed: int, parameters: float, cache: float, fill: bool) -> None:
+    bounds = (
+        Bound("parameters", COSTS.parameters, parameters * COSTS.parameters(DENSE)),
+        Bound("kv_bytes", COSTS.kv_bytes_per_token, cache * COSTS.kv_bytes_per_token(DENSE)),
+    )
+    space, rng = StructureSpace(DENSE, Grid(8), Budget(bounds, fill=fill)), random.Random(seed)
+    one, other = space.random(rng), space.random(rng)
+    for structure in (one, other, space.mutate(one, rng), *space.mate(one, other, rng)):
+        check(space, structure, Grid(8))
+        if fill:  # nothing can grow by a group and still fit
+            levels = space.ladder.levels(structure)
+            for place, top in enumerate(space.ladder.tops):
+                if levels[place] < top:
+                    larger = [level + (place == i) for i, level in enumerate(levels)]
+                    assert not space.budget.holds(space.ladder.structure(larger))
+
+
+def test_a_tight_budget_on_the_sizes_of_a_real_model_is_met() -> None:
+    hidden, dense = 576, Structure.uniform(30, 9, 3, 1536)  # SmolLM2-135M
+    heads = 2 * 64 * hidden
+    layer = LayerCost(hidden, heads, heads, hidden, 3 * hidden, heads, heads, 3 * hidden)
+    costs = Costs(dense, layer, 49152 * hidden + hidden, 64, 49152 * hidden, 2)
+    assert costs.parameters(dense) == 134_515_008
+    space, rng = StructureSpace(dense, Grid(128), Budget.from_ratio(costs, 0.2, 0.0003)), random.Random(1)
+    one, other = space.random(rng), space.random(rng)
+    for structure in (one, other, space.mutate(one, rng), *space.mate(one, other, rng)):
+        assert abs(costs.ratio(structure) - 0.2) <= 0.0003 + 1e-12
+
+
+def test_mutation_alone_reaches_every_structure_that_holds() -> None:
+    budget = Budget.from_ratio(SMALL_COSTS, 0.4, 0.08)
+    space, rng = StructureSpace(SMALL, Grid(8), budget), random.Random(0)
+    everything = {
+        space.ladder.structure(levels)
+        for levels in product(*(range(top + 1) for top in space.ladder.tops))
+        if space.holds(space.ladder.structure(levels))
+    }
+    assert len(everything) > 20
+    here, seen = space.random(rng), set()
+    for _ in range(4000):
+        seen.add(here)
+        here = space.mutate(here, rng)
+    assert seen == everything
+
+
+def test_operators_depend_on_the_generator_alone() -> None:
+    space = StructureSpace(DENSE, Grid(8), Budget.from_ratio(COSTS, 0.3, 0.02))
+
+    def walk() -> list[Structure]:
+        rng = random.Random(5)
+        found = [space.random(rng), space.random(rng)]
+        for _ in range(10):
+            found += space.mate(found[-1], space.mutate(found[-2], rng), rng)
+        return found
+
+    random.seed(1)
+    before, first = random.getstate(), walk()
+    random.random()
+    assert walk() == first
+    random.seed(1)
+    assert random.getstate() == before
+
+
+@given(st.integers(0, 10**6), st.sampled_from([Grid(8), Grid(16, 2), Grid(24, 1, True)]))
+def test_levels_and_structures_translate_both_ways(seed: int, grid: Grid) -> None:
+    ladder, rng = Ladder(DENSE, grid), random.Random(seed)
+    levels = [rng.randint(0, top) for top in ladder.tops]
+    assert ladder.levels(ladder.structure(levels)) == levels
+    assert ladder.structure(ladder.tops) == DENSE
+
+
+def test_uneven_groups_leave_from_the_end() -> None:
+    ladder = Ladder(DENSE, Grid(24, 1, True))
+    assert [ladder.structure([4, level, *ladder.tops[2:]])[0].channels for level in range(3)] == [0, 40, 64]
+
+
+def test_given_structures_are_admitted_as_they_are_or_moved_into_the_budget() -> None:
+    space, rng = StructureSpace(DENSE, Grid(8), Budget.from_ratio(COSTS, 0.3, 0.02)), random.Random(3)
+    inside = space.random(rng)
+    assert space.admit(inside, rng) is inside
+    for other in (DENSE, DENSE.replace(0, LayerSize(2, 1, 13)), DENSE.replace(1, LayerSize(0, 0, 64))):
+        check(space, space.admit(other, rng), Grid(8))
+    with pytest.raises(ConfigError, match="larger than the dense"):
+        space.admit(Structure.uniform(6, 16, 8, 64), rng)
+
+
+def test_what_cannot_be_is_refused_with_the_nearest_value() -> None:
+    with pytest.raises(InfeasibleError, match="parameters") as unreachable:
+        StructureSpace(DENSE, Grid(8), Budget((Bound("parameters", COSTS.parameters, 5100),)))
+    assert unreachable.value.nearest == 5000 + 10 + 300 + 10 + 240
+    tight = StructureSpace(DENSE, Grid(64, 4), Budget.from_ratio(COSTS, 0.2, 0.0001))
+    with pytest.raises(InfeasibleError, match="wider tolerance") as between:
+        tight.random(random.Random(0))
+    assert between.value.nearest is not None
+    with pytest.raises(ConfigError, match="divide"):
+        StructureSpace(DENSE, Grid(7))
+    with pytest.raises(ConfigError, match="ratio"):
+        Budget.from_ratio(COSTS, 1.0)
+
+
+SCHEDULES = ScheduleSpace((8, 16, 32), ("magnitude", "none"), (False, True))
+
+
+@given(st.integers(0, 10**6))
+def test_schedules_stay_permutations_and_shares_of_a_hundred(seed: int) -> None:
+    rng = random.Random(seed)
+    one, other = SCHEDULES.random(rng), SCHEDULES.random(rng)
+    changed = SCHEDULES.mutate(one, rng, 2.0)
+    assert changed != one
+    for schedule in (one, other, changed, *SCHEDULES.mate(one, other, rng)):
+        assert sorted(schedule.order) == sorted(DIMENSIONS)
+        assert sum(schedule.shares) == 100
+        assert SCHEDULES.admit(schedule, rng) == schedule
+        assert SCHEDULES.from_json(SCHEDULES.to_json(schedule)) == schedule
+        decoded = schedule.decode()
+        assert decoded.pop("compensation") in (False, True)
+        recipe = Recipe.build({"model": "m", **decoded})
+        assert (recipe.order, recipe.channel_group) == (schedule.order, schedule.channel_group)
+
+
+def test_schedules_that_walk_the_same_path_are_one() -> None:
+    rng = random.Random(0)
+    twins = [
+        Schedule(("heads", "blocks", "mlp"), (100, 0, 0), 16, "none", True),
+        Schedule(("mlp", "heads", "blocks"), (100, 0, 0), 32, "none", True),
+    ]
+    assert len({SCHEDULES.admit(twin, rng) for twin in twins}) == 1
+
+
+def test_schedules_that_cannot_be_are_refused() -> None:
+    with pytest.raises(ConfigError, match="name each of"):
+        Schedule(("mlp", "mlp", "heads"), (1, 1, 98), 8, "magnitude", False)
+    for shares in ((50, 50, 1), (-1, 100, 1), (50, 50)):
+        with pytest.raises(ConfigError, match="100 in all"):
+            Schedule(DIMENSIONS, shares, 8, "magnitude", False)
+    with pytest.raises(ConfigError, match="channel group 9"):
+        SCHEDULES.admit(Schedule(DIMENSIONS, (1, 98, 1), 9, "magnitude", False), random.Random(0))
+    with pytest.raises(ConfigError, match="importances"):
+        ScheduleSpace((8,), ())
+
+
+def test_every_mutation_of_a_schedule_happens() -> None:
+    rng, base = random.Random(0), Schedule(("blocks", "mlp", "heads"), (44, 52, 4), 8, "magnitude", False)
+    names = ("order", "shares", "channel_group", "importance", "compensation")
+    changed = {name for _ in range(100) for name in names
+               if getattr(SCHEDULES.mutate(base, rng), name) != getattr(base, name)}  # fmt: skip
+    assert changed == set(names)
+
+
+def test_tasks_are_no_objectives_unless_consent_is_typed() -> None:
+    assert check_objectives(["loss", "params", "kv_bytes"]) == ("loss", "parameters", "kv_bytes")
+    for task in ("arc_easy", "wikitext", "mmlu_stem", "hellaswag", "ppl"):
+        for consent in (None, "", "yes"):
+            with pytest.raises(ConfigError, match=r"evaluation task.*no longer a test.*calibration"):
+                check_objectives(["loss", task], consent)
+        assert check_objectives([task, "latency"], CONSENT.upper()) == (task, "latency")
+    with pytest.raises(ConfigError, match="evaluation task"):
+        check_objectives(["loss", "my_own_task"], is_task=lambda name: name == "my_own_task")
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["los"], "did you mean 'loss'"),
+        (["loss", "loss"], "once"),
+        (["latency", "flops"], "smallest model"),
+        ([], "loss"),
+    ],
+)
+def test_objectives_that_cannot_be_meant_are_refused(names: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        check_objectives(names, CONSENT)

@@ -1,0 +1,175 @@
+"""The search against toy objectives: no torch, no model, microseconds."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from multipruner.core.errors import ConfigError, InfeasibleError
+from multipruner.core.structure import LayerSize, Structure
+from multipruner.search import (
+    DIMENSIONS,
+    Dimension,
+    Grid,
+    Problem,
+    Step,
+    candidates,
+    expected_candidates,
+    reachable_ratio,
+    replay,
+    sequential_path,
+    steps_to,
+)
+from tests.support.toys import COSTS, DENSE, Additive, problem
+
+
+def run(given_problem: Problem, objective: Additive | None = None, **keywords: object) -> list[Step]:
+    objective = objective or Additive()
+    return sequential_path(given_problem, dict.fromkeys(DIMENSIONS, objective), **keywords)  # type: ignore[arg-type]
+
+
+orders = st.permutations(DIMENSIONS).map(tuple)
+shares = st.fixed_dictionaries({name: st.integers(0, 10) for name in DIMENSIONS}).filter(lambda s: s["blocks"] > 0)
+
+
+@settings(max_examples=80)
+@given(orders, shares, st.floats(0.05, 0.5), st.integers(1, 50))
+def test_every_step_is_the_best_of_its_dimension(
+    order: tuple[Dimension, ...], share: dict[Dimension, float], ratio: float, seed: int
+) -> None:
+    asked = problem(ratio, order=order, shares=share)
+    objective, structure = Additive(seed), DENSE
+    try:
+        steps = run(asked, objective)
+    except InfeasibleError:
+        return
+    for step in steps:
+        options = [s for _, _, s in candidates(step.stage, structure, asked.grid)]
+        assert step.candidates == len(options)
+        assert step.loss == min(map(objective, options))
+        structure = replay(structure, [step])
+        assert step.ratio == COSTS.ratio(structure)
+    assert [step.stage for step in steps] == sorted((step.stage for step in steps), key=order.index)
+
+
+@settings(max_examples=60)
+@given(orders, st.floats(0.05, 0.4), st.integers(1, 50))
+def test_the_ratio_is_within_half_a_step_or_reached(order: tuple[Dimension, ...], ratio: float, seed: int) -> None:
+    steps = run(problem(ratio, order=order), Additive(seed))
+    ratios = [0.0] + [step.ratio for step in steps]
+    last = ratios[-1] - ratios[-2]
+    structure = replay(DENSE, steps)
+    options = candidates(order[-1], structure, Grid(8, 1))
+    best = Additive(seed).argmin([s for _, _, s in options]).best if options else structure
+    next_size = COSTS.ratio(best) - ratios[-1]
+    assert -max(next_size, last) / 2 - 1e-9 <= steps[-1].ratio - ratio <= last / 2 + 1e-9
+    assert run(problem(ratio, "reach", order=order), Additive(seed))[-1].ratio >= ratio
+
+
+@settings(max_examples=40)
+@given(st.integers(0, 60), st.integers(1, 30))
+def test_a_run_cut_anywhere_ends_the_same(cut: int, seed: int) -> None:
+    whole = run(problem(), Additive(seed))
+    cut = min(cut, len(whole))
+    objective, new = Additive(seed), []
+    resumed = run(problem(), objective, done=whole[:cut], on_step=new.append)
+    assert resumed == whole
+    assert new == whole[cut:]
+    assert [step.to_json() | {"seconds": 0} for step in resumed] == [s.to_json() | {"seconds": 0} for s in whole]
+
+
+def test_the_objective_is_told_of_every_commitment() -> None:
+    objective = Additive()
+    steps = run(problem(), objective)
+    assert objective.committed[-1] == replay(DENSE, steps)
+    assert len(set(objective.committed)) == len(steps) + 1
+
+
+def test_a_dimension_without_share_is_left_alone() -> None:
+    steps = run(problem(0.2, shares={"blocks": 0, "mlp": 1, "heads": 0}))
+    assert {step.stage for step in steps} == {"mlp"}
+
+
+def test_steps_survive_json() -> None:
+    for step in run(problem()):
+        assert Step.from_json(step.to_json()) == step
+    with pytest.raises(ConfigError):
+        Step.from_json({"stage": "mlp"})
+
+
+def test_a_nested_path_serves_smaller_ratios() -> None:
+    steps = run(problem(0.4))
+    for ratio in (0.05, 0.1, 0.22, 0.4):
+        count = steps_to(steps, ratio)
+        gaps = [abs(r - ratio) for r in [0.0] + [step.ratio for step in steps]]
+        assert gaps[count] == min(gaps)
+
+
+def test_what_cannot_be_reached_is_said_with_the_maximum() -> None:
+    asked = problem(0.95, shares={"blocks": 0, "mlp": 1, "heads": 0})
+    most = reachable_ratio(asked)
+    smallest = Structure.uniform(6, 8, 4, 8)
+    assert most == pytest.approx(COSTS.ratio(smallest), abs=1e-3)
+    with pytest.raises(InfeasibleError, match="out of reach") as caught:
+        run(asked)
+    assert caught.value.nearest == pytest.approx(COSTS.ratio(smallest))
+    assert reachable_ratio(problem(0.3)) == 0.3
+
+
+@pytest.mark.parametrize("ratio", [0.3, 0.5, 0.7])
+def test_what_some_path_reaches_is_not_refused(ratio: float) -> None:
+    asked = problem(ratio)
+    assert reachable_ratio(asked) == ratio
+    run(asked, Additive(3))
+
+
+def test_less_than_half_a_step_is_refused_with_the_smallest() -> None:
+    with pytest.raises(InfeasibleError, match="smallest step") as caught:
+        run(problem(1e-4))
+    least = min(COSTS.ratio(s) for d in DIMENSIONS for _, _, s in candidates(d, DENSE, Grid(8)))
+    assert caught.value.nearest == least
+
+
+def test_a_cut_of_a_path_follows_its_stop_rule() -> None:
+    steps = run(problem(0.4))
+    reached = steps_to(steps, 0.2, "reach")
+    assert steps[reached - 1].ratio >= 0.2 > steps[reached - 2].ratio
+
+
+def test_groups_that_do_not_divide_are_refused_with_those_that_do() -> None:
+    with pytest.raises(ConfigError, match=r"48 does not divide the 64 channels.*32, 64"):
+        run(problem(grid=Grid(48, 1)))
+    with pytest.raises(ConfigError, match="does not divide the 4 kv heads"):
+        run(problem(grid=Grid(8, 3)))
+
+
+def test_partial_groups_leave_from_the_end() -> None:
+    steps = run(problem(0.1, grid=Grid(24, 1, partial=True), shares={"blocks": 0, "mlp": 1, "heads": 0}))
+    widths = {size.channels for size in replay(DENSE, steps)}
+    assert widths <= {64, 40}, "64 - 24 = 40 stay: another 24 would leave less than a group"
+    with pytest.raises(ConfigError, match="--partial-groups"):
+        run(problem(grid=Grid(24, 1)))
+
+
+def test_candidates_keep_a_block_and_a_group() -> None:
+    one = Structure((LayerSize(8, 4, 64), LayerSize(0, 0, 8)))
+    assert [kind for kind, *_ in candidates("blocks", one, Grid(8))] == ["mlp", "mlp"]
+    assert [layer for _, layer, _ in candidates("mlp", one, Grid(8))] == [0]
+    (kind, layer, structure), *rest = candidates("heads", one, Grid(8, 2))
+    assert (kind, layer, structure[0], rest) == ("attention", 0, LayerSize(4, 2, 64), [])
+
+
+def test_expected_candidates_are_of_the_right_size() -> None:
+    counts, steps = expected_candidates(problem()), run(problem())
+    for dimension in DIMENSIONS:
+        seen = sum(step.candidates for step in steps if step.stage == dimension)
+        assert counts[dimension] == pytest.approx(seen, rel=0.5, abs=30)
+
+
+def test_search_needs_no_torch() -> None:
+    code = "import sys, multipruner.search; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,212 @@
+"""Tiny random models of every family, plans for them and a tokenizer: milliseconds, no network.
+
+Nothing about them is degenerate: KV groups of two query heads, ``head_dim`` that is not hidden/heads, biases where
+the family has them, norms away from one.
+"""
+
+from __future__ import annotations
+
+import copy
+import random
+import shutil
+import tempfile
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
+
+from multipruner.core.families import dense_structure, dimensions, spec_for
+from multipruner.core.plan import LayerRanking, PruningPlan, Ranking
+from multipruner.core.structure import LayerSize, Structure
+
+VOCABULARY = 97
+SIZES: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 48,
+    "intermediate_size": 40,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 128,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 50000.0},
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+CLASSES: dict[str, tuple[Any, Any]] = {
+    "llama": (LlamaConfig, LlamaForCausalLM),
+    "mistral": (MistralConfig, MistralForCausalLM),
+    "qwen2": (Qwen2Config, Qwen2ForCausalLM),
+    "qwen3": (Qwen3Config, Qwen3ForCausalLM),
+}
+STOCK = tuple(CLASSES)
+FAMILIES = (*STOCK, "baichuan")
+MIXED_WINDOWS = ["sliding_attention", "full_attention", "sliding_attention", "full_attention"]
+VARIANTS: dict[str, dict[str, Any]] = {
+    "llama": {"family": "llama"},
+    "llama-tied": {"family": "llama", "tied": True},
+    "llama-biased": {"family": "llama", "attention_bias": True, "mlp_bias": True},
+    "mistral": {"family": "mistral", "sliding_window": None},
+    "mistral-sliding": {"family": "mistral", "sliding_window": 3},
+    "qwen2": {"family": "qwen2"},
+    "qwen2-mixed": {
+        "family": "qwen2",
+        "layers": 4,
+        "use_sliding_window": True,
+        "sliding_window": 3,
+        "layer_types": MIXED_WINDOWS,
+    },
+    "qwen3": {"family": "qwen3"},
+    "qwen3-tied": {"family": "qwen3", "tied": True},
+    "baichuan": {"family": "baichuan"},
+}
+"""Keyword arguments of :func:`tiny_model` for the contract tests."""
+
+
+@cache
+def baichuan_folder() -> Path:
+    """The Baichuan-shaped stand-in's code in a folder of its own, as a checkpoint would bring it."""
+    folder = Path(tempfile.mkdtemp(prefix="tiny-")) / "baichuan"
+    shutil.copytree(Path(__file__).parent / "baichuan_code", folder, ignore=shutil.ignore_patterns("__pycache__"))
+    return folder
+
+
+def _classes(family: str) -> tuple[Any, Any]:
+    if family in CLASSES:
+        return CLASSES[family]
+    model = get_class_from_dynamic_module("modeling_baichuan.BaichuanForCausalLM", str(baichuan_folder()))
+    model.register_for_auto_class("AutoModelForCausalLM")
+    model.config_class.register_for_auto_class("AutoConfig")
+    return model.config_class, model
+
+
+def tiny_model(
+    family: str,
+    *,
+    tied: bool = False,
+    layers: int = 3,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+    **config: Any,
+) -> PreTrainedModel:
+    """A random dense model in evaluation mode: 4 query heads of 16 on 2 KV heads, hidden 48, 40 channels, 97 tokens.
+
+    Baichuan's has as many KV heads as query heads and hidden 64. Further ``config`` goes to the configuration.
+    """
+    config_class, model_class = _classes(family)
+    sizes = {"vocab_size": VOCABULARY} if family == "baichuan" else SIZES
+    config = {**sizes, "num_hidden_layers": layers, "tie_word_embeddings": tied, **config}
+    model = model_class(config_class(**config))
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            scale = 0.5 if "embed" in name else 0.2
+            parameter.copy_(noise * scale + ("norm" in name))
+    return model.to(dtype).eval()
+
+
+def random_structure(dense: Structure, seed: int, *, drop: float = 0.25, partial: bool = False) -> Structure:
+    """A random structure within a dense one: any width, each block gone with probability ``drop``.
+
+    At least one attention and one MLP block stay. KV groups are whole, or with ``partial`` of any size.
+    """
+    rng, finer = random.Random(seed), random.Random(f"query heads {seed}")
+    sizes = []
+    for number, full in enumerate(dense):
+        per_group = full.query_heads // full.kv_heads
+        groups, channels = rng.randint(1, full.kv_heads), rng.randint(1, full.channels)
+        if number != seed % len(dense):
+            groups = 0 if rng.random() < drop else groups
+            channels = 0 if rng.random() < drop else channels
+        queries = finer.randint(1, per_group) if partial else per_group
+        sizes.append(LayerSize(groups * queries, groups, channels))
+    return Structure(tuple(sizes))
+
+
+def random_ranking(dense: Structure, seed: int) -> Ranking:
+    """A random order of every layer's KV groups and channels, and of the query heads in every group."""
+    rng, finer = random.Random(seed), random.Random(f"query heads {seed}")
+
+    def inside(size: LayerSize) -> tuple[tuple[int, ...], ...]:
+        whole = size.query_heads // size.kv_heads if size.kv_heads else 0
+        groups = (range(group * whole, (group + 1) * whole) for group in range(size.kv_heads))
+        return tuple(tuple(finer.sample(heads, whole)) for heads in groups)
+
+    return Ranking(
+        tuple(
+            LayerRanking(
+                tuple(rng.sample(range(s.kv_heads), s.kv_heads)),
+                tuple(rng.sample(range(s.channels), s.channels)),
+                inside(s),
+            )
+            for s in dense
+        )
+    )
+
+
+def plan_for(model: PreTrainedModel, structure: Structure, seed: int = 0) -> PruningPlan:
+    """A plan that keeps randomly ranked parts of a model in a given structure."""
+    dense = dense_structure(model.config)
+    ranking = random_ranking(dense, seed)
+    model_type = spec_for(model.config).model_type
+    return PruningPlan.from_structure(structure, ranking, dense, model="tiny", model_type=model_type)
+
+
+def random_plan(model: PreTrainedModel, seed: int = 0, *, drop: float = 0.25) -> PruningPlan:
+    """A random plan for a model: random structure, random parts."""
+    return plan_for(model, random_structure(dense_structure(model.config), seed, drop=drop), seed)
+
+
+def masked_model(model: PreTrainedModel, plan: PruningPlan) -> PreTrainedModel:
+    """The dense model with everything that a plan removes set to zero: the reference for every pruned model."""
+    masked = copy.deepcopy(model)
+    spec, head_dim = spec_for(model.config), dimensions(model.config).head_dim
+    for number, kept in enumerate(plan.layers):
+        layer = masked.get_submodule(f"{spec.decoder}.{spec.layers}.{number}")
+        heads = [head * head_dim + i for head in kept.query_heads for i in range(head_dim)]
+        for block, columns in ((spec.attention, heads), (spec.mlp, list(kept.channels))):
+            output = layer.get_submodule(f"{block.path}.{block.output}")
+            assert isinstance(output, torch.nn.Linear)
+            gone = torch.ones(output.in_features, dtype=torch.bool)
+            gone[columns] = False
+            with torch.no_grad():
+                output.weight[:, gone] = 0
+                if not columns and output.bias is not None:
+                    output.bias.zero_()
+    return masked
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """One token per word ``w4`` ... ``w96``, besides ``<pad> <s> </s> <unk>``; pads on the left."""
+    words = ["<pad>", "<s>", "</s>", "<unk>", *(f"w{number}" for number in range(4, VOCABULARY))]
+    tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # pyright: ignore[reportAttributeAccessIssue]
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        padding_side="left",
+    )
+
+
+def random_ids(batch: int = 2, length: int = 12, seed: int = 0) -> torch.Tensor:
+    """Random token ids without special tokens, [batch, length]."""
+    return torch.randint(4, VOCABULARY, (batch, length), generator=torch.Generator().manual_seed(seed))

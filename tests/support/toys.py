@@ -1,0 +1,48 @@
+"""Search problems without a model: a structure, its costs, and a loss that is easy to foretell."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from multipruner.core.costs import Costs, LayerCost
+from multipruner.core.objective import Choice
+from multipruner.core.structure import Structure
+from multipruner.search import DIMENSIONS, Grid, Problem
+
+DENSE = Structure.uniform(6, 8, 4, 64)
+COSTS = Costs(DENSE, LayerCost(10, 100, 100, 10, 30, 100, 100, 30), 5000, 16, 5000, 2)
+
+
+class Additive:
+    """A loss that is a sum of what each removed part is worth: greedy decisions are easy to foretell."""
+
+    def __init__(self, seed: int = 1) -> None:
+        self.worth = [((n * 7919 + seed * 104729) % 101 + 1, (n * 6841 + seed * 1299709) % 97 + 1) for n in range(6)]
+        self.committed: list[Structure] = []
+        self.calls = 0
+
+    def __call__(self, structure: Structure) -> float:
+        loss = 0.0
+        for (heads, channels), size, full in zip(self.worth, structure, DENSE, strict=True):
+            loss += heads * (1 - size.query_heads / full.query_heads) ** 2
+            loss += channels * (1 - size.channels / full.channels) ** 2
+        return loss
+
+    def argmin(self, structures: Sequence[Structure], progress: Callable[[int, int], None] | None = None) -> Choice:
+        self.calls += 1
+        ranked = sorted((self(s), index) for index, s in enumerate(structures))
+        if progress is not None:
+            progress(len(structures), len(structures))
+        (loss, best), *rest = ranked
+        if not rest:
+            return Choice(structures[best], loss)
+        return Choice(structures[best], loss, structures[rest[0][1]], rest[0][0])
+
+    def commit(self, structure: Structure) -> None:
+        self.committed.append(structure)
+
+
+def problem(ratio: float = 0.3, stop: str = "nearest", **changes: object) -> Problem:
+    base = Problem(COSTS, ratio, DIMENSIONS, {"blocks": 44, "mlp": 52, "heads": 4}, Grid(8, 1), stop)  # type: ignore[arg-type]
+    return replace(base, **changes)  # type: ignore[arg-type]
