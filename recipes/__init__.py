@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from multipruner.config.precedence import from_file
 from multipruner.config.recipe import Recipe
 from multipruner.core.errors import ConfigError, UnknownModelError, did_you_mean
 
@@ -61,13 +62,15 @@ def parse(text: str, origin: str) -> dict[str, Any]:
         mapping = yaml.load(text, _Loader)  # _Loader is a SafeLoader
     except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"{origin} is no valid YAML: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise ConfigError(f"{origin} is nested too deeply for a recipe") from None
     if not isinstance(mapping, dict) or not all(isinstance(key, str) for key in mapping):
         raise ConfigError(f"{origin} must be a mapping of recipe keys such as 'model: owner/name'")
     return mapping
 
 
 def read_file(path: str | Path) -> dict[str, Any]:
-    """The mapping in a recipe file.
+    """The mapping in a recipe file, which may not decide that a model's own code is run (:func:`from_file`).
 
     Raises:
         ConfigError: when the file cannot be read or parsed.
@@ -76,7 +79,7 @@ def read_file(path: str | Path) -> dict[str, Any]:
         text = Path(path).expanduser().read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read the recipe {path}: {error}") from None
-    return parse(text, str(path))
+    return from_file(parse(text, str(path)))
 
 
 def names() -> list[str]:

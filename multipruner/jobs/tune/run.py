@@ -23,6 +23,7 @@ from multipruner.checkpoint.classes import family_of
 from multipruner.checkpoint.load import load
 from multipruner.checkpoint.run_folder import RunFolder, read_run
 from multipruner.checkpoint.save import check_space, check_target, save
+from multipruner.config.precedence import trusts
 from multipruner.config.recipe import EvaluationSpec
 from multipruner.console.progress import counting_display, judging_display, waiting_display
 from multipruner.console.say import teller
@@ -208,12 +209,12 @@ def _prepare(
     where = _device(device)
     with timed(seconds, "load"), waiting_display(console, "loading the model"):
         model: Any = load(run.path, trust_remote_code=trust_remote_code)
-        tokenizer = AutoTokenizer.from_pretrained(run.path, trust_remote_code=trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(run.path, trust_remote_code=trusts(trust_remote_code))
     with timed(seconds, "text"), counting_display(console, "text") as display:
         text = tuning_text(
             settings.data, tokenizer, run.report,
             sequences=settings.steps * settings.batch, length=settings.length, seed=settings.seed,
-            column=settings.text_column, say=teller(console),
+            column=settings.text_column, trust=trust_remote_code, say=teller(console),
             progress=lambda done, total: display("text", done, total),
         )  # fmt: skip
     return _Job(run, settings, evaluation, model.to(where).eval(), tokenizer, text, console, seconds)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from multipruner.config.precedence import TRUST_KEY, from_file
 from multipruner.config.recipe import Recipe
 from multipruner.core.errors import CalibrationError, ConfigError
 from multipruner.engine.fingerprint import fingerprint
@@ -62,6 +63,7 @@ def tuning_text(
     length: int,
     seed: int,
     column: str | None = None,
+    trust: bool = False,
     say: Callable[[str], None] = lambda text: None,
     progress: Callable[[int, int], None] | None = None,
 ) -> TuningText:
@@ -78,6 +80,7 @@ def tuning_text(
         length: tokens per sequence.
         seed: of the shuffling, and of the sampling.
         column: of a local table.
+        trust: whether code that the dense model brings may be run; the report does not decide that.
         say: told which model writes, where one does.
         progress: of the sampling: called with (tokens done, tokens in all).
 
@@ -87,7 +90,7 @@ def tuning_text(
     """
     if source == SELF:
         count = min(sequences, SELF_SEQUENCES) + HELD_OUT
-        ids = _self_text(tokenizer, report, count, length, seed, say, progress)
+        ids = _self_text(tokenizer, report, count, length, seed, trust, say, progress)
         return TuningText(ids[HELD_OUT:], ids[:HELD_OUT], SELF)
     if Path(source).suffix == IDS:
         raise ConfigError(f"--data {source}: text is needed, not token ids")
@@ -126,12 +129,14 @@ def _self_text(
     sequences: int,
     length: int,
     seed: int,
+    trust: bool,
     say: Callable[[str], None],
     progress: Callable[[int, int], None] | None,
 ) -> Tensor:
     """Text sampled from the dense model, not that which calibration with the same seed would be."""
     about = report["model"]
-    recipe = Recipe.build(report["recipe"], {"revision": about["revision"]} if about["revision"] else {})
+    revision = {"revision": about["revision"]} if about["revision"] else {}
+    recipe = Recipe.build(from_file(report["recipe"]), revision, {TRUST_KEY: trust})
     dense, _ = load_dense(resolve(recipe, say), recipe)
     if fingerprint(dense) != about["fingerprint"]:
         raise ConfigError(f"{about['description']} has other weights now than when it was pruned; give --data FILE")
