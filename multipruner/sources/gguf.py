@@ -157,10 +157,28 @@ def _convert(gguf: Path, folder: Path) -> None:
         vars(model.config).pop(name, None)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    _drop_tokens_beyond(folder, model.config.vocab_size)
     _check_plain(folder)
     record, spec = read_config(folder, gguf.name, trust=False)
     account(folder, gguf.name, record, spec)
     check_finite(model)
+
+
+def _drop_tokens_beyond(folder: Path, rows: int) -> None:
+    """Take out of a tokenizer what the file does not have: transformers adds the defaults of its class at the end."""
+    path = folder / "tokenizer.json"
+    if not path.exists():
+        return
+    record = json.loads(path.read_text(encoding="utf-8"))
+    beyond = {token["content"] for token in record["added_tokens"] if token["id"] >= rows}
+    if not beyond:
+        return
+    record["added_tokens"] = [token for token in record["added_tokens"] if token["content"] not in beyond]
+    path.write_text(json.dumps(record, ensure_ascii=False, indent=1), encoding="utf-8")
+    path = folder / "tokenizer_config.json"
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    settings = {key: value for key, value in settings.items() if not (isinstance(value, str) and value in beyond)}
+    path.write_text(json.dumps(settings, ensure_ascii=False, indent=1), encoding="utf-8")
 
 
 def _check_plain(folder: Path) -> None:

@@ -282,6 +282,6 @@ def _check_tied(name: str, found: Mapping[str, StoredTensor], spec: Architecture
             if not torch.equal(embeddings[part].double(), head[part].double()):
                 raise UnsupportedModelError(
                     f"config.json of {name} ties head and embeddings (tie_word_embeddings), but {keys[1]} and "
-                    f"{keys[0]} differ, and readers disagree on which is meant: set tie_word_embeddings to false to keep both, or "
-                    f"take {keys[1]} out of the file"
+                    f"{keys[0]} differ, and readers disagree on which is meant: set tie_word_embeddings to false to "
+                    f"keep both, or take {keys[1]} out of the file"
                 )

@@ -105,8 +105,8 @@ def check_places(name: str, content: GgufContent, places: Iterable[str], missing
     left = sorted(tensor for tensor in content.tensors - known if not _PASSED_OVER.search(tensor))
     if left:
         raise UnsupportedModelError(
-            f"{name} has {len(left)} tensors that transformers passes over: {', '.join(left[:3])}; the model would compute "
-            "something else without them: name the folder or Hub id that the file was made of"
+            f"{name} has {len(left)} tensors that transformers passes over: {', '.join(left[:3])}; the model would "
+            "compute something else without them: name the folder or Hub id that the file was made of"
         )
 
 
@@ -117,8 +117,8 @@ def _check_one_part(path: Path, facts: Mapping[str, Any]) -> None:
         number = int(facts["split.no"]) + 1 if "split.no" in facts else int(named[1]) if named else 1
         whole = _PART.sub("", path.name) or path.stem
         raise UnsupportedModelError(
-            f"{path.name} is part {number} of {count} of a model; put the parts together with `llama-gguf-split --merge "
-            f"FIRST_PART {whole.removesuffix('.gguf')}.gguf`, and name that file"
+            f"{path.name} is part {number} of {count} of a model; put the parts together with "
+            f"`llama-gguf-split --merge FIRST_PART {whole.removesuffix('.gguf')}.gguf`, and name that file"
         )
 
 
@@ -126,7 +126,8 @@ def _layers(path: Path, said: Any, tensors: Iterable[str]) -> int:
     numbers = {int(match[1]) for name in tensors if (match := re.match(r"blk\.(\d{1,9})\.", name))}
     if not isinstance(said, int) or said < 1 or numbers != set(range(min(said, len(numbers) + 1))):
         raise UnsupportedModelError(
-            f"{path.name} says {said} layers (block_count) and holds {len(numbers)}; it is damaged, or a part of a model"
+            f"{path.name} says {said} layers (block_count) and holds {len(numbers)}; it is damaged, or a part "
+            "of a model"
         )
     return said
 
@@ -135,31 +136,22 @@ def _rope(path: Path, architecture: str, facts: Mapping[str, Any], tensors: Mapp
     """The rotary embeddings as a configuration says them, where transformers reads the plain ones only."""
     if architecture not in FAMILIES:  # transformers names it in what it refuses
         return None
-    base = float(facts.get(f"{architecture}.rope.freq_base", 10000.0))
-    scaling = {key.rpartition(".rope.scaling.")[2]: value for key, value in facts.items() if ".rope.scaling." in key}
-    kind, factor = scaling.get("type", "none"), float(scaling.get("factor", 1.0))
-    long = sorted(name for name in tensors if name.startswith("rope_factors_"))
-    width = int(facts.get(f"{architecture}.attention.key_length")
-                or facts[f"{architecture}.embedding_length"] // facts[f"{architecture}.attention.head_count"])  # fmt: skip
-    rotated = int(facts.get(f"{architecture}.rope.dimension_count") or width)
-    if _FACTORS in tensors:
+    own = {key.removeprefix(f"{architecture}."): value for key, value in facts.items()}
+    base = float(own.get("rope.freq_base", 10000.0))
+    width = int(own.get("attention.key_length") or own["embedding_length"] // own["attention.head_count"])
+    rotated = int(own.get("rope.dimension_count") or width)
+    kind, factor = own.get("rope.scaling.type", "none"), float(own.get("rope.scaling.factor", 1.0))
+    scaled = kind != "none" and factor != 1.0
+    of_length = sorted(name for name in tensors if name.startswith("rope_factors_"))
+    rope = None
+    if _FACTORS in tensors and not scaled:
         values = [float(value) for value in tensors[_FACTORS].data.reshape(-1)]
-        rope = _llama3(values, base, width, int(facts.get(f"{architecture}.context_length") or 0))
-    elif kind == "linear" and factor != 1.0:
+        rope = _llama3(values, base, width, int(own.get("context_length") or 0))
+    elif kind == "linear" and scaled and _FACTORS not in tensors:
         rope = {"rope_type": "linear", "factor": factor, "rope_theta": base}
-    else:
-        rope = None
-    plain = kind in ("none", "linear") or (kind == "yarn" and factor == 1.0)
-    both = _FACTORS in tensors and kind != "none" and factor != 1.0
-    if (
-        (_FACTORS in tensors and rope is None)
-        or not plain
-        or both
-        or long
-        or rotated != width
-        or (float(scaling.get("attn_factor", scaling.get("attn_factors", 1.0))) != 1.0)
-    ):
-        what = _FACTORS if _FACTORS in tensors else ", ".join(long) or f"rope.scaling.type {kind}"
+    attention = float(own.get("rope.scaling.attn_factor", own.get("rope.scaling.attn_factors", 1.0)))
+    if (rope is None and (scaled or _FACTORS in tensors)) or of_length or rotated != width or attention != 1.0:
+        what = _FACTORS if _FACTORS in tensors else ", ".join(of_length) or f"rope.scaling.type {kind}"
         raise UnsupportedModelError(
             f"{path.name} has rotary embeddings that cannot be read exactly ({what}, {rotated} of {width} dimensions); "
             "name the folder or Hub id that the file was made of"
