@@ -14,15 +14,16 @@ from rich.console import Console
 from multipruner.config.recipe import Recipe
 from multipruner.console.progress import counting_display, named, waiting_display
 from multipruner.console.say import teller
+from multipruner.core.errors import NumericsError
 from multipruner.engine.fingerprint import fingerprint
 from multipruner.engine.moments import gather
 from multipruner.engine.precision import TYPES, Precision, product_rates
 from multipruner.engine.processes import Team
 from multipruner.engine.prunable import Prunable
-from multipruner.eval import check_settings
+from multipruner.eval import check_settings, perplexity
 from multipruner.importance.table import NEED_STATISTICS, rank
 from multipruner.repair.scoring import Repair, unrepaired
-from multipruner.sources.calibration import held_out_text, load_calibration
+from multipruner.sources.calibration import CalibrationSet, held_out_text, load_calibration
 from multipruner.sources.dense import device_of, load_dense
 from multipruner.sources.resolve import resolve
 from multipruner.storage.tensors_on_disk import OnDisk
@@ -68,6 +69,7 @@ def prepare(
         with timed(seconds, "text"):
             text = named(display, "text")
             calibration = load_calibration(recipe.calibration, tokenizer, model, say=say, progress=text)
+            _check_loss(model, calibration)
             held_out = held_out_text(recipe, tokenizer, model)
             more = _statistics_text(recipe, tokenizer, model, say, text)
         with timed(seconds, "statistics"):
@@ -95,6 +97,20 @@ def prepare(
         precision,
         held,
     )
+
+
+def _check_loss(model: Any, calibration: CalibrationSet) -> None:
+    """The dense model itself must have a loss before any candidate is compared with it.
+
+    Raises:
+        NumericsError: when it is not finite though every weight is.
+    """
+    try:
+        perplexity(model, calibration.ids)
+    except NumericsError as error:
+        raise NumericsError(
+            f"the dense model on the calibration text: {error}; give --compute-dtype float32 or --dtype bfloat16"
+        ) from None
 
 
 def _statistics_text(
