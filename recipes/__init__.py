@@ -13,6 +13,7 @@ import yaml
 from multipruner.config.precedence import from_file
 from multipruner.config.recipe import Recipe
 from multipruner.core.errors import ConfigError, UnknownModelError, did_you_mean
+from multipruner.storage.files import path_of
 
 if __name__ != "multipruner.recipes":
     raise ImportError("import multipruner.recipes: a bare `recipes` would load every class twice")
@@ -110,12 +111,13 @@ def mapping_for(model: str) -> dict[str, Any]:
     A recipe's name wins over a folder of the same name; write ``./llama`` for the folder.
 
     Raises:
-        UnknownModelError: when the argument has no slash and is neither a recipe nor an existing path.
+        UnknownModelError: when the argument has no slash and is neither a recipe nor an existing path, or can be no
+            name at all.
     """
     known = names()
     if model in known:
         return read(model)
-    path = Path(model).expanduser()
+    path = path_of(model)
     if "/" not in model and not path.exists():
         raise UnknownModelError(
             f"no recipe, folder or file {model!r}{did_you_mean(model, known)}; recipes: {', '.join(known)}; "

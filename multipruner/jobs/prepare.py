@@ -20,7 +20,7 @@ from multipruner.engine.moments import gather
 from multipruner.engine.precision import TYPES, Precision, product_rates
 from multipruner.engine.processes import Team
 from multipruner.engine.prunable import Prunable
-from multipruner.eval import check_settings, perplexity
+from multipruner.eval import check_settings, evaluate, perplexity
 from multipruner.importance.table import NEED_STATISTICS, rank
 from multipruner.repair.scoring import Repair, unrepaired
 from multipruner.sources.calibration import CalibrationSet, held_out_text, load_calibration
@@ -69,7 +69,7 @@ def prepare(
         with timed(seconds, "text"):
             text = named(display, "text")
             calibration = load_calibration(recipe.calibration, tokenizer, model, say=say, progress=text)
-            _check_loss(model, calibration)
+            _check_loss(recipe, model, tokenizer, calibration)
             held_out = held_out_text(recipe, tokenizer, model)
             more = _statistics_text(recipe, tokenizer, model, say, text)
         with timed(seconds, "statistics"):
@@ -99,17 +99,22 @@ def prepare(
     )
 
 
-def _check_loss(model: Any, calibration: CalibrationSet) -> None:
-    """The dense model itself must have a loss before any candidate is compared with it.
+def _check_loss(recipe: Recipe, model: Any, tokenizer: Any, calibration: CalibrationSet) -> None:
+    """The dense model itself must have a loss before any candidate is compared with it, or judged at the end.
 
     Raises:
         NumericsError: when it is not finite though every weight is.
     """
+    spec = recipe.evaluation
+    what = "the calibration text"
     try:
         perplexity(model, calibration.ids)
+        if "ppl" in spec.tasks and spec.text is not None:
+            what = spec.text
+            evaluate(model, tokenizer, spec.model_copy(update={"tasks": ("ppl",), "max_tokens": spec.length}))
     except NumericsError as error:
         raise NumericsError(
-            f"the dense model on the calibration text: {error}; give --compute-dtype float32 or --dtype bfloat16"
+            f"the dense model on {what}: {error}; give --compute-dtype float32 or --dtype bfloat16"
         ) from None
 
 

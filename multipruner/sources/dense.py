@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from multipruner.config.precedence import trusts
 from multipruner.config.recipe import Recipe
-from multipruner.core.errors import ConfigError, MultiprunerError, UnknownModelError
+from multipruner.core.errors import ConfigError, UnknownModelError
 from multipruner.core.errors import UnsupportedModelError as Unsupported
 from multipruner.core.families import ArchitectureSpec
 from multipruner.storage.memory import check_memory, free_memory, memory_shortage
@@ -45,13 +45,15 @@ def load_dense(resolved: ResolvedModel, recipe: Recipe) -> tuple[PreTrainedModel
     device = device_of(recipe.device)
     trust = trusts(recipe.trust_remote_code)
     folder = small_files(resolved.path_or_id, resolved.revision)
-    record, spec = read_config(folder, resolved.name, trust)
-    tokenizer = load_tokenizer(folder, resolved.name, trust)
+    spec = read_config(folder, resolved.name, trust)
+    how = {"trust_remote_code": trust} if spec.remote_code else {"attn_implementation": "sdpa"}
+    config = build_config(resolved.name, folder, **how)
+    tokenizer = load_tokenizer(folder, resolved.name, config, trust)
     weights(resolved.path_or_id, resolved.revision, folder)
-    stored = account(folder, resolved.name, record, spec)
+    stored = account(folder, resolved.name, config, spec)
     check_rows(resolved.name, tokenizer, stored, spec)
     _check_room(resolved.name, needed_bytes(stored.values(), recipe.dtype), device)
-    model = _load(folder, resolved.name, spec, recipe.dtype, device, trust)
+    model = _load(folder, resolved.name, spec, {**how, "config": config, "dtype": recipe.dtype}, device)
     check_finite(model)
     _check_computes(resolved.name, model)
     return model.eval(), tokenizer
@@ -83,24 +85,15 @@ def _check_room(name: str, needed: int, device: torch.device) -> None:
 
 
 def _load(
-    folder: Path, name: str, spec: ArchitectureSpec, dtype: str, device: torch.device, trust: bool
+    folder: Path, name: str, spec: ArchitectureSpec, how: Mapping[str, Any], device: torch.device
 ) -> PreTrainedModel:
     """Load the weights, and believe nothing that transformers does not say of them."""
     from transformers import AutoModelForCausalLM
 
-    own = {"trust_remote_code": trust} if spec.remote_code else {"attn_implementation": "sdpa"}
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            folder,
-            config=build_config(name, folder, **own),
-            dtype=dtype,
-            use_safetensors=True,
-            device_map={"": device},
-            output_loading_info=True,
-            **own,
+            folder, use_safetensors=True, device_map={"": device}, output_loading_info=True, **how
         )
-    except MultiprunerError:
-        raise
     except Exception as error:  # of every kind: transformers meets files that nobody checked
         if shortage := memory_shortage(error):
             raise shortage from error

@@ -20,7 +20,7 @@ from multipruner.core.errors import UnknownModelError, UnsupportedModelError
 from multipruner.storage.cache import cache_folder, discard_folder, file_hash, publish, publish_folder, work_folder
 from multipruner.storage.memory import memory_shortage
 
-from .intake.accounting import account, read_config
+from .intake.accounting import account, build_config, read_config
 from .intake.finite import check_finite
 from .intake.gguf_content import check_places, read_content
 
@@ -159,8 +159,8 @@ def _convert(gguf: Path, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
     _drop_tokens_beyond(folder, model.config.vocab_size)
     _check_plain(folder)
-    record, spec = read_config(folder, gguf.name, trust=False)
-    account(folder, gguf.name, record, spec)
+    spec = read_config(folder, gguf.name, trust=False)
+    account(folder, gguf.name, build_config(gguf.name, folder), spec)
     check_finite(model)
 
 

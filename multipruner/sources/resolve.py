@@ -8,6 +8,7 @@ from pathlib import Path
 
 from multipruner.config.recipe import Recipe
 from multipruner.core.errors import UnknownModelError
+from multipruner.storage.files import path_of
 from multipruner.storage.hub import HubUnreachable, cached_snapshot, repo_info
 from multipruner.storage.tensor_headers import json_object
 
@@ -44,7 +45,7 @@ def resolve(recipe: Recipe, say: Callable[[str], None]) -> ResolvedModel:
             is neither a cached copy nor a fallback.
         UnsupportedModelError: for a GGUF file that transformers cannot read.
     """
-    path = _path(recipe.model)
+    path = path_of(recipe.model)
     if path.is_dir():
         found = _from_folder(path)
     elif path.suffix == ".gguf" and path.is_file():
@@ -58,22 +59,6 @@ def resolve(recipe: Recipe, say: Callable[[str], None]) -> ResolvedModel:
         found = _from_hub(recipe, say)
     say(f"model: {found.description}")
     return found
-
-
-def _path(model: str) -> Path:
-    """A model's name as a path, whatever it names.
-
-    Raises:
-        UnknownModelError: when it can be no path and no Hub id.
-    """
-    try:
-        path = Path(model).expanduser()
-        path.exists()  # what no file system takes, such as a name that is too long, fails here
-    except (OSError, ValueError, RuntimeError) as error:
-        raise UnknownModelError(f"{model[:60]!r} cannot be a path or a Hub id: {error}") from None
-    if not model.strip():
-        raise UnknownModelError("the model's name is empty; give a recipe, a folder, a .gguf file or a Hub id")
-    return path
 
 
 def _from_folder(path: Path) -> ResolvedModel:

@@ -31,6 +31,8 @@ _COUNTS = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attenti
 _MAYBE = ("num_key_value_heads", "head_dim", "max_position_embeddings", "sliding_window")
 _MOST = 2**31 - 1
 """The largest size in a configuration: positions and widths are 32-bit numbers in most of what reads them."""
+_MOST_LAYERS = 10_000
+"""Beyond any model, and few enough for lists that a configuration makes of its layers."""
 _SCALES = re.compile(r"(_scale|_scale_inv|_scale_2|\.scales|\.biases|\.qweight|\.qzeros|\.g_idx|\.absmax|\.SCB)$")
 _PARTS = {
     r"lora_[AB]|lora_embedding": "an adapter that is not merged",
@@ -43,8 +45,8 @@ _PARTS = {
 """What names of tensors without a place tell."""
 
 
-def read_config(folder: Path, name: str, trust: bool) -> tuple[dict[str, Any], ArchitectureSpec]:
-    """The configuration of a folder and its family, where both can be pruned.
+def read_config(folder: Path, name: str, trust: bool) -> ArchitectureSpec:
+    """The family of a folder's model, where its configuration says nothing that stands against pruning it.
 
     Args:
         folder: of the model.
@@ -74,16 +76,16 @@ def read_config(folder: Path, name: str, trust: bool) -> tuple[dict[str, Any], A
             f"{name} brings code of its own, which loading it runs; read it, then pass --trust-remote-code"
         )
     _check_sizes(name, record)
-    return record, spec
+    return spec
 
 
-def account(folder: Path, name: str, record: Mapping[str, Any], spec: ArchitectureSpec) -> dict[str, StoredTensor]:
+def account(folder: Path, name: str, config: Any, spec: ArchitectureSpec) -> dict[str, StoredTensor]:
     """Hold what a folder's weight files contain against what its configuration asks for.
 
     Args:
         folder: of the model.
         name: what to call it in errors.
-        record: its configuration.
+        config: its configuration (:func:`build_config`).
         spec: its family.
 
     Returns:
@@ -104,10 +106,9 @@ def account(folder: Path, name: str, record: Mapping[str, Any], spec: Architectu
             f"{name} is quantised{f' ({beside})' if beside else ''}: {packed[0]} is stored as "
             f"{found[packed[0]].dtype}; start from the unquantised model, of F16, BF16 or F32 weights"
         )
-    _check_layers(name, record, spec, found)
+    _check_layers(name, config.num_hidden_layers, spec, found)
     if spec.remote_code:
         return found  # what its own code builds is known when it has run
-    config = build_config(name, folder, attn_implementation="sdpa")
     _compare(name, found, _expected(name, config, spec), spec, tied=bool(config.tie_word_embeddings))
     if config.tie_word_embeddings:
         _check_tied(name, found, spec)
@@ -171,11 +172,11 @@ def _check_class(name: str, record: Mapping[str, Any], spec: ArchitectureSpec) -
 def _check_sizes(name: str, record: Mapping[str, Any]) -> None:
     """Refuse sizes that cannot be meant, before anything is built from them."""
     for key in (*_COUNTS, *_MAYBE):
-        value = record.get(key)
+        value, most = record.get(key), _MOST_LAYERS if key == "num_hidden_layers" else _MOST
         if value is None and (key in _MAYBE or key not in record):
             continue
-        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= _MOST:
-            raise ConfigError(f"config.json of {name}: {key} is {value!r}; a whole number from 1 to {_MOST} is needed")
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+            raise ConfigError(f"config.json of {name}: {key} is {value!r}; a whole number from 1 to {most} is needed")
     heads, hidden = record.get("num_attention_heads"), record.get("hidden_size")
     groups = record.get("num_key_value_heads") or heads
     if heads and groups and heads % groups:
@@ -190,14 +191,11 @@ def _check_sizes(name: str, record: Mapping[str, Any]) -> None:
         )
 
 
-def _check_layers(
-    name: str, record: Mapping[str, Any], spec: ArchitectureSpec, found: Mapping[str, StoredTensor]
-) -> None:
+def _check_layers(name: str, said: int, spec: ArchitectureSpec, found: Mapping[str, StoredTensor]) -> None:
     """The number of layers, by the names alone: a model of a billion layers must not be built to be compared."""
     pattern = re.compile(rf"^(?:{re.escape(spec.decoder)}\.)?{re.escape(spec.layers)}\.(\d{{1,9}})\.")
     numbers = {int(match[1]) for key in found if (match := pattern.match(key))}
-    said = record.get("num_hidden_layers")
-    if said is None or not numbers or said == len(numbers) == max(numbers) + 1:
+    if not numbers or said == len(numbers) == max(numbers) + 1:
         return
     files = f"config.json says {said} layers, the files hold {len(numbers)}"
     if said > len(numbers):

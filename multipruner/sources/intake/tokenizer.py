@@ -21,12 +21,13 @@ EXTRA = "sentencepiece"
 """The extra, and the package, that tokenizers need that are a ``tokenizer.model`` alone."""
 
 
-def load_tokenizer(folder: Path, name: str, trust: bool) -> PreTrainedTokenizerBase:
+def load_tokenizer(folder: Path, name: str, config: Any, trust: bool) -> PreTrainedTokenizerBase:
     """Load the tokenizer that lies beside a model.
 
     Args:
         folder: of the model.
         name: what to call it in errors.
+        config: the model's.
         trust: whether the model's own code may be run.
 
     Raises:
@@ -57,7 +58,7 @@ def load_tokenizer(folder: Path, name: str, trust: bool) -> PreTrainedTokenizerB
             f"pip install 'multipruner[{EXTRA}]'"
         )
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust)
+        tokenizer = AutoTokenizer.from_pretrained(folder, config=config, trust_remote_code=trust)
         tokenizer("a")
         empty = not tokenizer.get_vocab()
     except Exception as error:  # of every kind: transformers meets files that nobody checked
