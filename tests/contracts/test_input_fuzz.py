@@ -111,7 +111,8 @@ def check(plain: Path, edits: list[Any]) -> None:
     assert "Traceback" not in said.getvalue()
     if code == 2:
         assert len(lines) == 1 and not out.exists(), said.getvalue()
-        assert not (work / "out.partial" / "measurements.jsonl").exists(), "it was found after the search had begun"
+        begun = (work / "out.partial" / "measurements.jsonl").exists()
+        assert not begun or "finite loss" in lines[0] or "not finite" in lines[0], "only candidates may still overflow"
         return
     assert code == 0, said.getvalue()
     dense: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa")
@@ -127,11 +128,11 @@ def check(plain: Path, edits: list[Any]) -> None:
 
 STEADY = settings(
     derandomize=True, deadline=None, database=None, phases=[Phase.explicit, Phase.generate],
-    suppress_health_check=list(HealthCheck),
+    suppress_health_check=[HealthCheck.too_slow],
 )  # fmt: skip
 
 
-@settings(STEADY, max_examples=25)
+@settings(STEADY, max_examples=80)
 @given(edits=EDITS)
 def test_edits_end_well(plain: Path, edits: list[Any]) -> None:
     check(plain, edits)

@@ -367,7 +367,7 @@ def exported(tmp_path: Path, **options: Any) -> Path:
 
 
 def rewritten(
-    source: Path, target: Path, keep: Callable[[str], bool], facts: dict[str, Any] | None = None, **extra: Any
+    source: Path, target: Path, keep: Callable[[str], bool], facts: dict[str, Any], extra: dict[str, Any]
 ) -> Path:
     """A GGUF file with some of the tensors of another, further facts (floats) and tensors."""
     reader = gguf.GGUFReader(source)
@@ -376,7 +376,7 @@ def rewritten(
         if not key.startswith("GGUF") and key != "general.architecture":
             kind, inner = field.types[0], field.types[-1] if len(field.types) > 1 else None
             writer.add_key_value(key, field.contents(), kind, inner)
-    for key, value in (facts or {}).items():
+    for key, value in facts.items():
         writer.add_key_value(key, value, _TYPES[type(value)])
     for tensor in reader.tensors:
         if keep(tensor.name):
@@ -412,19 +412,19 @@ def test_what_a_gguf_file_has_besides_is_refused_and_not_cached(tmp_path: Path) 
     odd[3] *= 1.01
     every, half = lambda name: True, lambda name: "blk.4" not in name and "blk.5" not in name
     yarn = {"llama.rope.scaling.type": "yarn", "llama.rope.scaling.factor": 4.0}
+    no_hole = lambda name: "blk.2.ffn_down" not in name  # noqa: E731
+    split = {"split.no": 0, "split.count": 2}
+
+    def made(name: str, keep: Callable[[str], bool], facts: dict[str, Any], extra: dict[str, Any]) -> Path:
+        return rewritten(path, tmp_path / name, keep, facts, extra)
+
     cases = {
-        "cannot be read exactly .rope_freqs": rewritten(
-            path, tmp_path / "odd.gguf", every, **{"rope_freqs.weight": odd}
-        ),
-        "cannot be read exactly": rewritten(path, tmp_path / "yarn.gguf", lambda name: "rope" not in name, yarn),
-        "passes over: blk.0.attn_q.bias": rewritten(path, tmp_path / "b.gguf", every, **{"blk.0.attn_q.bias": factors}),
-        "says 6 layers .* and holds 4": rewritten(path, tmp_path / "half.gguf", half),
-        "lacks weights: .*down_proj": rewritten(
-            path, tmp_path / "hole.gguf", lambda name: "blk.2.ffn_down" not in name
-        ),
-        "is part 1 of 2 of a model.*--merge": rewritten(
-            path, tmp_path / "p.gguf", half, {"split.no": 0, "split.count": 2}
-        ),
+        "cannot be read exactly .rope_freqs": made("odd.gguf", every, {}, {"rope_freqs.weight": odd}),
+        "cannot be read exactly": made("yarn.gguf", lambda name: "rope" not in name, yarn, {}),
+        "passes over: blk.0.attn_q.bias": made("bias.gguf", every, {}, {"blk.0.attn_q.bias": factors}),
+        "says 6 layers .* and holds 4": made("half.gguf", half, {}, {}),
+        "lacks weights: .*down_proj": made("hole.gguf", no_hole, {}, {}),
+        "is part 1 of 2 of a model.*--merge": made("first.gguf", half, split, {}),
         "is part 2 of 3": path.rename(tmp_path / "x-00002-of-00003.gguf"),
     }
     (tmp_path / "pointer.gguf").write_text(POINTER)
@@ -437,7 +437,7 @@ def test_what_a_gguf_file_has_besides_is_refused_and_not_cached(tmp_path: Path) 
 def test_linear_scaling_of_a_file_is_read(tmp_path: Path) -> None:
     path = exported(tmp_path)
     facts = {"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 2.0}
-    found, _ = opened(rewritten(path, tmp_path / "linear.gguf", lambda name: True, facts))
+    found, _ = opened(rewritten(path, tmp_path / "linear.gguf", lambda name: True, facts, {}))
     assert found.config.rope_parameters["rope_type"] == "linear" and found.config.rope_parameters["factor"] == 2.0
 
 

@@ -66,11 +66,11 @@ def check_wrapper(model: str, record: Mapping[str, Any]) -> None:
         UnsupportedModelError: naming the part, and how to take it out.
     """
     inner = record.get("text_config") or record.get("llm_config") or record.get("language_config")
-    if record.get("model_type") in FAMILIES or not isinstance(inner, dict):
+    if str(record.get("model_type")) in FAMILIES or not isinstance(inner, dict):
         return
     raise UnsupportedModelError(
         f"{model} is a model of several modalities ({record.get('model_type')}), whose language model "
-        f"({inner.get('model_type', 'no model_type')}, text_config) is a part of it; load it with transformers, save "
+        f"({inner.get('model_type', 'of no model_type')}, in text_config) is a part of it; load it with transformers, save "
         "the language model and its tokenizer as a folder of their own, and name that folder if its family is among "
         f"{', '.join(sorted(FAMILIES))}"
     )
