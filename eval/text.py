@@ -36,7 +36,7 @@ def wikitext_text(spec: EvaluationSpec) -> tuple[str, str]:
         )
     try:
         text = read_text(path)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, NotImplementedError) as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise CalibrationError(f"cannot read evaluation.text = {spec.text!r}: {reason}") from error
     if not text.strip():

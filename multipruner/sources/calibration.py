@@ -175,15 +175,19 @@ class CalibrationText:
         return ids[: spec.sequences] if split == "calibration" else ids[spec.sequences :]
 
     def record(self) -> dict[str, Any]:
-        """What a report says of the text: tokens of every part, and for every source that is rows of text the columns
-        that were taken, rows, exact duplicates, rows used and the share of their tokens that was cut off."""
+        """What a report says of the text, beside the part for scores.
+
+        Tokens of the other parts, and for every source that is rows of text the columns that were taken, rows, exact
+        duplicates, rows used and the share of their tokens that was cut off.
+        """
         sources = []
         for spec, packing in self._packed.items():
             if packing is not None:
                 used = {"rows_used": packing.used, "rows_too_short": packing.short, "truncated": packing.cut_off}
                 sources.append({"source": spec.source, **packing.rows.to_json(), **used})
         there = {split: part.ids.numel() for split, part in self._parts.items()}
-        return {"sources": sources, **{f"{name}_tokens": there.get(split, 0) for split, name in _PARTS.items()}}
+        tokens = {"statistics_tokens": there.get("statistics", 0), "held_out_tokens": there.get("heldout", 0)}
+        return {"sources": sources, **tokens}
 
     def line(self) -> str:
         """What a person is told of the text that was taken, in one line."""
@@ -197,7 +201,6 @@ class CalibrationText:
         return f"calibration: {'; '.join([*about, 'tokens: ' + ', '.join(told)])}"
 
 
-_PARTS: dict[Split, str] = {"calibration": "scoring", "statistics": "statistics", "heldout": "held_out"}
 _WORDS: dict[Split, str] = {
     "calibration": "for scores",
     "statistics": "for statistics (order and repair)",

@@ -11,7 +11,7 @@ from typing import Any, overload
 from multipruner.core.errors import CalibrationError
 
 from .text.chat import Chat
-from .text.columns import Taken, choose, texts_of
+from .text.columns import Taken, choose, listed, texts_of
 from .text.files import Table, is_known, read
 from .text.hub import HUB_TEXTS, hub_request, load
 from .text.words import has_words
@@ -65,7 +65,7 @@ class Rows(Sequence[str]):
 
     def line(self) -> str:
         """What a person is told of them."""
-        parts = [f"column{'s' * (len(self.columns) > 1)} {', '.join(self.columns)}"] if self.columns else []
+        parts = [f"column{'s' * (len(self.columns) > 1)} {listed(self.columns)}"] if self.columns else []
         parts += [f"rendered with {self.how}"] if self.how else []
         left = len(self.texts)
         parts.append(f"{self.found:,} {'stretches' if self.running else 'rows'}, {self.found - left:,} duplicates")
@@ -128,7 +128,7 @@ def _local(path: Path, column: str | None, length: int, chat: Chat) -> tuple[lis
             takens.append(taken := choose(part, str(path), column))
             texts += texts_of(part, taken, str(path), chat)
     if len(set(takens)) > 1:
-        columns = "; ".join(", ".join(taken.columns) for taken in dict.fromkeys(takens) if taken)
+        columns = "; ".join(listed(taken.columns) for taken in dict.fromkeys(takens) if taken)
         raise CalibrationError(f"the files of {path} have text in different columns ({columns}): choose --text-column")
     return texts, takens[0] if takens else None, bool(takens) and takens[0] is None
 

@@ -27,15 +27,13 @@ def read_bytes(path: Path) -> bytes:
 
     Raises:
         OSError: when it is missing, unreadable or damaged.
-        ValueError: when this installation cannot decompress it.
+        NotImplementedError: naming the codec, when this pyarrow comes without it.
     """
     codec = COMPRESSED.get(path.suffix.lower())
     if codec is None:
         return path.read_bytes()
     import pyarrow
 
-    if not pyarrow.Codec.is_available(codec):
-        raise ValueError(f"this pyarrow comes without {codec}: decompress the file first")
     path.stat()  # says of a missing file what everybody says
     with pyarrow.input_stream(str(path), compression=codec) as stream:
         return stream.read()
@@ -46,6 +44,7 @@ def read_text(path: Path) -> str:
 
     Raises:
         OSError: when it is missing, unreadable or damaged.
+        NotImplementedError: when it cannot be decompressed here.
         ValueError: when it is no text, or text in an encoding that nothing in it names.
     """
     content = read_bytes(path)

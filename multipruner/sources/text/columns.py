@@ -71,8 +71,8 @@ def choose(table: Table, source: str, wanted: str | None = None) -> Taken:
     if len(prose) == 1 and not nested:
         return Taken((prose[0],), False)
     mixed = [name for name, kind in kinds.items() if kind == "mixed"]
-    beside = f" (lists or objects: {', '.join(nested)})" if nested else ""
-    beside += f" (numbers among the texts: {', '.join(mixed)})" if mixed else ""
+    beside = f" (lists or objects: {listed(nested)})" if nested else ""
+    beside += f" (numbers among the texts: {listed(mixed)})" if mixed else ""
     raise CalibrationError(f"{source} has no column that is clearly the text{beside}; {_could(kinds)}")
 
 
@@ -84,7 +84,7 @@ def texts_of(table: Table, taken: Taken, source: str, chat: Chat) -> Iterator[st
     """
     columns = [table[name] for name in taken.columns]
     if len(set(map(len, columns))) > 1:
-        raise CalibrationError(f"{source}: the columns {', '.join(taken.columns)} are of different lengths")
+        raise CalibrationError(f"{source}: the columns {listed(taken.columns)} are of different lengths")
     for number, values in enumerate(zip(*columns, strict=True), 1):
         if any(value is None for value in values[-2:]):
             continue
@@ -93,13 +93,19 @@ def texts_of(table: Table, taken: Taken, source: str, chat: Chat) -> Iterator[st
             messages = _conversation(values, taken.columns)
             if messages is None:
                 raise CalibrationError(
-                    f"row {number:,} of {' and '.join(taken.columns)} in {source} is no conversation: lists of "
+                    f"row {number:,} of {listed(taken.columns)} in {source} is no conversation: lists of "
                     "role and content (or from and value) are expected"
                 )
             text = chat.render(messages) if messages else ""
         if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
             raise CalibrationError(f"row {number:,} of {source} holds half of a character (a lone surrogate): no text")
         yield text
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names of columns for one line, whatever they are made of."""
+    shown = [name if name.isprintable() else repr(name) for name in names[:20]]
+    return ", ".join([*shown, *(["..."] if len(names) > 20 else [])])
 
 
 def _kind(values: Sequence[Any]) -> Kind:
@@ -156,7 +162,7 @@ def _could(kinds: dict[str, Kind]) -> str:
     """What ``--text-column`` may name."""
     could = [name for name, kind in kinds.items() if kind in ("prose", "chat")]
     could = could or [name for name, kind in kinds.items() if kind == "words"]
-    return f"columns with text: {', '.join(could) or 'none'}; choose with --text-column"
+    return f"columns with text: {listed(could) or 'none'}; choose with --text-column"
 
 
 def _why(table: Table, kinds: dict[str, Kind], wanted: str) -> str:
