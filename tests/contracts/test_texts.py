@@ -56,9 +56,8 @@ def protocol(rows: list[str], settings: CalibrationSpec, running: bool) -> dict[
     shuffled = list(dict.fromkeys(row for row in rows if row.strip()))
     random.Random(settings.seed).shuffle(shuffled)
     parts = {}
-    for split, count in zip(
-        SPLITS, (settings.sequences, settings.sequences, settings.statistics_sequences), strict=True
-    ):
+    counts = (settings.sequences, settings.sequences, settings.statistics_sequences)
+    for split, count in zip(SPLITS, counts, strict=True):
         found: list[list[int]] = []
         taken: list[str] = []
         while shuffled and len(found) < count:
@@ -132,7 +131,7 @@ def test_a_source_is_read_once(dense: Path, tmp_path: Path, monkeypatch: pytest.
     about = json.loads((output / "report.json").read_text())["calibration"]
     assert about["tokens"] == 64 and about["statistics_tokens"] == 12 * 16 and about["held_out_tokens"] == 64
     (source,) = about["sources"]
-    assert source["columns"] == [] and source["rows"] > source["rows_used"] > 0 and 0 < source["truncated"] < 1
+    assert source["columns"] == [] and source["rows"] > source["rows_used"] > 0 and 0 <= source["truncated"] < 1
 
 
 def test_what_was_taken_is_said_in_one_line(dense: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -146,13 +145,15 @@ def test_what_was_taken_is_said_in_one_line(dense: Path, tmp_path: Path, capsys:
     assert main(arguments(dense, output, "--rounds", "0", "--calibration", str(chat), "--chat-template", "plain")) == 0
     printed = capsys.readouterr().out
     (line,) = [line for line in printed.splitlines() if line.startswith("calibration: ")]
+    repeated = len(LINES) - len(set(LINES))
     assert line.startswith(
-        'calibration: sharegpt.json: column conversations, rendered with paragraphs "role: text", 437 rows, 37 duplicates, '
+        'calibration: sharegpt.json: column conversations, rendered with paragraphs "role: text", '
+        f"437 rows, {repeated} duplicates, "
     )
     assert line.endswith("tokens: 64 for scores, 192 for statistics (order and repair)")
     assert "64 tokens for scores, 192 for order and repair" in " ".join(re.sub("[│\n]", " ", printed).split())
     source = json.loads((output / "report.json").read_text())["calibration"]["sources"][0]
-    assert (source["columns"], source["duplicates"], source["refused"]) == (["conversations"], 37, 0)
+    assert (source["columns"], source["duplicates"], source["refused"]) == (["conversations"], repeated, 0)
 
 
 def test_lengths_are_cut_to_the_context(dense: Path, tmp_path: Path) -> None:
@@ -316,10 +317,8 @@ def test_any_table_ends_in_its_own_text_or_in_one_line(
         st.binary(max_size=200),
         st.text(max_size=100).map(lambda text: text.encode(errors="surrogatepass")),
         st.text(max_size=100).map(lambda text: text.encode("utf-16", errors="surrogatepass")),
-        st.tuples(st.just(parquet({"text": ["a b c", "d e f"]})), st.integers(0, 600)).map(
-            lambda cut: cut[0][: cut[1]]
-        ),
-        st.tuples(st.just(gzip.compress(b'{"text": "a b c"}')), st.integers(0, 60)).map(lambda cut: cut[0][: cut[1]]),
+        st.integers(0, 600).map(lambda end: parquet({"text": ["a b c", "d e f"]})[:end]),
+        st.integers(0, 60).map(lambda end: gzip.compress(b'{"text": "a b c"}')[:end]),
     ),
     st.sampled_from(
         [".txt", ".raw", ".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".txt.gz", ".json.zst", ".x"]
