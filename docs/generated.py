@@ -1,9 +1,9 @@
 """The parts of the pages that are read off the code: families, recipes and their keys, commands, importances.
 
 A page asks for one by a line ``<!-- generated: NAME -->``; ``NAME`` is a key of :data:`PARTS`. A line
-``<!-- results: NAME -->`` asks for the table of ``benchmarks/results/NAME.json``, which stands in the page too, for those
-who read it unbuilt: ``python docs/generated.py`` writes it anew. Needs no Sphinx, so that tests can compare what the pages
-say with what the code does.
+``<!-- results: NAME -->`` asks for the table of ``benchmarks/results/NAME.json``. It stands in the page too, for those
+who read it unbuilt: ``python docs/generated.py`` writes it anew. Needs no Sphinx, so that tests can compare what the
+pages say with what the code does.
 """
 
 from __future__ import annotations

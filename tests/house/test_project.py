@@ -105,6 +105,17 @@ def test_version_and_licence_are_the_same_everywhere() -> None:
 def test_files_that_a_guide_names_exist(guide: str) -> None:
     text = (ROOT / guide).read_text(encoding="utf-8")
     named = re.findall(r"`((?:[\w.-]+/)+[\w.-]*|[\w-]+\.(?:md|py|toml|txt|cff|yaml))`", text)
-    linked = [link.partition("#")[0] for link in re.findall(r"\]\(([^)]+)\)", text) if "://" not in link]
     assert [path for path in named if not path.startswith("build/") and not (ROOT / path).exists()] == []
-    assert [path for path in linked if path and not (ROOT / guide).parent.joinpath(path).exists()] == []
+
+
+@pytest.mark.parametrize("guide", ["README.md", *GUIDES])
+def test_links_of_a_guide_resolve(guide: str) -> None:
+    """Files, and headings within pages as GitHub and the site name them."""
+    text = (ROOT / guide).read_text(encoding="utf-8")
+    for link in re.findall(r"\]\(([^)]+)\)", text):
+        path, _, heading = link.partition("#")
+        if "://" not in link:
+            target = (ROOT / guide).parent / path
+            assert target.exists(), link
+            headings = re.findall(r"^#+ (.*)$", target.read_text(encoding="utf-8"), re.MULTILINE) if heading else [""]
+            assert heading in {re.sub(r"[^\w -]", "", one).lower().replace(" ", "-") for one in headings}, link
