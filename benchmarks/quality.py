@@ -296,7 +296,7 @@ def fill(bench: Bench) -> None:
     sizes_figure(args.work / "sizes.png", dense, tables.groups(section))
     print(tables.text())
     columns = [("section", "{}"), *((name.strip(), "{}") for name in heading(dense)[0][1:-1].split("|"))]
-    record(args.record, "quality", columns, tables.rows(), seeds=bench.seeds)
+    record(args.record, "quality", columns, tables.rows(), cells=tables.cells())
 
 
 def main() -> int:

@@ -60,6 +60,15 @@ class Tables:
             for name, group in [("dense", [self.dense]), *self.groups(section)]
         ]
 
+    def cells(self) -> list[dict[str, Any]]:
+        """All numbers behind these rows: a cell per seed, with its section and row, and without what was asked."""
+        return [
+            {"section": section, "row": name, **{key: value for key, value in cell.items() if key != "asked"}}
+            for section in self.sections
+            for name, group in [("dense", [self.dense]), *self.groups(section)]
+            for cell in group
+        ]
+
     def text(self) -> str:
         """Markdown: a table per section."""
         lines = []

@@ -102,10 +102,10 @@ def record(
 
 
 def text_of(result: Mapping[str, Any]) -> str:
-    """A result as JSON that people can read: a line for every column and row."""
+    """A result as JSON that people can read: a line for every column, row and cell."""
     lines = []
     for key, value in result.items():
-        if key in ("columns", "rows"):
+        if key in ("columns", "rows", "cells"):
             inner = ",\n".join(f"  {json.dumps(one, ensure_ascii=False)}" for one in value)
             lines.append(f" {json.dumps(key)}: [\n{inner}\n ]")
         else:

@@ -140,11 +140,53 @@ def test_a_ratio_that_was_missed_says_what_was_asked(tmp_path: Path) -> None:
     assert len({line.count("|") for line in written.splitlines() if line.startswith("|")}) == 1
 
 
-def test_both_objectives_take_the_same_first_step(dense: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    given = ["objective.py", "--model", str(dense), "--sequences", "2", "--length", "8"]
+def test_both_objectives_take_the_same_first_step(
+    dense: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "objective.json"
+    given = ["objective.py", "--model", str(dense), "--sequences", "2", "--length", "8", "--record", str(path)]
     with patch.object(sys, "argv", given):
         _module("objective").main()
     assert "same choice: True" in capsys.readouterr().out
+    found = _module("results").read(path)
+    (row,) = found["rows"]
+    assert row[:2] == ["one greedy step, 8 candidates", 8] and row[3] > row[5] > 0, "token-layers: plain, ours"
+    shown = _module("results").markdown(found["columns"], found["rows"]).splitlines()[0]
+    assert shown == (BENCHMARKS / "../docs/performance.md").read_text().partition("-->\n\n")[2].splitlines()[0]
+
+
+def test_passes_records_what_it_prints(dense: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "passes.json"
+    given = [
+        "passes.py",
+        "--model",
+        str(dense),
+        "--sequences",
+        "2",
+        "--length",
+        "8",
+        "--threads",
+        "1",
+        "--repeats",
+        "1",
+    ]
+    with patch.object(sys, "argv", [*given, "--record", str(path)]):
+        assert _module("passes").main() == 0
+    found = _module("results").read(path)
+    assert _module("results").markdown(found["columns"], found["rows"]) in capsys.readouterr().out
+    assert [row[0] for row in found["rows"]][::3] == ["an attention block", "all statistics"]
+    assert found["setting"]["model"] == str(dense)
+
+
+def test_latency_records_the_errors_of_every_workload(dense: Path, tmp_path: Path) -> None:
+    path = tmp_path / "latency.json"
+    given = ["latency.py", "--model", str(dense), "--workload", "prefill-b1-t128", "--structures", "2", "--rounds", "2",
+             "--width-step", "8", "--record", str(path)]  # fmt: skip
+    with patch.object(sys, "argv", given):
+        assert _module("latency").main() == 0
+    (row,) = _module("results").read(path)["rows"]
+    assert row[:2] == ["prefill-b1-t128", 2]
+    assert all(0 <= middle <= worst for middle, worst in row[2:])
 
 
 def test_the_program_benchmark_records_what_it_prints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -216,7 +258,9 @@ def test_rows_of_plans_fit_their_columns() -> None:
 def test_rows_of_the_quality_tables_fit_their_heading(tmp_path: Path) -> None:
     report = _module("quality_report")
     tables = report.Tables(tmp_path / "table.md", _cell(a=0.6))
-    tables.add("Methods", "global", "0.2", _cell(a=0.5))
+    tables.add("Methods", "global", "0.2", {**_cell(a=0.5), "asked": {}})
+    assert [(cell["row"], cell["wikitext2"]["value"]) for cell in tables.cells()] == [("dense", 10.0), ("global", 10.0)]
+    assert "asked" not in tables.cells()[1]
     names = report.heading(_cell(a=0.6))[0][1:-1].split("|")
     assert [len(row) for row in tables.rows()] == [len(names) + 1] * 2
     assert tables.rows()[1][:3] == ["Methods", "global", "20.00%"]
