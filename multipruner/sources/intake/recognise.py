@@ -70,9 +70,9 @@ def check_wrapper(model: str, record: Mapping[str, Any]) -> None:
         return
     raise UnsupportedModelError(
         f"{model} is a model of several modalities ({record.get('model_type')}), whose language model "
-        f"({inner.get('model_type', 'of no model_type')}, in text_config) is a part of it; load it with transformers, save "
-        "the language model and its tokenizer as a folder of their own, and name that folder if its family is among "
-        f"{', '.join(sorted(FAMILIES))}"
+        f"({inner.get('model_type', 'of no model_type')}, in text_config) is a part of it; load it with transformers, "
+        "save the language model and its tokenizer as a folder of their own, and name that folder if its family is "
+        f"among {', '.join(sorted(FAMILIES))}"
     )
 
 
