@@ -77,7 +77,7 @@ def read_run(folder: str | Path) -> RunFolder:
     if outside:
         raise OutputError(f"{path}/{outside[0]} is a link out of the folder; put the file itself there")
     foreign = tuple(name for name in names if name not in files)
-    plan = PruningPlan.fromread_json((path / "plan.json").read_text(encoding="utf-8"))
+    plan = PruningPlan.from_json((path / "plan.json").read_text(encoding="utf-8"))
     return RunFolder(path, tuple(files), foreign, plan, report, config)
 
 

@@ -152,7 +152,8 @@ def _check_same_base(reports: Mapping[str, Mapping[str, Any] | None], dense: str
         if report and (not isinstance(about, Mapping) or about.get("fingerprint") != dense):
             base = about.get("description") if isinstance(about, Mapping) else "a model that it does not name"
             raise ConfigError(
-                f"{folder} was pruned from {base}, whose weights differ from those loaded now; name that model with --against"
+                f"{folder} was pruned from {base}, whose weights differ from those loaded now; "
+                "name that model with --against"
             )
 
 

@@ -101,6 +101,12 @@ def place_of(model: str, output: Path) -> dict[str, str]:
         return {}
 
 
+def moved(about: Mapping[str, Any], source: Path, output: Path) -> dict[str, Any]:
+    """What a report in one folder says about its model, for a report in another."""
+    seen = about.get("path_from_here")
+    return {**about, **(place_of(os.path.normpath(source.resolve() / seen), output) if isinstance(seen, str) else {})}
+
+
 def recorded_recipe(report: Mapping[str, Any], folder: Path, *settings: Mapping[str, Any]) -> Recipe:
     """The recipe of a run, its dense model found as seen from the run's folder.
 

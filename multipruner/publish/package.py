@@ -13,6 +13,7 @@ import yaml
 
 from multipruner.checkpoint.run_folder import RunFolder, read_run
 from multipruner.report.card import addressed, base_model, is_untouched, model_card
+from multipruner.report.markup import front_matter
 
 from .errors import PublishError
 
@@ -102,13 +103,19 @@ class Package:
         text = local.read_text(encoding="utf-8") if local.exists() else ""
         return addressed(text, card, self.repo) if text and not is_untouched(text) else card
 
+    def _dense_folder(self) -> Path:
+        """Where the dense model's folder is, if it is one: as seen from the run, else as the plan names it."""
+        about = self.run.report.get("model")
+        seen = about.get("path_from_here") if isinstance(about, Mapping) else None
+        return self.run.path.resolve() / seen if isinstance(seen, str) else Path(self.run.plan.model)
+
     def about_base(self, api: HfApi | None) -> dict[str, Any]:
         """The metadata of the dense model's own card: from its folder, else from the Hub; empty if unknown."""
-        local, base = Path(self.run.plan.model) / "README.md", base_model(self.run.report, self.run.plan)
+        local, base = self._dense_folder() / "README.md", base_model(self.run.report, self.run.plan)
         if local.is_file():
-            parts = local.read_text(encoding="utf-8", errors="replace").split("---\n", 2)
+            metadata = front_matter(local.read_text(encoding="utf-8", errors="replace"))[0]
             try:
-                found = yaml.safe_load(parts[1]) if len(parts) == 3 and not parts[0] else None
+                found = yaml.safe_load(metadata or "")
             except yaml.YAMLError:
                 found = None
             return found if isinstance(found, dict) else {}

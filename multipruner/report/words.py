@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from multipruner.eval.comparison import Contrast
 
@@ -26,6 +27,16 @@ def amount(cost: str, value: float) -> str:
 def _scaled(value: float, base: int, units: tuple[str, ...]) -> str:
     power = min(int(math.log(value, base)) if value >= 1 else 0, len(units) - 1)
     return f"{value / base**power:,.{0 if power == 0 else 1}f}\N{NO-BREAK SPACE}{units[power]}".rstrip()
+
+
+def finite(value: Any) -> bool:
+    """Whether a value of a report is a number, and a finite one."""
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
+def measured(value: Any) -> str:
+    """A value of a report with three digits, or a dash for what is no number."""
+    return f"{value:.3f}" if isinstance(value, (int, float)) else "–"
 
 
 def number(value: float | None, digits: int = 3, sign: str = "") -> str:

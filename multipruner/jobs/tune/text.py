@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from multipruner.config.recipe import Recipe
 from multipruner.core.errors import CalibrationError, ConfigError
 from multipruner.engine.fingerprint import fingerprint
 from multipruner.engine.precision import Precision
+from multipruner.jobs.record import recorded_recipe
 from multipruner.sources.calibration import SEED_STEP
 from multipruner.sources.dense import load_dense
 from multipruner.sources.resolve import resolve
@@ -57,6 +57,7 @@ def tuning_text(
     source: str,
     tokenizer: Any,
     report: Mapping[str, Any],
+    folder: Path = Path(),
     *,
     sequences: int,
     length: int,
@@ -73,7 +74,7 @@ def tuning_text(
     Args:
         source: ``alpaca``, ``wikitext2``, ``c4``, a local file with text, or ``self``: text that the dense model of
             the report samples.
-        report: of the pruned model.
+        report, folder: of the pruned model.
         sequences: that the training will take; fewer where the text ends before.
         length: tokens per sequence.
         seed: of the shuffling, and of the sampling.
@@ -87,7 +88,7 @@ def tuning_text(
     """
     if source == SELF:
         count = min(sequences, SELF_SEQUENCES) + HELD_OUT
-        ids = _self_text(tokenizer, report, count, length, seed, say, progress)
+        ids = _self_text(tokenizer, report, folder, count, length, seed, say, progress)
         return TuningText(ids[HELD_OUT:], ids[:HELD_OUT], SELF)
     if Path(source).suffix == IDS:
         raise ConfigError(f"--data {source}: text is needed, not token ids")
@@ -123,6 +124,7 @@ def _packed(rows: Iterator[str], tokenizer: Any, end: list[int], count: int, len
 def _self_text(
     tokenizer: Any,
     report: Mapping[str, Any],
+    folder: Path,
     sequences: int,
     length: int,
     seed: int,
@@ -130,8 +132,8 @@ def _self_text(
     progress: Callable[[int, int], None] | None,
 ) -> Tensor:
     """Text sampled from the dense model, not that which calibration with the same seed would be."""
+    recipe = recorded_recipe(report, folder)
     about = report["model"]
-    recipe = Recipe.build(report["recipe"], {"revision": about["revision"]} if about["revision"] else {})
     dense, _ = load_dense(resolve(recipe, say), recipe)
     if fingerprint(dense) != about["fingerprint"]:
         raise ConfigError(f"{about['description']} has other weights now than when it was pruned; give --data FILE")
