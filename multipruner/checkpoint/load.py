@@ -9,7 +9,7 @@ from typing import Any
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.utils.hub import cached_file
 
-from multipruner.core.errors import ConfigError, OutputError, UnknownModelError, UnsupportedModelError
+from multipruner.core.errors import ConfigError, MultiprunerError, OutputError, UnknownModelError, UnsupportedModelError
 from multipruner.core.families import FAMILIES
 
 from .classes import family_of, model_class
@@ -65,6 +65,28 @@ def _whole(cls: Any, source: str, **kwargs: Any) -> Any:
             names = ", ".join(sorted(map(str, info[key]))[:3])
             raise OutputError(f"{source} is damaged: {key.replace('_keys', '')} weights, such as {names}")
     return (model, info) if wanted else model
+
+
+def load_run(folder: str | Path, **kwargs: Any) -> Any:
+    """:func:`load` for a folder that somebody names: whatever is wrong with it is one line.
+
+    Raises:
+        OutputError: when it is damaged, or weights hold NaN or infinity.
+        MultiprunerError: as :func:`load`.
+    """
+    try:
+        model = load(folder, **kwargs)
+    except MultiprunerError:
+        raise
+    except Exception as error:  # many libraries read its files, each with errors of its own
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise OutputError(
+            f"{folder} cannot be opened, it is damaged or not whole ({reason}); make the run again"
+        ) from error
+    for name, weight in model.named_parameters():
+        if not weight.isfinite().all():
+            raise OutputError(f"{folder} is damaged: {name} holds NaN or infinity; make the run again")
+    return model
 
 
 def _is_stock_result(source: str, config: Mapping[str, Any], options: Mapping[str, Any]) -> bool:

@@ -11,7 +11,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from multipruner.core.errors import OutputError
+from multipruner.core.errors import ConfigError, OutputError
 from multipruner.core.plan import PruningPlan
 from multipruner.storage.partial import header_of
 
@@ -57,10 +57,10 @@ def read_run(folder: str | Path) -> RunFolder:
     """Look at a folder and make sure that it holds a whole run.
 
     Raises:
-        OutputError: when it is no run, or an unfinished one, or a file is missing or cut short.
-        ConfigError: when ``plan.json`` is no plan.
+        OutputError: when it is no run, or an unfinished one, or a file is missing, cut short or damaged.
     """
     path = Path(folder)
+    check_name(path)
     missing = [name for name in REQUIRED if not (path / name).is_file()]
     if missing:
         raise OutputError(_no_run(path, missing))
@@ -77,8 +77,24 @@ def read_run(folder: str | Path) -> RunFolder:
     if outside:
         raise OutputError(f"{path}/{outside[0]} is a link out of the folder; put the file itself there")
     foreign = tuple(name for name in names if name not in files)
-    plan = PruningPlan.from_json((path / "plan.json").read_text(encoding="utf-8"))
+    try:
+        plan = PruningPlan.from_json((path / "plan.json").read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, ConfigError) as error:
+        raise OutputError(f"{path}/plan.json cannot be read ({error}); make the run again") from error
     return RunFolder(path, tuple(files), foreign, plan, report, config)
+
+
+def check_name(path: Path) -> None:
+    """Refuse the name of a folder that no system call takes, or that may not be looked at.
+
+    Raises:
+        OutputError: naming it.
+    """
+    try:
+        if path.is_dir():
+            next(path.iterdir(), None)
+    except (OSError, ValueError) as error:  # too long, with NUL, or without permission
+        raise OutputError(f"{str(path)[:200]!r} cannot be read: {getattr(error, 'strerror', None) or error}") from None
 
 
 def is_known(name: str) -> bool:

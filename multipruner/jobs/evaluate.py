@@ -11,8 +11,8 @@ from typing import Any
 
 from rich.console import Console
 
-from multipruner.checkpoint.load import load
-from multipruner.checkpoint.run_folder import is_written, read_json
+from multipruner.checkpoint.load import load_run
+from multipruner.checkpoint.run_folder import check_name, is_written, read_json
 from multipruner.config.recipe import Recipe
 from multipruner.console.progress import judging_display, waiting_display
 from multipruner.console.say import teller
@@ -22,7 +22,7 @@ from multipruner.engine.precision import Precision
 from multipruner.eval import Comparison, Evaluation, check_settings, compare, evaluate
 from multipruner.recipes import mapping_for
 from multipruner.sources.calibration import held_out_text
-from multipruner.sources.dense import check_finite, load_dense
+from multipruner.sources.dense import load_dense
 from multipruner.sources.resolve import resolve
 from multipruner.storage.files import write_atomically
 from multipruner.storage.partial import header_of
@@ -118,13 +118,13 @@ def _read_report(folder: str) -> dict[str, Any] | None:
     Raises:
         OutputError: when it is damaged, or cannot be read.
     """
+    check_name(Path(folder))
     path = Path(folder) / REPORT
-    try:
-        if not path.exists():
-            return None
-    except (OSError, ValueError) as error:  # a name too long, or with NUL; no permission
-        raise OutputError(f"{folder!r} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    if not path.exists():
+        return None
     report = read_json(path)
+    if not isinstance(report.get("evaluations", []), list):
+        raise OutputError(f"{path} is damaged: its evaluations are no list; make the run again")
     if report.get("format") != "multipruner-report" and is_written(Path(folder)):
         raise OutputError(f"{path} is not the report of a multipruner run; make the run again")
     return report if report.get("format") == "multipruner-report" else None
@@ -135,8 +135,7 @@ def _candidate(
 ) -> Any:
     """A pruned folder or Hub repository, else whatever ``--model`` would take."""
     try:
-        candidate: Any = load(folder, dtype=dtype, trust_remote_code=recipe.trust_remote_code)
-        check_finite(candidate)
+        candidate: Any = load_run(folder, dtype=dtype, trust_remote_code=recipe.trust_remote_code)
         return candidate.to(device)
     except (UnknownModelError, UnsupportedModelError):
         if (Path(folder) / REPORT).exists():

@@ -19,7 +19,7 @@ from rich.console import Console
 from transformers import AutoTokenizer
 
 from multipruner.checkpoint.classes import family_of
-from multipruner.checkpoint.load import load
+from multipruner.checkpoint.load import load_run
 from multipruner.checkpoint.reopen import check_reopened
 from multipruner.checkpoint.run_folder import RunFolder, read_run
 from multipruner.checkpoint.save import check_space, check_target, save
@@ -34,7 +34,6 @@ from multipruner.jobs.finish import Run
 from multipruner.jobs.record import moved, timed
 from multipruner.jobs.workspace import MEASUREMENTS, SEARCH, STATE, TRAJECTORY, refuse_within
 from multipruner.report.tuned_card import tuned_card
-from multipruner.sources.dense import check_finite
 from multipruner.storage.partial import LOCK, MARK, PartialFolder
 
 from .record import tuned_report, tuned_table, tuning_record
@@ -115,6 +114,8 @@ def tune(
     if find_spec("peft") is None:
         raise ConfigError(EXTRA)
     run, target, console = read_run(folder), Path(output), console or Console(quiet=True)
+    if not isinstance(run.report.get("model"), Mapping):
+        raise OutputError(f"{run.path}/report.json is damaged: it names no model; make the run again")
     folder_of_state = _check_output(run.path, target, overwrite)
     partial = folder_of_state.path
     with _held(folder_of_state, target):
@@ -213,9 +214,11 @@ def _prepare(
     seconds: dict[str, float] = {}
     where = _device(device)
     with timed(seconds, "load"), waiting_display(console, "loading the model"):
-        model: Any = load(run.path, trust_remote_code=trust_remote_code)
-        check_finite(model)
-        tokenizer = AutoTokenizer.from_pretrained(run.path, trust_remote_code=trust_remote_code)
+        model: Any = load_run(run.path, trust_remote_code=trust_remote_code)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(run.path, trust_remote_code=trust_remote_code)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise OutputError(f"the tokenizer in {run.path} cannot be opened: {error}; make the run again") from error
     with timed(seconds, "text"), counting_display(console, "text") as display:
         text = tuning_text(
             settings.data, tokenizer, run.report, run.path,
