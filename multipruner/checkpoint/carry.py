@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import try_to_load_from_cache
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel
+from transformers.utils import logging
 
 from .run_folder import TOKENIZER
 
@@ -74,11 +77,23 @@ def write_tokenizer(folder: Path, tokenizer: Any, source: Path | None) -> None:
 def opens_as(folder: Path, tokenizer: Any) -> bool:
     """Whether a folder's tokenizer, opened without running code, does what the one in memory does."""
     try:
-        opened = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        with _quiet():
+            opened = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, ImportError, KeyError, TypeError, AttributeError):
         return False
     same = all(getattr(opened, name, None) == getattr(tokenizer, name, None) for name in _SAME)
     return same and len(opened) == len(tokenizer) and ids_of(opened) == ids_of(tokenizer)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep transformers from warning about a model's type that only code knows, which is not run here."""
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def ids_of(tokenizer: Any) -> list[list[int]]:

@@ -71,6 +71,11 @@ class Rehearsal:
         self._process: subprocess.Popen[str] | None = None
         self._known: Path | None = None
 
+    @property
+    def elsewhere(self) -> bool:
+        """Whether a new process opens the files too; one that did so before for this kind of model is enough."""
+        return self._process is not None
+
     def __enter__(self) -> Rehearsal:
         """Write and open.
 
@@ -102,7 +107,9 @@ class Rehearsal:
                 self._process.kill()
             _, said = self._process.communicate()
             if kind is None and self._process.returncode:
-                raise ConfigError(_unopened("a new process cannot open the smaller model", said.strip()[-400:]))
+                raise ConfigError(
+                    _unopened("a new process cannot open the smaller model", (said.splitlines() or [""])[-1][:400])
+                )
             if kind is None and self._known is not None:
                 self._known.parent.mkdir(parents=True, exist_ok=True)
                 self._known.touch()
@@ -150,14 +157,19 @@ class Rehearsal:
         """What a new process can find at fault: code, the keys of the settings, the tokenizer's class; not sizes."""
         texts = [path.read_text(encoding="utf-8") for folder in folders for path in sorted(folder.glob("*.py"))]
         configs = [json.loads((folder / "config.json").read_text(encoding="utf-8")) for folder in folders]
-        sizeless = [{key: value for key, value in one.items() if type(value) not in (int, float)} for one in configs]
-        for one in sizeless:
-            one.pop("per_layer_config", None)
-        keys = [sorted(one) for one in configs]
         versions = {name: version(name) for name in ("torch", "transformers", "tokenizers", "huggingface_hub")}
-        kind = {"code": texts, "configs": sizeless, "keys": keys, "tokenizer": type(self._tokenizer).__name__,
+        kind = {"code": texts, "configs": [_sizeless(config) for config in configs], "tokenizer": type(self._tokenizer).__name__,
                 "versions": versions, "python": sys.version, "program": _ELSEWHERE}  # fmt: skip
         return digest(kind)[:32]
+
+
+def _sizeless(value: Any) -> Any:
+    """A value of a configuration without its numbers: they make no other kind of model."""
+    if isinstance(value, dict):
+        return {key: _sizeless(inner) for key, inner in value.items() if key != "per_layer_config"}
+    if isinstance(value, list):
+        return sorted({json.dumps(_sizeless(inner), sort_keys=True) for inner in value})
+    return value if value is None or isinstance(value, (str, bool)) else "a number"
 
 
 def structures(dense: Structure, *, uniform: bool) -> list[Structure]:
@@ -201,14 +213,14 @@ def _explained(model: PreTrainedModel, structure: Structure) -> Iterator[None]:
     """Turn whatever goes wrong within into one line that names the key at fault, where one is, and the way out."""
     try:
         yield
-    except PermissionError as error:
-        raise OutputError(
-            f"cannot write {error.filename}: {error.strerror}; transformers keep modules in {HF_MODULES_CACHE}: make "
-            "that writable, or name another folder with HF_MODULES_CACHE"
-        ) from error
     except MultiprunerError:
         raise
     except Exception as error:
+        if isinstance(error, OSError) and error.filename is not None:
+            raise OutputError(
+                f"cannot write {error.filename}: {error.strerror}; transformers keep modules in {HF_MODULES_CACHE}: "
+                "make that writable, or name another folder with HF_MODULES_CACHE"
+            ) from error
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         raise ConfigError(_unopened(_culprit(model, structure), reason) + _cure(model, structure)) from error
 

@@ -91,6 +91,8 @@ def check_name(path: Path) -> None:
         OutputError: naming it.
     """
     try:
+        if "\0" in str(path):
+            raise ValueError("it holds a NUL")
         if path.is_dir():
             next(path.iterdir(), None)
     except (OSError, ValueError) as error:  # too long, with NUL, or without permission

@@ -175,6 +175,8 @@ def read_folders(folders: Sequence[Path]) -> tuple[tuple[RunFiles, ...], tuple[F
 
 def _check_folder(folder: Path) -> None:
     try:
+        if "\0" in str(folder):
+            raise ValueError("it holds a NUL")
         there = folder.is_dir()
     except (OSError, ValueError) as error:  # a name too long or with NUL
         reason = getattr(error, "strerror", None) or error
