@@ -158,8 +158,9 @@ class Rehearsal:
         texts = [path.read_text(encoding="utf-8") for folder in folders for path in sorted(folder.glob("*.py"))]
         configs = [json.loads((folder / "config.json").read_text(encoding="utf-8")) for folder in folders]
         versions = {name: version(name) for name in ("torch", "transformers", "tokenizers", "huggingface_hub")}
-        kind = {"code": texts, "configs": [_sizeless(config) for config in configs], "tokenizer": type(self._tokenizer).__name__,
-                "versions": versions, "python": sys.version, "program": _ELSEWHERE}  # fmt: skip
+        settings, tokenizer = [_sizeless(config) for config in configs], type(self._tokenizer).__name__
+        kind = {"code": texts, "configs": settings, "tokenizer": tokenizer, "versions": versions,
+                "python": sys.version, "program": _ELSEWHERE}  # fmt: skip
         return digest(kind)[:32]
 
 
