@@ -17,7 +17,7 @@ from multipruner.core.plan import PruningPlan
 from multipruner.eval import Comparison
 
 from .markup import code, command_without_places, fenced, front_matter, one_line, plain, without_places
-from .words import finite, measured
+from .words import finite, measured, tokens_of
 
 LOCAL_NAME = "path/to/this/folder"
 """What the loading example opens as long as the checkpoint has no address."""
@@ -277,9 +277,8 @@ def _reproduction(report: Mapping[str, Any]) -> str:
     if report.get("command"):
         lines.append(fenced(command_without_places(report["command"]), "sh"))
     if (calibration := report.get("calibration") or {}).get("name"):
-        size = f", {calibration['tokens']:,} tokens" if isinstance(calibration.get("tokens"), int) else ""
         digest = f", hash `{calibration['hash']}`" if calibration.get("hash") else ""
-        lines.append(f"Calibration text: {plain(calibration['name'])}{size}{digest}.")
+        lines.append(f"Calibration text: {plain(calibration['name'])}{tokens_of(calibration)}{digest}.")
     recipe = report.get("recipe")
     seed = (recipe.get("calibration") or {}).get("seed") if isinstance(recipe, Mapping) else None
     if seed is not None:
