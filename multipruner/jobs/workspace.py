@@ -10,7 +10,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from multipruner.checkpoint.run_folder import is_written, unwritten
+from multipruner.checkpoint.run_folder import check_name, is_written, unwritten
 from multipruner.core.errors import OutputError
 from multipruner.storage.partial import LOCK, PartialFolder, header_of
 
@@ -37,6 +37,7 @@ class Workspace:
     """
 
     def __init__(self, output: Path, model: str | None = None) -> None:
+        check_name(output)
         place = output.absolute().resolve()
         if place in (Path.cwd(), *Path.cwd().parents):
             raise OutputError(f"{output} cannot be replaced by a model's folder; choose another --output")

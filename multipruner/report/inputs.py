@@ -180,7 +180,8 @@ def _check_folder(folder: Path) -> None:
         if "\0" in str(folder):
             raise ValueError("it holds a NUL")
         there = folder.is_dir()
-    except (OSError, ValueError) as error:  # a name too long or with NUL
+        next(folder.iterdir() if there else iter(()), None)
+    except (OSError, ValueError) as error:  # a name too long or with NUL, or no permission
         reason = getattr(error, "strerror", None) or error
         raise ConfigError(f"{str(folder)[:200]!r} cannot be read: {reason}") from None
     if not there:

@@ -392,6 +392,16 @@ def test_a_name_that_no_folder_can_have_is_one_line(command: str, name: str, cap
     assert "cannot be read" in (said := capsys.readouterr().err) and said.count("\n") == 1
 
 
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("name", ["x" * 300, "a\0b"], ids=["long", "NUL"])
+def test_an_output_that_no_folder_can_have_is_one_line(
+    command: str, name: str, finished: Path, dense: Path, tmp_path: Path, capsys
+) -> None:
+    pytest.importorskip("peft")
+    assert main(COMMANDS[command](dense, finished, tmp_path / name)) == 2
+    assert "cannot be read" in (said := capsys.readouterr().err) and said.count("\n") == 1
+
+
 # names of others
 
 

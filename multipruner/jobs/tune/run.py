@@ -21,7 +21,7 @@ from transformers import AutoTokenizer
 from multipruner.checkpoint.classes import family_of
 from multipruner.checkpoint.load import load_run
 from multipruner.checkpoint.reopen import check_reopened
-from multipruner.checkpoint.run_folder import RunFolder, read_run
+from multipruner.checkpoint.run_folder import RunFolder, check_name, read_run
 from multipruner.checkpoint.save import check_space, check_target, save
 from multipruner.config.recipe import EvaluationSpec
 from multipruner.console.progress import counting_display, judging_display, waiting_display
@@ -150,6 +150,7 @@ def tune(
 
 def _check_output(source: Path, target: Path, overwrite: bool) -> PartialFolder:
     """The folder for the state, beside an output folder that may be written."""
+    check_name(target)
     place = target.absolute().resolve()
     if place in (source.resolve(), Path.cwd(), *Path.cwd().parents):
         raise OutputError(f"{target} cannot be the output, it is in use; choose another --output")
