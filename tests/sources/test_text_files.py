@@ -198,7 +198,7 @@ def on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path
             pyarrow.parquet.write_table(pyarrow.table(rows), folder / config / f"{split}-00000-of-00001.parquet")
     configs = [f"- config_name: {c}\n  data_dir: {c}\n  default: {str(c == 'new').lower()}\n" for c in ("old", "new")]
     (folder / "README.md").write_text(f"---\nconfigs:\n{''.join(configs)}---\n")
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     monkeypatch.setattr(hub, "repo_info", lambda *_: None)
     real = datasets.load_dataset
     monkeypatch.setattr(datasets, "load_dataset", lambda path, **more: real(str(tmp_path / path), **more))
