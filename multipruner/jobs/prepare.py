@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from multipruner.checkpoint.rehearsal import Rehearsal
 from multipruner.config.recipe import Recipe
 from multipruner.console.progress import counting_display, named, waiting_display
 from multipruner.console.say import teller
@@ -65,7 +66,8 @@ def prepare(
         if warning := unrepaired(recipe.compensation, prunable):
             say(warning)
         held = precision.held(model)
-    with counting_display(console, "text") as display:
+        rehearsal = Rehearsal(model, tokenizer, source.path_or_id, source.revision, uniform=recipe.layout == "uniform")
+    with rehearsal, counting_display(console, "text") as display:
         with timed(seconds, "text"):
             text = named(display, "text")
             texts = CalibrationText(recipe.calibration, tokenizer, model, say=say, progress=text)

@@ -30,6 +30,16 @@ def _scaled(value: float, base: int, units: tuple[str, ...]) -> str:
     return f"{value / base**power:,.{0 if power == 0 else 1}f}\N{NO-BREAK SPACE}{units[power]}".rstrip()
 
 
+def finite(value: Any) -> bool:
+    """Whether a value of a report is a number, and a finite one."""
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
+def measured(value: Any) -> str:
+    """A value of a report with three digits, or a dash for what is no number."""
+    return f"{value:.3f}" if isinstance(value, (int, float)) else "–"
+
+
 def number(value: float | None, digits: int = 3, sign: str = "") -> str:
     """A number, or a dash for none."""
     return "–" if value is None else f"{value:{sign},.{digits}f}".replace("-", "−")
