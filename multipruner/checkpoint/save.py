@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import errno
 import json
-import os
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
 from multipruner.core.errors import OutputError
 from multipruner.core.plan import PruningPlan
+from multipruner.storage.files import whole_folder
 
 from .run_folder import is_known
 
@@ -24,7 +21,6 @@ REPORT_FILE = "report.json"
 SHARD_SIZE = "5GB"
 """Weights above this are split over several files."""
 _OVERHEAD = 1.05  # tokenizer, plan and report beside the weights
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def save(
@@ -55,18 +51,11 @@ def save(
     target = Path(folder).absolute().resolve()  # what a link names is replaced, not the link
     check_target(target, replace)
     check_space(target, weight_bytes(model))
-    partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
-    with output_errors(target):
-        try:
-            partial.mkdir(parents=True)
-            _write_model(partial, model, tokenizer)
-            _write_texts(partial, plan, report, card)
-            if trajectory is not None:
-                shutil.copyfile(trajectory, partial / trajectory.name)
-            _sync(partial)
-            _take_name(partial, target)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+    with whole_folder(target, _keep_others) as partial:
+        _write_model(partial, model, tokenizer)
+        _write_texts(partial, plan, report, card)
+        if trajectory is not None:
+            shutil.copyfile(trajectory, partial / trajectory.name)
     return target
 
 
@@ -120,31 +109,6 @@ def _write_model(folder: Path, model: PreTrainedModel, tokenizer: Any | None) ->
         tokenizer.save_pretrained(folder)
 
 
-@contextmanager
-def output_errors(target: Path) -> Iterator[None]:
-    """Turn what a disk can do to us into one line."""
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        full = getattr(error, "errno", None) in _FULL or any(f"os error {code}" in str(error) for code in _FULL)
-        what = "the disk is full" if full else str(error)
-        raise OutputError(f"{target} was not written: {what}") from error
-
-
-def _sync(folder: Path) -> None:
-    """Have the disk hold every file, and the folder's own entries, before anything takes its final name."""
-    for path in (*(p for p in folder.rglob("*") if p.is_file()), folder):
-        _sync_one(path)
-
-
-def _sync_one(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _keep_others(old: Path, new: Path) -> None:
     """Carry over what somebody else put into the folder. What a run, its search or its report writes is replaced, or
     goes: a tokenizer's file or a figure of another model would be taken for this one's."""
@@ -161,20 +125,3 @@ def _keep_others(old: Path, new: Path) -> None:
             inner.unlink()
         if known and not any(copy.iterdir()):
             copy.rmdir()
-
-
-def _take_name(partial: Path, target: Path) -> None:
-    """Rename into place; an old folder steps aside first and comes back if that fails."""
-    old = target.with_name(f".{target.name}.old-{os.getpid()}")
-    if not target.exists():
-        partial.rename(target)
-    else:
-        _keep_others(target, partial)
-        target.rename(old)
-        try:
-            partial.rename(target)
-        except BaseException:
-            old.rename(target)
-            raise
-    _sync_one(target.parent)
-    shutil.rmtree(old, ignore_errors=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from multipruner.recipes import mapping_for
 from multipruner.sources.calibration import held_out_text
 from multipruner.sources.dense import load_dense
 from multipruner.sources.resolve import resolve
+from multipruner.storage.files import write_atomically
 
 REPORT = "report.json"
 
@@ -88,7 +88,7 @@ def judge_folders(
             _add_to_report(Path(folder), comparison, recipe)
         if output is not None:  # after every folder: one that fails later loses nothing
             rows = {name: c.to_json() for name, c in zip(folders, results, strict=False)}
-            _write(output, json.dumps(rows, indent=1) + "\n")
+            write_atomically(output, json.dumps(rows, indent=1) + "\n")
     return results
 
 
@@ -136,14 +136,4 @@ def _add_to_report(folder: Path, comparison: Comparison, recipe: Recipe) -> None
     report = json.loads((folder / REPORT).read_text())
     entry = {"settings": recipe.evaluation.model_dump(mode="json"), **comparison.to_json()}
     report.setdefault("evaluations", []).append(entry)
-    _write(folder / REPORT, json.dumps(report, indent=1) + "\n")
-
-
-def _write(path: Path, text: str) -> None:
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        aside.write_text(text)
-        aside.replace(path)
-    except OSError as error:
-        aside.unlink(missing_ok=True)
-        raise OutputError(f"cannot write {path}: {error.strerror}") from error
+    write_atomically(folder / REPORT, json.dumps(report, indent=1) + "\n")

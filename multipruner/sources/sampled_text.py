@@ -18,7 +18,8 @@ from multipruner.engine.fingerprint import configuration, fingerprint
 from multipruner.engine.grouped_attention import grouped_attention
 from multipruner.engine.prunable import Prunable
 from multipruner.engine.sampling import drawn
-from multipruner.storage.cache import cache_folder, publish, work_folder
+from multipruner.storage.cache import cache_folder, work_folder
+from multipruner.storage.files import publish
 
 SAMPLING = 6
 """Raised when the same seed gives other text."""

@@ -142,9 +142,7 @@ def write_results(folder: Path, figures: Mapping[str, bytes], report_of_search: 
     try:
         for name in FIGURES:
             if name in figures:
-                aside = folder / f".{name}"
-                aside.write_bytes(figures[name])
-                aside.replace(folder / name)
+                write_atomically(folder / name, figures[name])
             else:
                 (folder / name).unlink(missing_ok=True)
         report = json.loads((folder / "report.json").read_text(encoding="utf-8"))

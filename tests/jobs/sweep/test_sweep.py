@@ -36,6 +36,7 @@ from multipruner.jobs.sweep.path import along, first_within, path_within
 from multipruner.jobs.sweep.run import sweep
 from multipruner.latency.bench import shapes_of
 from multipruner.search import DIMENSIONS, Limit
+from multipruner.storage.files import write_atomically
 from tests.support.tiny import random_ranking, random_structure
 from tests.support.toys import COSTS, DENSE, Additive, problem
 
@@ -62,7 +63,8 @@ def table(dense: Path) -> Path:
     attention = {groups: entry(0.02 + (1.5 + groups) * bool(groups)) for groups in range(3)}
     mlp = {width: entry(0.01 + (2 + width / 10) * bool(width)) for width in range(0, 41, 8)}
     row = WorkloadTable(Workload("prefill", 1, 16), attention, mlp, entry(3.0))
-    LatencyTable(shapes_of(model), {"device": "cpu"}, "2026-01-01", {row.workload.name: row}).write(dense / "t.json")
+    table = LatencyTable(shapes_of(model), {"device": "cpu"}, "2026-01-01", {row.workload.name: row})
+    write_atomically(dense / "t.json", table.to_json())
     return dense / "t.json"
 
 
