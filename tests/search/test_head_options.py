@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from multipruner.core.costs import Costs, LayerCost
 from multipruner.core.errors import ConfigError, InfeasibleError
-from multipruner.core.objective import Choice
+from multipruner.core.objective import Choice, best_two
 from multipruner.core.structure import KINDS, BlockKind, LayerSize, Structure
 from multipruner.search import Grid, Limit, Problem, Task, allocate, candidates, replay, sequential_path
 from multipruner.search.limits import alone
@@ -37,9 +37,7 @@ class _Toy:
         pass
 
     def argmin(self, structures: Sequence[Structure], progress: object = None) -> Choice:
-        losses = [self(structure) for structure in structures]
-        best = losses.index(min(losses))
-        return Choice(structures[best], losses[best])
+        return best_two(structures, [self(structure) for structure in structures])
 
 
 def _heads(size: LayerSize) -> int:

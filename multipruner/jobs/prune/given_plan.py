@@ -19,7 +19,7 @@ from multipruner.core.structure import LayerSize, queries_per_group
 from multipruner.jobs.finish import Run, finish
 from multipruner.jobs.limits import latency_table_of
 from multipruner.jobs.prepare import prepare
-from multipruner.jobs.remembered import Remembered, objective_of
+from multipruner.jobs.remembered import RememberedObjective, objective_of
 from multipruner.jobs.setting import Found, Setting
 from multipruner.jobs.workspace import Workspace
 from multipruner.repair.scoring import Repair
@@ -86,7 +86,7 @@ def apply_given_plan(
         memo = Memo(workspace.open_measurements(identity, overwrite), space)
         with setting.prunable.in_order(setting.ranking, setting.repair), waiting_display(console, "loss"):
             objective = objective_of(setting, len(setting.calibration.ids))
-            loss = Remembered(objective, memo)(plan.structure)
+            loss = RememberedObjective(objective, memo)(plan.structure)
         if not isfinite(loss):
             raise NumericsError("the plan's calibration loss is not finite; try --dtype float32 or bfloat16")
         ratio = setting.prunable.costs.ratio(plan.structure)

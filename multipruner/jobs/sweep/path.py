@@ -12,7 +12,6 @@ from math import inf
 
 from multipruner.core.errors import InfeasibleError
 from multipruner.core.structure import Structure
-from multipruner.jobs.remembered import Watched
 from multipruner.jobs.setting import Setting, grid_of
 from multipruner.search import Dimension, Limit, Objective, Problem, Step, replay, sequential_path
 from multipruner.search import Progress as SearchProgress
@@ -35,7 +34,7 @@ def problem_to(setting: Setting, ratio: float) -> Problem:
 
 def judged_by(blocks: Objective, widths: Objective) -> dict[Dimension, Objective]:
     """Blocks are judged by one objective, channels and heads by another, as the sequential strategy does."""
-    return {"blocks": Watched(blocks), "mlp": Watched(widths), "heads": Watched(widths)}
+    return {"blocks": blocks, "mlp": widths, "heads": widths}
 
 
 def way(costs: Mapping[str, float], dense: Mapping[str, float], limits: Sequence[Limit]) -> float:

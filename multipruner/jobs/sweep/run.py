@@ -27,7 +27,7 @@ from multipruner.core.plan import PruningPlan
 from multipruner.core.structure import Structure
 from multipruner.jobs.limits import latency_table_of
 from multipruner.jobs.prepare import prepare
-from multipruner.jobs.remembered import Remembered, remembered, rough_of
+from multipruner.jobs.remembered import RememberedObjective, remembered, rough_of
 from multipruner.jobs.setting import Setting
 from multipruner.jobs.workspace import Workspace
 from multipruner.report.figures.sweep import loss_figure, structures_of
@@ -174,7 +174,7 @@ class _Sweep:
                 found += self._walked(found[-1].ratio, losses, rough or losses)
         return found
 
-    def _solved(self, value: str, losses: Remembered, rough: Remembered | None) -> Point:
+    def _solved(self, value: str, losses: RememberedObjective, rough: RememberedObjective | None) -> Point:
         task = replace(self.setting, recipe=self.recipes[value]).task
         with counting_display(self.console, f"{value} search") as display:
             found = allocate(
@@ -184,7 +184,7 @@ class _Sweep:
         self.say(self._line(point))
         return point
 
-    def _walked(self, aim: float, losses: Remembered, widths: Remembered) -> list[Point]:
+    def _walked(self, aim: float, losses: RememberedObjective, widths: RememberedObjective) -> list[Point]:
         """The sequential path to the tightest value; every value's first structure on it."""
         setting, tightest = self.setting, self.at.values[-1]
         problem, judges = problem_to(setting, aim), judged_by(losses, widths)
