@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Sequence
 from math import inf
 from pathlib import Path
 
 from multipruner.core.errors import NumericsError
+from multipruner.core.identity import digest
 from multipruner.core.objective import Choice, best_two
 from multipruner.core.structure import Structure
 from multipruner.engine.objective import CalibrationObjective
@@ -97,8 +96,7 @@ def remembered(setting: Setting, path: Path, sequences: int | None = None) -> Re
     count, part = len(setting.calibration.ids), {}
     if sequences is not None and sequences < count:
         count, part = sequences, {"sequences": sequences}
-    space = hashlib.sha256(json.dumps(setting.identity | part, sort_keys=True).encode()).hexdigest()
-    return RememberedObjective(objective_of(setting, count), Memo(path, space))
+    return RememberedObjective(objective_of(setting, count), Memo(path, digest(setting.identity | part)))
 
 
 def rough_of(setting: Setting, path: Path) -> RememberedObjective | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import replace
 from math import isfinite
 from pathlib import Path
@@ -14,6 +13,7 @@ from rich.console import Console
 from multipruner.config.recipe import Recipe
 from multipruner.console.progress import waiting_display
 from multipruner.core.errors import ConfigError, NumericsError
+from multipruner.core.identity import digest
 from multipruner.core.plan import KeptLayer, LayerRanking, PruningPlan, Ranking
 from multipruner.core.structure import LayerSize, queries_per_group
 from multipruner.jobs.finish import Run, finish
@@ -82,8 +82,7 @@ def apply_given_plan(
         _check(plan, plan_path, setting)
         setting = _ordered_by(setting, plan)
         identity = setting.identity | {"plan": hashlib.sha256(plan.to_json().encode()).hexdigest()}
-        space = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-        memo = Memo(workspace.open_measurements(identity, overwrite), space)
+        memo = Memo(workspace.open_measurements(identity, overwrite), digest(identity))
         with setting.prunable.in_order(setting.ranking, setting.repair), waiting_display(console, "loss"):
             objective = objective_of(setting, len(setting.calibration.ids))
             loss = RememberedObjective(objective, memo)(plan.structure)
