@@ -17,7 +17,6 @@ from multipruner.core.identity import digest
 from multipruner.core.plan import KeptLayer, LayerRanking, PruningPlan, Ranking
 from multipruner.core.structure import LayerSize, queries_per_group
 from multipruner.jobs.finish import Run, finish
-from multipruner.jobs.limits import latency_table_of
 from multipruner.jobs.prepare import prepare
 from multipruner.jobs.remembered import RememberedObjective, objective_of
 from multipruner.jobs.setting import Found, Setting
@@ -103,8 +102,8 @@ def _check(plan: PruningPlan, path: Path, setting: Setting) -> None:
         )
     if plan.fingerprint is not None and plan.fingerprint != setting.fingerprint:
         raise ConfigError(f"{path} is a plan for {plan.model}, whose weights differ from those loaded now")
-    if setting.recipe.latency_table is not None:  # a table without its sizes is an error now, not after everything
-        table, workload = latency_table_of(setting.recipe, setting.prunable)
+    if setting.latency is not None:  # a table without its sizes is an error now, not after everything
+        table, workload = setting.latency
         table.milliseconds(plan.structure, workload)
 
 

@@ -18,7 +18,7 @@ from multipruner.engine.objective import Work
 from multipruner.engine.processes import Team
 from multipruner.eval import evaluate as run_evaluation
 from multipruner.jobs.remembered import RememberedObjective
-from multipruner.jobs.setting import Found, Setting, grid_of, task_of
+from multipruner.jobs.setting import Found, Setting, task_of
 from multipruner.search import allocate
 from multipruner.search.genome import StructureSpace
 
@@ -56,7 +56,7 @@ class StructureEngine:
         self.measured = ("loss", *options.task_names)
         self.space = StructureSpace(
             setting.prunable.dense,
-            grid_of(setting.recipe, setting.prunable),
+            setting.grid,
             budget_of(setting.recipe, setting.prunable, options),
         )
         self.costs = {name: cost_of(name, setting.recipe, setting.prunable) for name in options.cost_names}
