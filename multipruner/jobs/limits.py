@@ -55,7 +55,7 @@ def _of_costs(name: str, count: Callable[[Structure], int], costs: Costs, most: 
     def cost(layer: int, kind: BlockKind, size: LayerSize) -> float:
         return count(empty.replace(layer, alone(size, kind))) - constant
 
-    return Limit(name, cost, constant, most)
+    return Limit.of_blocks(name, cost, constant, most)
 
 
 def _latency(timed: Timed, dense: Structure, text: str) -> Limit:
@@ -66,7 +66,7 @@ def _latency(timed: Timed, dense: Structure, text: str) -> Limit:
     def cost(layer: int, kind: BlockKind, size: LayerSize) -> float:
         return table.block_milliseconds(kind, alone(size, kind), workload)
 
-    return Limit("latency", cost, table.constant(workload), most)
+    return Limit.of_blocks("latency", cost, table.constant(workload), most)
 
 
 def latency_table_of(recipe: Recipe, prunable: Prunable) -> Timed:

@@ -39,7 +39,7 @@ def test_everything_is_computed_once_and_the_table_read_once(setting: Setting) -
     assert setting.task is setting.task and setting.identity is setting.identity
     assert setting.task.grid == setting.grid
     (limit,) = setting.task.limits
-    assert (limit.name, limit.of(setting.prunable.dense)) == ("latency", 1.0 + 4 * (3.0 + 3.0))
+    assert (limit.name, limit.cost(setting.prunable.dense)) == ("latency", 1.0 + 4 * (3.0 + 3.0))
 
 
 def test_another_recipe_has_its_own(setting: Setting) -> None:
