@@ -28,8 +28,8 @@ class Limit:
         cost: structure -> number; should not fall when a structure grows.
         limit: the most that is allowed.
         least: the least that is allowed.
-        block_cost: (layer, kind, size of that block alone) -> number, where the cost is a sum over residual blocks and a
-            constant, as the exact program needs it.
+        block_cost: (layer, kind, size of that block alone) -> number, where the cost is a sum over residual blocks and
+            a constant, as the exact program needs it.
         constant: what of such a cost does not depend on the structure.
     """
 

@@ -9,6 +9,7 @@ from typing import Any
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.utils.hub import cached_file
 
+from multipruner.config.precedence import trusts
 from multipruner.core.errors import ConfigError, UnknownModelError, UnsupportedModelError
 from multipruner.core.families import FAMILIES
 
@@ -31,7 +32,7 @@ def load(source: str | Path, **kwargs: Any) -> PreTrainedModel:
         UnsupportedModelError: when it is no checkpoint of ours.
         ConfigError: when the code in the checkpoint would have to be trusted and is not.
     """
-    trust = kwargs.pop("trust_remote_code", False)
+    trust = trusts(kwargs.pop("trust_remote_code", False))
     try:
         options = {name: kwargs[name] for name in _HUB_OPTIONS if name in kwargs}
         config, _ = PreTrainedConfig.get_config_dict(str(source), **options)

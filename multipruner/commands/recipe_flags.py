@@ -83,10 +83,14 @@ def calibration_flags(parser: argparse.ArgumentParser) -> None:
     """The text that decides."""
     text = parser.add_argument_group("calibration")
     text.add_argument("--calibration", dest="calibration.source", metavar="TEXT",
-                      help="alpaca, wikitext2, c4, self (sampled from the model), or a local .txt .jsonl .json "
-                      ".parquet .safetensors file; several: alpaca+self, or weighted alpaca:1+self:3; default self "
-                      "(--method global) or alpaca (paper)")  # fmt: skip
-    text.add_argument("--text-column", dest="calibration.text_column", help="column of a local file")
+                      help="alpaca, wikitext2, c4, self (sampled from the model), owner/name[:config][:split][:column] "
+                      "of the Hub, or a local file or folder: .txt .jsonl .json .csv .tsv .parquet .arrow (also .gz, "
+                      ".zst), .safetensors; several: alpaca+self, or weighted alpaca:1+self:3; default self (--method "
+                      "global) or alpaca (paper)")  # fmt: skip
+    text.add_argument("--text-column", dest="calibration.text_column", help="column of a table that is the text")
+    text.add_argument("--chat-template", dest="calibration.chat_template", metavar="FILE|NAME",
+                      help="for conversations and question-answer columns: a Jinja file, plain, chatml, or a name "
+                      "of the tokenizer's; default: the tokenizer's own")  # fmt: skip
     text.add_argument("--sequences", dest="calibration.sequences", type=int, help="that structures are judged on")
     text.add_argument(
         "--width-sequences",

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from multipruner.core.axes import DIMENSIONS, Dimension
 from multipruner.core.errors import ConfigError, did_you_mean
 
+from .counts import Count, Length, Seed
 from .precedence import asked_ratio, merge_into
 
 MethodName = Literal["global", "paper"]
@@ -55,41 +56,43 @@ class CalibrationSpec(_Frozen):
 
     source: str = Field(
         default="alpaca",
-        description="alpaca, wikitext2, c4 (through datasets), self (text sampled from the dense model), or a "
-        "local .txt, .jsonl, .json or .parquet file, or a .safetensors file with ready token ids (tensor input_ids; "
-        "heldout_ids for the comparison at the end; statistics_ids for the moments, which are otherwise those of "
-        "input_ids as well); several joined by + share the sequences evenly (alpaca+self) or by weights "
+        description="alpaca, wikitext2, c4 (through datasets), self (text sampled from the dense model), a "
+        "data set of the Hub (owner/name[:config][:split][:column]), a local file or folder of .txt, .jsonl, .json, "
+        ".csv, .tsv, .parquet or .arrow (also .gz, .zst), or a .safetensors file with ready token ids (tensor "
+        "input_ids; heldout_ids for the comparison at the end; statistics_ids for the moments, which are otherwise "
+        "those of input_ids as well); several joined by + share the sequences evenly (alpaca+self) or by weights "
         "(alpaca:1+self:3)",
     )
-    text_column: str | None = Field(default=None, description="column of a local file that holds the text")
-    sequences: Annotated[int, Field(ge=1)] = Field(default=8, description="that structures are judged on")
-    width_sequences: Annotated[int, Field(ge=1)] = Field(
-        default=4,
-        description="of them, for channels and heads on the sequential path and for the first tables",
+    text_column: str | None = Field(default=None, description="column of a table that holds the text")
+    chat_template: str | None = Field(
+        default=None,
+        description="for chat and question-answer columns: a Jinja file, plain, chatml or a name of the tokenizer's",
     )
-    statistics_sequences: Annotated[int, Field(ge=1)] = Field(
+    sequences: Count = Field(default=8, description="that structures are judged on")
+    width_sequences: Count = Field(
+        default=4, description="of them, for channels and heads on the sequential path and for the first tables"
+    )
+    statistics_sequences: Count = Field(
         default=256, description="further ones, for the moments behind order and repair"
     )
-    length: Annotated[int, Field(ge=2)] = Field(default=128, description="tokens per sequence")
+    length: Length = Field(default=128, description="tokens per sequence, cut to the model's context")
     packing: Literal["concat", "rows"] = Field(
         default="concat", description="concat: rows joined by blank lines, cut to length; rows: one text per sequence"
     )
-    seed: int = Field(default=0, description="of the shuffle, and of sampling")
-    batch_size: Annotated[int, Field(ge=1)] = Field(default=4, description="sequences that run together")
+    seed: Seed = Field(default=0, description="of the shuffle, and of sampling")
+    batch_size: Count = Field(default=4, description="sequences that run together")
 
 
 class EvaluationSpec(_Frozen):
     """What the dense and the pruned model are compared on."""
 
-    tasks: tuple[str, ...] = Field(default=("ppl",), description="ppl, or names of lm-eval tasks")
+    tasks: tuple[str, ...] = Field(default=("ppl",), min_length=1, description="ppl, or names of lm-eval tasks")
     include_path: str | None = Field(default=None, description="folder with further lm-eval task files")
-    limit: Annotated[int, Field(ge=1)] | None = Field(default=None, description="documents per task")
-    batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
-        default="auto", description="requests that run together"
-    )
+    limit: Count | None = Field(default=None, description="documents per task")
+    batch_size: Count | Literal["auto"] = Field(default="auto", description="requests that run together")
     text: str | None = Field(default=None, description="a text file for ppl instead of WikiText-2")
-    length: Annotated[int, Field(ge=2)] = Field(default=2048, description="tokens per sequence of that text")
-    max_tokens: Annotated[int, Field(ge=2)] | None = Field(default=49152, description="of the perplexity text")
+    length: Length = Field(default=2048, description="tokens per sequence of that text; at most the model's context")
+    max_tokens: Length | None = Field(default=49152, description="of the perplexity text")
 
 
 class Recipe(_Frozen):

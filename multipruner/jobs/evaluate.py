@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from multipruner.checkpoint.load import load
+from multipruner.config.precedence import from_file
 from multipruner.config.recipe import Recipe
 from multipruner.console.progress import judging_display, waiting_display
 from multipruner.console.say import teller
@@ -19,10 +20,11 @@ from multipruner.engine.fingerprint import fingerprint
 from multipruner.engine.precision import Precision
 from multipruner.eval import Comparison, Evaluation, check_settings, compare, evaluate
 from multipruner.recipes import mapping_for
-from multipruner.sources.calibration import held_out_text
+from multipruner.sources.calibration import CalibrationText, held_out_text
 from multipruner.sources.dense import load_dense
 from multipruner.sources.resolve import resolve
 from multipruner.storage.files import write_atomically
+from multipruner.storage.tensor_headers import json_object
 
 REPORT = "report.json"
 
@@ -64,7 +66,7 @@ def judge_folders(
         precision = Precision.of(model, recipe.compute_dtype)
     say(precision.line())
     with precision.computing(model), waiting_display(console, "text"):
-        held_out = held_out_text(recipe, tokenizer, model)
+        held_out = held_out_text(recipe, CalibrationText(recipe.calibration, tokenizer, model))
 
     def judge(model: Any, who: str) -> Evaluation:
         ids, name = (held_out.ids, f"held-out {held_out.name}") if held_out else (None, "")
@@ -94,7 +96,12 @@ def judge_folders(
 
 def _read_report(folder: str) -> dict[str, Any] | None:
     path = Path(folder) / REPORT
-    return json.loads(path.read_text()) if path.exists() else None
+    if not path.exists():
+        return None
+    report = json_object(path)
+    if report and not all(isinstance(report.get(key), dict) for key in ("model", "recipe")):
+        raise ConfigError(f"{path} is not the report of a multipruner run; name the dense model with --against")
+    return report
 
 
 def _candidate(
@@ -128,7 +135,7 @@ def _recipe(against: str | None, report: Mapping[str, Any] | None, settings: Map
     if report is None:
         raise ConfigError("no folder given is a pruned one; name the dense model with --against")
     revision = {"revision": report["model"]["revision"]} if report["model"]["revision"] else {}
-    return Recipe.build(report["recipe"], revision, settings)
+    return Recipe.build(from_file(report["recipe"]), revision, settings)
 
 
 def _add_to_report(folder: Path, comparison: Comparison, recipe: Recipe) -> None:

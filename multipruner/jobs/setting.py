@@ -58,7 +58,7 @@ def problem_of(recipe: Recipe, prunable: Prunable) -> Problem:
 
 @dataclass(frozen=True)
 class Setting:
-    """What the stages of a run share.
+    """What the stages of a run share; ``texts`` is what :meth:`.CalibrationText.record` gives.
 
     What follows from these values is computed when it is first asked for, once; a setting with another recipe
     (:func:`dataclasses.replace`) computes its own.
@@ -77,6 +77,7 @@ class Setting:
     fingerprint: str
     precision: Precision
     held: Held
+    texts: Mapping[str, Any] = field(default_factory=dict)
     team: Team = field(default_factory=Team, repr=False)
 
     @property

@@ -12,6 +12,8 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from .words import tokens_of
+
 
 def render(report: Mapping[str, Any], folder: Path, tables: RenderableType | None) -> RenderableType:
     """The summary that ends a run."""
@@ -28,7 +30,7 @@ def render(report: Mapping[str, Any], folder: Path, tables: RenderableType | Non
         "memory",
         f"weights {_mib(cost['weight_bytes'])}, KV cache per token {_kib(cost['kv_bytes_per_token'])}",
     )
-    facts.add_row("calibration", Text(f"{report['calibration']['name']}, {report['calibration']['tokens']:,} tokens"))
+    facts.add_row("calibration", Text(f"{report['calibration']['name']}{tokens_of(report['calibration'])}"))
     facts.add_row("time", _seconds(report["seconds"]))
     facts.add_row("folder", Text(str(folder)))
     parts: list[RenderableType] = [facts, Text(""), Text(report["picture"])]

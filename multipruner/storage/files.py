@@ -20,7 +20,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from multipruner.core.errors import OutputError
+from multipruner.core.errors import OutputError, UnknownModelError
 
 DAY = 24 * 60 * 60
 _MARK = re.compile(r"\.(?P<name>.+)\.(?P<what>partial|old)-(?P<host>[0-9a-f]{8})-(?P<pid>[0-9]+)-[0-9a-f]{8}")
@@ -183,3 +183,19 @@ def _runs(pid: int) -> bool:
 def _touched(folder: Path) -> float:
     """When something in a folder was last written, in seconds since the epoch."""
     return max(path.lstat().st_mtime for path in (folder, *folder.rglob("*")))
+
+
+def path_of(model: str) -> Path:
+    """A model's name as a path, whatever it names.
+
+    Raises:
+        UnknownModelError: when it can be no path and no Hub id.
+    """
+    try:
+        path = Path(model).expanduser()
+        path.exists()  # what no file system takes, such as a name that is too long, fails here
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UnknownModelError(f"{model[:60]!r} cannot be a path or a Hub id: {error}") from None
+    if not model.strip():
+        raise UnknownModelError("the model's name is empty; give a recipe, a folder, a .gguf file or a Hub id")
+    return path
