@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -24,6 +23,7 @@ from multipruner.jobs.finish import cut_model
 from multipruner.jobs.last_repair import repair_all
 from multipruner.jobs.prepare import prepare
 from multipruner.jobs.setting import Found, Setting
+from multipruner.storage.files import write_atomically
 
 
 def parser_of(description: str | None) -> argparse.ArgumentParser:
@@ -110,10 +110,7 @@ class Cell:
 
 
 def _write(path: Path, value: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f"{path.name}.aside-{os.getpid()}")
-    aside.write_text(json.dumps(value, indent=1) + "\n")
-    aside.replace(path)
+    write_atomically(path, json.dumps(value, indent=1) + "\n")
 
 
 def judged(setting: Setting, found: Found, wikitext: Path | None, most: int) -> dict[str, Any]:

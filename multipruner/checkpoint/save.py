@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
@@ -12,11 +11,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
 from transformers import GenerationConfig, PreTrainedModel
 
 from multipruner.core.errors import OutputError
 from multipruner.core.plan import PruningPlan
+from multipruner.storage.files import open_to_others, whole_folder
 from multipruner.storage.partial import header_of
 
 from .carry import write_generation, write_tokenizer
@@ -28,7 +27,6 @@ CARD = "README.md"
 SHARD_SIZE = "5GB"
 """Weights above this are split over several files."""
 _OVERHEAD = 1.05  # tokenizer, plan and report beside the weights
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def save(
@@ -66,23 +64,16 @@ def save(
     target = Path(folder).absolute().resolve()  # what a link names is replaced, not the link
     check_target(target, replace)
     check_space(target, weight_bytes(model))
-    partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
-    with output_errors(target):
-        try:
-            partial.mkdir(parents=True)
-            write_model(partial, model, tokenizer, source)
-            if trajectory is not None:
-                shutil.copyfile(trajectory, partial / trajectory.name)
-            for name, content in (extra or {}).items():
-                (partial / name).write_bytes(content)
-            _write_texts(partial, plan, report, card)
-            _open_to_others(partial)
-            _sync(partial)
-            if check is not None:
-                _checked(partial, target, check)
-            _take_name(partial, target)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+    with whole_folder(target, _keep_others) as partial:
+        write_model(partial, model, tokenizer, source)
+        if trajectory is not None:
+            shutil.copyfile(trajectory, partial / trajectory.name)
+        for name, content in (extra or {}).items():
+            (partial / name).write_bytes(content)
+        _write_texts(partial, plan, report, card)
+        open_to_others(partial)
+        if check is not None:
+            _checked(partial, target, check)
     return target
 
 
@@ -98,13 +89,6 @@ def _write_texts(folder: Path, plan: PruningPlan, report: Mapping[str, Any], car
 
 def _hash(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def _open_to_others(folder: Path) -> None:
-    """Give files the permissions that the umask leaves: safetensors are written for their owner alone."""
-    for path in folder.rglob("*"):
-        if path.is_file():
-            path.chmod(folder.stat().st_mode & 0o666)
 
 
 def _checked(partial: Path, target: Path, check: Callable[[Path], None]) -> None:
@@ -178,31 +162,6 @@ def _saveable(model: PreTrainedModel) -> Iterator[None]:
         model.generation_config = own
 
 
-@contextmanager
-def output_errors(target: Path) -> Iterator[None]:
-    """Turn what a disk can do to us into one line."""
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        full = getattr(error, "errno", None) in _FULL or any(f"os error {code}" in str(error) for code in _FULL)
-        what = "the disk is full" if full else str(error)
-        raise OutputError(f"{target} was not written: {what}") from error
-
-
-def _sync(folder: Path) -> None:
-    """Have the disk hold every file, and the folder's own entries, before anything takes its final name."""
-    for path in (*(p for p in folder.rglob("*") if p.is_file()), folder):
-        _sync_one(path)
-
-
-def _sync_one(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _keep_others(old: Path, new: Path) -> None:
     """Carry over what somebody else put into the folder, links as links. What a run, its search or its report wrote is
     replaced, or goes: a tokenizer's file or a figure of another model would be taken for this one's."""
@@ -224,20 +183,3 @@ def _keep_edited_card(old: Path, new: Path) -> None:
     if known is not None and (old / CARD).is_file() and _hash(old / CARD) != known:
         names = (f"README.old{more}.md" for more in ("", *(f"-{number}" for number in range(2, 1000))))
         shutil.copy2(old / CARD, next(place for place in map(new.joinpath, names) if not place.exists()))
-
-
-def _take_name(partial: Path, target: Path) -> None:
-    """Rename into place; an old folder steps aside first and comes back if that fails."""
-    old = target.with_name(f".{target.name}.old-{os.getpid()}")
-    if not target.exists():
-        partial.rename(target)
-    else:
-        _keep_others(target, partial)
-        target.rename(old)
-        try:
-            partial.rename(target)
-        except BaseException:
-            old.rename(target)
-            raise
-    _sync_one(target.parent)
-    shutil.rmtree(old, ignore_errors=True)

@@ -89,6 +89,7 @@ def run(arguments: Sequence[str]) -> int:
 
     from multipruner.console.quiet import quiet_libraries
     from multipruner.latency.probe_journal import discard
+    from multipruner.storage.files import write_atomically
 
     quiet_libraries()
     console = Console()
@@ -96,7 +97,7 @@ def run(arguments: Sequence[str]) -> int:
     if typed.overwrite:
         discard(partial)
     table = _measured(model, workloads, typed, partial, console)
-    table.write(typed.output)
+    write_atomically(typed.output, table.to_json())
     partial.unlink(missing_ok=True)
     console.print(_summary(table, model))
     wild = max(_spread(table, name) for name in table.workloads)

@@ -16,9 +16,12 @@ from multipruner.latency.bench import shapes_of
 from multipruner.search import Limit
 from multipruner.search.limits import alone
 
+Timed = tuple[LatencyTable, str]
+"""A latency table and the workload that counts."""
 
-def limits_of(recipe: Recipe, prunable: Prunable) -> tuple[Limit, ...]:
-    """All bounds of a recipe.
+
+def limits_of(recipe: Recipe, prunable: Prunable, latency: Timed | None = None) -> tuple[Limit, ...]:
+    """All bounds of a recipe; its latency table is read where it is not given.
 
     Raises:
         ConfigError: when one cannot be read, or the latency table is of another model.
@@ -36,7 +39,7 @@ def limits_of(recipe: Recipe, prunable: Prunable) -> tuple[Limit, ...]:
     }
     for name, text in recipe.budgets.items():
         if name == "latency":
-            limits.append(_latency(recipe, prunable, text))
+            limits.append(_latency(latency or latency_table_of(recipe, prunable), prunable.dense, text))
         else:
             most = amount_of(name, text, counted[name](dense))
             limits.append(_of_costs(name, counted[name], costs, most))
@@ -52,21 +55,21 @@ def _of_costs(name: str, count: Callable[[Structure], int], costs: Costs, most: 
     def cost(layer: int, kind: BlockKind, size: LayerSize) -> float:
         return count(empty.replace(layer, alone(size, kind))) - constant
 
-    return Limit(name, cost, constant, most)
+    return Limit.of_blocks(name, cost, constant, most)
 
 
-def _latency(recipe: Recipe, prunable: Prunable, text: str) -> Limit:
+def _latency(timed: Timed, dense: Structure, text: str) -> Limit:
     """Milliseconds of a workload. A removed block costs a little while its layer lives; the sum counts it always."""
-    table, workload = latency_table_of(recipe, prunable)
-    most = amount_of("latency", text, table.milliseconds(prunable.dense, workload))
+    table, workload = timed
+    most = amount_of("latency", text, table.milliseconds(dense, workload))
 
     def cost(layer: int, kind: BlockKind, size: LayerSize) -> float:
         return table.block_milliseconds(kind, alone(size, kind), workload)
 
-    return Limit("latency", cost, table.constant(workload), most)
+    return Limit.of_blocks("latency", cost, table.constant(workload), most)
 
 
-def latency_table_of(recipe: Recipe, prunable: Prunable) -> tuple[LatencyTable, str]:
+def latency_table_of(recipe: Recipe, prunable: Prunable) -> Timed:
     """The recipe's table and workload.
 
     Raises:

@@ -23,7 +23,6 @@ from multipruner.eval import Comparison
 from multipruner.latency.environment import environment_of
 from multipruner.latency.timing import time_side_by_side
 
-from .limits import latency_table_of
 from .setting import Found, Setting
 
 PACKAGES = ("torch", "transformers", "lm-eval", "datasets")
@@ -128,7 +127,8 @@ def recorded_recipe(report: Mapping[str, Any], folder: Path, *settings: Mapping[
 
 def latency_record(setting: Setting, plan: PruningPlan, pruned: Any, say: Callable[[str], None]) -> dict[str, Any]:
     """Predicted milliseconds, and those of both models timed in alternation."""
-    table, workload = latency_table_of(setting.recipe, setting.prunable)
+    assert setting.latency is not None, "asked for with a table only"
+    table, workload = setting.latency
     dense = setting.prunable.model
     with setting.held.released():  # what will be served is timed
         if warning := table.warning(environment_of(dense)):

@@ -12,9 +12,10 @@ from filelock import FileLock, Timeout
 
 from multipruner.checkpoint.run_folder import check_name, is_written, unwritten
 from multipruner.core.errors import OutputError
+from multipruner.storage.files import write_atomically
 from multipruner.storage.partial import LOCK, PartialFolder, header_of
 
-from .trajectory import Journal, Trajectory, read_trajectory
+from .trajectory import Trajectory, TrajectoryJournal, read_trajectory
 
 TRAJECTORY = "trajectory.jsonl"
 MEASUREMENTS = "measurements.jsonl"
@@ -100,14 +101,16 @@ class Workspace:
         except OSError as error:
             raise OutputError(f"cannot write to {self.partial}: {error.strerror}") from error
 
-    def open(self, identity: Mapping[str, Any], ratio: float, overwrite: bool) -> tuple[Trajectory | None, Journal]:
+    def open(
+        self, identity: Mapping[str, Any], ratio: float, overwrite: bool
+    ) -> tuple[Trajectory | None, TrajectoryJournal]:
         """The trajectory to go on with, if any, and the journal to write to.
 
         Raises:
             OutputError: when the folder holds a run with other settings, to a smaller ratio or of another kind, unless
                 overwritten.
         """
-        journal = Journal(self.trajectory_path)
+        journal = TrajectoryJournal(self.trajectory_path)
         interrupted = read_trajectory(self.trajectory_path)
         if interrupted is not None and _serves(interrupted, identity, ratio):
             return interrupted, journal
@@ -124,7 +127,7 @@ class Workspace:
                 raise OutputError(_other_kind(folder, "no sequential path"))
         self.measurements_path.unlink(missing_ok=True)  # of a given-up run of the other strategy
         self._give_up_search()
-        journal.begin(identity, ratio)
+        journal.start(identity, ratio)
         return None, journal
 
     def open_measurements(self, identity: Mapping[str, Any], overwrite: bool) -> Path:
@@ -147,10 +150,7 @@ class Workspace:
         self.trajectory_path.unlink(missing_ok=True)  # of a given-up run of the other strategy
         self._give_up_search()
         header = json.dumps({**MEASUREMENTS_FORMAT, "identity": dict(identity)}) + "\n"
-        try:
-            self.measurements_path.write_text(header, encoding="utf-8")
-        except OSError as error:
-            raise OutputError(f"cannot write {self.measurements_path}: {error.strerror}") from error
+        write_atomically(self.measurements_path, header)
         return self.measurements_path
 
     def _give_up_search(self) -> None:

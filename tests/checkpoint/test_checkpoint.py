@@ -25,6 +25,7 @@ from multipruner.checkpoint.save import save, weight_bytes
 from multipruner.core.errors import ConfigError, OutputError, UnknownModelError, UnsupportedModelError
 from multipruner.core.plan import PruningPlan
 from multipruner.report.card import model_card
+from multipruner.storage import files
 from tests.support import tiny
 
 variants = pytest.mark.parametrize("variant", tiny.VARIANTS)
@@ -192,7 +193,7 @@ def test_a_failure_leaves_nothing_behind(
     def fail(*args: Any, **kwargs: Any) -> None:
         raise failure
 
-    monkeypatch.setattr(checkpoint, "_sync", fail)
+    monkeypatch.setattr(files, "flush", fail)
     with pytest.raises(seen, match=message):
         _save(tmp_path / "out", replace=existing)
     assert [path.name for path in tmp_path.iterdir()] == (["out"] if existing else [])
@@ -211,6 +212,15 @@ def test_an_existing_folder_is_replaced_only_when_asked(tmp_path: Path) -> None:
     assert not (tmp_path / "out" / "modeling_multipruner_llama.py").exists(), "ours does not"
     assert torch.equal(_logits(load(tmp_path / "out")), _logits(model))
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_whoever_may_read_the_folder_may_read_the_weights(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        _save(tmp_path / "out")
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "out").iterdir()} == {0o640}
 
 
 def test_a_swap_that_fails_brings_the_old_folder_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

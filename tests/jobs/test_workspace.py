@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 
 from multipruner.commands.main import main
 from multipruner.engine.fingerprint import configuration
-from multipruner.jobs.trajectory import Journal
+from multipruner.jobs.trajectory import TrajectoryJournal
 from multipruner.search import Memo
 from tests.support.commands import arguments
 from tests.support.tiny import tiny_model, tiny_tokenizer
@@ -79,7 +79,7 @@ def test_the_exact_program_names_a_run_of_the_paper_s_path(dense: Path, tmp_path
     assert "another kind of run" in (said := capsys.readouterr().err) and "None" not in said
 
 
-@pytest.mark.parametrize(("kind", "flags"), [(Memo, ("--objective", "nll")), (Journal, PAPER)])
+@pytest.mark.parametrize(("kind", "flags"), [(Memo, ("--objective", "nll")), (TrajectoryJournal, PAPER)])
 def test_a_finished_run_does_not_go_on_with_what_another_measured(
     kind: Any, flags: tuple[str, ...], finished: Path, dense: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

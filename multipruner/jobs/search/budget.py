@@ -13,7 +13,7 @@ from multipruner.engine.prunable import Prunable
 from multipruner.jobs.limits import latency_table_of
 from multipruner.jobs.setting import grid_of
 from multipruner.search.ladder import Ladder
-from multipruner.search.limits import Bound, Budget
+from multipruner.search.limits import Budget, Limit
 
 from .options import SearchOptions
 
@@ -53,21 +53,21 @@ def budget_of(recipe: Recipe, prunable: Prunable, options: SearchOptions) -> Bud
     """
     costs = prunable.costs
     dense = costs.parameters(prunable.dense)
-    others: list[Bound] = []
+    others: list[Limit] = []
     for name, text in recipe.budgets.items():
         cost = cost_of(name, recipe, prunable)
         most = amount_of(name, text, cost(prunable.dense))
         if most < cost(prunable.dense):
-            others.append(Bound(name, cost, most))
+            others.append(Limit(name, cost, most))
     bounds = list(others)
     if recipe.ratio is not None and options.several:
         low, high = options.range(recipe.ratio)
-        bounds.append(Bound("parameters", costs.parameters, floor((1 - low) * dense), ceil((1 - high) * dense)))
+        bounds.append(Limit("parameters", costs.parameters, floor((1 - low) * dense), ceil((1 - high) * dense)))
     elif recipe.ratio is not None:
         most = floor((1 - recipe.ratio) * dense)
         tolerance = options.tolerance if options.tolerance is not None else one_step(recipe, prunable)
-        bound = Bound("parameters", costs.parameters, most)
-        bounds.append(bound if others else Bound("parameters", costs.parameters, most, most - ceil(tolerance * dense)))
+        bound = Limit("parameters", costs.parameters, most)
+        bounds.append(bound if others else Limit("parameters", costs.parameters, most, most - ceil(tolerance * dense)))
     return Budget(tuple(bounds), fill=bool(others) and not options.several)
 
 

@@ -37,6 +37,7 @@ from multipruner.search import Grid, Memo, evolution
 from multipruner.search.genome import StructureSpace
 from multipruner.search.grid import candidates
 from multipruner.search.scoring import Scorer
+from multipruner.storage.files import write_atomically
 from tests.support.tiny import random_ids, random_structure, tiny_model, tiny_tokenizer
 
 FORK = multiprocessing.get_context("fork")
@@ -356,7 +357,8 @@ def table(dense: Path) -> Path:
     mlp = {width: entry(0.01 + width / 10) for width in range(0, 41, 8)}
     row = WorkloadTable(Workload("prefill", 1, 16), attention, mlp, entry(1.0))
     shapes = shapes_of(AutoModelForCausalLM.from_pretrained(dense))
-    LatencyTable(shapes, {"device": "cpu"}, "2026-01-01", {row.workload.name: row}).write(dense / "t.json")
+    table = LatencyTable(shapes, {"device": "cpu"}, "2026-01-01", {row.workload.name: row})
+    write_atomically(dense / "t.json", table.to_json())
     return dense / "t.json"
 
 
