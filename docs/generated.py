@@ -20,9 +20,9 @@ from pydantic.fields import FieldInfo
 
 from multipruner.commands import COMMANDS
 from multipruner.commands.base import Parser
-from multipruner.config.amounts import UNITS
 from multipruner.config.recipe import METHODS, CalibrationSpec, EvaluationSpec, PackageSource, Recipe
 from multipruner.core import errors
+from multipruner.core.costs import COSTS
 from multipruner.core.families import FAMILIES, BlockSpec
 from multipruner.recipes import catalogue
 
@@ -215,9 +215,8 @@ def methods() -> str:
 
 def budgets() -> str:
     """The flags of the budgets and the units they take."""
-    flags = _flags()
-    rows = ((code(flags[f"budgets.{name}"][0]), code(name), flags[f"budgets.{name}"][1],
-             ", ".join(code(unit) for unit in units if unit)) for name, units in UNITS.items())  # fmt: skip
+    rows = ((code(cost.flag), code(name), cost.help, ", ".join(code(unit) for unit in cost.typed if unit))
+            for name, cost in COSTS.items())  # fmt: skip
     return table(("flag", "key within `budgets`", "of what", "units"), rows)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from multipruner.core.costs import COSTS
 from multipruner.core.errors import ConfigError
 
 from .base import evaluation_values, nested
@@ -37,11 +38,8 @@ def budget_flags(parser: argparse.ArgumentParser) -> None:
         "upper bounds, any number together: a share of the dense model (0.7x) or a number (12ms, 200MiB, 100M); "
         "with one of them --ratio is not needed",
     )
-    budget.add_argument("--max-params", dest="budgets.parameters", metavar="N", help="parameters")
-    budget.add_argument("--max-memory", dest="budgets.weight_bytes", metavar="BYTES", help="of the weights")
-    budget.add_argument("--max-kv-bytes", dest="budgets.kv_bytes", metavar="BYTES", help="KV cache per token")
-    budget.add_argument("--max-flops", dest="budgets.flops", metavar="N", help="per token, without attention scores")
-    budget.add_argument("--max-latency", dest="budgets.latency", metavar="MS", help="of one forward pass")
+    for cost in COSTS.values():
+        budget.add_argument(cost.flag, dest=f"budgets.{cost.name}", metavar=cost.metavar, help=cost.help)
     budget.add_argument("--latency-table", dest="latency_table", metavar="FILE", help="of `multipruner latency`")
     budget.add_argument("--workload", help="of that table, such as prefill-b1-t512; default: its first")
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from multipruner.core.costs import COSTS
 from multipruner.core.errors import ConfigError, MultiprunerError
 
 from . import recipes
@@ -39,8 +40,9 @@ PICKS = ("knee", "best")
 
 def _search_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("search")
+    costs = " ".join(cost.word for cost in COSTS.values())
     for flag, kind, metavar, text in (
-        ("--objectives", str, "NAMES", "loss, and costs: params latency flops kv_bytes weight_bytes (default loss)"),
+        ("--objectives", str, "NAMES", f"loss, and costs: {costs} (default loss)"),
         ("--population", int, "N", "a multiple of 4 (default 24)"),
         ("--generations", int, "N", "after the first population (default 20)"),
         ("--offspring", int, "N", "children per generation (default: the population)"),

