@@ -20,7 +20,8 @@ from pydantic.fields import FieldInfo
 
 from multipruner.commands import COMMANDS
 from multipruner.commands.base import Parser
-from multipruner.config.recipe import METHODS, CalibrationSpec, EvaluationSpec, PackageSource, Recipe
+from multipruner.config.choices import IMPORTANCES, METHODS, OneOf, loaded
+from multipruner.config.recipe import CalibrationSpec, EvaluationSpec, PackageSource, Recipe
 from multipruner.core import errors
 from multipruner.core.costs import COSTS
 from multipruner.core.families import FAMILIES, BlockSpec
@@ -155,7 +156,12 @@ def _flags() -> dict[str, tuple[str, str]]:
 
 
 def _values(field: FieldInfo) -> str:
-    return ", ".join([_type(field.annotation), *_bounds(field.metadata)])
+    return _names(field.metadata) or ", ".join([_type(field.annotation), *_bounds(field.metadata)])
+
+
+def _names(metadata: Iterable[Any]) -> str:
+    """The names of the table that a field chooses from; empty where it chooses from none."""
+    return ", ".join(code(name) for item in metadata if isinstance(item, OneOf) for name in item.table)
 
 
 def _bounds(constraints: Iterable[Any]) -> list[str]:
@@ -174,6 +180,8 @@ def _type(kind: Any) -> str:
     if str(get_origin(kind)) == "typing.Literal":
         return ", ".join(code(value) for value in arguments)
     if hasattr(kind, "__metadata__"):
+        if names := _names(kind.__metadata__):
+            return names
         inner = [part for item in kind.__metadata__ for part in getattr(item, "metadata", [])]
         return " ".join([_type(kind.__origin__), *_bounds(inner)])
     if get_origin(kind) is dict:
@@ -231,11 +239,9 @@ def commands() -> str:
 
 def importances() -> str:
     """The orders there are, with the first paragraph of what each says about itself."""
-    from multipruner.importance.table import IMPORTANCES, NEED_STATISTICS
-
     rows = (
-        (code(name), "yes" if name in NEED_STATISTICS else "no", _plain(function.__doc__))
-        for name, function in IMPORTANCES.items()
+        (code(name), "yes" if row.moments else "no", _plain(loaded(row.by).__doc__))
+        for name, row in IMPORTANCES.items()
     )
     return table(("name", "needs statistics", "what it looks at"), rows)
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from multipruner.commands.push_later import PushLater
+from multipruner.config.choices import METHODS, STRATEGIES
 from multipruner.core.errors import ConfigError
 
 from . import COMMANDS, recipes
@@ -47,10 +48,10 @@ def _epilog() -> str:
 def _method_flags(parser: argparse.ArgumentParser) -> None:
     """How the structure is found."""
     method = parser.add_argument_group("method")
-    method.add_argument("--method", choices=("global", "paper"),
+    method.add_argument("--method", choices=tuple(METHODS),
                         help="a set of defaults: global (tables of measured losses, an exact program, closed-form "
                         "repair; default) or paper (the published greedy path)")  # fmt: skip
-    method.add_argument("--strategy", choices=("milp", "sequential"),
+    method.add_argument("--strategy", choices=tuple(STRATEGIES),
                         help="exact program, or one greedy step at a time")  # fmt: skip
     method.add_argument("--refine", type=float, metavar="MIN", help="minutes of further rounds, until none helps")
     method.add_argument("--layout", choices=("blocks-free", "uniform"),

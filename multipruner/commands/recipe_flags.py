@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from multipruner.config.choices import IMPORTANCES
 from multipruner.core.costs import COSTS
 from multipruner.core.errors import ConfigError
 
@@ -73,7 +74,7 @@ def judging_flags(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--kv-group-step", dest="kv_group_step", type=int, help="KV groups that leave together")
     how.add_argument("--query-head-step", dest="query_head_step", type=int, metavar="N",
                      help="query heads that leave inside every KV group of a layer; default: none do")  # fmt: skip
-    how.add_argument("--importance", choices=("magnitude", "activation", "second-order", "none"),
+    how.add_argument("--importance", choices=tuple(IMPORTANCES),
                      help="order of channels and KV groups")  # fmt: skip
 
 

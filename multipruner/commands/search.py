@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from multipruner.config.choices import IMPORTANCES, STRATEGIES
 from multipruner.core.costs import COSTS
-from multipruner.core.errors import ConfigError, MultiprunerError
+from multipruner.core.errors import ConfigError, MultiprunerError, did_you_mean
 
 from . import recipes
 from .base import Parser, evaluation_flags
@@ -107,7 +108,7 @@ def options_of(typed: dict[str, Any]) -> SearchOptions:
     for name in ("objectives", "importances", "compensations"):
         if name in typed:
             given[name] = _names(typed.pop(name))
-    _check_choices("--importances", given, ("magnitude", "activation", "second-order", "none"))
+    _check_choices("--importances", given, tuple(IMPORTANCES))
     _check_choices("--compensations", given, ("none", "bias", "lstsq"))
     if "channel_groups" in typed:
         given["channel_groups"] = tuple(
@@ -115,7 +116,7 @@ def options_of(typed: dict[str, Any]) -> SearchOptions:
         )
     if "seeds" in typed:
         given["seeds"] = tuple(name for name in _names(typed.pop("seeds")) if name != "none")
-        _check_choices("--seeds", given, ("milp", "sequential"))
+        _check_choices("--seeds", given, tuple(STRATEGIES))
     if "seeds_from" in typed:
         given["seeds_from"] = tuple(typed.pop("seeds_from"))
     if "ratio_range" in typed:
@@ -133,7 +134,7 @@ def _names(text: str) -> tuple[str, ...]:
 def _check_choices(flag: str, given: dict[str, Any], allowed: Sequence[str]) -> None:
     for name in given.get(flag.strip("-"), ()):
         if name not in allowed:
-            raise ConfigError(f"{flag} {name}: there are {', '.join(allowed)}")
+            raise ConfigError(f"{flag} {name}{did_you_mean(name, allowed)}: there are {', '.join(allowed)}")
 
 
 def _number(flag: str, text: str, hint: str = "give whole numbers") -> int:

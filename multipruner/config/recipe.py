@@ -10,40 +10,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from multipruner.core.axes import DIMENSIONS, Dimension
 from multipruner.core.costs import cost_named
 from multipruner.core.errors import ConfigError, did_you_mean
 
+from .choices import A_BUDGET, IMPORTANCES, METHODS, STRATEGIES, OneOf
 from .precedence import asked_ratio, merge_into
 from .sections import CalibrationSpec, EvaluationSpec, Frozen, PackageSource
 
-__all__ = ["METHODS", "CalibrationSpec", "EvaluationSpec", "PackageSource", "Recipe", "default_output"]
-
-MethodName = Literal["global", "paper"]
-
-
-def _a_cost(name: str) -> str:
-    try:
-        return cost_named(name).name
-    except ConfigError as error:
-        raise ValueError(str(error)) from None
-
-
-BudgetName = Annotated[str, AfterValidator(_a_cost)]
-"""A name of :data:`multipruner.core.costs.COSTS`."""
-METHODS: dict[str, dict[str, Any]] = {
-    "global": {"calibration": {"source": "self", "sequences": 8, "length": 512, "statistics_sequences": 256}},
-    "paper": {
-        "strategy": "sequential",
-        "objective": "nll",
-        "importance": "magnitude",
-        "compensation": "none",
-        "calibration": {"sequences": 8, "length": 128},
-    },
-}
-"""What a method stands for; whatever is given explicitly wins."""
+__all__ = ["CalibrationSpec", "EvaluationSpec", "PackageSource", "Recipe", "default_output"]
 
 
 class Recipe(Frozen):
@@ -68,17 +45,17 @@ class Recipe(Frozen):
     ratio: Annotated[float, Field(gt=0, lt=1)] | None = Field(
         default=0.2, description="removed / all parameters; none where other budgets say how small"
     )
-    budgets: dict[BudgetName, str] = Field(
+    budgets: dict[Annotated[str, A_BUDGET], str] = Field(
         default_factory=dict,
         description="upper bounds that hold together, for milp: a number (12ms, 200MiB) or a share of the dense "
         "model (0.7x)",
     )
     latency_table: str | None = Field(default=None, description="what `multipruner latency` wrote, for latency")
     workload: str | None = Field(default=None, description="of that table; default: its first, such as prefill-b1-t512")
-    method: MethodName = Field(
+    method: Annotated[str, OneOf(METHODS, "method")] = Field(
         default="global", description="a set of defaults: global (this project's) or paper (the published procedure)"
     )
-    strategy: Literal["milp", "sequential"] = Field(
+    strategy: Annotated[str, OneOf(STRATEGIES, "strategy")] = Field(
         default="milp",
         description="milp: tables of measured losses and an exact integer program; sequential: the paper's greedy path",
     )
@@ -117,7 +94,7 @@ class Recipe(Frozen):
         description="query heads that leave together inside the KV groups, the same number in every group of a layer; "
         "none: whole KV groups leave and nothing else",
     )
-    importance: Literal["magnitude", "activation", "second-order", "none"] = Field(
+    importance: Annotated[str, OneOf(IMPORTANCES, "importance")] = Field(
         default="second-order", description="what orders the channels and KV groups of a layer"
     )
     compensation: Literal["none", "bias", "lstsq"] = Field(

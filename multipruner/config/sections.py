@@ -1,4 +1,4 @@
-"""The sections of a recipe: where a model is when the Hub is not, the text that decides, what is compared at the end."""
+"""The sections of a recipe: where a model is without the Hub, the text that decides, what is compared at the end."""
 
 from __future__ import annotations
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from multipruner.config.choices import IMPORTANCES
 from multipruner.config.recipe import Recipe
 from multipruner.console.progress import counting_display, named, waiting_display
 from multipruner.console.say import teller
@@ -20,7 +21,7 @@ from multipruner.engine.precision import TYPES, Precision, product_rates
 from multipruner.engine.processes import Team
 from multipruner.engine.prunable import Prunable
 from multipruner.eval import check_settings
-from multipruner.importance.table import NEED_STATISTICS, rank
+from multipruner.importance.table import rank
 from multipruner.repair.scoring import Repair, unrepaired
 from multipruner.sources.calibration import held_out_text, load_calibration
 from multipruner.sources.dense import device_of, load_dense
@@ -101,7 +102,7 @@ def _statistics_text(
     recipe: Recipe, tokenizer: Any, model: Any, say: Callable[[str], None], progress: Callable[[int, int], None]
 ) -> torch.Tensor | None:
     """More of the calibration text for second moments, where something needs them; token ids."""
-    if recipe.compensation == "none" and recipe.importance not in NEED_STATISTICS:
+    if recipe.compensation == "none" and not IMPORTANCES[recipe.importance].moments:
         return None
     ids = load_calibration(recipe.calibration, tokenizer, model, split="statistics", progress=progress).ids
     if len(ids) < (asked := recipe.calibration.statistics_sequences):
