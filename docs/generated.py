@@ -70,6 +70,13 @@ def help_of(command: str) -> str:
         return parser_of(command).format_help().rstrip()
 
 
+def full_help_of(command: str) -> str:
+    """What ``--help-all`` of a command prints; empty where ``--help`` shows everything."""
+    parser = parser_of(command)
+    with patch.dict(os.environ, {"COLUMNS": WIDTH, "NO_COLOR": "1"}):
+        return parser.format_all().rstrip() if isinstance(parser, Parser) and parser.everyday else ""
+
+
 def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A Markdown table; bars within cells are escaped."""
     lines = [headings, ["---"] * len(headings), *rows]
@@ -234,6 +241,8 @@ def commands() -> str:
     for name, summary in COMMANDS.items():
         typed = "python -m multipruner" + ("" if name == "prune" else f" {name}")
         parts.append(f"## {name}\n\n`{typed}`: {summary}.\n\n```text\n{help_of(name)}\n```")
+        if everything := full_help_of(name):
+            parts.append(f"`{typed} --help-all`:\n\n```text\n{everything}\n```")
     return "\n\n".join(parts)
 
 

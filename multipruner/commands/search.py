@@ -15,15 +15,22 @@ from multipruner.core.costs import COSTS
 from multipruner.core.errors import ConfigError, MultiprunerError, did_you_mean
 
 from . import recipes
-from .base import Parser, evaluation_flags
-from .recipe_flags import budget_flags, calibration_flags, judging_flags, model_flags, recipe_of
+from .base import Parser, add_fields
+from .recipe_flags import model_flags, recipe_of, set_flag
 
 if TYPE_CHECKING:
     from multipruner.jobs.search.options import SearchOptions
 
-_HELP = """\
+_WHAT = """\
 Search for the structure with the lowest calibration loss by evolution (NSGA-II, on DEAP), starting from the exact
-program's solution; with costs beside the loss, for the whole front.
+program's solution; with costs beside the loss, for the whole front."""
+_BRIEF = f"""\
+{_WHAT}
+
+example
+  python -m multipruner search --model llama --ratio 0.2 --population 24 --generations 20 --output runs/search"""
+_HELP = f"""\
+{_WHAT}
 
 examples
   python -m multipruner search --model llama --ratio 0.2 --population 24 --generations 20 --output runs/search
@@ -37,6 +44,13 @@ A search that was interrupted goes on with the same command. Every evaluation is
 the same model and text does not repeat it."""
 
 PICKS = ("knee", "best")
+_EVERYDAY = {
+    **dict.fromkeys(("model", "recipe", "objectives", "population", "generations", "genome", "pick", "output"), ""),
+    "set": "any key of a recipe, such as calibration.seed=3",
+}
+"""Flags beside the recipe's own that the short help shows."""
+_ITS_OWN = ("method", "strategy", "refine", "layout")
+"""Keys of a recipe that the search says itself."""
 
 
 def _search_flags(parser: argparse.ArgumentParser) -> None:
@@ -73,16 +87,17 @@ def _search_flags(parser: argparse.ArgumentParser) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="multipruner search",
+        usage="multipruner search --model NAME [FLAGS]",
         description=_HELP,
+        brief=(_BRIEF, "Without torchrun or accelerate launch it runs in one process. What was interrupted goes on."),
+        everyday=_EVERYDAY,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         argument_default=argparse.SUPPRESS,
     )
     model_flags(parser)
-    budget_flags(parser)
+    set_flag(parser)
     _search_flags(parser)
-    judging_flags(parser)
-    calibration_flags(parser)
-    evaluation_flags(parser, "--eval", "evaluation.")
+    add_fields(parser, lambda key: key not in _ITS_OWN)
     output = parser.add_argument_group("output")
     output.add_argument("--output", type=Path, metavar="DIR", help="default runs/NAME-RATIO-search")
     output.add_argument("--overwrite", action="store_true", help="give up what another run left there")

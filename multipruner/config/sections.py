@@ -6,6 +6,11 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from .fields import shown
+
+TEXT, SCORES = "calibration", "evaluation"
+"""Headings of the flags."""
+
 
 class Frozen(BaseModel):
     """A part of a recipe: unchangeable, and unknown keys are refused."""
@@ -37,33 +42,69 @@ class CalibrationSpec(Frozen):
         "heldout_ids for the comparison at the end; statistics_ids for the moments, which are otherwise those of "
         "input_ids as well); several joined by + share the sequences evenly (alpaca+self) or by weights "
         "(alpaca:1+self:3)",
+        json_schema_extra=shown(
+            TEXT,
+            "TEXT",
+            flag="--calibration",
+            everyday=True,
+            brief="alpaca, wikitext2, c4, self (sampled from the model), or a local file",
+        ),
     )
-    text_column: str | None = Field(default=None, description="column of a local file that holds the text")
-    sequences: Annotated[int, Field(ge=1)] = Field(default=8, description="that structures are judged on")
+    text_column: str | None = Field(
+        default=None, description="column of a local file that holds the text", json_schema_extra=shown(TEXT, "NAME")
+    )
+    sequences: Annotated[int, Field(ge=1)] = Field(
+        default=8, description="sequences that structures are judged on", json_schema_extra=shown(TEXT, "N")
+    )
     width_sequences: Annotated[int, Field(ge=1)] = Field(
         default=4,
-        description="of them, for channels and heads on the sequential path and for the first tables",
+        description="how many of them judge channels and heads on the sequential path, and the first tables",
+        json_schema_extra=shown(TEXT, "N"),
     )
     statistics_sequences: Annotated[int, Field(ge=1)] = Field(
-        default=256, description="further ones, for the moments behind order and repair"
+        default=256,
+        description="further sequences, for the moments behind order and repair",
+        json_schema_extra=shown(TEXT, "N"),
     )
-    length: Annotated[int, Field(ge=2)] = Field(default=128, description="tokens per sequence")
+    length: Annotated[int, Field(ge=2)] = Field(
+        default=128, description="tokens per sequence", json_schema_extra=shown(TEXT, "N")
+    )
     packing: Literal["concat", "rows"] = Field(
-        default="concat", description="concat: rows joined by blank lines, cut to length; rows: one text per sequence"
+        default="concat",
+        description="concat: rows joined by blank lines, cut to length; rows: one text per sequence",
+        json_schema_extra=shown(TEXT),
     )
-    seed: int = Field(default=0, description="of the shuffle, and of sampling")
-    batch_size: Annotated[int, Field(ge=1)] = Field(default=4, description="sequences that run together")
+    seed: int = Field(default=0, description="seed of the shuffle, and of sampling", json_schema_extra=shown(TEXT, "N"))
+    batch_size: Annotated[int, Field(ge=1)] = Field(
+        default=4, description="sequences that run together", json_schema_extra=shown(TEXT, "N")
+    )
 
 
 class EvaluationSpec(Frozen):
     """What the dense and the pruned model are compared on."""
 
-    tasks: tuple[str, ...] = Field(default=("ppl",), description="ppl, or names of lm-eval tasks")
-    include_path: str | None = Field(default=None, description="folder with further lm-eval task files")
-    limit: Annotated[int, Field(ge=1)] | None = Field(default=None, description="documents per task")
-    batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
-        default="auto", description="requests that run together"
+    tasks: tuple[str, ...] = Field(
+        default=("ppl",),
+        description="ppl, or names of lm-eval tasks",
+        json_schema_extra=shown(SCORES, "TASKS", flag="--eval", everyday=True),
     )
-    text: str | None = Field(default=None, description="a text file for ppl instead of WikiText-2")
+    include_path: str | None = Field(
+        default=None, description="folder with further lm-eval task files", json_schema_extra=shown(SCORES, "DIR")
+    )
+    limit: Annotated[int, Field(ge=1)] | None = Field(
+        default=None, description="documents per task, where not all", json_schema_extra=shown(SCORES, "N")
+    )
+    batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        default="auto",
+        description="requests that run together",
+        json_schema_extra=shown(SCORES, "N|auto", flag="--eval-batch-size"),
+    )
+    text: str | None = Field(
+        default=None,
+        description="a text file for ppl instead of WikiText-2",
+        json_schema_extra=shown(SCORES, "FILE", flag="--eval-text"),
+    )
     length: Annotated[int, Field(ge=2)] = Field(default=2048, description="tokens per sequence of that text")
-    max_tokens: Annotated[int, Field(ge=2)] | None = Field(default=49152, description="of the perplexity text")
+    max_tokens: Annotated[int, Field(ge=2)] | None = Field(
+        default=49152, description="tokens of the perplexity text that are read"
+    )

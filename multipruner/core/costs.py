@@ -153,6 +153,7 @@ class Cost:
             structures; ``rest``: what is left without any block then.
         reported: key among the costs of ``report.json``, understood in fronts too; empty: the name.
         needs_table: whether it is read from a latency table.
+        everyday: whether the short help shows its flag.
     """
 
     name: str
@@ -168,6 +169,7 @@ class Cost:
     rest: Callable[[Measures], float] | None = None
     reported: str = ""
     needs_table: bool = False
+    everyday: bool = False
 
     @property
     def flag(self) -> str:
@@ -213,7 +215,7 @@ _ROWS = (
     ),
     Cost(
         name="weight_bytes", word="memory", label="weights", help="bytes of the weights", metavar="BYTES", unit="bytes",
-        typed=_BINARY, axis=(2.0**20, "MiB"),
+        typed=_BINARY, axis=(2.0**20, "MiB"), everyday=True,
         of=lambda measures, structure: measures.costs.weight_bytes(structure),
     ),
     Cost(
@@ -229,7 +231,7 @@ _ROWS = (
     Cost(
         name="latency", word="latency", label="latency", help="milliseconds of one forward pass; needs a latency table",
         metavar="MS", unit="ms", typed={"": 1, "ms": 1, "s": 1e3}, axis=(1.0, "ms"), needs_table=True,
-        reported="latency_ms",
+        reported="latency_ms", everyday=True,
         of=lambda measures, structure: measures.timed.milliseconds(structure, measures.workload),
         # a removed block costs a little while its layer lives; the sum over blocks counts it always
         block=lambda measures, kind, size: measures.timed.block_milliseconds(kind, size, measures.workload),

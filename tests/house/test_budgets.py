@@ -41,7 +41,7 @@ def _without_ratio(command: list[str]) -> list[str]:
 
 def test_it_is_a_flag_a_limit_and_a_cost_of_the_report(dense: Path, tmp_path: Path, capsys) -> None:
     with pytest.raises(SystemExit):
-        main(["--help"])
+        main(["--help-all"])
     assert "--max-heads N" in capsys.readouterr().out
     command = _without_ratio(arguments(dense, tmp_path / "run", "--max-heads", "1dozen"))
     assert main(command) == 0

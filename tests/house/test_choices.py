@@ -47,7 +47,7 @@ def test_a_new_importance_is_one_row(capsys) -> None:
         prunable = Prunable.of(tiny_model("llama"))
         assert rank("backwards", prunable) == rank("none", prunable)
         with pytest.raises(SystemExit):
-            main(["--help"])
+            main(["--help-all"])
         assert "second-order,none,backwards}" in capsys.readouterr().out.replace("\n", "").replace(" ", "")
         generated = import_module("generated")
         assert "| `backwards` | no |" in generated.importances()
