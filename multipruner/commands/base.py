@@ -41,8 +41,9 @@ class Parser(argparse.ArgumentParser):
         formatter = self._get_formatter()
         formatter.add_text(first)
         formatter.start_section("everyday flags")
-        by_name = {action.dest: action for action in self._actions}
-        formatter.add_arguments([self._briefly(by_name[name]) for name in (*self.everyday, "help_all")])
+        flags = [action for action in self._actions if action.dest in self.everyday]
+        last_of_all = [action for action in self._actions if action.dest == "help_all"]
+        formatter.add_arguments([self._briefly(action) for action in (*flags, *last_of_all)])
         formatter.end_section()
         formatter.add_text(last)
         return formatter.format_help()

@@ -167,24 +167,17 @@ def _range(text: str) -> tuple[float, float]:
 
 
 def _timed(flags: dict[str, Any], sources: Sequence[Mapping[str, Any]]) -> None:
-    """Latency as an objective: it needs a table, which recipes know with a budget only; the loosest, if there is none.
+    """Latency as an objective needs a table; a budget of it is not needed.
 
     Args:
-        flags: recipe fields that were typed; changed.
+        flags: recipe fields that were typed.
         sources: mappings of lower precedence.
 
     Raises:
         ConfigError: without a table.
     """
-    from multipruner.config.precedence import asked_ratio
-    from multipruner.config.recipe import Recipe
-
-    asked = (*sources, flags)
-    if not any(one.get("latency_table") for one in asked):
+    if not any(one.get("latency_table") for one in (*sources, flags)):
         raise ConfigError("the objective latency needs --latency-table FILE (multipruner latency makes one)")
-    if not any("latency" in (one.get("budgets") or {}) for one in asked):
-        flags["ratio"] = asked_ratio(asked, Recipe.model_fields["ratio"].default)
-        flags["budgets"] = {**flags.get("budgets", {}), "latency": "1x"}  # no slower than the dense model
 
 
 def _fixed(options: SearchOptions) -> dict[str, Any]:

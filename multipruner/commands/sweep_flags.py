@@ -60,14 +60,14 @@ class Asked:
         Raises:
             ConfigError: for a sweep that cannot be read.
         """
-        timed = any(one.get("latency_table") is not None for one in (*sources, flags))
         if self.plan is not None:
-            from multipruner.jobs.prune.given_plan import plan_fields
+            from multipruner.jobs.prune.given_plan import NO_BUDGET
 
-            flags.update(plan_fields(timed))
+            flags.update(NO_BUDGET)
         elif self.sweep is not None:
             from multipruner.config.sweep_points import parse_sweep
 
+            timed = any(one.get("latency_table") is not None for one in (*sources, flags))
             points = parse_sweep(self.sweep, timed=timed)
             given = points.overrides(points.values[0])
             flags["budgets"] = flags.get("budgets", {}) | given.pop("budgets", {})

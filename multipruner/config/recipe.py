@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from multipruner.core.axes import DIMENSIONS, Dimension
-from multipruner.core.costs import cost_named
+from multipruner.core.costs import COSTS, cost_named
 from multipruner.core.errors import ConfigError, did_you_mean
 
 from .choices import A_BUDGET, IMPORTANCES, METHODS, STRATEGIES, OneOf
@@ -61,7 +61,7 @@ class Recipe(Frozen):
 
     ratio: Annotated[float, Field(gt=0, lt=1)] | None = Field(
         default=0.2,
-        description="removed / all parameters; none where other budgets say how small",
+        description="removed / all parameters; null: as the budgets say, or, where a plan is given, nothing is bounded",
         json_schema_extra=shown(SIZE, "R", everyday=True),
     )
     budgets: dict[Annotated[str, A_BUDGET], str] = Field(
@@ -72,7 +72,7 @@ class Recipe(Frozen):
     )
     latency_table: str | None = Field(
         default=None,
-        description="what `multipruner latency` wrote, for a latency budget",
+        description="what `multipruner latency` wrote: for a latency budget, and to time both models at the end",
         json_schema_extra=shown(SIZE, "FILE", everyday=True),
     )
     workload: str | None = Field(
@@ -225,15 +225,12 @@ class Recipe(Frozen):
 
     @model_validator(mode="after")
     def _check_budgets(self) -> Recipe:
-        if self.ratio is None and not self.budgets:
-            raise ValueError("give a ratio or a budget")
-        if self.strategy == "sequential" and (self.budgets or self.ratio is None):
+        if self.strategy == "sequential" and (self.budgets or self.ratio is None or self.latency_table is not None):
             raise ValueError("the sequential path knows a ratio only; budgets need --strategy milp")
-        timed = any(cost_named(name).needs_table for name in self.budgets)
-        if timed != (self.latency_table is not None):
-            raise ValueError("a latency budget and a latency table need each other (multipruner latency makes tables)")
-        if self.query_head_step is not None and timed:
-            raise ValueError("latency tables hold whole KV groups only: give a latency budget or a query_head_step")
+        if any(cost_named(name).needs_table for name in self.budgets) and self.latency_table is None:
+            raise ValueError("a latency budget needs a latency table (multipruner latency makes tables)")
+        if self.query_head_step is not None and self.latency_table is not None:
+            raise ValueError("latency tables hold whole KV groups only: give a latency table or a query_head_step")
         return self
 
     @classmethod
@@ -256,6 +253,15 @@ class Recipe(Frozen):
             return cls.model_validate(merged)
         except ValidationError as error:
             raise ConfigError(_explain(error)) from None
+
+    def check_bounded(self) -> None:
+        """Refuse to prune by no budget at all, which is for recipes of what is measured or given.
+
+        Raises:
+            ConfigError: when there is neither a ratio nor a budget.
+        """
+        if self.ratio is None and not self.budgets:
+            raise ConfigError(f"how much goes? give --ratio R, or one of {', '.join(c.flag for c in COSTS.values())}")
 
     def shares_text(self) -> str:
         """``"44:52:4"``."""
@@ -289,4 +295,4 @@ def default_output(recipe: Recipe) -> Path:
     """``runs/NAME-RATIO``, where a run goes when no folder is named."""
     limits = [f"{recipe.ratio:g}"] if recipe.ratio is not None else []
     limits += [f"{name}-{amount}" for name, amount in recipe.budgets.items()]
-    return Path("runs") / f"{recipe.name}-{'-'.join(limits)}"
+    return Path("runs") / "-".join((recipe.name, *limits))

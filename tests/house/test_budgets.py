@@ -84,3 +84,13 @@ def test_the_pages_list_it() -> None:
 def test_an_unknown_kind_is_named(dense: Path) -> None:
     with pytest.raises(ConfigError, match=r"did you mean 'heads_left'.*kv_bytes"):
         Recipe.build({"model": "m", "budgets": {"heads_lef": "0.5x"}})
+
+
+def test_no_budget_can_be_said_and_is_no_way_to_prune(dense: Path, tmp_path: Path, capsys) -> None:
+    recipe = Recipe.build({"model": "m", "ratio": None})
+    assert (recipe.ratio, recipe.budgets) == (None, {})
+    command = _without_ratio(arguments(dense, tmp_path / "run", "--set", "ratio=null"))
+    assert main(command) == 2
+    said = capsys.readouterr().err
+    assert "how much goes?" in said and "--max-heads" in said and said.count("\n") == 1
+    assert not (tmp_path / "run").exists()
