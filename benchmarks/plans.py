@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import results
 from rich.console import Console
 
 from multipruner.commands.base import Parser, add_fields, nested
@@ -38,6 +39,7 @@ def parser_of(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--work", type=Path, required=True, help="a JSON file per cell; a cell that is there stays")
     parser.add_argument("--wikitext", type=Path, default=None, help="raw test split, for perplexity")
     parser.add_argument("--max-tokens", type=int, default=24 * 2048, help="of that split")
+    results.flag(parser)
     model_flags(parser)
     add_fields(parser, lambda key: key not in _ITS_OWN and not key.startswith(("budgets.", "evaluation.")))
     parser.everyday.clear()
@@ -142,13 +144,12 @@ def perplexity(model: Any, setting: Setting, wikitext: Path, most: int) -> dict[
     return {"value": found.value, "nll": found.nll, "stderr": found.stderr}
 
 
-def number(row: Mapping[str, Any]) -> str:
-    """A perplexity as text, or nothing."""
-    return f"{row['wikitext2']['value']:.2f}" if "wikitext2" in row else ""
+def number(row: Mapping[str, Any]) -> float | None:
+    """A perplexity, or nothing."""
+    return row["wikitext2"]["value"] if "wikitext2" in row else None
 
 
-def write_table(path: Path, lines: Sequence[str]) -> None:
+def write_table(path: Path, table: str) -> None:
     """A Markdown table on the screen and in a file."""
-    text = "\n".join(lines) + "\n"
-    path.write_text(text)
-    print(text)
+    path.write_text(f"{table}\n")
+    print(table)

@@ -52,6 +52,23 @@ class Tables:
         """(label, cells) of the rows of a section."""
         return [(name.partition("\n")[0], group) for name, group in self.sections.get(section, {}).items()]
 
+    def rows(self) -> list[list[str | float | None]]:
+        """All rows as :func:`results.record` takes them: the section, then the cells of the table as text."""
+        return [
+            [section, *(cell.strip() for cell in row(name, self.dense, group)[1:-1].split("|"))]
+            for section in self.sections
+            for name, group in [("dense", [self.dense]), *self.groups(section)]
+        ]
+
+    def cells(self) -> list[dict[str, Any]]:
+        """All numbers behind these rows: a cell per seed, with its section and row, and without what was asked."""
+        return [
+            {"section": section, "row": name, **{key: value for key, value in cell.items() if key != "asked"}}
+            for section in self.sections
+            for name, group in [("dense", [self.dense]), *self.groups(section)]
+            for cell in group
+        ]
+
     def text(self) -> str:
         """Markdown: a table per section."""
         lines = []

@@ -1,7 +1,9 @@
 """The parts of the pages that are read off the code: families, recipes and their keys, commands, importances.
 
-A page asks for one by a line ``<!-- generated: NAME -->``; ``NAME`` is a key of :data:`PARTS`. Needs no Sphinx, so that
-tests can compare what the pages say with what the code does.
+A page asks for one by a line ``<!-- generated: NAME -->``; ``NAME`` is a key of :data:`PARTS`. A line
+``<!-- results: NAME -->`` asks for the table of ``benchmarks/results/NAME.json``. It stands in the page too, for those
+who read it unbuilt: ``python docs/generated.py`` writes it anew. Needs no Sphinx, so that tests can compare what the
+pages say with what the code does.
 """
 
 from __future__ import annotations
@@ -10,8 +12,10 @@ import argparse
 import inspect
 import os
 import re
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from importlib import import_module
+from pathlib import Path
 from typing import Any, get_args, get_origin
 from unittest.mock import patch
 
@@ -21,6 +25,7 @@ from pydantic.fields import FieldInfo
 from multipruner.commands import COMMANDS
 from multipruner.commands.base import Parser
 from multipruner.config.choices import IMPORTANCES, METHODS, OneOf, loaded
+from multipruner.config.counts import MOST
 from multipruner.config.recipe import CalibrationSpec, EvaluationSpec, PackageSource, Recipe
 from multipruner.core import errors
 from multipruner.core.costs import COSTS
@@ -28,6 +33,9 @@ from multipruner.core.families import FAMILIES, BlockSpec
 from multipruner.recipes import catalogue
 
 MARK = re.compile(r"^<!-- generated: ([\w-]+) -->$", re.MULTILINE)
+RESULT = re.compile(r"^(<!-- results: ([\w-]+) -->\n)(?:\n\|.*(?:\n\|.*)*\n)?", re.MULTILINE)
+"""The mark of a table of results, and the table below it."""
+DOCS = Path(__file__).parent
 WIDTH = "96"
 """Columns of the help texts."""
 
@@ -37,8 +45,27 @@ def fill(text: str) -> str:
 
     Raises:
         KeyError: when a mark names no part.
+        FileNotFoundError: when a mark names no result.
     """
+    text = RESULT.sub(lambda match: f"{result(match[2])}\n", text)
     return MARK.sub(lambda match: PARTS[match[1]](), text)
+
+
+def with_results(text: str) -> str:
+    """A page's text with the tables of results written anew below their marks.
+
+    Raises:
+        FileNotFoundError: when a mark names no result.
+    """
+    return RESULT.sub(lambda match: f"{match[1]}\n{result(match[2])}\n", text)
+
+
+def result(name: str) -> str:
+    """The table of a result of a benchmark."""
+    with patch.object(sys, "path", [str(DOCS.parent / "benchmarks"), *sys.path]):
+        results: Any = import_module("results")
+    found = results.read(results.FOLDER / f"{name}.json")
+    return results.markdown(found["columns"], found["rows"])
 
 
 class _Caught(Exception):
@@ -176,7 +203,7 @@ def _bounds(constraints: Iterable[Any]) -> list[str]:
         f"{sign} {value:g}"
         for item in constraints
         for name, sign in (("gt", ">"), ("ge", "≥"), ("lt", "<"), ("le", "≤"))
-        if (value := getattr(item, name, None)) is not None
+        if (value := getattr(item, name, None)) not in (None, MOST)
     ]
 
 
@@ -277,3 +304,11 @@ PARTS: dict[str, Callable[[], str]] = {
     "importances": importances,
     "errors": faults,
 }
+
+
+if __name__ == "__main__":
+    for page in sorted(DOCS.glob("*.md")):
+        before = page.read_text(encoding="utf-8")
+        if (after := with_results(before)) != before:
+            page.write_text(after, encoding="utf-8")
+            print(page)

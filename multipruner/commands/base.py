@@ -115,10 +115,16 @@ def nested(arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def evaluation_values(mapping: dict[str, Any]) -> None:
-    """Task lists and batch sizes arrive as text."""
+    """Task lists and batch sizes arrive as text.
+
+    Raises:
+        ConfigError: for a list without a task.
+    """
     evaluation = mapping.get("evaluation", {})
     if isinstance(evaluation.get("tasks"), str):
         evaluation["tasks"] = [task.strip() for task in evaluation["tasks"].split(",") if task.strip()]
+        if not evaluation["tasks"]:
+            raise ConfigError("no task is named: give ppl, names of lm-eval tasks, or several with commas between them")
     batch = evaluation.get("batch_size")
     if isinstance(batch, str) and batch.isdigit():
         evaluation["batch_size"] = int(batch)

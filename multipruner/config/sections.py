@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from .counts import Count, Length, Seed
 from .fields import shown
 
 TEXT, SCORES = "calibration", "evaluation"
@@ -37,47 +38,53 @@ class CalibrationSpec(Frozen):
 
     source: str = Field(
         default="alpaca",
-        description="alpaca, wikitext2, c4 (through datasets), self (text sampled from the dense model), or a "
-        "local .txt, .jsonl, .json or .parquet file, or a .safetensors file with ready token ids (tensor input_ids; "
-        "heldout_ids for the comparison at the end; statistics_ids for the moments, which are otherwise those of "
-        "input_ids as well); several joined by + share the sequences evenly (alpaca+self) or by weights "
+        description="alpaca, wikitext2, c4 (through datasets), self (text sampled from the dense model), a "
+        "data set of the Hub (owner/name[:config][:split][:column]), a local file or folder of .txt, .jsonl, .json, "
+        ".csv, .tsv, .parquet or .arrow (also .gz, .zst), or a .safetensors file with ready token ids (tensor "
+        "input_ids; heldout_ids for the comparison at the end; statistics_ids for the moments, which are otherwise "
+        "those of input_ids as well); several joined by + share the sequences evenly (alpaca+self) or by weights "
         "(alpaca:1+self:3)",
         json_schema_extra=shown(
             TEXT,
             "TEXT",
             flag="--calibration",
             everyday=True,
-            brief="alpaca, wikitext2, c4, self (sampled from the model), or a local file",
+            brief="alpaca, wikitext2, c4, self (sampled from the model), a Hub id, or local files",
         ),
     )
     text_column: str | None = Field(
-        default=None, description="column of a local file that holds the text", json_schema_extra=shown(TEXT, "NAME")
+        default=None, description="column of a table that holds the text", json_schema_extra=shown(TEXT, "NAME")
     )
-    sequences: Annotated[int, Field(ge=1)] = Field(
+    chat_template: str | None = Field(
+        default=None,
+        description="for chat and question-answer columns: a Jinja file, plain, chatml or a name of the tokenizer's",
+        json_schema_extra=shown(TEXT, "FILE|NAME"),
+    )
+    sequences: Count = Field(
         default=8, description="sequences that structures are judged on", json_schema_extra=shown(TEXT, "N")
     )
-    width_sequences: Annotated[int, Field(ge=1)] = Field(
+    width_sequences: Count = Field(
         default=4,
         description="how many of them judge channels and heads on the sequential path, and the first tables",
         json_schema_extra=shown(TEXT, "N"),
     )
-    statistics_sequences: Annotated[int, Field(ge=1)] = Field(
+    statistics_sequences: Count = Field(
         default=256,
         description="further sequences, for the moments behind order and repair",
         json_schema_extra=shown(TEXT, "N"),
     )
-    length: Annotated[int, Field(ge=2)] = Field(
-        default=128, description="tokens per sequence", json_schema_extra=shown(TEXT, "N")
+    length: Length = Field(
+        default=128, description="tokens per sequence, cut to the model's context", json_schema_extra=shown(TEXT, "N")
     )
     packing: Literal["concat", "rows"] = Field(
         default="concat",
         description="concat: rows joined by blank lines, cut to length; rows: one text per sequence",
         json_schema_extra=shown(TEXT),
     )
-    seed: int = Field(default=0, description="seed of the shuffle, and of sampling", json_schema_extra=shown(TEXT, "N"))
-    batch_size: Annotated[int, Field(ge=1)] = Field(
-        default=4, description="sequences that run together", json_schema_extra=shown(TEXT, "N")
+    seed: Seed = Field(
+        default=0, description="seed of the shuffle, and of sampling", json_schema_extra=shown(TEXT, "N")
     )
+    batch_size: Count = Field(default=4, description="sequences that run together", json_schema_extra=shown(TEXT, "N"))
 
 
 class EvaluationSpec(Frozen):
@@ -85,16 +92,17 @@ class EvaluationSpec(Frozen):
 
     tasks: tuple[str, ...] = Field(
         default=("ppl",),
+        min_length=1,
         description="ppl, or names of lm-eval tasks",
         json_schema_extra=shown(SCORES, "TASKS", flag="--eval", everyday=True),
     )
     include_path: str | None = Field(
         default=None, description="folder with further lm-eval task files", json_schema_extra=shown(SCORES, "DIR")
     )
-    limit: Annotated[int, Field(ge=1)] | None = Field(
+    limit: Count | None = Field(
         default=None, description="documents per task, where not all", json_schema_extra=shown(SCORES, "N")
     )
-    batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+    batch_size: Count | Literal["auto"] = Field(
         default="auto",
         description="requests that run together",
         json_schema_extra=shown(SCORES, "N|auto", flag="--eval-batch-size"),
@@ -104,7 +112,5 @@ class EvaluationSpec(Frozen):
         description="a text file for ppl instead of WikiText-2",
         json_schema_extra=shown(SCORES, "FILE", flag="--eval-text"),
     )
-    length: Annotated[int, Field(ge=2)] = Field(default=2048, description="tokens per sequence of that text")
-    max_tokens: Annotated[int, Field(ge=2)] | None = Field(
-        default=49152, description="tokens of the perplexity text that are read"
-    )
+    length: Length = Field(default=2048, description="tokens per sequence of that text; at most the model's context")
+    max_tokens: Length | None = Field(default=49152, description="tokens of the perplexity text that are read")

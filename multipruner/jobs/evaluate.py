@@ -20,7 +20,7 @@ from multipruner.engine.fingerprint import fingerprint
 from multipruner.engine.precision import Precision
 from multipruner.eval import Comparison, Evaluation, check_settings, compare, evaluate
 from multipruner.recipes import mapping_for
-from multipruner.sources.calibration import held_out_text
+from multipruner.sources.calibration import CalibrationText, held_out_text
 from multipruner.sources.dense import load_dense
 from multipruner.sources.resolve import resolve
 
@@ -64,7 +64,7 @@ def judge_folders(
         precision = Precision.of(model, recipe.compute_dtype)
     say(precision.line())
     with precision.computing(model), waiting_display(console, "text"):
-        held_out = held_out_text(recipe, tokenizer, model)
+        held_out = held_out_text(recipe, CalibrationText(recipe.calibration, tokenizer, model))
 
     def judge(model: Any, who: str) -> Evaluation:
         ids, name = (held_out.ids, f"held-out {held_out.name}") if held_out else (None, "")

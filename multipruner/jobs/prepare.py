@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import torch
 from rich.console import Console
@@ -23,7 +22,7 @@ from multipruner.engine.prunable import Prunable
 from multipruner.eval import check_settings
 from multipruner.importance.table import rank
 from multipruner.repair.scoring import Repair, unrepaired
-from multipruner.sources.calibration import held_out_text, load_calibration
+from multipruner.sources.calibration import CalibrationText, held_out_text
 from multipruner.sources.dense import device_of, load_dense
 from multipruner.sources.resolve import resolve
 from multipruner.storage.tensors_on_disk import OnDisk
@@ -68,9 +67,10 @@ def prepare(
     with counting_display(console, "text") as display:
         with timed(seconds, "text"):
             text = named(display, "text")
-            calibration = load_calibration(recipe.calibration, tokenizer, model, say=say, progress=text)
-            held_out = held_out_text(recipe, tokenizer, model)
-            more = _statistics_text(recipe, tokenizer, model, say, text)
+            texts = CalibrationText(recipe.calibration, tokenizer, model, say=say, progress=text)
+            calibration, held_out = texts.part("calibration"), held_out_text(recipe, texts)
+            more = _statistics_text(recipe, texts, say)
+            say(texts.line())
         with timed(seconds, "statistics"):
             place = OnDisk if recipe.moments == "disk" else dict
             shown = named(display, "statistics")
@@ -95,16 +95,15 @@ def prepare(
         mark,
         precision,
         held,
+        texts.record(),
     )
 
 
-def _statistics_text(
-    recipe: Recipe, tokenizer: Any, model: Any, say: Callable[[str], None], progress: Callable[[int, int], None]
-) -> torch.Tensor | None:
+def _statistics_text(recipe: Recipe, texts: CalibrationText, say: Callable[[str], None]) -> torch.Tensor | None:
     """More of the calibration text for second moments, where something needs them; token ids."""
     if recipe.compensation == "none" and not IMPORTANCES[recipe.importance].moments:
         return None
-    ids = load_calibration(recipe.calibration, tokenizer, model, split="statistics", progress=progress).ids
+    ids = texts.part("statistics").ids
     if len(ids) < (asked := recipe.calibration.statistics_sequences):
         say(
             f"statistics of {len(ids)} sequences, not of {asked}: the text has no more of its own for them; order and "

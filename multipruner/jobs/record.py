@@ -64,7 +64,8 @@ def record(
         "structure": structure.to_json(),
         "picture": picture(structure, dense),
         "calibration": {"name": setting.calibration.name, "hash": setting.calibration.hash,
-                        "tokens": setting.calibration.ids.numel(), "sequences": len(setting.calibration.ids)},
+                        "tokens": setting.calibration.ids.numel(), "sequences": len(setting.calibration.ids),
+                        **setting.texts},
         "search": {
             "strategy": path.by or setting.recipe.strategy,
             "objective": setting.recipe.objective,

@@ -56,7 +56,7 @@ def problem_of(recipe: Recipe, prunable: Prunable) -> Problem:
 
 @dataclass(frozen=True)
 class Setting:
-    """What the stages of a run share."""
+    """What the stages of a run share; ``texts`` is what :meth:`.CalibrationText.record` gives."""
 
     recipe: Recipe
     source: ResolvedModel
@@ -71,6 +71,7 @@ class Setting:
     fingerprint: str
     precision: Precision
     held: Held
+    texts: Mapping[str, Any] = field(default_factory=dict)
     team: Team = field(default_factory=Team, repr=False)
 
     @property

@@ -16,6 +16,7 @@ from multipruner.core.errors import ConfigError
 from multipruner.core.families import FAMILIES
 from multipruner.core.plan import PruningPlan
 from multipruner.eval import Comparison
+from multipruner.report.words import tokens_of
 
 LOCAL_NAME = "path/to/this/folder"
 """What the loading example opens as long as the checkpoint has no address."""
@@ -280,9 +281,8 @@ def _reproduction(report: Mapping[str, Any]) -> str:
     if report.get("command"):
         lines.append(f"```sh\n{report['command']}\n```")
     if (calibration := report.get("calibration") or {}).get("name"):
-        size = f", {calibration['tokens']:,} tokens" if isinstance(calibration.get("tokens"), int) else ""
         digest = f", hash `{calibration['hash']}`" if calibration.get("hash") else ""
-        lines.append(f"Calibration text: {calibration['name']}{size}{digest}.")
+        lines.append(f"Calibration text: {calibration['name']}{tokens_of(calibration)}{digest}.")
     recipe = report.get("recipe")
     seed = (recipe.get("calibration") or {}).get("seed") if isinstance(recipe, Mapping) else None
     if seed is not None:

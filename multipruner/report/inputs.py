@@ -51,6 +51,8 @@ class Calibration:
     hash: str | None = None
     tokens: int | None = None
     sequences: int | None = None
+    statistics_tokens: int | None = None
+    held_out_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,8 @@ from rich.text import Text
 
 from multipruner.core.costs import reported_as
 
+from .words import tokens_of
+
 
 def render(report: Mapping[str, Any], folder: Path, tables: RenderableType | None) -> RenderableType:
     """The summary that ends a run."""
@@ -28,7 +30,7 @@ def render(report: Mapping[str, Any], folder: Path, tables: RenderableType | Non
     rows = [(reported_as(key), pair) for key, pair in report["costs"].items()]
     memory = [f"{row.label} {row.change(*pair.values())}" for row, pair in rows if row and row.unit == "bytes"]
     facts.add_row("memory", ", ".join(memory))
-    facts.add_row("calibration", Text(f"{report['calibration']['name']}, {report['calibration']['tokens']:,} tokens"))
+    facts.add_row("calibration", Text(f"{report['calibration']['name']}{tokens_of(report['calibration'])}"))
     facts.add_row("time", _seconds(report["seconds"]))
     facts.add_row("folder", Text(str(folder)))
     parts: list[RenderableType] = [facts, Text(""), Text(report["picture"])]

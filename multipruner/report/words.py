@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from multipruner.core.costs import reported_as
 from multipruner.eval.comparison import Contrast
 
@@ -48,3 +51,12 @@ def duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.{1 if seconds < 1 else 2}g} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def tokens_of(calibration: Mapping[str, Any]) -> str:
+    """How much text decided, after its name: for scores, and beside it for order and repair, and held out."""
+    keys = {"tokens": "tokens for scores", "statistics_tokens": "for order and repair", "held_out_tokens": "held out"}
+    counts = {key: count for key in keys if isinstance(count := calibration.get(key), int) and count}
+    if set(counts) == {"tokens"}:
+        return f", {counts['tokens']:,} tokens"
+    return "".join(f", {count:,} {keys[key]}" for key, count in counts.items())

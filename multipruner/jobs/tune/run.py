@@ -9,7 +9,7 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from multipruner.core.errors import ConfigError, OutputError
 from multipruner.engine.fingerprint import fingerprint
 from multipruner.engine.precision import Precision, cast
 from multipruner.eval import Evaluation, evaluate, perplexity
+from multipruner.eval.scoring import context_length
 from multipruner.jobs.finish import Run
 from multipruner.jobs.record import timed
 from multipruner.jobs.workspace import MEASUREMENTS, SEARCH, TRAJECTORY
@@ -209,11 +210,14 @@ def _prepare(
     with timed(seconds, "load"), waiting_display(console, "loading the model"):
         model: Any = load(run.path, trust_remote_code=trust_remote_code)
         tokenizer = AutoTokenizer.from_pretrained(run.path, trust_remote_code=trust_remote_code)
+    if settings.length > (context := context_length(model.config)):
+        teller(console)(f"length = {settings.length}: cut to {context:,} tokens, the context of the model")
+        settings = replace(settings, length=context)
     with timed(seconds, "text"), counting_display(console, "text") as display:
         text = tuning_text(
             settings.data, tokenizer, run.report,
             sequences=settings.steps * settings.batch, length=settings.length, seed=settings.seed,
-            column=settings.text_column, say=teller(console),
+            column=settings.text_column, template=settings.chat_template, say=teller(console),
             progress=lambda done, total: display("text", done, total),
         )  # fmt: skip
     return _Job(run, settings, evaluation, model.to(where).eval(), tokenizer, text, console, seconds)

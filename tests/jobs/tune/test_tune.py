@@ -300,7 +300,7 @@ def test_faults_are_told_before_any_work(
         _tune(run, words, tmp_path / "thesis", overwrite=True)
     with pytest.raises(OutputError, match="no folder"):
         _tune(tmp_path / "none", words, tmp_path / "out")
-    with pytest.raises(CalibrationError, match="less than 17000 tokens"):
+    with pytest.raises(CalibrationError, match="less than 2176 tokens"):
         _tune(run, words, tmp_path / "out", replace(SETTINGS, length=1000))
     with pytest.raises(CalibrationError, match="no calibration text"):
         _tune(run, tmp_path / "none.jsonl", tmp_path / "out")
