@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from multipruner.core.errors import ConfigError, OutputError
 from multipruner.core.latency_table import FORMAT, LatencyTable, Workload
 
-from .base import Parser
+from .base import Parser, add_fields
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -28,6 +28,7 @@ examples
 
 Close other programs first. What was measured is kept in OUTPUT.partial: the same command goes on."""
 
+_OF_THE_RECIPE = ("dtype", "device", "revision", "trust_remote_code")
 RESTLESS = 0.15
 """Relative spread from which other programs must have been at work: a quiet machine's is a few per cent."""
 
@@ -47,14 +48,12 @@ def _parser() -> argparse.ArgumentParser:
                        "cache is measured half-way")  # fmt: skip
     cache.add_argument("--cached", type=int, metavar="C", help="decode: tokens in the cache (default 256)")
     how = parser.add_argument_group("how")
-    how.add_argument("--dtype", choices=("auto", "bfloat16", "float16", "float32"), help="default: the recipe's")
     how.add_argument("--attn-implementation", metavar="NAME", help="transformers' name: sdpa, eager, flash_attention_2")
     how.add_argument("--compile", action="store_true", help="compile every block (torch.compile)")
-    how.add_argument("--device", help="cpu, cuda, cuda:1 ...; default: cuda when there is one")
     how.add_argument("--threads", type=int, metavar="N", help="processor threads (default: torch's choice)")
     how.add_argument("--channel-step", type=int, default=128, metavar="N", help="MLP widths (default 128)")
-    how.add_argument("--revision", help="Hub revision of the model")
-    how.add_argument("--trust-remote-code", action="store_true", help="run the model's own code")
+    add_fields(parser, lambda key: key in _OF_THE_RECIPE, heading="how")
+    parser.everyday.clear()  # there are few enough to show them all
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     return parser
 

@@ -9,15 +9,18 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from multipruner.config.precedence import from_file
 from multipruner.config.recipe import Recipe
+from multipruner.core.costs import COSTS, Measures
 from multipruner.core.errors import OutputError
 from multipruner.core.picture import picture
 from multipruner.core.plan import PruningPlan
+from multipruner.core.structure import Structure
 from multipruner.core.version import __version__
 from multipruner.eval import Comparison
 from multipruner.latency.environment import environment_of
@@ -43,7 +46,7 @@ def record(
     """What ``report.json`` holds."""
     costs, structure, dense = setting.prunable.costs, plan.structure, plan.dense
 
-    def pair(count: Callable[..., int]) -> dict[str, int]:
+    def pair(count: Callable[[Structure], float]) -> dict[str, float]:
         return {"before": count(dense), "after": count(structure)}
 
     return {
@@ -58,9 +61,9 @@ def record(
         "backbone_ratio": costs.backbone_ratio(structure),
         "parameters": pair(costs.parameters),
         "costs": {
-            "weight_bytes": pair(costs.weight_bytes),
-            "kv_bytes_per_token": pair(costs.kv_bytes_per_token),
-            "flops_per_token": pair(costs.flops_per_token),
+            cost.key: pair(partial(cost.of, Measures(costs)))
+            for cost in COSTS.values()
+            if cost.name != "parameters" and not cost.needs_table
         },
         "structure": structure.to_json(),
         "picture": picture(structure, dense),

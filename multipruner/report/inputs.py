@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
+from multipruner.core.costs import timed_first
 from multipruner.core.errors import ConfigError
 from multipruner.core.plan import PruningPlan
 from multipruner.core.structure import Structure
@@ -21,8 +22,6 @@ from multipruner.eval.comparison import Contrast
 from multipruner.search import Step
 
 REPORT, PLAN, TRAJECTORY, FRONT = "report.json", "plan.json", "trajectory.jsonl", "front.json"
-COSTS = ("latency_ms", "latency", "parameters", "weight_bytes", "kv_bytes", "flops")
-"""What a search may weigh against the loss; the first that it has is drawn."""
 T = TypeVar("T")
 
 
@@ -122,7 +121,7 @@ class Front:
 
     Attributes:
         label: the name of its folder.
-        cost: the objective that the loss is drawn against, one of :data:`COSTS`.
+        cost: the objective that the loss is drawn against, a row of :data:`multipruner.core.costs.COSTS`.
         points: (loss in nats, cost) of every candidate in ``front.json``; at least one.
     """
 
@@ -200,12 +199,14 @@ def _read_front(path: Path, label: str, *, needed: bool) -> list[Front]:
         values = row["values"] if isinstance(row.get("values"), dict) else row
         _checked(number, {"loss": values.get("loss")}, path, f"points.{index}")
         points.append(values)
-    for cost in COSTS:
+    names = [name for cost in timed_first() for name in dict.fromkeys((cost.key, cost.name))]
+    for cost in names:
         both = tuple((float(p["loss"]), float(p[cost])) for p in points if _finite(p.get(cost)) and _finite(p["loss"]))
         if both:
             return [Front(label, cost, both)]
     if needed:
-        raise ConfigError(f"{path} holds no point with a loss and one of {', '.join(COSTS)}: nothing to draw")
+        known = ", ".join(cost.name for cost in timed_first())
+        raise ConfigError(f"{path} holds no point with a loss and one of {known}: nothing to draw")
     return []
 
 

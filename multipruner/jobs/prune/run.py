@@ -42,6 +42,7 @@ def prune_recipe(
     Raises:
         MultiprunerError: see :mod:`multipruner.core.errors`; nothing half-written is left.
     """
+    recipe.check_bounded()
     console = console or Console(quiet=True)
     team = Team.from_environment()
     recipe = recipe.model_copy(update={"device": team.device(recipe.device)})

@@ -94,6 +94,8 @@ def search(
         raise ConfigError(
             "search breeds whole KV groups and has no query_head_step; use the exact program or the sequential path"
         )
+    if not options.several:
+        recipe.check_bounded()
     if options.genome == "schedule":
         check_recipe(recipe)
     team = Team.from_environment()
