@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from multipruner.core.errors import ConfigError, OutputError
-from multipruner.core.latency_table import LatencyTable, Workload
+from multipruner.core.latency_table import FORMAT, LatencyTable, Workload
 
 from .base import Parser, add_fields
 
@@ -81,8 +82,8 @@ def run(arguments: Sequence[str]) -> int:
     workloads = workloads_of(typed)
     if typed.channel_step < 1 or (typed.threads is not None and typed.threads < 1):
         raise ConfigError("--channel-step and --threads must be at least 1")
-    if typed.output.exists() and not typed.overwrite:
-        raise OutputError(f"{typed.output} is there already; choose another --output, or measure anew with --overwrite")
+    partial = typed.output.with_name(typed.output.name + ".partial")
+    _check_output(typed.output, partial, typed.overwrite)
     from rich.console import Console
 
     from multipruner.console.quiet import quiet_libraries
@@ -91,7 +92,6 @@ def run(arguments: Sequence[str]) -> int:
     quiet_libraries()
     console = Console()
     model = _load(typed, console)
-    partial = typed.output.with_name(typed.output.name + ".partial")
     if typed.overwrite:
         discard(partial)
     table = _measured(model, workloads, typed, partial, console)
@@ -103,6 +103,22 @@ def run(arguments: Sequence[str]) -> int:
         console.print(f"warning: times spread by {100 * wild:.0f}%: close other programs and use --overwrite")
     console.print(f"wrote {typed.output}", highlight=False, markup=False)
     return 0
+
+
+def _check_output(output: Path, partial: Path, overwrite: bool) -> None:
+    """Only an earlier table, and what an interrupted measurement left, are ever replaced.
+
+    Raises:
+        OutputError: naming what is there.
+    """
+    from multipruner.latency.probe_journal import check_journal
+    from multipruner.storage.partial import header_of
+
+    if output.exists() and not overwrite:
+        raise OutputError(f"{output} is there already; choose another --output, or measure anew with --overwrite")
+    if os.path.lexists(output) and (header_of(output) or {}).get("format") != FORMAT:
+        raise OutputError(f"{output} is no latency table and will not be replaced; choose another --output")
+    check_journal(partial)
 
 
 def _load(typed: argparse.Namespace, console: Console) -> Any:

@@ -162,16 +162,29 @@ def read_folders(folders: Sequence[Path]) -> tuple[tuple[RunFiles, ...], tuple[F
     Raises:
         ConfigError: naming the file that is missing or broken.
     """
+    for folder in folders:
+        _check_folder(folder)
     runs, fronts = [], []
     for folder, label in zip(folders, _labels(folders), strict=True):
-        if not folder.is_dir():
-            raise ConfigError(f"{folder} is not a folder; name the folders that runs wrote")
         front = folder / FRONT
         if front.exists():
             fronts += _read_front(front, label, needed=not (folder / REPORT).exists())
         if (folder / REPORT).exists() or not front.exists():
             runs.append(_read_run(folder, label))
     return tuple(runs), tuple(fronts)
+
+
+def _check_folder(folder: Path) -> None:
+    try:
+        if "\0" in str(folder):
+            raise ValueError("it holds a NUL")
+        there = folder.is_dir()
+        next(folder.iterdir() if there else iter(()), None)
+    except (OSError, ValueError) as error:  # a name too long or with NUL, or no permission
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"{str(folder)[:200]!r} cannot be read: {reason}") from None
+    if not there:
+        raise ConfigError(f"{folder} is not a folder; name the folders that runs wrote")
 
 
 def _read_front(path: Path, label: str, *, needed: bool) -> list[Front]:

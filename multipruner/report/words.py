@@ -21,6 +21,16 @@ def amount(cost: str, value: float) -> str:
     return row.shown(value) if row else f"{value:,.4g}"
 
 
+def finite(value: Any) -> bool:
+    """Whether a value of a report is a number, and a finite one."""
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
+def measured(value: Any) -> str:
+    """A value of a report with three digits, or a dash for what is no number."""
+    return f"{value:.3f}" if isinstance(value, (int, float)) else "–"
+
+
 def number(value: float | None, digits: int = 3, sign: str = "") -> str:
     """A number, or a dash for none."""
     return "–" if value is None else f"{value:{sign},.{digits}f}".replace("-", "−")

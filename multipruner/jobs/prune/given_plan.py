@@ -71,7 +71,7 @@ def apply_given_plan(
     console = console or Console(quiet=True)
     plan = read_plan(plan_path)
     recipe = Recipe.build({**recipe.model_dump(), **NO_BUDGET})
-    with Workspace(output) as workspace:
+    with Workspace(output, recipe.model) as workspace:
         seconds: dict[str, float] = {}
         setting = prepare(recipe, console, seconds)
         _check(plan, plan_path, setting)

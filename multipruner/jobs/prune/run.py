@@ -49,7 +49,7 @@ def prune_recipe(
     if team.rank:  # computes what rank 0 asks for, and writes nothing
         lend_a_hand(prepared(recipe, team, Console(quiet=True), {}))
         raise SystemExit(0)
-    with Workspace(output) as workspace:
+    with Workspace(output, recipe.model) as workspace:
         run = _run(recipe, team, workspace, console, command, overwrite)
         workspace.close()
     return run

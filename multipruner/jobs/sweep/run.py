@@ -119,7 +119,7 @@ def sweep(
     console = console or Console(quiet=True)
     check_free(output)
     recipes = {value: points.recipe(recipe, value) for value in points.values}
-    with Workspace(output) as workspace:
+    with Workspace(output, recipe.model) as workspace:
         seconds: dict[str, float] = {}
         # the tightest first: if that can be kept, all can
         setting = prepare(recipes[points.values[-1]], console, seconds)

@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from multipruner.config.recipe import Recipe
+from multipruner.config.precedence import TRUST_KEY
 from multipruner.core.errors import CalibrationError, ConfigError
 from multipruner.engine.fingerprint import fingerprint
 from multipruner.engine.precision import Precision
+from multipruner.jobs.record import recorded_recipe
 from multipruner.sources.calibration import SEED_STEP
 from multipruner.sources.dense import load_dense
 from multipruner.sources.resolve import resolve
@@ -60,11 +61,13 @@ def tuning_text(
     source: str,
     tokenizer: Any,
     report: Mapping[str, Any],
+    folder: Path = Path(),
     *,
     sequences: int,
     length: int,
     seed: int,
     column: str | None = None,
+    trust: bool = False,
     template: str | None = None,
     say: Callable[[str], None] = lambda text: None,
     progress: Callable[[int, int], None] | None = None,
@@ -77,11 +80,12 @@ def tuning_text(
     Args:
         source: ``alpaca``, ``wikitext2``, ``c4``, a data set of the Hub, a local file or folder, or ``self``: text that
             the dense model of the report samples.
-        report: of the pruned model.
+        report, folder: of the pruned model.
         sequences: that the training will take; fewer where the text ends before.
         length: tokens per sequence.
         seed: of the shuffling, and of the sampling.
         column: of a table.
+        trust: whether code that the dense model brings may be run; the report does not decide that.
         template: what conversations are rendered with (:class:`.Chat`).
         say: told which model writes, where one does, and else what of the source was taken.
         progress: of the sampling: called with (tokens done, tokens in all).
@@ -92,7 +96,7 @@ def tuning_text(
     """
     if source == SELF:
         count = min(sequences, SELF_SEQUENCES) + HELD_OUT
-        ids = _self_text(tokenizer, report, count, length, seed, say, progress)
+        ids = _self_text(tokenizer, report, folder, count, length, seed, trust, say, progress)
         return TuningText(ids[HELD_OUT:], ids[:HELD_OUT], SELF)
     if Path(source).suffix.lower() == IDS:
         raise ConfigError(f"--data {source}: text is needed, not token ids")
@@ -131,15 +135,17 @@ def _packed(rows: Iterator[str], tokenizer: Any, end: list[int], count: int, len
 def _self_text(
     tokenizer: Any,
     report: Mapping[str, Any],
+    folder: Path,
     sequences: int,
     length: int,
     seed: int,
+    trust: bool,
     say: Callable[[str], None],
     progress: Callable[[int, int], None] | None,
 ) -> Tensor:
     """Text sampled from the dense model, not that which calibration with the same seed would be."""
+    recipe = recorded_recipe(report, folder, {TRUST_KEY: trust})
     about = report["model"]
-    recipe = Recipe.build(report["recipe"], {"revision": about["revision"]} if about["revision"] else {})
     dense, _ = load_dense(resolve(recipe, say), recipe)
     if fingerprint(dense) != about["fingerprint"]:
         raise ConfigError(f"{about['description']} has other weights now than when it was pruned; give --data FILE")
