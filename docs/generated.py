@@ -23,7 +23,8 @@ from multipruner.commands.base import Parser
 from multipruner.config.amounts import UNITS
 from multipruner.config.recipe import METHODS, CalibrationSpec, EvaluationSpec, PackageSource, Recipe
 from multipruner.core import errors
-from multipruner.core.families import FAMILIES, BlockSpec
+from multipruner.core.blocks import BlockSpec
+from multipruner.core.families import FAMILIES
 from multipruner.recipes import catalogue
 
 MARK = re.compile(r"^<!-- generated: ([\w-]+) -->$", re.MULTILINE)
@@ -97,9 +98,11 @@ def families() -> str:
 
 
 def _block(block: BlockSpec) -> str:
+    """Its projections, and the layout of those in which several parts share one matrix."""
     inputs = ", ".join(
-        code(projection.path) + (f" ({' + '.join(projection.parts)})" if len(projection.parts) > 1 else "")
-        for projection in block.inputs
+        code(tensor.path.removesuffix(".weight"))
+        + next((f" ({layout.text})" for layout in tensor.dims if "+" in layout.text), "")
+        for tensor in block.inputs
     )
     return f"{inputs} → {code(block.output)}"
 

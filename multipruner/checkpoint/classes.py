@@ -20,7 +20,7 @@ from transformers.dynamic_module_utils import get_class_from_dynamic_module, get
 from transformers.utils.hub import HF_MODULES_CACHE
 
 from multipruner.core.errors import ConfigError
-from multipruner.core.families import FAMILIES, ArchitectureSpec
+from multipruner.core.families import FAMILIES, Family
 
 MODEL_TYPE = "multipruner_"
 """Prefix of a pruned model's ``config.model_type``; the rest is the family's own."""
@@ -47,12 +47,12 @@ def stock_layer(config: Any, number: int) -> Any:
 '''
 
 
-def modeling_file(spec: ArchitectureSpec) -> str:
+def modeling_file(spec: Family) -> str:
     """Name of the file in a checkpoint that defines a family's pruned classes."""
     return f"modeling_{MODEL_TYPE}{spec.model_type}.py"
 
 
-def modeling_source(spec: ArchitectureSpec, dense: PreTrainedModel | None = None) -> str:
+def modeling_source(spec: Family, dense: PreTrainedModel | None = None) -> str:
     """Text of the file in a checkpoint that defines a family's pruned classes.
 
     Args:
@@ -70,12 +70,12 @@ def modeling_source(spec: ArchitectureSpec, dense: PreTrainedModel | None = None
     return text.replace("Llama", spec.prefix).replace("llama", spec.model_type)
 
 
-def _remote_family(spec: ArchitectureSpec, dense: PreTrainedModel | None) -> str:
+def _remote_family(spec: Family, dense: PreTrainedModel | None) -> str:
     """The imports and the layer of a family whose code is not part of transformers."""
     if dense is None:
         raise ConfigError(f"{spec.model_type}: the code travels with the model; load the folder with trust_remote_code")
     decoder = dense.get_submodule(spec.decoder)
-    projection = spec.attention.inputs[0]
+    packed = spec.attention.inputs[0]
     names = {
         "config_module": type(dense.config).__module__.rpartition(".")[2],
         "config": type(dense.config).__name__,
@@ -84,11 +84,17 @@ def _remote_family(spec: ArchitectureSpec, dense: PreTrainedModel | None) -> str
         "model": type(decoder).__name__,
         "layer": type(decoder.get_submodule(f"{spec.layers}.0")).__name__,
     }
-    blocks = {"attention": spec.attention.path, "packed": projection.path, "output": spec.attention.output}
-    return _REMOTE_FAMILY.format(**names, **blocks, parts=len(projection.parts))
+    blocks = {
+        "attention": spec.attention.path,
+        "packed": packed.path.removesuffix(".weight"),
+        "output": spec.attention.output,
+    }
+    return _REMOTE_FAMILY.format(
+        **names, **blocks, parts=packed.dims[0].size({"kv_groups": 1, "queries": 1, "head_dim": 1})
+    )
 
 
-def model_class(spec: ArchitectureSpec, dense: PreTrainedModel | None = None) -> type[PreTrainedModel]:
+def model_class(spec: Family, dense: PreTrainedModel | None = None) -> type[PreTrainedModel]:
     """The pruned causal language model of a family; its ``config_class`` is the pruned configuration.
 
     Args:
@@ -127,7 +133,7 @@ def _load_class(reference: str, files: tuple[tuple[str, str], ...]) -> type[PreT
         return get_class_from_dynamic_module(reference, str(folder))
 
 
-def family_of(config: Any) -> ArchitectureSpec | None:
+def family_of(config: Any) -> Family | None:
     """The row of a pruned model's configuration (object or dictionary), or ``None`` when it is not a pruned one's."""
     model_type = config.get("model_type") if isinstance(config, dict) else getattr(config, "model_type", None)
     return FAMILIES.get(str(model_type).removeprefix(MODEL_TYPE)) if str(model_type).startswith(MODEL_TYPE) else None

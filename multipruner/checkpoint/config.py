@@ -8,7 +8,7 @@ from huggingface_hub.errors import StrictDataclassClassValidationError
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from multipruner.core.errors import ConfigError
-from multipruner.core.families import ArchitectureSpec, dense_structure, dimensions, spec_for
+from multipruner.core.families import Family, dense_structure, dimensions, spec_for
 from multipruner.core.plan import PruningPlan, surviving_layers
 from multipruner.core.structure import LayerSize, Structure
 
@@ -47,9 +47,7 @@ def pruned_config(config: Any, plan: PruningPlan, dense: PreTrainedModel | None 
     return config_class(**record)
 
 
-def _stock_config(
-    config: Any, record: dict[str, Any], sizes: Structure, spec: ArchitectureSpec
-) -> PreTrainedConfig | None:
+def _stock_config(config: Any, record: dict[str, Any], sizes: Structure, spec: Family) -> PreTrainedConfig | None:
     """The family's own configuration for these sizes, or ``None`` where it has no words for them."""
     size, head_dim = sizes[0], dimensions(config).head_dim
     if spec.remote_code or len(set(sizes)) > 1 or not (size.has_attention and size.has_mlp):

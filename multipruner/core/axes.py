@@ -75,13 +75,13 @@ class Layout:
         text: the expression.
 
     Raises:
-        ValueError: when the text is no such expression, or an axis does not stand to the right of that it is within.
+        ValueError: when the text is no such expression.
     """
 
     text: str
 
     def __post_init__(self) -> None:
-        _check(_parsed(self.text), (), self.text)
+        _parsed(self.text)
 
     @property
     def axes(self) -> frozenset[str]:
@@ -113,7 +113,11 @@ class Layout:
 
         Returns:
             A slice where it is the beginning of the dimension, so that tensors can be views; indices otherwise.
+
+        Raises:
+            ValueError: when an axis is not multiplied with the one that it is within, to its left.
         """
+        _check(_parsed(self.text), (), self.text)
         node, selected = _parsed(self.text), {name: _beginning(part) for name, part in kept.items()}
         length = _leading(node, selected, dense)
         return tuple(_elements(node, selected, dense, {})) if length is None else slice(0, length)

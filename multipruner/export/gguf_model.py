@@ -14,7 +14,7 @@ from typing import Any
 
 from multipruner.checkpoint.classes import MODEL_TYPE
 from multipruner.core.errors import UnknownModelError, UnsupportedModelError
-from multipruner.core.families import FAMILIES, ArchitectureSpec
+from multipruner.core.families import FAMILIES, Family
 from multipruner.core.structure import LayerSize, Structure
 
 from .gguf_tensors import Architecture, Shape
@@ -68,7 +68,7 @@ class GgufModel:
         rope_scale: of cosine and sine.
     """
 
-    spec: ArchitectureSpec
+    spec: Family
     config: Any
     sizes: Structure
     architecture: Architecture

@@ -161,7 +161,8 @@ def test_text_that_is_no_layout_is_refused(text: str) -> None:
 @pytest.mark.parametrize("text", ["queries", "queries * kv_groups", "kv_groups + queries", "(kv_groups + 1) * queries"])
 def test_an_axis_within_another_one_stands_to_its_right(text: str) -> None:
     with pytest.raises(ValueError, match="queries must be multiplied with kv_groups, to its left"):
-        Layout(text)
+        Layout(text).index({}, {"kv_groups": 2, "queries": 2})
+    assert Layout(text).size({"kv_groups": 2, "queries": 3}) > 0, "which is a number all the same"
 
 
 def test_a_missing_count_is_named() -> None:

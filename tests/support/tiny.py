@@ -33,6 +33,7 @@ from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from multipruner.core.families import dense_structure, dimensions, spec_for
 from multipruner.core.plan import LayerRanking, PruningPlan, Ranking
 from multipruner.core.structure import LayerSize, Structure
+from multipruner.engine.cutting import Projection
 
 VOCABULARY = 97
 SIZES: dict[str, Any] = {
@@ -176,14 +177,14 @@ def random_plan(model: PreTrainedModel, seed: int = 0, *, drop: float = 0.25) ->
 def masked_model(model: PreTrainedModel, plan: PruningPlan) -> PreTrainedModel:
     """The dense model with everything that a plan removes set to zero: the reference for every pruned model."""
     masked = copy.deepcopy(model)
-    spec, head_dim = spec_for(model.config), dimensions(model.config).head_dim
+    spec, constants = spec_for(model.config), dimensions(model.config).constants
     for number, kept in enumerate(plan.layers):
         layer = masked.get_submodule(f"{spec.decoder}.{spec.layers}.{number}")
-        heads = [head * head_dim + i for head in kept.query_heads for i in range(head_dim)]
+        width = constants["head_dim"]
+        heads = [head * width + i for head in kept.query_heads for i in range(width)]
         for block, columns in ((spec.attention, heads), (spec.mlp, list(kept.channels))):
-            output = layer.get_submodule(f"{block.path}.{block.output}")
-            assert isinstance(output, torch.nn.Linear)
-            gone = torch.ones(output.in_features, dtype=torch.bool)
+            output = Projection.of(layer.get_submodule(f"{block.path}.{block.output}"), block.transposed)
+            gone = torch.ones(output.weight.shape[1], dtype=torch.bool)
             gone[columns] = False
             with torch.no_grad():
                 output.weight[:, gone] = 0
