@@ -117,7 +117,7 @@ class Prunable:
 
     def counts(self, layer: int, size: LayerSize | None = None) -> Counts:
         """How much of every axis a layer has, dense or of another size, and the constants."""
-        return {**self.constants, **leading(self.dense[layer] if size is None else size)}
+        return {**self.constants, **leading(size or self.dense[layer])}
 
     @property
     def vocab_size(self) -> int:
@@ -273,15 +273,13 @@ class Prunable:
 
     @torch.no_grad()
     def _permute(self, number: int, order: Kept, *, back: bool = False) -> None:
-        for block in (self.spec.attention, self.spec.mlp):
-            module = self.layers[number].get_submodule(block.path)
+        for block in map(self.spec.block, KINDS):
+            there = dict(self.layers[number].get_submodule(block.path).named_parameters())
             for name, cut in cuts(block, order, self.counts(number)).items():
-                path, _, parameter = name.rpartition(".")
-                tensor = getattr(module.get_submodule(path), parameter, None)
-                if tensor is not None:
-                    whole = {side: torch.as_tensor(index) for side, index in cut.items()}
-                    there = {side: torch.argsort(index) if back else index for side, index in whole.items()}
-                    tensor.data = take(tensor.data, dict(there))
+                if name in there:
+                    moved = {side: torch.as_tensor(index) for side, index in cut.items()}
+                    back_or_forth = {s: torch.argsort(i) if back else i for s, i in moved.items()}
+                    there[name].data = take(there[name].data, dict(back_or_forth))
 
 
 @contextmanager

@@ -76,8 +76,8 @@ def write_outputs(
             if (old, kind) not in outputs:
                 continue
             block, (weight, bias) = spec.block(kind), outputs[old, kind]
-            ranked = kept_columns(block.columns, order, prunable.counts(old))
+            whole = kept_columns(block.columns, order, prunable.counts(old))
             first = kept_columns(block.columns, leading(plan.layers[old].size), prunable.counts(old))
-            place = torch.argsort(ranked[first]).to(weight.device)
+            place = torch.argsort(whole[first]).to(weight.device)
             path = f"{spec.decoder}.{spec.layers}.{new}.{block.path}.{block.output}"
             Projection(weight[:, place], bias).write(pruned.get_submodule(path), block.transposed)
