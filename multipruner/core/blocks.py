@@ -55,6 +55,7 @@ class BlockSpec:
         output: its output projection, within its module; the columns lie unit by unit.
         attributes: attributes of its module that depend on its size, and what they are.
         cache: the attribute of its module that names its slot in the KV cache; empty where it has none.
+        resized: whether its constructor knows no size but the dense one, so that it is built so and then cut.
     """
 
     kind: BlockKind
@@ -64,6 +65,7 @@ class BlockSpec:
     output: str
     attributes: tuple[tuple[str, Layout], ...] = ()
     cache: str = ""
+    resized: bool = False
 
     @property
     def inputs(self) -> Tensors:

@@ -66,6 +66,7 @@ class Family:
         decoder: the stack of layers, within the causal language model.
         layers, embeddings, final_norm: within the decoder.
         head: the output projection to the vocabulary, within the causal language model.
+        layer_arguments: what a decoder layer is built from: ``config``, ``number``, in the constructor's order.
         remote_code: whether the family's code travels with the checkpoint (``trust_remote_code``).
         layer_output: ``"tensor"`` or ``"tuple"``: what a decoder layer returns.
     """
@@ -81,6 +82,7 @@ class Family:
     embeddings: str = "embed_tokens"
     final_norm: str = "norm"
     head: str = "lm_head"
+    layer_arguments: str = "config, number"
     remote_code: bool = False
     layer_output: str = "tensor"
 
@@ -117,6 +119,17 @@ class Family:
         known.setdefault("head_dim", known["hidden"] // max(known["kv_groups"] * known["queries"], 1))
         return known
 
+    def reading(self, config: str) -> dict[str, str]:
+        """The Python expression of every size that :meth:`counts` reads, of a configuration object of this name."""
+        said = sorted(((key, Layout(text)) for key, text in self.config.items()), key=lambda row: len(row[1].names))
+        known: dict[str, str] = {}
+        for key, layout in said:
+            unknown = [name for name in layout.names if name not in known]
+            rest = [name for name in layout.names if name in known]
+            for name in unknown:
+                known[name] = " // ".join([f"{config}.{key}", *rest]) if name == unknown[0] else "1"
+        return {"queries": "1", **known}
+
     def size(self, values: Mapping[str, Any]) -> LayerSize:
         """The size of a layer with both blocks, from a configuration's values; see :meth:`counts`."""
         counts = self.counts(values)
@@ -146,6 +159,7 @@ _STACKED_ATTENTION = BlockSpec(
     output="o_proj",
     attributes=(("num_heads", Layout("kv_groups * queries")), ("hidden_size", Layout(_HEADS))),
     cache="layer_idx",
+    resized=True,
 )
 
 FAMILIES: dict[str, Family] = {
@@ -160,6 +174,7 @@ FAMILIES: dict[str, Family] = {
             "Baichuan",
             _STACKED_ATTENTION,
             config={key: text for key, text in GROUPED_HEADS.items() if key != "num_key_value_heads"},
+            layer_arguments="config",
             remote_code=True,
             layer_output="tuple",
         ),
