@@ -28,8 +28,9 @@ from multipruner.config.choices import IMPORTANCES, METHODS, OneOf, loaded
 from multipruner.config.counts import MOST
 from multipruner.config.recipe import CalibrationSpec, EvaluationSpec, PackageSource, Recipe
 from multipruner.core import errors
+from multipruner.core.blocks import BlockSpec
 from multipruner.core.costs import COSTS
-from multipruner.core.families import FAMILIES, BlockSpec
+from multipruner.core.families import FAMILIES
 from multipruner.recipes import catalogue
 
 MARK = re.compile(r"^<!-- generated: ([\w-]+) -->$", re.MULTILINE)
@@ -132,9 +133,11 @@ def families() -> str:
 
 
 def _block(block: BlockSpec) -> str:
+    """Its projections, and the layout of those in which several parts share one matrix."""
     inputs = ", ".join(
-        code(projection.path) + (f" ({' + '.join(projection.parts)})" if len(projection.parts) > 1 else "")
-        for projection in block.inputs
+        code(tensor.path.removesuffix(".weight"))
+        + next((f" ({layout.text})" for layout in tensor.dims if "+" in layout.text), "")
+        for tensor in block.inputs
     )
     return f"{inputs} → {code(block.output)}"
 

@@ -1,6 +1,6 @@
 """Pruned models: transformers' own classes, with every decoder layer in its own size.
 
-The classes are written once, in ``template.py`` (itself a working pruned Llama). Rendered for a family, that
+The classes are written once, in ``template.py`` (itself a working pruned Llama). Rendered from a family's row, that
 text is both what this package runs and what travels with a checkpoint, so that plain transformers load it too.
 Where all layers that are left are alike, a stock model of the family can say as much, and is what comes out.
 """
@@ -19,40 +19,69 @@ from transformers import PreTrainedModel
 from transformers.dynamic_module_utils import get_class_from_dynamic_module, get_relative_import_files
 from transformers.utils.hub import HF_MODULES_CACHE
 
+from multipruner.core.axes import BLOCK_KINDS, Layout
+from multipruner.core.blocks import BlockSpec
 from multipruner.core.errors import ConfigError
-from multipruner.core.families import FAMILIES, ArchitectureSpec
+from multipruner.core.families import FAMILIES, Family
+from multipruner.core.structure import KINDS
 
 MODEL_TYPE = "multipruner_"
 """Prefix of a pruned model's ``config.model_type``; the rest is the family's own."""
 _TEMPLATE = Path(__file__).with_name("template.py")
 _FAMILY = re.compile(r"# family: begin\n(.*)# family: end\n", re.DOTALL)
-_REMOTE_FAMILY = '''\
-from .{config_module} import {config}
-from .{module} import {layer} as LlamaDecoderLayer
-from .{module} import {causal_lm}, {model}
+_STOCK = """\
+from transformers.models.{module}.configuration_{module} import {prefix}Config
+from transformers.models.{module}.modeling_{module} import {prefix}DecoderLayer, {prefix}ForCausalLM, {prefix}Model
+"""
+_REMOTE = """\
+from .{config_module} import {config} as {prefix}Config
+from .{module} import {layer} as {prefix}DecoderLayer
+from .{module} import {causal_lm} as {prefix}ForCausalLM
+from .{module} import {model} as {prefix}Model
+"""
+_NAMES = """
+DECODER, LAYERS, DEPTH = {decoder!r}, {layers!r}, {depth!r}
+BLOCKS = {blocks!r}
+CACHE_SLOT = {cache!r}
+HEADS, KV_HEADS = {heads!r}, {kv_heads!r}
 
 
-def stock_layer(config: Any, number: int) -> Any:
-    """The dense decoder layer, its attention resized: the constructor knows no width but the dense one."""
-    heads, config.num_attention_heads = config.num_attention_heads, config.hidden_size // config.head_dim
-    layer = LlamaDecoderLayer(config)
-    attention, width = layer.{attention}, heads * config.head_dim
-    packed, output = attention.{packed}, attention.{output}
-    attention.{packed} = nn.Linear(config.hidden_size, {parts} * width, bias=packed.bias is not None)
-    attention.{output} = nn.Linear(width, config.hidden_size, bias=output.bias is not None)
-    attention.num_heads, attention.hidden_size = heads, width
+def stock_layer(config: Any, number: int, dense: dict[str, Any]) -> Any:
+"""
+_AS_IT_IS = '''\
+    """The stock decoder layer of one layer's configuration; ``dense`` holds the dense model's."""
+    return {prefix}DecoderLayer({arguments})
+'''
+_CUT_TO_SIZE = '''\
+    """The dense decoder layer, cut to its size: the constructor knows no width but the dense one."""
+    {counts}
+    own = {{key: getattr(config, key) for key in {keys!r}}}
+    vars(config).update({{key: dense[key] for key in own}})
+    layer = {prefix}DecoderLayer({arguments})
+    vars(config).update(own)
+    {cuts}
     return layer
 
 
+def cut_to(layer: Any, path: str, shape: tuple[int, ...]) -> None:
+    """Keep the beginning of a parameter, where there is one."""
+    module = layer.get_submodule(path.rpartition(".")[0])
+    parameter = getattr(module, path.rpartition(".")[2], None)
+    if parameter is not None:
+        kept = parameter.detach()[tuple(map(slice, shape))].clone()
+        setattr(module, path.rpartition(".")[2], nn.Parameter(kept))
+    if len(shape) == 2:  # the numbers by which linear layers know their shape
+        known = ("nx", "nf") if hasattr(module, "nf") else ("out_features", "in_features")
+        vars(module).update(zip(known, shape, strict=True))
 '''
 
 
-def modeling_file(spec: ArchitectureSpec) -> str:
+def modeling_file(spec: Family) -> str:
     """Name of the file in a checkpoint that defines a family's pruned classes."""
     return f"modeling_{MODEL_TYPE}{spec.model_type}.py"
 
 
-def modeling_source(spec: ArchitectureSpec, dense: PreTrainedModel | None = None) -> str:
+def modeling_source(spec: Family, dense: PreTrainedModel | None = None) -> str:
     """Text of the file in a checkpoint that defines a family's pruned classes.
 
     Args:
@@ -62,33 +91,62 @@ def modeling_source(spec: ArchitectureSpec, dense: PreTrainedModel | None = None
     Raises:
         ConfigError: when such a family's dense model is missing.
     """
-    text = _TEMPLATE.read_text(encoding="utf-8")
-    if spec.remote_code:
-        text = _FAMILY.sub(lambda _: _remote_family(spec, dense), text)
-    else:
-        text = _FAMILY.sub(lambda match: match[1], text)
+    text = _FAMILY.sub(lambda _: _family(spec, dense), _TEMPLATE.read_text(encoding="utf-8"))
     return text.replace("Llama", spec.prefix).replace("llama", spec.model_type)
 
 
-def _remote_family(spec: ArchitectureSpec, dense: PreTrainedModel | None) -> str:
-    """The imports and the layer of a family whose code is not part of transformers."""
+def _family(spec: Family, dense: PreTrainedModel | None) -> str:
+    """The part of the modelling code in which families differ: imports, names of modules, how a layer is built."""
+    blocks = {kind: (spec.block(kind).path, spec.block(kind).norms) for kind in KINDS}
+    heads = spec.key("kv_groups * queries") or spec.key("kv_groups")
+    names = _NAMES.format(
+        decoder=spec.decoder, layers=spec.layers, depth=spec.depth, blocks=blocks, cache=spec.attention.cache,
+        heads=heads, kv_heads=spec.key("kv_groups") or heads,
+    )  # fmt: skip
+    resized = [spec.block(kind) for kind in KINDS if spec.block(kind).resized]
+    text = _CUT_TO_SIZE if resized else _AS_IT_IS
+    built = text.format(prefix=spec.prefix, arguments=spec.layer_arguments, **_sizes(spec, resized))
+    names = names.replace("'", '"')
+    return f"{_imports(spec, dense)}{names}{built}\n\n"
+
+
+def _imports(spec: Family, dense: PreTrainedModel | None) -> str:
+    """Where the stock classes come from.
+
+    Raises:
+        ConfigError: when the family's code travels with the model, and there is none.
+    """
+    if not spec.remote_code:
+        return _STOCK.format(module=spec.model_type, prefix=spec.prefix)
     if dense is None:
         raise ConfigError(f"{spec.model_type}: the code travels with the model; load the folder with trust_remote_code")
     decoder = dense.get_submodule(spec.decoder)
-    projection = spec.attention.inputs[0]
-    names = {
-        "config_module": type(dense.config).__module__.rpartition(".")[2],
-        "config": type(dense.config).__name__,
-        "module": type(dense).__module__.rpartition(".")[2],
-        "causal_lm": type(dense).__name__,
-        "model": type(decoder).__name__,
-        "layer": type(decoder.get_submodule(f"{spec.layers}.0")).__name__,
-    }
-    blocks = {"attention": spec.attention.path, "packed": projection.path, "output": spec.attention.output}
-    return _REMOTE_FAMILY.format(**names, **blocks, parts=len(projection.parts))
+    return _REMOTE.format(
+        prefix=spec.prefix,
+        config_module=type(dense.config).__module__.rpartition(".")[2],
+        config=type(dense.config).__name__,
+        module=type(dense).__module__.rpartition(".")[2],
+        causal_lm=type(dense).__name__,
+        model=type(decoder).__name__,
+        layer=type(decoder.get_submodule(f"{spec.layers}.0")).__name__,
+    )
 
 
-def model_class(spec: ArchitectureSpec, dense: PreTrainedModel | None = None) -> type[PreTrainedModel]:
+def _sizes(spec: Family, resized: list[BlockSpec]) -> dict[str, Any]:
+    """Statements that read a layer's sizes off its configuration, and those that cut its blocks to them."""
+    axes = {axis.name for block in resized for axis in BLOCK_KINDS[block.kind].axes}
+    cuts = [
+        f'cut_to(layer, "{block.path}.{tensor.path}", ({", ".join(layout.text for layout in tensor.dims)},))'
+        for block in resized
+        for tensor in block.tensors
+    ]
+    cuts += [f"layer.{block.path}.{name} = {layout.text}" for block in resized for name, layout in block.attributes]
+    counts = [f"{name} = {value}" for name, value in spec.reading("config").items()]
+    keys = tuple(key for key, text in spec.config.items() if Layout(text).axes & axes)
+    return {"counts": "\n    ".join(counts), "cuts": "\n    ".join(cuts), "keys": keys}
+
+
+def model_class(spec: Family, dense: PreTrainedModel | None = None) -> type[PreTrainedModel]:
     """The pruned causal language model of a family; its ``config_class`` is the pruned configuration.
 
     Args:
@@ -127,7 +185,7 @@ def _load_class(reference: str, files: tuple[tuple[str, str], ...]) -> type[PreT
         return get_class_from_dynamic_module(reference, str(folder))
 
 
-def family_of(config: Any) -> ArchitectureSpec | None:
+def family_of(config: Any) -> Family | None:
     """The row of a pruned model's configuration (object or dictionary), or ``None`` when it is not a pruned one's."""
     model_type = config.get("model_type") if isinstance(config, dict) else getattr(config, "model_type", None)
     return FAMILIES.get(str(model_type).removeprefix(MODEL_TYPE)) if str(model_type).startswith(MODEL_TYPE) else None

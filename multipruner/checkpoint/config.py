@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassClassValidationError
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from multipruner.core.axes import Counts, Layout
 from multipruner.core.errors import ConfigError
-from multipruner.core.families import ArchitectureSpec, dense_structure, dimensions, spec_for
+from multipruner.core.families import Family, dense_structure, dimensions, leading, spec_for
 from multipruner.core.plan import PruningPlan, surviving_layers
-from multipruner.core.structure import LayerSize, Structure
+from multipruner.core.structure import KINDS, LayerSize, Structure
 
 from .classes import model_class
 
@@ -33,32 +36,44 @@ def pruned_config(config: Any, plan: PruningPlan, dense: PreTrainedModel | None 
     record = config.to_dict()
     for key in ("model_type", "architectures", "auto_map", "transformers_version", "per_layer_config"):
         record.pop(key, None)
-    record["num_hidden_layers"] = len(layers)
     sizes = Structure(tuple(plan.structure[number] for number in layers))
+    record |= {key: [record[key][number] for number in layers] for key in _per_layer_lists(record, len(plan.dense))}
+    record[spec.depth] = len(layers)
     if record.get("layer_types"):
-        record["layer_types"] = _layer_types([record["layer_types"][number] for number in layers], sizes)
+        record["layer_types"] = _layer_types(record["layer_types"], sizes)
     stock = _stock_config(config, record, sizes, spec)
     if stock is not None:
         return stock
-    record["head_dim"] = dimensions(config).head_dim
-    grouped = "num_key_value_heads" in record
-    record["per_layer_config"] = {number: _overrides(size, grouped) for number, size in enumerate(sizes)}
+    constants = dimensions(config).constants
+    if (width := spec.key("head_dim")) is not None:
+        record[width] = constants["head_dim"]
+    record["per_layer_config"] = {number: _overrides(size, spec, constants) for number, size in enumerate(sizes)}
     config_class: Any = model_class(spec, dense).config_class
     return config_class(**record)
 
 
-def _stock_config(
-    config: Any, record: dict[str, Any], sizes: Structure, spec: ArchitectureSpec
-) -> PreTrainedConfig | None:
+def _per_layer_lists(record: Mapping[str, Any], layers: int) -> list[str]:
+    """Keys that hold one value for every layer; lists of tokens and labels may be as long by chance."""
+    return [
+        key
+        for key, value in record.items()
+        if isinstance(value, list) and len(value) == layers and not re.search(r"token|label|arch|lang", key)
+    ]
+
+
+def _stock_config(config: Any, record: dict[str, Any], sizes: Structure, spec: Family) -> PreTrainedConfig | None:
     """The family's own configuration for these sizes, or ``None`` where it has no words for them."""
-    size, head_dim = sizes[0], dimensions(config).head_dim
-    if spec.remote_code or len(set(sizes)) > 1 or not (size.has_attention and size.has_mlp):
+    size, constants = sizes[0], dimensions(config).constants
+    widths = any(block.resized for block in map(spec.block, KINDS))
+    if spec.remote_code or widths or len(set(sizes)) > 1 or not (size.has_attention and size.has_mlp):
         return None
-    record = {**record, "num_attention_heads": size.query_heads, "intermediate_size": size.channels}
-    if "num_key_value_heads" in record or size.kv_heads != size.query_heads:
-        record["num_key_value_heads"] = size.kv_heads
-    if "head_dim" in record or size.query_heads * head_dim != config.hidden_size:
-        record["head_dim"] = head_dim
+    width = spec.key("head_dim")
+    square = size.query_heads * constants["head_dim"] == constants["hidden"]
+    if width is None and not square:
+        return None
+    record = {**record, **_sizes(size, spec, constants)}
+    if width is not None and (width in record or not square):
+        record[width] = constants["head_dim"]
     config_class: Any = type(config)
     try:
         stock = config_class(**record)
@@ -86,14 +101,37 @@ def _layer_types(types: list[str], sizes: Structure) -> list[str]:
     return [kind if size.has_attention or not living else living[0] for kind, size in zip(types, sizes, strict=True)]
 
 
-def _overrides(size: LayerSize, grouped: bool) -> dict[str, Any]:
-    """One layer's entry of ``per_layer_config``.
+def _sizes(size: LayerSize, spec: Family, constants: Counts) -> dict[str, int]:
+    """What the keys of a family's configuration say of a layer of this size."""
+    counts = {**constants, **leading(size)}
+    layouts = {key: Layout(text) for key, text in spec.config.items()}
+    return {key: layout.size(counts) for key, layout in layouts.items() if layout.axes}
+
+
+def _overrides(size: LayerSize, spec: Family, constants: Counts) -> dict[str, Any]:
+    """One layer's entry of ``per_layer_config``; :func:`sizes_in` reads it.
 
     A removed block is written with size 1, the least that stock constructors take: building the layer costs nothing,
     and a stock class that knows no ``skip`` meets differing sizes and refuses.
     """
-    heads = {"num_attention_heads": size.query_heads or 1}
-    if grouped:
-        heads["num_key_value_heads"] = size.kv_heads or 1
-    skip = [kind for kind, there in (("attention", size.has_attention), ("mlp", size.has_mlp)) if not there]
-    return {**heads, "intermediate_size": size.channels or 1, **({"skip": skip} if skip else {})}
+    skip = [kind for kind in KINDS if not size.has(kind)]
+    numbers = {key: number or 1 for key, number in _sizes(size, spec, constants).items()}
+    return {**numbers, **({"skip": skip} if skip else {})}
+
+
+def sizes_in(record: Mapping[str, Any], spec: Family) -> Structure:
+    """The sizes of all layers that a checkpoint's ``config.json`` says, stock or ours.
+
+    Args:
+        record: its content. ``per_layer_config`` says what differs from the rest (its keys may be padded: ``"02"``).
+        spec: the family's row.
+    """
+    table = {int(number): entry for number, entry in (record.get("per_layer_config") or {}).items()}
+    layers = []
+    for number in range(int(record.get(spec.depth) or 0)):
+        own = {**record, **table.get(number, {})}
+        size = spec.size(own)
+        for kind in own.get("skip") or ():
+            size = size.without(kind)
+        layers.append(size)
+    return Structure(tuple(layers))

@@ -15,9 +15,14 @@ from torch import Tensor, nn
 from transformers.models.llama.configuration_llama import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaForCausalLM, LlamaModel
 
+DECODER, LAYERS, DEPTH = "model", "layers", "num_hidden_layers"
+BLOCKS = {"attention": ("self_attn", ("input_layernorm",)), "mlp": ("mlp", ("post_attention_layernorm",))}
+CACHE_SLOT = "layer_idx"
+HEADS, KV_HEADS = "num_attention_heads", "num_key_value_heads"
 
-def stock_layer(config: Any, number: int) -> Any:
-    """The stock decoder layer of one layer's configuration."""
+
+def stock_layer(config: Any, number: int, dense: dict[str, Any]) -> Any:
+    """The stock decoder layer of one layer's configuration; ``dense`` holds the dense model's."""
     return LlamaDecoderLayer(config, number)
 
 
@@ -58,9 +63,10 @@ class PrunedLlamaConfig(LlamaConfig):
     def validate_architecture(self) -> None:
         """The stock check wants hidden_size to be a multiple of the heads; with an explicit head_dim it need not."""
         for number, layer in enumerate(self.per_layer_config or ()):  # None in 5.14 where all layers are alike
-            kv_heads = getattr(layer, "num_key_value_heads", None) or layer.num_attention_heads
-            if layer.num_attention_heads % kv_heads:
-                raise ValueError(f"layer {number}: {kv_heads} KV heads do not divide {layer.num_attention_heads}")
+            heads = getattr(layer, HEADS)
+            kv_heads = getattr(layer, KV_HEADS, None) or heads
+            if heads % kv_heads:
+                raise ValueError(f"layer {number}: {kv_heads} KV heads do not divide {heads}")
 
     def to_dict(self) -> dict[str, Any]:
         output = super().to_dict()
@@ -74,9 +80,8 @@ class PrunedLlamaConfig(LlamaConfig):
 def without_layers(config: Any) -> Iterator[None]:
     """Let a stock constructor build all but the decoder layers, on this same configuration object."""
     flag = "allow_global_per_layer_attribute_access"
-    before = {name: vars(config)[name] for name in ("num_hidden_layers", flag) if name in vars(config)}
-    config.num_hidden_layers = 0
-    vars(config)[flag] = True
+    before = {name: vars(config)[name] for name in (DEPTH, flag) if name in vars(config)}
+    vars(config).update({DEPTH: 0, flag: True})
     try:
         yield
     finally:
@@ -87,12 +92,13 @@ def without_layers(config: Any) -> Iterator[None]:
 def pruned_layer(config: Any, number: int) -> nn.Module:
     """The stock decoder layer in its own sizes, with null modules in the place of removed blocks."""
     own = config.per_layer_config[number]
-    layer = stock_layer(own, number)
-    skip = getattr(own, "skip", ())
-    if "attention" in skip:
-        layer.self_attn, layer.input_layernorm = NoHeads(), nn.Identity()
-    if "mlp" in skip:
-        layer.mlp, layer.post_attention_layernorm = NoMLP(), nn.Identity()
+    layer = stock_layer(own, number, vars(config))
+    for kind, null in (("attention", NoHeads), ("mlp", NoMLP)):
+        if kind in getattr(own, "skip", ()):
+            block, norms = BLOCKS[kind]
+            setattr(layer, block, null())
+            for norm in norms:
+                setattr(layer, norm, nn.Identity())
     for module in layer.modules():  # one object for all, so that set_attn_implementation() reaches every layer
         if hasattr(module, "config"):
             module.config = config
@@ -107,8 +113,9 @@ def assign_cache_slots(config: Any, layers: Sequence[Any]) -> None:
     types = getattr(config, "layer_types", None) or [None] * len(layers)
     slots = {kind: iter([number for number, other in enumerate(types) if other == kind]) for kind in set(types)}
     for layer, kind in zip(layers, types, strict=True):
-        if not isinstance(layer.self_attn, NoHeads):
-            layer.self_attn.layer_idx = next(slots[kind])
+        attention = getattr(layer, BLOCKS["attention"][0])
+        if not isinstance(attention, NoHeads):
+            setattr(attention, CACHE_SLOT, next(slots[kind]))
 
 
 class PrunedLlamaModel(LlamaModel):
@@ -120,8 +127,9 @@ class PrunedLlamaModel(LlamaModel):
         if hasattr(self, "rotary_emb"):  # some rotary types read the number of heads, which only a layer has
             rotary: Any = self.rotary_emb
             rotary.config = config.per_layer_config[0]
-        self.layers.extend(pruned_layer(config, number) for number in range(config.num_hidden_layers))
-        assign_cache_slots(config, list(self.layers))
+        layers: Any = getattr(self, LAYERS)
+        layers.extend(pruned_layer(config, number) for number in range(getattr(config, DEPTH)))
+        assign_cache_slots(config, list(layers))
         self.post_init()
 
 
@@ -131,7 +139,7 @@ class PrunedLlamaForCausalLM(LlamaForCausalLM):
     def __init__(self, config: PrunedLlamaConfig) -> None:
         with without_layers(config):
             super().__init__(config)
-        self.model = PrunedLlamaModel(config)
+        setattr(self, DECODER, PrunedLlamaModel(config))
         self.post_init()
 
     def _get_static_cache_init_shape(self) -> None:

@@ -7,15 +7,16 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from multipruner.core.axes import Counts
 from multipruner.core.errors import ConfigError
-from multipruner.core.families import ArchitectureSpec
+from multipruner.core.families import Family, leading, units
 from multipruner.core.plan import KeptLayer, PruningPlan, surviving_layers
-from multipruner.core.structure import BlockKind, LayerSize
-from multipruner.engine.cutting import Index, kept_rows, take, tensor_indices
+from multipruner.core.structure import KINDS, LayerSize
+from multipruner.engine.cutting import Cut, cuts, take
 
 
 def pruned_weights(
-    weights: Mapping[str, Tensor], plan: PruningPlan, spec: ArchitectureSpec, head_dim: int
+    weights: Mapping[str, Tensor], plan: PruningPlan, spec: Family, constants: Counts
 ) -> dict[str, Tensor]:
     """The state dictionary that a plan leaves of the dense one: plan + dense weights => the same bits, always.
 
@@ -23,7 +24,7 @@ def pruned_weights(
         weights: dense state dictionary, names as in the stock model.
         plan: what stays.
         spec: the family's row.
-        head_dim: width of one attention head.
+        constants: the numbers that the plan does not change, by their names in layouts.
 
     Returns:
         New, contiguous tensors for what was cut, the given ones for the rest; decoder layers are renumbered.
@@ -33,7 +34,7 @@ def pruned_weights(
     """
     pattern = re.compile(rf"^({re.escape(spec.decoder)}\.{re.escape(spec.layers)})\.(\d+)\.(.+)$")
     renumbered = {old: new for new, old in enumerate(surviving_layers(plan))}
-    cuts = [_layer_cuts(kept, full, spec, head_dim) for kept, full in zip(plan.layers, plan.dense, strict=True)]
+    found = [_layer_cuts(kept, full, spec, constants) for kept, full in zip(plan.layers, plan.dense, strict=True)]
     result: dict[str, Tensor] = {}
     for name, tensor in weights.items():
         match = pattern.match(name)
@@ -43,30 +44,27 @@ def pruned_weights(
         number, inner = int(match[2]), match[3]
         if number not in renumbered or _belongs_to_removed(inner, plan.layers[number].size, spec):
             continue
-        cut = cuts[number].get(inner)
-        try:
-            result[f"{match[1]}.{renumbered[number]}.{inner}"] = tensor if cut is None else take(tensor, *cut)
-        except IndexError as error:
-            raise ConfigError(f"{name} {tuple(tensor.shape)} is smaller than the plan expects: {error}") from None
+        shape, cut = found[number].get(inner, (tuple(tensor.shape), {}))
+        if tensor.shape != shape:
+            raise ConfigError(f"{name} is {tuple(tensor.shape)}, the plan was made for a model where it is {shape}")
+        result[f"{match[1]}.{renumbered[number]}.{inner}"] = take(tensor, cut).clone() if cut else tensor
     return result
 
 
 def _layer_cuts(
-    kept: KeptLayer, full: LayerSize, spec: ArchitectureSpec, head_dim: int
-) -> dict[str, tuple[int, Index]]:
-    rows = kept_rows(kept, head_dim)
-    changed: list[BlockKind] = [k for k in ("attention", "mlp") if not kept.size.same_block(full, k)]
-    return {
-        f"{spec.block(kind).path}.{name}": cut
-        for kind in changed
-        for name, cut in tensor_indices(spec.block(kind), rows, full, head_dim).items()
-    }
+    kept: KeptLayer, full: LayerSize, spec: Family, constants: Counts
+) -> dict[str, tuple[tuple[int, ...], Cut]]:
+    """Shape and cut of every tensor of a layer that depends on its size, by its name in the layer."""
+    chosen, dense = units(kept, full), {**constants, **leading(full)}
+    found: dict[str, tuple[tuple[int, ...], Cut]] = {}
+    for block in (spec.block(kind) for kind in KINDS):
+        cut = cuts(block, chosen, dense)
+        for tensor in block.tensors:
+            found[f"{block.path}.{tensor.path}"] = (tensor.shape(dense), cut.get(tensor.path, {}))
+    return found
 
 
-def _belongs_to_removed(inner: str, size: LayerSize, spec: ArchitectureSpec) -> bool:
-    """Whether a tensor of a layer belongs to a block, or to the norm before it, that is gone."""
-    for kind, there in (("attention", size.has_attention), ("mlp", size.has_mlp)):
-        block = spec.block(kind)
-        if not there and inner.startswith((f"{block.path}.", f"{block.norm}.")):
-            return True
-    return False
+def _belongs_to_removed(inner: str, size: LayerSize, spec: Family) -> bool:
+    """Whether a tensor of a layer belongs to a block, or to a norm that goes with it, that is gone."""
+    gone = (spec.block(kind) for kind in KINDS if not size.has(kind))
+    return any(inner.startswith(f"{path}.") for block in gone for path in (block.path, *block.norms))

@@ -1,78 +1,139 @@
-"""Model families as rows of data: where the parts of a decoder layer are, and how the configuration names them.
+"""Model families as rows of data: where the parts of a decoder layer are, how they lie over its axes, and how the
+configuration names them.
 
 A new family is a new row of :data:`FAMILIES` (and a tiny-model fixture in the contract tests), never a branch.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
-from .errors import UnsupportedModelError, did_you_mean
-from .structure import LayerSize, Structure
+from .axes import AXES, Kept, Layout
+from .blocks import BlockSpec, linear
+from .errors import ConfigError, UnsupportedModelError, did_you_mean
+from .plan import KeptLayer, LayerRanking
+from .structure import BlockKind, LayerSize, Structure, queries_per_group
 
-Part = str
-"""One of ``q k v`` (rows of heads) or ``gate up`` (rows of channels)."""
+_HEADS, _GROUPS = "kv_groups * queries * head_dim", "kv_groups * head_dim"
+_SPLIT_ATTENTION = BlockSpec(
+    kind="attention",
+    path="self_attn",
+    norms=("input_layernorm",),
+    tensors=(
+        *linear("q_proj", _HEADS, "hidden"),
+        *linear("k_proj", _GROUPS, "hidden"),
+        *linear("v_proj", _GROUPS, "hidden"),
+        *linear("o_proj", "hidden", _HEADS),
+    ),
+    output="o_proj",
+    attributes=(("num_key_value_groups", Layout("queries")),),
+    cache="layer_idx",
+)
+_GATED_MLP = BlockSpec(
+    kind="mlp",
+    path="mlp",
+    norms=("post_attention_layernorm",),
+    tensors=(
+        *linear("gate_proj", "channels", "hidden"),
+        *linear("up_proj", "channels", "hidden"),
+        *linear("down_proj", "hidden", "channels"),
+    ),
+    output="down_proj",
+    attributes=(("intermediate_size", Layout("channels")),),
+)
+GROUPED_HEADS: dict[str, str] = {
+    "hidden_size": "hidden",
+    "head_dim": "head_dim",
+    "num_attention_heads": "kv_groups * queries",
+    "num_key_value_heads": "kv_groups",
+    "intermediate_size": "channels",
+}
+"""How most configurations name sizes: key -> layout."""
 
 
 @dataclass(frozen=True, slots=True)
-class InputProjection:
-    """A linear module that feeds a block, and the parts stacked along its output dimension, in order."""
-
-    path: str
-    parts: tuple[Part, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class BlockSpec:
-    """One residual block of a decoder layer: ``x + output(f(inputs(norm(x))))``; paths within the layer.
-
-    Attributes:
-        path: the block's module within the decoder layer.
-        norm: the norm before it, within the decoder layer.
-        inputs: its input projections, within the block's module.
-        output: its output projection, within the block's module.
-        attributes: attributes of the block's module that depend on its size, as (name, quantity), where a
-            quantity is one of ``query_heads kv_heads queries_per_kv query_width channels``.
-    """
-
-    path: str
-    norm: str
-    inputs: tuple[InputProjection, ...]
-    output: str
-    attributes: tuple[tuple[str, str], ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class ArchitectureSpec:
+class Family:
     """One model family.
 
     Attributes:
         model_type: ``config.model_type`` of the family.
         prefix: the stock classes are ``{prefix}Config``, ``{prefix}Model``, ``{prefix}ForCausalLM`` ...
-        attention, mlp: the two residual blocks of a layer, run in this order.
+        attention, mlp: the two residual blocks of a layer, run in this order; Llama's where nothing is said.
+        config: keys of the configuration that say sizes -> what they are the size of.
+        depth: the key that says how many decoder layers there are.
         decoder: the stack of layers, within the causal language model.
         layers, embeddings, final_norm: within the decoder.
         head: the output projection to the vocabulary, within the causal language model.
+        layer_arguments: what a decoder layer is built from: ``config``, ``number``, in the constructor's order.
         remote_code: whether the family's code travels with the checkpoint (``trust_remote_code``).
         layer_output: ``"tensor"`` or ``"tuple"``: what a decoder layer returns.
     """
 
     model_type: str
     prefix: str
-    attention: BlockSpec
-    mlp: BlockSpec
+    attention: BlockSpec = _SPLIT_ATTENTION
+    mlp: BlockSpec = _GATED_MLP
+    config: Mapping[str, str] = field(default_factory=lambda: GROUPED_HEADS, hash=False)
+    depth: str = "num_hidden_layers"
     decoder: str = "model"
     layers: str = "layers"
     embeddings: str = "embed_tokens"
     final_norm: str = "norm"
     head: str = "lm_head"
+    layer_arguments: str = "config, number"
     remote_code: bool = False
     layer_output: str = "tensor"
 
-    def block(self, kind: str) -> BlockSpec:
+    def block(self, kind: BlockKind) -> BlockSpec:
         """The row's attention or MLP block."""
         return self.attention if kind == "attention" else self.mlp
+
+    def key(self, name: str) -> str | None:
+        """The configuration's key for a constant or an axis, where it has one of its own."""
+        return next((key for key, text in self.config.items() if text == name), None)
+
+    def counts(self, values: Mapping[str, Any]) -> dict[str, int]:
+        """Read sizes from a configuration's values: of one layer, and what is the same in all of them.
+
+        An axis within another one that no key says holds one unit; a head is as wide as the heads share the hidden
+        size where no key says it.
+
+        Raises:
+            ConfigError: when a size is missing, or sizes contradict each other.
+        """
+        said = [(key, Layout(text), values[key]) for key, text in self.config.items() if values.get(key) is not None]
+        known: dict[str, int] = {}
+        for key, layout, value in sorted(said, key=lambda row: len(row[1].names)):
+            unknown = [name for name in layout.names if name not in known]
+            known |= dict.fromkeys(unknown, 1)
+            if unknown:
+                known[unknown[0]] = value // layout.size(known)
+            if layout.size(known) != value:
+                raise ConfigError(f"{key} = {value} is no multiple of the rest of {layout.text} ({known})")
+        known.setdefault("queries", 1)
+        missing = {"hidden", *AXES} - set(known)
+        if missing:
+            raise ConfigError(f"the configuration of a {self.model_type} model says nothing of {sorted(missing)}")
+        known.setdefault("head_dim", known["hidden"] // max(known["kv_groups"] * known["queries"], 1))
+        return known
+
+    def reading(self, config: str) -> dict[str, str]:
+        """The Python expression of every size that :meth:`counts` reads, of a configuration object of this name."""
+        said = sorted(((key, Layout(text)) for key, text in self.config.items()), key=lambda row: len(row[1].names))
+        known: dict[str, str] = {}
+        for key, layout in said:
+            unknown = [name for name in layout.names if name not in known]
+            rest = [name for name in layout.names if name in known]
+            for name in unknown:
+                known[name] = " // ".join([f"{config}.{key}", *rest]) if name == unknown[0] else "1"
+        return {"queries": "1", **known}
+
+    def size(self, values: Mapping[str, Any]) -> LayerSize:
+        """The size of a layer with both blocks, from a configuration's values; see :meth:`counts`."""
+        counts = self.counts(values)
+        return LayerSize(counts["kv_groups"] * counts["queries"], counts["kv_groups"], counts["channels"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,47 +145,45 @@ class Dimensions:
     vocab_size: int
     tied_embeddings: bool
 
+    @property
+    def constants(self) -> dict[str, int]:
+        """By their names in layouts."""
+        return {"hidden": self.hidden_size, "head_dim": self.head_dim}
 
-_SPLIT_ATTENTION = BlockSpec(
+
+_STACKED_ATTENTION = BlockSpec(
+    kind="attention",
     path="self_attn",
-    norm="input_layernorm",
-    inputs=(
-        InputProjection("q_proj", ("q",)),
-        InputProjection("k_proj", ("k",)),
-        InputProjection("v_proj", ("v",)),
-    ),
+    norms=("input_layernorm",),
+    tensors=(*linear("W_pack", f"{_HEADS} + {_GROUPS} + {_GROUPS}", "hidden"), *linear("o_proj", "hidden", _HEADS)),
     output="o_proj",
-    attributes=(("num_key_value_groups", "queries_per_kv"),),
-)
-_FUSED_ATTENTION = BlockSpec(
-    path="self_attn",
-    norm="input_layernorm",
-    inputs=(InputProjection("W_pack", ("q", "k", "v")),),
-    output="o_proj",
-    attributes=(("num_heads", "query_heads"), ("hidden_size", "query_width")),
-)
-_GATED_MLP = BlockSpec(
-    path="mlp",
-    norm="post_attention_layernorm",
-    inputs=(InputProjection("gate_proj", ("gate",)), InputProjection("up_proj", ("up",))),
-    output="down_proj",
-    attributes=(("intermediate_size", "channels"),),
+    attributes=(("num_heads", Layout("kv_groups * queries")), ("hidden_size", Layout(_HEADS))),
+    cache="layer_idx",
+    resized=True,
 )
 
-FAMILIES: dict[str, ArchitectureSpec] = {
+FAMILIES: dict[str, Family] = {
     row.model_type: row
     for row in (
-        ArchitectureSpec("llama", "Llama", _SPLIT_ATTENTION, _GATED_MLP),
-        ArchitectureSpec("mistral", "Mistral", _SPLIT_ATTENTION, _GATED_MLP),
-        ArchitectureSpec("qwen2", "Qwen2", _SPLIT_ATTENTION, _GATED_MLP),
-        ArchitectureSpec("qwen3", "Qwen3", _SPLIT_ATTENTION, _GATED_MLP),
-        ArchitectureSpec("baichuan", "Baichuan", _FUSED_ATTENTION, _GATED_MLP, remote_code=True, layer_output="tuple"),
+        Family("llama", "Llama"),
+        Family("mistral", "Mistral"),
+        Family("qwen2", "Qwen2"),
+        Family("qwen3", "Qwen3"),
+        Family(
+            "baichuan",
+            "Baichuan",
+            _STACKED_ATTENTION,
+            config={key: text for key, text in GROUPED_HEADS.items() if key != "num_key_value_heads"},
+            layer_arguments="config",
+            remote_code=True,
+            layer_output="tuple",
+        ),
     )
 }
 """The families that can be pruned, by ``config.model_type``."""
 
 
-def spec_for(config: Any) -> ArchitectureSpec:
+def spec_for(config: Any) -> Family:
     """The row for a model's configuration.
 
     Raises:
@@ -140,31 +199,34 @@ def spec_for(config: Any) -> ArchitectureSpec:
 
 
 def dimensions(config: Any) -> Dimensions:
-    """Read a configuration (dense or pruned) for what no structure changes."""
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    """Read a dense model's configuration for what no structure changes."""
+    counts = spec_for(config).counts(_values(config))
     tied = bool(getattr(config, "tie_word_embeddings", False))
-    return Dimensions(config.hidden_size, head_dim, config.vocab_size, tied)
+    return Dimensions(counts["hidden"], counts["head_dim"], config.vocab_size, tied)
 
 
 def dense_structure(config: Any) -> Structure:
     """The structure of a dense model, from its configuration."""
-    heads = config.num_attention_heads
-    kv_heads = getattr(config, "num_key_value_heads", None) or heads
-    return Structure.uniform(config.num_hidden_layers, heads, kv_heads, config.intermediate_size)
+    family = spec_for(config)
+    return Structure((family.size(_values(config)),) * getattr(config, family.depth))
 
 
-def rows_per_part(part: Part, size: LayerSize, head_dim: int) -> int:
-    """Output rows that one part of an input projection has in a layer of this size."""
-    widths = {"q": size.query_heads * head_dim, "k": size.kv_heads * head_dim, "v": size.kv_heads * head_dim}
-    return widths.get(part, size.channels)
+def _values(config: Any) -> dict[str, Any]:
+    return {key: getattr(config, key, None) for key in spec_for(config).config}
 
 
-def quantity(name: str, size: LayerSize, head_dim: int) -> int:
-    """The value of one size-dependent module attribute (see :class:`BlockSpec`)."""
-    return {
-        "query_heads": size.query_heads,
-        "kv_heads": size.kv_heads,
-        "queries_per_kv": size.query_heads // max(size.kv_heads, 1),
-        "query_width": size.query_heads * head_dim,
-        "channels": size.channels,
-    }[name]
+def leading(size: LayerSize) -> dict[str, int]:
+    """How much of every axis a layer of this size has: that many from the beginning."""
+    return {"kv_groups": size.kv_heads, "queries": queries_per_group(size), "channels": size.channels}
+
+
+def units(kept: KeptLayer, full: LayerSize) -> Kept:
+    """Which units of every axis one layer of a plan keeps."""
+    whole = queries_per_group(full)
+    inside = [[head % whole for head in kept.query_heads if head // whole == group] for group in kept.kv_heads]
+    return {"kv_groups": kept.kv_heads, "queries": inside, "channels": kept.channels}
+
+
+def ranked(rank: LayerRanking, full: LayerSize) -> Kept:
+    """Everything that a layer has, in the order of a ranking."""
+    return units(KeptLayer(rank.heads(full), rank.kv_groups, rank.channels), full)

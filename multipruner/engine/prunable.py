@@ -15,13 +15,14 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from multipruner.core.axes import Counts, Kept
 from multipruner.core.costs import Costs
-from multipruner.core.families import ArchitectureSpec, dense_structure, dimensions, spec_for
-from multipruner.core.plan import KeptLayer, LayerRanking, Ranking
+from multipruner.core.families import Family, dense_structure, dimensions, leading, ranked, spec_for
+from multipruner.core.plan import Ranking
 from multipruner.core.structure import KINDS, BlockKind, LayerSize, Structure
 
 from .coefficients import costs_of, weight_of
-from .cutting import Index, Projection, kept_rows, scaled_norm, slim_block, tensor_indices, with_output
+from .cutting import Projection, cuts, scaled_norm, slim_block, take, with_output
 from .grouped_attention import grouped_attention
 
 OutputOf = Callable[[int, BlockKind, LayerSize, Projection], Projection]
@@ -69,15 +70,15 @@ class Prunable:
         model: the stock model, in evaluation mode.
         spec: its family's row.
         dense: its structure.
-        head_dim: width of one attention head.
+        constants: the numbers that no structure changes, by their names in layouts.
         costs: what any structure costs, in the type that the weights are stored in.
         stored: that type, which the engine may compute in another than (:mod:`multipruner.precision`).
     """
 
     model: PreTrainedModel
-    spec: ArchitectureSpec
+    spec: Family
     dense: Structure
-    head_dim: int
+    constants: Counts
     costs: Costs
     stored: torch.dtype
     _repair: OutputOf | None = field(default=None, repr=False)
@@ -94,11 +95,11 @@ class Prunable:
             stored: type of its weights on disk and in the result; default: the type that they are held in.
 
         Raises:
-            UnsupportedModelError: when its family has no row.
+            UnsupportedModelError: when its family has no row, or its weights have other shapes than the row says.
         """
         spec, dense, dims = spec_for(model.config), dense_structure(model.config), dimensions(model.config)
         stored = weight_of(model.get_submodule(spec.head)).dtype if stored is None else stored
-        return cls(model, spec, dense, dims.head_dim, costs_of(model, spec, dense, dims.head_dim, stored), stored)
+        return cls(model, spec, dense, dims.constants, costs_of(model, spec, dense, dims.constants, stored), stored)
 
     @property
     def decoder(self) -> nn.Module:
@@ -109,6 +110,14 @@ class Prunable:
         layers = self.decoder.get_submodule(self.spec.layers)
         assert isinstance(layers, nn.ModuleList)
         return layers
+
+    @property
+    def head_dim(self) -> int:
+        return self.constants["head_dim"]
+
+    def counts(self, layer: int, size: LayerSize | None = None) -> Counts:
+        """How much of every axis a layer has, dense or of another size, and the constants."""
+        return {**self.constants, **leading(size or self.dense[layer])}
 
     @property
     def vocab_size(self) -> int:
@@ -145,7 +154,7 @@ class Prunable:
         return hidden + self._run(self._slimmed(layer, kind, size), hidden, inputs, layer, kind)
 
     def _run(self, module: nn.Module, hidden: Tensor, inputs: Inputs, layer: int, kind: BlockKind) -> Tensor:
-        normed = self.layers[layer].get_submodule(self.spec.block(kind).norm)(hidden)
+        normed = self.layers[layer].get_submodule(self.spec.block(kind).norms[0])(hidden)
         if kind == "mlp":
             return module(normed)
         with grouped_attention(module):
@@ -187,11 +196,12 @@ class Prunable:
         if key not in self._slim:
             if len(self._slim) >= 4 * len(self.dense):
                 self._slim.clear()  # views cost nothing, but slices of fused projections and parts of groups are copies
-            slim = slim_block(module, block, size, full, self.head_dim)
-            if fixed is not None and fixed.weight.shape == weight_of(slim.get_submodule(block.output)).shape:
+            slim = slim_block(module, block, self.counts(layer, size), self.counts(layer))
+            own = Projection.of(slim.get_submodule(block.output), block.transposed)
+            if fixed is not None and fixed.weight.shape == own.weight.shape:
                 slim = with_output(slim, block, fixed)
             elif self._repair is not None and not size.same_block(full, kind):
-                whole = Projection.of(module.get_submodule(block.output))
+                whole = Projection.of(module.get_submodule(block.output), block.transposed)
                 slim = with_output(slim, block, self._repair(layer, kind, size, whole))
             self._slim[key] = slim
         return self._slim[key]
@@ -227,11 +237,11 @@ class Prunable:
             ranking: the orders.
             repair: gives narrowed blocks another output projection than the leading slice of the whole one.
         """
-        orders = [as_kept(rank, full) for rank, full in zip(ranking.layers, self.dense, strict=True)]
+        orders = [ranked(rank, full) for rank, full in zip(ranking.layers, self.dense, strict=True)]
         done: list[int] = []
         try:
             for number, order in enumerate(orders):
-                self._permute(number, kept_rows(order, self.head_dim))
+                self._permute(number, order)
                 done.append(number)
             self._repair = repair
             yield
@@ -239,8 +249,7 @@ class Prunable:
             self._repair = None
             self._slim.clear()
             for number in done:
-                rows = kept_rows(orders[number], self.head_dim)
-                self._permute(number, {part: torch.argsort(torch.as_tensor(index)) for part, index in rows.items()})
+                self._permute(number, orders[number], back=True)
 
     @contextmanager
     def with_outputs(self, outputs: Outputs, gain: Tensor | None = None) -> Iterator[None]:
@@ -263,20 +272,14 @@ class Prunable:
             self._slim.clear()
 
     @torch.no_grad()
-    def _permute(self, number: int, rows: dict[str, Index]) -> None:
-        layer, full = self.layers[number], self.dense[number]
-        for block in (self.spec.attention, self.spec.mlp):
-            module = layer.get_submodule(block.path)
-            for name, (dimension, index) in tensor_indices(block, rows, full, self.head_dim).items():
-                path, _, parameter = name.rpartition(".")
-                tensor = getattr(module.get_submodule(path), parameter, None)
-                if tensor is not None:
-                    tensor.data = tensor.data.index_select(dimension, torch.as_tensor(index).to(tensor.device))
-
-
-def as_kept(rank: LayerRanking, full: LayerSize) -> KeptLayer:
-    """A ranking of one layer as the order of its query heads, KV heads and channels."""
-    return KeptLayer(rank.heads(full), rank.kv_groups, rank.channels)
+    def _permute(self, number: int, order: Kept, *, back: bool = False) -> None:
+        for block in map(self.spec.block, KINDS):
+            there = dict(self.layers[number].get_submodule(block.path).named_parameters())
+            for name, cut in cuts(block, order, self.counts(number)).items():
+                if name in there:
+                    moved = {side: torch.as_tensor(index) for side, index in cut.items()}
+                    back_or_forth = {s: torch.argsort(i) if back else i for s, i in moved.items()}
+                    there[name].data = take(there[name].data, dict(back_or_forth))
 
 
 @contextmanager

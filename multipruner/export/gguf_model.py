@@ -7,15 +7,15 @@ Mistral and Qwen2 fit it as well; ``openelm`` computes what a Qwen3 with tied em
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from multipruner.checkpoint.classes import MODEL_TYPE
+from multipruner.checkpoint.config import sizes_in
 from multipruner.core.errors import UnknownModelError, UnsupportedModelError
-from multipruner.core.families import FAMILIES, ArchitectureSpec
-from multipruner.core.structure import LayerSize, Structure
+from multipruner.core.families import FAMILIES, Family
+from multipruner.core.structure import Structure
 
 from .gguf_tensors import Architecture, Shape
 
@@ -68,7 +68,7 @@ class GgufModel:
         rope_scale: of cosine and sine.
     """
 
-    spec: ArchitectureSpec
+    spec: Family
     config: Any
     sizes: Structure
     architecture: Architecture
@@ -99,12 +99,10 @@ def read_model(folder: Path) -> GgufModel:
     except (OSError, ValueError) as error:
         raise UnknownModelError(f"{path} cannot be read ({error}); name the folder of a finished run") from error
     model_type = str(record.get("model_type")).removeprefix(MODEL_TYPE)
-    sizes = _sizes(record)
     family = GGUF_FAMILIES.get(model_type)
     if family is None or model_type not in FAMILIES:
         raise UnsupportedModelError(_refusal(model_type, "auto_map" not in record))
-    heads = record["num_attention_heads"]
-    head_dim = record.get("head_dim") or record["hidden_size"] // heads
+    sizes, head_dim = sizes_in(record, FAMILIES[model_type]), FAMILIES[model_type].counts(record)["head_dim"]
     for key in ("model_type", "architectures", "auto_map", "per_layer_config", "transformers_version"):
         record.pop(key, None)
     # one head: the sizes count, and no width of the file's own may offend a stock check
@@ -151,19 +149,6 @@ def _architecture(
         f"llama.cpp cannot compute this {model_type} model: {told}. What works instead: load the folder with "
         f"transformers{uniform}"
     )
-
-
-def _sizes(record: Mapping[str, Any]) -> Structure:
-    """Sizes per layer: ``per_layer_config`` says what differs from the global ones (its keys may be padded: "02")."""
-    table = {int(number): entry for number, entry in (record.get("per_layer_config") or {}).items()}
-    layers = []
-    for number in range(int(record.get("num_hidden_layers") or 0)):
-        own = {**record, **table.get(number, {})}
-        skip = own.get("skip") or ()
-        heads = 0 if "attention" in skip else own["num_attention_heads"]
-        kv_heads = (own.get("num_key_value_heads") or heads) if heads else 0
-        layers.append(LayerSize(heads, kv_heads, 0 if "mlp" in skip else own["intermediate_size"]))
-    return Structure(tuple(layers))
 
 
 def _refusal(model_type: str, stock: bool) -> str:

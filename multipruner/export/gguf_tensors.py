@@ -17,10 +17,10 @@ from gguf.quants import quantize
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
+from multipruner.core.blocks import BlockSpec
 from multipruner.core.errors import ConfigError, NumericsError, UnknownModelError
-from multipruner.core.families import ArchitectureSpec, BlockSpec, rows_per_part
+from multipruner.core.families import Family, leading
 from multipruner.core.structure import BlockKind, LayerSize, Structure
-from multipruner.engine.cutting import output_part
 
 OUTTYPES: dict[str, GGMLQuantizationType] = {
     "f32": GGMLQuantizationType.F32,
@@ -29,13 +29,20 @@ OUTTYPES: dict[str, GGMLQuantizationType] = {
     "q8_0": GGMLQuantizationType.Q8_0,
 }
 """Types of the matrices; vectors (norms, biases) are always 32-bit, as llama.cpp wants them."""
-_PARTS = {"q": "attn_q", "k": "attn_k", "v": "attn_v", "gate": "ffn_gate", "up": "ffn_up"}
+_INPUTS = {
+    "q_proj": "attn_q",
+    "k_proj": "attn_k",
+    "v_proj": "attn_v",
+    "gate_proj": "ffn_gate",
+    "up_proj": "ffn_up",
+}
+"""Input projections of the families that llama.cpp's architectures compute, and their names in the file."""
 _FUSED = "attn_qkv"
 _NORM_AND_OUTPUT: dict[BlockKind, tuple[str, str]] = {
     "attention": ("attn_norm", "attn_output"),
     "mlp": ("ffn_norm", "ffn_down"),
 }
-_ROTARY = ("q", "k")
+_ROTARY = ("q_proj", "k_proj")
 _LEAST_CHANNELS = 32  # a whole block of Q8_0
 
 
@@ -187,7 +194,7 @@ class Shape:
     head_norms: tuple[tuple[str, str], ...] = ()
 
 
-def tensor_jobs(spec: ArchitectureSpec, sizes: Structure, shape: Shape, weights: Weights) -> list[TensorJob]:
+def tensor_jobs(spec: Family, sizes: Structure, shape: Shape, weights: Weights) -> list[TensorJob]:
     """Every tensor of the file, in order; checked against the checkpoint.
 
     Args:
@@ -215,9 +222,7 @@ def _job(name: str, shape: tuple[int, ...], source: str, heads: int = 0, fill: f
     return TensorJob(name, shape, ((source, shape[0]),), heads, fill)
 
 
-def _layer_jobs(
-    spec: ArchitectureSpec, number: int, size: LayerSize, shape: Shape, weights: Weights
-) -> Iterator[TensorJob]:
+def _layer_jobs(spec: Family, number: int, size: LayerSize, shape: Shape, weights: Weights) -> Iterator[TensorJob]:
     prefix, written = f"{spec.decoder}.{spec.layers}.{number}", written_size(number, size, shape.architecture.whole)
     kinds: Sequence[BlockKind] = ("attention", "mlp")
     for kind in kinds:
@@ -233,7 +238,7 @@ def _layer_jobs(
 
 def _fuse(jobs: Sequence[TensorJob]) -> Iterator[TensorJob]:
     """One tensor of the matrices of queries, keys and values, in place of the first; the rest as it is."""
-    names = [_PARTS[part] for part in ("q", "k", "v")]
+    names = [_INPUTS[part] for part in ("q_proj", "k_proj", "v_proj")]
     parts = [job for name in names for job in jobs if job.name.endswith(f".{name}.weight")]
     for job in jobs:
         if parts and job is parts[0]:
@@ -249,18 +254,19 @@ def _block_jobs(
 ) -> Iterator[TensorJob]:
     """A block's tensors, each matrix with the bias that it may have."""
     norm, output = _NORM_AND_OUTPUT[kind]
-    yield _job(f"{target}.{norm}.weight", (shape.hidden_size,), f"{prefix}.{block.norm}.weight", fill=1.0)
-    for projection in block.inputs:
-        (part,) = projection.parts
-        rows, source = rows_per_part(part, size, shape.head_dim), f"{prefix}.{block.path}.{projection.path}"
+    yield _job(f"{target}.{norm}.weight", (shape.hidden_size,), f"{prefix}.{block.norms[0]}.weight", fill=1.0)
+    counts = {"hidden": shape.hidden_size, "head_dim": shape.head_dim, **leading(size)}
+    for tensor in block.inputs:
+        part = tensor.path.removesuffix(".weight")
+        rows, columns = tensor.shape(counts)
+        source, name = f"{prefix}.{block.path}.{part}", _INPUTS[part]
         heads = (rows // shape.head_dim) if shape.architecture.interleaved and part in _ROTARY else 0
-        yield _job(f"{target}.{_PARTS[part]}.weight", (rows, shape.hidden_size), f"{source}.weight", heads)
-        yield _job(f"{target}.{_PARTS[part]}.bias", (rows,), f"{source}.bias", heads)
+        yield _job(f"{target}.{name}.weight", (rows, columns), f"{source}.weight", heads)
+        yield _job(f"{target}.{name}.bias", (rows,), f"{source}.bias", heads)
     for path, name in shape.head_norms if kind == "attention" else ():
         yield _job(f"{target}.{name}.weight", (shape.head_dim,), f"{prefix}.{block.path}.{path}.weight", fill=1.0)
-    columns = rows_per_part(output_part(block), size, shape.head_dim)
     source = f"{prefix}.{block.path}.{block.output}"
-    yield _job(f"{target}.{output}.weight", (shape.hidden_size, columns), f"{source}.weight")
+    yield _job(f"{target}.{output}.weight", block.weight.shape(counts), f"{source}.weight")
     yield _job(f"{target}.{output}.bias", (shape.hidden_size,), f"{source}.bias")
 
 

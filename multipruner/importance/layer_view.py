@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
-from multipruner.core.families import BlockSpec, rows_per_part
 from multipruner.core.structure import BlockKind, LayerSize, queries_per_group
+from multipruner.engine.cutting import Projection
 from multipruner.engine.moments import Statistics
 from multipruner.engine.prunable import Prunable
 
@@ -24,40 +25,46 @@ class LayerView:
     """Whether query heads are to be ordered inside the KV groups as well."""
 
     @property
+    def orders_heads(self) -> bool:
+        """Whether that is wanted, and the family has such query heads."""
+        return self.within_groups and "queries" in self.prunable.spec.attention.columns.axes
+
+    @property
     def full(self) -> LayerSize:
         return self.prunable.dense[self.number]
 
-    def parts(self, kind: BlockKind) -> dict[str, Tensor]:
-        """Weight rows of every part of a block: part -> [rows, hidden_size], views."""
-        block = self.prunable.spec.block(kind)
+    def input_norms(self, kind: BlockKind, axis: str) -> list[Tensor]:
+        """L1 norms of the rows that feed every unit of an axis, float32 [units, rows of each], matrix by matrix."""
+        block, found = self.prunable.spec.block(kind), []
         module = self.prunable.layers[self.number].get_submodule(block.path)
-        weights: dict[str, Tensor] = {}
-        for projection in block.inputs:
-            lengths = [rows_per_part(part, self.full, self.prunable.head_dim) for part in projection.parts]
-            stacked = module.get_submodule(projection.path).weight
-            assert isinstance(stacked, Tensor)
-            weights.update(zip(projection.parts, stacked.detach().split(lengths), strict=True))
-        return weights
+        for tensor in block.inputs:
+            weight = module.get_parameter(tensor.path).detach()
+            side = next(side for side, layout in enumerate(tensor.dims) if layout.axes)
+            units = tensor.dims[side].units(axis, self.prunable.counts(self.number))
+            if units and units[0]:
+                norms = weight.float().abs().sum(dim=1 - side)
+                found.append(norms[torch.tensor(units, device=norms.device)])
+        return found
 
     def output(self, kind: BlockKind) -> Tensor:
         """The output projection of a block, float32 [hidden_size, columns]."""
-        block: BlockSpec = self.prunable.spec.block(kind)
-        weight = self.prunable.layers[self.number].get_submodule(f"{block.path}.{block.output}").weight
-        assert isinstance(weight, Tensor)
-        return weight.detach().float()
+        block = self.prunable.spec.block(kind)
+        module = self.prunable.layers[self.number].get_submodule(f"{block.path}.{block.output}")
+        return Projection.of(module, block.transposed).weight.detach().float()
 
     def gram(self, kind: BlockKind) -> Tensor:
         """Second moments of the output projection's input, [columns, columns]."""
         assert self.statistics is not None
         return self.statistics.grams[self.number, kind]
 
-    def by_group(self, columns: Tensor) -> Tensor:
-        """Sum of the scores of a KV group's columns (its query heads side by side), [kv_heads]."""
-        return columns.reshape(self.full.kv_heads, -1).sum(dim=1)
+    def by_unit(self, kind: BlockKind, axis: str, columns: Tensor) -> Tensor:
+        """Sum of the scores of the columns that leave with every unit of an axis, [units]."""
+        units = self.prunable.spec.block(kind).columns.units(axis, self.prunable.counts(self.number))
+        return columns[torch.tensor(units, device=columns.device)].sum(dim=1)
 
     def nested(self, order: Sequence[int]) -> tuple[tuple[int, ...], ...]:
         """For every KV group its query heads, in the order in which all of the layer's stand; empty if not wanted."""
-        if not self.within_groups:
+        if not self.orders_heads:
             return ()
         per_group = queries_per_group(self.full)
         return tuple(tuple(head for head in order if head // per_group == group) for group in range(self.full.kv_heads))

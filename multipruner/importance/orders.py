@@ -28,11 +28,14 @@ def by_magnitude(layer: LayerView) -> LayerRanking:
     A channel's score is the sum over its gate and up rows; a KV group's is the mean L1 norm of its q, k and v
     rows, a query head's that of its q rows. Norms are taken in float32.
     """
-    channels = sum((weight.float().abs().sum(dim=1) for weight in layer.parts("mlp").values()), torch.zeros(()))
-    rows = {part: weight.float().abs().sum(dim=1) for part, weight in layer.parts("attention").items()}
-    groups = torch.cat([norms.reshape(layer.full.kv_heads, -1) for norms in rows.values()], dim=1).mean(dim=1)
-    heads = rows["q"].reshape(layer.full.query_heads, -1).mean(dim=1)
-    return LayerRanking(_descending(groups), _descending(channels), layer.nested(_descending(heads)))
+    channels = torch.cat(layer.input_norms("mlp", "channels"), dim=1).sum(dim=1)
+    groups = torch.cat(layer.input_norms("attention", "kv_groups"), dim=1).mean(dim=1)
+    heads = _magnitudes_of_heads(layer) if layer.orders_heads else ()
+    return LayerRanking(_descending(groups), _descending(channels), layer.nested(heads))
+
+
+def _magnitudes_of_heads(layer: LayerView) -> tuple[int, ...]:
+    return _descending(torch.cat(layer.input_norms("attention", "queries"), dim=1).mean(dim=1))
 
 
 def by_activation(layer: LayerView) -> LayerRanking:
@@ -42,10 +45,9 @@ def by_activation(layer: LayerView) -> LayerRanking:
         return layer.output(kind).square().sum(dim=0) * layer.gram(kind).diagonal()
 
     columns = scores("attention")
-    heads = columns.reshape(layer.full.query_heads, -1).sum(dim=1)
-    return LayerRanking(
-        _descending(layer.by_group(columns)), _descending(scores("mlp")), layer.nested(_descending(heads))
-    )
+    heads = _descending(layer.by_unit("attention", "queries", columns)) if layer.orders_heads else ()
+    groups = layer.by_unit("attention", "kv_groups", columns)
+    return LayerRanking(_descending(groups), _descending(scores("mlp")), layer.nested(heads))
 
 
 def by_second_order(layer: LayerView) -> LayerRanking:
@@ -57,7 +59,7 @@ def by_second_order(layer: LayerView) -> LayerRanking:
     def order(kind: BlockKind, groups: int) -> tuple[int, ...]:
         return elimination_order(layer.output(kind), layer.gram(kind), groups=groups)
 
-    heads = order("attention", layer.full.query_heads) if layer.within_groups else ()
+    heads = order("attention", layer.full.query_heads) if layer.orders_heads else ()
     groups, channels = order("attention", layer.full.kv_heads), order("mlp", layer.full.channels)
     return LayerRanking(groups, channels, layer.nested(heads))
 

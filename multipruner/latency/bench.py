@@ -194,7 +194,7 @@ class _Bench:
         places: list[tuple[int, BlockKind]] = [(layer, kind) for layer in range(len(sizes)) for kind in KINDS]
         if self._compiled:
             compile_blocks(model)
-        norms = [model.get_submodule(f"{layers}.{layer}.{spec.block(kind).norm}") for layer, kind in places]
+        norms = [model.get_submodule(f"{layers}.{layer}.{spec.block(kind).norms[0]}") for layer, kind in places]
         norms.append(model.get_submodule(f"{spec.decoder}.{spec.final_norm}"))
         with quiet_process():
             runner = Runner(model, self._workload)

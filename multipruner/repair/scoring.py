@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from multipruner.core.errors import ConfigError
+from multipruner.core.families import leading, ranked
 from multipruner.core.plan import Ranking
 from multipruner.core.structure import KINDS, BlockKind, LayerSize
-from multipruner.engine.cutting import Projection, kept_rows, leading_columns, output_part
+from multipruner.engine.cutting import Projection, kept_columns
 from multipruner.engine.moments import Statistics
-from multipruner.engine.prunable import Prunable, as_kept
+from multipruner.engine.prunable import Prunable
 
 from .columns import RIDGE, How, repaired
 
@@ -65,10 +66,7 @@ class Repair:
     ) -> None:
         self._prunable, self._statistics, self.ridge = prunable, statistics, ridge
         self.how: How = how
-        self._orders = [
-            kept_rows(as_kept(rank, full), prunable.head_dim)
-            for rank, full in zip(ranking.layers, prunable.dense, strict=True)
-        ]
+        self._orders = [ranked(rank, full) for rank, full in zip(ranking.layers, prunable.dense, strict=True)]
         self._weights: MutableMapping[tuple[int, BlockKind, LayerSize], Tensor] = statistics.place()
         self._biases: dict[tuple[int, BlockKind, LayerSize], Tensor | None] = {}
 
@@ -85,13 +83,13 @@ class Repair:
         """
         key = (layer, kind, size.without("mlp" if kind == "attention" else "attention"))
         if key not in self._biases:
-            prunable, block = self._prunable, self._prunable.spec.block(kind)
-            order = self._orders[layer][output_part(block)]
-            assert isinstance(order, Tensor)
+            prunable, dense = self._prunable, self._prunable.counts(layer)
+            columns = prunable.spec.block(kind).columns
+            order = kept_columns(columns, self._orders[layer], dense)
             gram, mean = self._statistics.grams[layer, kind], self._statistics.means.get((layer, kind))
             gram = gram[order.to(gram.device)][:, order.to(gram.device)]
             mean = None if mean is None else mean[order.to(mean.device)]
-            kept = leading_columns(block, size, prunable.dense[layer], prunable.head_dim).to(gram.device)
+            kept = kept_columns(columns, leading(size), dense).to(gram.device)
             weight, bias = repaired(self.how, whole, gram, mean, kept, self.ridge)
             self._weights[key] = prunable.as_stored(weight)
             self._biases[key] = None if bias is None else prunable.as_stored(bias)

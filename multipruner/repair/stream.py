@@ -77,7 +77,8 @@ def accumulated(
             if untouched:  # nothing has been lost yet, so there is nothing to make good
                 pruned = list(after)
             elif size.has(kind):
-                fit, output = _Fit(), Projection.of(prunable.output_of(layer, kind, size))
+                fit, block = _Fit(), prunable.spec.block(kind)
+                output = Projection.of(prunable.output_of(layer, kind, size), block.transposed)
                 bias = torch.zeros((), device=dense[0].device) if output.bias is None else output.bias.float()
                 rows = zip(dense, pruned, after, batches, strict=True)
                 for number, (before, now, target, batch) in enumerate(rows):

@@ -5,11 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from multipruner.core.families import leading, ranked, units
 from multipruner.core.plan import PruningPlan, Ranking, surviving_layers
 from multipruner.core.structure import KINDS
-from multipruner.engine.cutting import Projection, kept_rows, leading_columns, output_part, scaled_norm
+from multipruner.engine.cutting import Projection, kept_columns, scaled_norm
 from multipruner.engine.moments import Statistics
-from multipruner.engine.prunable import Outputs, Prunable, as_kept
+from multipruner.engine.prunable import Outputs, Prunable
 
 from .columns import How, repaired
 
@@ -38,19 +39,19 @@ def compensate(
     spec, done = prunable.spec, 0
     for new, old in enumerate(surviving_layers(plan)):
         kept, full = plan.layers[old], plan.dense[old]
-        rows = kept_rows(kept, prunable.head_dim)
         for kind in KINDS:
             if not kept.size.has(kind) or kept.size.same_block(full, kind):
                 continue
             block = spec.block(kind)
-            columns, gram = rows[output_part(block)], statistics.grams[old, kind]
-            assert isinstance(columns, Tensor)
-            whole = Projection.of(prunable.layers[old].get_submodule(f"{block.path}.{block.output}"))
+            columns = kept_columns(block.columns, units(kept, full), prunable.counts(old))
+            gram = statistics.grams[old, kind]
+            dense = prunable.layers[old].get_submodule(f"{block.path}.{block.output}")
+            whole = Projection.of(dense, block.transposed)
             if how == "bias" and whole.bias is None:
                 continue
             target = pruned.get_submodule(f"{spec.decoder}.{spec.layers}.{new}.{block.path}.{block.output}")
             mean = statistics.means.get((old, kind))
-            repaired(how, whole, gram, mean, columns.to(gram.device), ridge).write(target)
+            repaired(how, whole, gram, mean, columns.to(gram.device), ridge).write(target, block.transposed)
             done += 1
     return done
 
@@ -70,15 +71,13 @@ def write_outputs(
         norm = pruned.get_submodule(f"{spec.decoder}.{spec.final_norm}")
         norm.load_state_dict(scaled_norm(norm, gain).state_dict())
     for new, old in enumerate(surviving_layers(plan)):
-        rank, full = ranking.layers[old], plan.dense[old]
-        ranked = kept_rows(as_kept(rank, full), prunable.head_dim)
+        order = ranked(ranking.layers[old], plan.dense[old])
         for kind in KINDS:
             if (old, kind) not in outputs:
                 continue
             block, (weight, bias) = spec.block(kind), outputs[old, kind]
-            columns = ranked[output_part(block)]
-            assert isinstance(columns, Tensor)
-            leading = leading_columns(block, plan.layers[old].size, full, prunable.head_dim)
-            place = torch.argsort(columns[leading]).to(weight.device)
+            whole = kept_columns(block.columns, order, prunable.counts(old))
+            first = kept_columns(block.columns, leading(plan.layers[old].size), prunable.counts(old))
+            place = torch.argsort(whole[first]).to(weight.device)
             path = f"{spec.decoder}.{spec.layers}.{new}.{block.path}.{block.output}"
-            Projection(weight[:, place], bias).write(pruned.get_submodule(path))
+            Projection(weight[:, place], bias).write(pruned.get_submodule(path), block.transposed)

@@ -10,7 +10,7 @@ from multipruner.config.precedence import trusts
 from multipruner.config.recipe import Recipe
 from multipruner.core.errors import ConfigError, UnknownModelError
 from multipruner.core.errors import UnsupportedModelError as Unsupported
-from multipruner.core.families import ArchitectureSpec
+from multipruner.core.families import Family
 from multipruner.storage.memory import check_memory, free_memory, memory_shortage
 
 from .intake.accounting import HARMLESS, account, build_config, needed_bytes, read_config, reason_of
@@ -84,9 +84,7 @@ def _check_room(name: str, needed: int, device: torch.device) -> None:
         check_memory(f"the weights of {name}", needed, free_memory())
 
 
-def _load(
-    folder: Path, name: str, spec: ArchitectureSpec, how: Mapping[str, Any], device: torch.device
-) -> PreTrainedModel:
+def _load(folder: Path, name: str, spec: Family, how: Mapping[str, Any], device: torch.device) -> PreTrainedModel:
     """Load the weights, and believe nothing that transformers does not say of them."""
     from transformers import AutoModelForCausalLM
 

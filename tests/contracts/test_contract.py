@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from multipruner.checkpoint.cut import apply_plan
 from multipruner.checkpoint.load import load
@@ -29,7 +30,7 @@ from multipruner.eval import run_tasks
 from tests.support import tiny
 
 TOLERANCE = 5e-5
-VARIANTS = ("llama-tied", "llama-biased", "mistral-sliding", "qwen2-mixed", "qwen3", "baichuan")
+VARIANTS = tiny.CONTRACT
 variants = pytest.mark.parametrize("variant", VARIANTS)
 STEPS = 5
 
@@ -149,7 +150,9 @@ def test_adapters_of_peft_attach_train_and_merge(variant: str, tmp_path: Path) -
     peft = pytest.importorskip("peft")
     model, folder = _save(tmp_path / "out", variant)
     spec, base = architecture.FAMILIES[tiny.VARIANTS[variant]["family"]], _open(folder)
-    linear = {name for name, module in base.named_modules() if isinstance(module, torch.nn.Linear)} - {spec.head}
+    linear = {name for name, module in base.named_modules() if isinstance(module, (torch.nn.Linear, Conv1D))} - {
+        spec.head
+    }
     adapted = peft.get_peft_model(base, peft.LoraConfig(r=3, lora_alpha=6, target_modules="all-linear"))
     assert {
         name.partition(".lora_A")[0] for name, _ in adapted.base_model.model.named_parameters() if "lora_A" in name

@@ -104,7 +104,7 @@ def test_prefill_in_chunks_with_a_static_cache(variant: str) -> None:
     assert (chunked - reference).abs().max() < TOLERANCE
 
 
-@pytest.mark.parametrize("variant", [name for name in tiny.VARIANTS if name != "baichuan"])
+@pytest.mark.parametrize("variant", [name for name in tiny.VARIANTS if name not in tiny.OWN_CODE])
 def test_attention_implementations_agree(variant: str) -> None:
     model = tiny.tiny_model(**tiny.VARIANTS[variant])
     pruned = apply_plan(model, tiny.random_plan(model, 1))
@@ -117,7 +117,7 @@ def test_attention_implementations_agree(variant: str) -> None:
     assert len(eager.attentions) == sum("attention" not in layer.skip for layer in pruned.config.per_layer_config)
 
 
-@pytest.mark.parametrize("variant", [name for name in tiny.VARIANTS if name != "baichuan"])
+@pytest.mark.parametrize("variant", [name for name in tiny.VARIANTS if name not in tiny.OWN_CODE])
 def test_compiles_in_one_graph(variant: str) -> None:
     model = _without_attention(variant, "first")
     compiled = torch.compile(model, backend="eager", fullgraph=True)
@@ -126,7 +126,7 @@ def test_compiles_in_one_graph(variant: str) -> None:
         assert torch.equal(compiled(ids, use_cache=False).logits, model(ids, use_cache=False).logits)
 
 
-@pytest.mark.parametrize("variant", [name for name in tiny.VARIANTS if name != "baichuan"])
+@pytest.mark.parametrize("variant", [name for name in tiny.VARIANTS if name not in tiny.OWN_CODE])
 def test_one_training_step_with_gradient_checkpointing(variant: str) -> None:
     model = _without_attention(variant, "first").train()
     ids = tiny.random_ids()

@@ -19,11 +19,12 @@ from multipruner.checkpoint.save import save
 from multipruner.commands.main import main
 from multipruner.config.choices import IMPORTANCES
 from multipruner.config.recipe import Recipe
+from multipruner.core.axes import Layout
 from multipruner.core.errors import ConfigError
 from multipruner.core.families import dense_structure
+from multipruner.core.families import leading as leading_units
 from multipruner.core.plan import LayerRanking, PruningPlan, Ranking
 from multipruner.core.structure import LayerSize, Structure
-from multipruner.engine.cutting import leading_rows
 from multipruner.engine.moments import gather
 from multipruner.engine.objective import CalibrationObjective
 from multipruner.engine.prunable import Prunable
@@ -123,11 +124,13 @@ def test_more_query_heads_than_a_group_has_are_refused() -> None:
 
 def test_rows_are_slices_wherever_they_lead() -> None:
     full = LayerSize(12, 3, 8)
+    dense = {"head_dim": 2, **leading_units(full)}
+    queries, keys = Layout("kv_groups * queries * head_dim"), Layout("kv_groups * head_dim")
     for size in (full, LayerSize(8, 2, 5), LayerSize(3, 1, 8), LayerSize(0, 0, 8)):
-        assert leading_rows(size, full, 2)["q"] == slice(0, 2 * size.query_heads), "no copy"
-    rows = leading_rows(LayerSize(4, 2, 8), full, 2)
-    assert isinstance(rows["q"], torch.Tensor) and rows["q"].tolist() == [0, 1, 2, 3, 8, 9, 10, 11]
-    assert rows["k"] == slice(0, 4)
+        assert queries.index(leading_units(size), dense) == slice(0, 2 * size.query_heads), "no copy"
+    part = leading_units(LayerSize(4, 2, 8))
+    assert queries.index(part, dense) == (0, 1, 2, 3, 8, 9, 10, 11)
+    assert keys.index(part, dense) == slice(0, 4)
 
 
 @pytest.mark.parametrize("variant", GROUPED)

@@ -30,7 +30,7 @@ CUT = {
     "all three": lambda dense: Structure((LayerSize(2, 1, 9),) * len(dense)).replace(0, LayerSize(0, 0, 0)),
 }
 """Structures whose layers that are left are all alike."""
-VARIANTS = [name for name in tiny.VARIANTS if name != "baichuan"]
+VARIANTS = [name for name in tiny.VARIANTS if name not in tiny.OWN_CODE]
 PLAIN_LOAD = """
 import sys
 sys.modules["multipruner"] = None

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from multipruner.checkpoint import classes
 from multipruner.checkpoint.classes import family_of, model_class, modeling_source
 from multipruner.checkpoint.config import pruned_config
 from multipruner.checkpoint.cut import apply_plan
 from multipruner.core.errors import ConfigError, UnsupportedModelError
-from multipruner.core.families import dense_structure, spec_for
+from multipruner.core.families import FAMILIES, dense_structure, spec_for
 from multipruner.core.plan import KeptLayer, PruningPlan
 from multipruner.core.structure import LayerSize, Structure
 from multipruner.engine.prunable import Prunable
@@ -194,6 +196,34 @@ def test_modelling_code_names_one_family_and_imports_no_multipruner() -> None:
     baichuan = tiny.tiny_model("baichuan")
     with pytest.raises(ConfigError, match="trust_remote_code"):
         model_class(spec_for(baichuan.config))
+
+
+def test_the_template_is_the_llama_that_is_rendered() -> None:
+    template = (Path(classes.__file__).parent / "template.py").read_text()
+    marks = ("# family: begin\n", "# family: end\n")
+    for mark in marks:
+        template = template.replace(mark, "")
+    assert modeling_source(FAMILIES["llama"]) == template
+
+
+def test_lists_with_a_value_per_layer_lose_those_of_layers_that_are_gone() -> None:
+    model = tiny.tiny_model("llama", layers=4)
+    model.config.window_of_layer, model.config.extra_token_ids = [1, 2, 3, 4], [5, 6, 7, 8]
+    dense = dense_structure(model.config)
+    for change in (LayerSize(0, 0, 0), LayerSize(2, 1, 0)):
+        plan = tiny.plan_for(model, dense.replace(1, LayerSize(0, 0, 0)).replace(2, change).replace(0, dense[0]))
+        record = pruned_config(model.config, plan).to_dict()
+        assert record["window_of_layer"] == ([1, 4] if change == LayerSize(0, 0, 0) else [1, 3, 4])
+        assert record["extra_token_ids"] == [5, 6, 7, 8], "four by chance"
+
+
+def test_weights_of_other_shapes_than_the_rows_are_refused() -> None:
+    model = tiny.tiny_model("llama")
+    model.model.layers[0].mlp.up_proj = torch.nn.Linear(48, 39, bias=False)
+    with pytest.raises(UnsupportedModelError, match=r"up_proj.weight is \(39, 48\).*channels x hidden.*\(40, 48\)"):
+        Prunable.of(model)
+    with pytest.raises(ConfigError, match=r"up_proj.weight is \(39, 48\), the plan was made"):
+        apply_plan(model, tiny.plan_for(model, dense_structure(model.config)))
 
 
 @st.composite

@@ -105,7 +105,7 @@ def test_parameters_computed_are_parameters_left(variant: str) -> None:
         plan = PruningPlan.from_structure(
             structure, random_ranking(prunable.dense, seed), prunable.dense, model="tiny", model_type="x"
         )
-        left = pruned_weights(parameters, plan, prunable.spec, prunable.head_dim)
+        left = pruned_weights(parameters, plan, prunable.spec, prunable.constants)
         assert sum(tensor.numel() for tensor in left.values()) == prunable.costs.parameters(structure)
 
 

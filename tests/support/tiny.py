@@ -30,9 +30,11 @@ from transformers import (
 )
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
+from multipruner.core import families
 from multipruner.core.families import dense_structure, dimensions, spec_for
 from multipruner.core.plan import LayerRanking, PruningPlan, Ranking
 from multipruner.core.structure import LayerSize, Structure
+from multipruner.engine.cutting import Projection
 
 VOCABULARY = 97
 SIZES: dict[str, Any] = {
@@ -76,20 +78,25 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "baichuan": {"family": "baichuan"},
 }
 """Keyword arguments of :func:`tiny_model` for the contract tests."""
+CONTRACT = ["llama-tied", "llama-biased", "mistral-sliding", "qwen2-mixed", "qwen3", "baichuan"]
+"""One of every family at least, for tests that take long."""
+OWN_CODE = ["baichuan"]
+"""Variants whose code travels with the checkpoint; there is no stock class for them."""
 
 
 @cache
-def baichuan_folder() -> Path:
-    """The Baichuan-shaped stand-in's code in a folder of its own, as a checkpoint would bring it."""
-    folder = Path(tempfile.mkdtemp(prefix="tiny-")) / "baichuan"
-    shutil.copytree(Path(__file__).parent / "baichuan_code", folder, ignore=shutil.ignore_patterns("__pycache__"))
+def code_folder(family: str) -> Path:
+    """The code of a family that transformers have not in a folder of its own, as a checkpoint would bring it."""
+    folder = Path(tempfile.mkdtemp(prefix="tiny-")) / family
+    shutil.copytree(Path(__file__).parent / f"{family}_code", folder, ignore=shutil.ignore_patterns("__pycache__"))
     return folder
 
 
 def _classes(family: str) -> tuple[Any, Any]:
     if family in CLASSES:
         return CLASSES[family]
-    model = get_class_from_dynamic_module("modeling_baichuan.BaichuanForCausalLM", str(baichuan_folder()))
+    name = f"modeling_{family}.{families.FAMILIES[family].prefix}ForCausalLM"
+    model = get_class_from_dynamic_module(name, str(code_folder(family)))
     model.register_for_auto_class("AutoModelForCausalLM")
     model.config_class.register_for_auto_class("AutoConfig")
     return model.config_class, model
@@ -109,8 +116,8 @@ def tiny_model(
     Baichuan's has as many KV heads as query heads and hidden 64. Further ``config`` goes to the configuration.
     """
     config_class, model_class = _classes(family)
-    sizes = {"vocab_size": VOCABULARY} if family == "baichuan" else SIZES
-    config = {**sizes, "num_hidden_layers": layers, "tie_word_embeddings": tied, **config}
+    sizes = SIZES if family in CLASSES else {"vocab_size": VOCABULARY}
+    config = {**sizes, families.FAMILIES[family].depth: layers, "tie_word_embeddings": tied, **config}
     model = model_class(config_class(**config))
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -176,14 +183,14 @@ def random_plan(model: PreTrainedModel, seed: int = 0, *, drop: float = 0.25) ->
 def masked_model(model: PreTrainedModel, plan: PruningPlan) -> PreTrainedModel:
     """The dense model with everything that a plan removes set to zero: the reference for every pruned model."""
     masked = copy.deepcopy(model)
-    spec, head_dim = spec_for(model.config), dimensions(model.config).head_dim
+    spec, constants = spec_for(model.config), dimensions(model.config).constants
     for number, kept in enumerate(plan.layers):
         layer = masked.get_submodule(f"{spec.decoder}.{spec.layers}.{number}")
-        heads = [head * head_dim + i for head in kept.query_heads for i in range(head_dim)]
+        width = constants["head_dim"]
+        heads = [head * width + i for head in kept.query_heads for i in range(width)]
         for block, columns in ((spec.attention, heads), (spec.mlp, list(kept.channels))):
-            output = layer.get_submodule(f"{block.path}.{block.output}")
-            assert isinstance(output, torch.nn.Linear)
-            gone = torch.ones(output.in_features, dtype=torch.bool)
+            output = Projection.of(layer.get_submodule(f"{block.path}.{block.output}"), block.transposed)
+            gone = torch.ones(output.weight.shape[1], dtype=torch.bool)
             gone[columns] = False
             with torch.no_grad():
                 output.weight[:, gone] = 0

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from multipruner.core.errors import ConfigError, UnknownModelError, UnsupportedModelError
-from multipruner.core.families import FAMILIES, ArchitectureSpec, spec_for
+from multipruner.core.families import FAMILIES, Family, spec_for
 from multipruner.core.plan import PLAN_FORMAT
 from multipruner.storage.tensor_headers import StoredTensor, json_object, stored_tensors
 
@@ -45,7 +45,7 @@ _PARTS = {
 """What names of tensors without a place tell."""
 
 
-def read_config(folder: Path, name: str, trust: bool) -> ArchitectureSpec:
+def read_config(folder: Path, name: str, trust: bool) -> Family:
     """The family of a folder's model, where its configuration says nothing that stands against pruning it.
 
     Args:
@@ -79,7 +79,7 @@ def read_config(folder: Path, name: str, trust: bool) -> ArchitectureSpec:
     return spec
 
 
-def account(folder: Path, name: str, config: Any, spec: ArchitectureSpec) -> dict[str, StoredTensor]:
+def account(folder: Path, name: str, config: Any, spec: Family) -> dict[str, StoredTensor]:
     """Hold what a folder's weight files contain against what its configuration asks for.
 
     Args:
@@ -148,7 +148,7 @@ def _has_plan(folder: Path) -> bool:
         return False
 
 
-def _check_class(name: str, record: Mapping[str, Any], spec: ArchitectureSpec) -> None:
+def _check_class(name: str, record: Mapping[str, Any], spec: Family) -> None:
     """The checkpoint's own word for its class must be the family's stock language model."""
     stock = f"{spec.prefix}ForCausalLM"
     classes = record.get("architectures") or [stock]
@@ -191,7 +191,7 @@ def _check_sizes(name: str, record: Mapping[str, Any]) -> None:
         )
 
 
-def _check_layers(name: str, said: int, spec: ArchitectureSpec, found: Mapping[str, StoredTensor]) -> None:
+def _check_layers(name: str, said: int, spec: Family, found: Mapping[str, StoredTensor]) -> None:
     """The number of layers, by the names alone: a model of a billion layers must not be built to be compared."""
     pattern = re.compile(rf"^(?:{re.escape(spec.decoder)}\.)?{re.escape(spec.layers)}\.(\d{{1,9}})\.")
     numbers = {int(match[1]) for key in found if (match := pattern.match(key))}
@@ -209,7 +209,7 @@ def _check_layers(name: str, said: int, spec: ArchitectureSpec, found: Mapping[s
     )
 
 
-def _expected(name: str, config: Any, spec: ArchitectureSpec) -> dict[str, tuple[int, ...]]:
+def _expected(name: str, config: Any, spec: Family) -> dict[str, tuple[int, ...]]:
     """Name and shape of every tensor that the stock class of a configuration has."""
     import torch
     import transformers
@@ -226,7 +226,7 @@ def _compare(
     name: str,
     found: Mapping[str, StoredTensor],
     expected: Mapping[str, tuple[int, ...]],
-    spec: ArchitectureSpec,
+    spec: Family,
     tied: bool,
 ) -> None:
     head, embeddings = f"{spec.head}.weight", f"{spec.decoder}.{spec.embeddings}.weight"
@@ -264,7 +264,7 @@ def _lacks(missing: list[str]) -> str:
     return f", and lacks {_few(missing)}" if missing else ""
 
 
-def _check_tied(name: str, found: Mapping[str, StoredTensor], spec: ArchitectureSpec) -> None:
+def _check_tied(name: str, found: Mapping[str, StoredTensor], spec: Family) -> None:
     """Where the files hold a head beside tied embeddings, both must be the same matrix."""
     import torch
     from safetensors import safe_open

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from multipruner.core.errors import ConfigError, UnknownModelError, UnsupportedModelError
-from multipruner.core.families import ArchitectureSpec
+from multipruner.core.families import Family
 from multipruner.storage.tensor_headers import StoredTensor, check_downloaded, json_object
 
 from .recognise import TOKENIZERS
@@ -70,7 +70,7 @@ def load_tokenizer(folder: Path, name: str, config: Any, trust: bool) -> PreTrai
     return tokenizer
 
 
-def check_rows(name: str, tokenizer: Any, stored: Mapping[str, StoredTensor], spec: ArchitectureSpec) -> None:
+def check_rows(name: str, tokenizer: Any, stored: Mapping[str, StoredTensor], spec: Family) -> None:
     """No text may give a token without a row; padding alone, which is no text, may lie beyond the last.
 
     Args:

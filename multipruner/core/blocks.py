@@ -1,0 +1,89 @@
+"""What a row says of one residual block: its modules, its tensors and how they lie over the block's axes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .axes import Counts, Layout
+from .structure import BlockKind
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """A tensor of a block.
+
+    Attributes:
+        path: within the block's module.
+        dims: the layout of each of its dimensions, in the tensor's own order.
+    """
+
+    path: str
+    dims: tuple[Layout, ...]
+
+    def __post_init__(self) -> None:
+        for layout in self.dims:  # what cannot be cut is refused where it is written
+            layout.index({}, dict.fromkeys(layout.names, 1))
+
+    def shape(self, counts: Counts) -> tuple[int, ...]:
+        """The lengths of its dimensions."""
+        return tuple(layout.size(counts) for layout in self.dims)
+
+
+Tensors = tuple[TensorSpec, ...]
+
+
+def linear(path: str, rows: str, columns: str) -> Tensors:
+    """The tensors of an ``nn.Linear``: weight [rows, columns], and a bias [rows] where there is one."""
+    return (TensorSpec(f"{path}.weight", (Layout(rows), Layout(columns))), TensorSpec(f"{path}.bias", (Layout(rows),)))
+
+
+def conv1d(path: str, rows: str, columns: str) -> Tensors:
+    """The tensors of transformers' ``Conv1D``, which holds a linear layer's weight transposed: [columns, rows]."""
+    return (TensorSpec(f"{path}.weight", (Layout(columns), Layout(rows))), TensorSpec(f"{path}.bias", (Layout(rows),)))
+
+
+@dataclass(frozen=True, slots=True)
+class BlockSpec:
+    """One residual block of a decoder layer: ``x + output(f(inputs(norm(x))))``; paths within the layer.
+
+    Attributes:
+        kind: what it is.
+        path: its module within the decoder layer.
+        norms: the norms that leave with it, within the decoder layer; the first is the one before it.
+        tensors: its tensors that depend on its size, some of which a model may lack (biases). A matrix that is not the
+            output's is an input projection.
+        output: its output projection, within its module; the columns lie unit by unit.
+        attributes: attributes of its module that depend on its size, and what they are.
+        cache: the attribute of its module that names its slot in the KV cache; empty where it has none.
+        resized: whether its constructor knows no size but the dense one, so that it is built so and then cut.
+    """
+
+    kind: BlockKind
+    path: str
+    norms: tuple[str, ...]
+    tensors: Tensors
+    output: str
+    attributes: tuple[tuple[str, Layout], ...] = ()
+    cache: str = ""
+    resized: bool = False
+
+    @property
+    def inputs(self) -> Tensors:
+        """The weights of the input projections."""
+        own = f"{self.output}.weight"
+        return tuple(tensor for tensor in self.tensors if len(tensor.dims) == 2 and tensor.path != own)
+
+    @property
+    def weight(self) -> TensorSpec:
+        """The weight of the output projection."""
+        return next(tensor for tensor in self.tensors if tensor.path == f"{self.output}.weight")
+
+    @property
+    def transposed(self) -> bool:
+        """Whether the output projection's weight is [columns, hidden_size], as a ``Conv1D`` has it."""
+        return bool(self.weight.dims[0].axes)
+
+    @property
+    def columns(self) -> Layout:
+        """How the columns of the output projection lie: one for every input of it."""
+        return self.weight.dims[0 if self.transposed else 1]
