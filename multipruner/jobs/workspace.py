@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -63,8 +64,9 @@ class Workspace:
     def __exit__(self, *error: object) -> None:
         """Let others have the folder; leave nothing of a run that has not taken a step."""
         measured = _read_identity(self.measurements_path)[1]
-        if self.trajectory_path.exists() and read_trajectory(self.trajectory_path) is None:
-            self.trajectory_path.unlink()
+        with suppress(OutputError):  # a damaged one stays for who may mend it
+            if self.trajectory_path.exists() and read_trajectory(self.trajectory_path) is None:
+                self.trajectory_path.unlink()
         if not self.trajectory_path.exists() and not measured and not (self.partial / SEARCH).exists():
             shutil.rmtree(self.partial, ignore_errors=True)
         self._lock.release()  # last: what another process has begun here must not be removed
