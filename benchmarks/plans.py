@@ -14,8 +14,8 @@ from typing import Any
 import results
 from rich.console import Console
 
-from multipruner.commands.base import nested
-from multipruner.commands.recipe_flags import calibration_flags, judging_flags, model_flags, recipe_of
+from multipruner.commands.base import Parser, add_fields, nested
+from multipruner.commands.recipe_flags import model_flags, recipe_of
 from multipruner.config.recipe import EvaluationSpec
 from multipruner.core.plan import PruningPlan
 from multipruner.eval import evaluate
@@ -25,10 +25,13 @@ from multipruner.jobs.prepare import prepare
 from multipruner.jobs.setting import Found, Setting
 from multipruner.storage.files import write_atomically
 
+_ITS_OWN = ("ratio", "method", "strategy", "refine", "layout", "latency_table", "workload")
+"""Keys of a recipe that the benchmark says itself."""
+
 
 def parser_of(description: str | None) -> argparse.ArgumentParser:
     """Flags of the model, of what judges candidates, of calibration, and of the benchmark itself."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         argument_default=argparse.SUPPRESS,
@@ -38,8 +41,8 @@ def parser_of(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--max-tokens", type=int, default=24 * 2048, help="of that split")
     results.flag(parser)
     model_flags(parser)
-    judging_flags(parser)
-    calibration_flags(parser)
+    add_fields(parser, lambda key: key not in _ITS_OWN and not key.startswith(("budgets.", "evaluation.")))
+    parser.everyday.clear()
     return parser
 
 

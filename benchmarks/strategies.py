@@ -227,9 +227,8 @@ def parsed() -> argparse.Namespace:
 
 
 def recipe_of(args: argparse.Namespace) -> Recipe:
-    """What all cells share; under the loosest thinkable budget, so that everything can be prepared."""
-    budgets = {"parameters": "1x"} | ({"latency": "1x"} if args.table is not None else {})
-    given = {"ratio": None, "budgets": budgets, "latency_table": str(args.table) if args.table else None}
+    """What all cells share; without a budget."""
+    given = {"ratio": None, "budgets": {}, "latency_table": str(args.table) if args.table else None}
     return Recipe.build(mapping_for(args.model), settings_given(args.set), given)
 
 

@@ -74,7 +74,7 @@ class SpreadObjective:
             if base != self._committed:
                 self.objective.commit(base)
                 self._committed = base
-        # every so-manieth: candidates that change early layers take longer, and stand together
+        # every size-th candidate: those that change early layers take longer, and stand together
         places = range(self.team.rank, len(request["structures"]), self.team.size)
         mine = [Structure.from_json(request["structures"][place]) for place in places]
         if not mine:

@@ -48,6 +48,21 @@ class Exported:
     kept_wide: int
     window: int | None
 
+    def lines(self, outtype: str) -> list[str]:
+        """What a person is told."""
+        said = [
+            f"{self.path}: architecture {self.architecture}, {self.layers} layers, {self.tensors} tensors, "
+            f"{outtype}, {self.nbytes / 1e6:,.1f} MB"
+        ]
+        if self.kept_wide:
+            said.append(f"{self.kept_wide} matrices stay f16: {outtype} needs rows that are a multiple of 32")
+        if self.window:
+            said.append(
+                f"the context length in the file is {self.window}, the sliding window: llama.cpp attends to everything "
+                "with this architecture, which is the same only up to there"
+            )
+        return said
+
 
 def export_gguf(
     folder: str | Path,

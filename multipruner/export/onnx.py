@@ -43,6 +43,11 @@ class ExportedOnnx:
     nodes: int
     nbytes: int
 
+    def lines(self, outtype: str) -> list[str]:
+        """What a person is told."""
+        beside = f", weights in {self.weights.name} beside it" if self.weights else ""
+        return [f"{self.path}: {self.nodes} operators, {outtype}, {self.nbytes / 1e6:,.1f} MB{beside}"]
+
 
 class _Logits(nn.Module):
     """The model with the two inputs and the one output that the file has."""

@@ -1,13 +1,12 @@
-"""Budgets of a recipe as limits of the exact program: parameters, bytes, FLOPs, milliseconds, any number together."""
+"""Budgets of a recipe as limits of the exact program: any number of them together."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from math import floor
 
 from multipruner.config.amounts import amount_of
 from multipruner.config.recipe import Recipe
-from multipruner.core.costs import Costs
+from multipruner.core.costs import COSTS, Cost, Measures, cost_named
 from multipruner.core.errors import ConfigError
 from multipruner.core.latency_table import LatencyTable
 from multipruner.core.structure import BlockKind, LayerSize, Structure
@@ -26,47 +25,47 @@ def limits_of(recipe: Recipe, prunable: Prunable, latency: Timed | None = None) 
     Raises:
         ConfigError: when one cannot be read, or the latency table is of another model.
     """
-    costs, dense = prunable.costs, prunable.costs.dense
+    measures = measures_of(recipe, prunable, latency)
     limits = []
     if recipe.ratio is not None:
-        most = floor((1 - recipe.ratio) * costs.parameters(dense))
-        limits.append(_of_costs("parameters", costs.parameters, costs, most))
-    counted: dict[str, Callable[[Structure], int]] = {
-        "parameters": costs.parameters,
-        "weight_bytes": costs.weight_bytes,
-        "kv_bytes": costs.kv_bytes_per_token,
-        "flops": costs.flops_per_token,
-    }
+        most = floor((1 - recipe.ratio) * prunable.costs.parameters(prunable.dense))
+        limits.append(_limit(COSTS["parameters"], measures, most))
     for name, text in recipe.budgets.items():
-        if name == "latency":
-            limits.append(_latency(latency or latency_table_of(recipe, prunable), prunable.dense, text))
-        else:
-            most = amount_of(name, text, counted[name](dense))
-            limits.append(_of_costs(name, counted[name], costs, most))
+        cost = cost_named(name)
+        limits.append(_limit(cost, measures, amount_of(name, text, cost.of(measures, prunable.dense))))
     return tuple(limits)
 
 
-def _of_costs(name: str, count: Callable[[Structure], int], costs: Costs, most: float) -> Limit:
-    """Costs are sums over blocks: what one costs is what a model of that block alone costs more than an empty one."""
-    layers = len(costs.dense)
-    empty = Structure((LayerSize(0, 0, 0),) * layers)
-    constant = count(empty)
+def measures_of(recipe: Recipe, prunable: Prunable, latency: Timed | None = None) -> Measures:
+    """What costs are read from: the model, and the recipe's latency table where it has one.
 
-    def cost(layer: int, kind: BlockKind, size: LayerSize) -> float:
-        return count(empty.replace(layer, alone(size, kind))) - constant
+    Args:
+        recipe: names the table.
+        prunable: the model.
+        latency: the table and its workload; read where they are not given.
 
-    return Limit.of_blocks(name, cost, constant, most)
+    Raises:
+        ConfigError: when the latency table is of another model.
+    """
+    if recipe.latency_table is None:
+        return Measures(prunable.costs)
+    return Measures(prunable.costs, *(latency or latency_table_of(recipe, prunable)))
 
 
-def _latency(timed: Timed, dense: Structure, text: str) -> Limit:
-    """Milliseconds of a workload. A removed block costs a little while its layer lives; the sum counts it always."""
-    table, workload = timed
-    most = amount_of("latency", text, table.milliseconds(dense, workload))
+def _limit(cost: Cost, measures: Measures, most: float) -> Limit:
+    """Costs are sums over blocks: what one costs is what a model of that block alone costs more than an empty one.
 
-    def cost(layer: int, kind: BlockKind, size: LayerSize) -> float:
-        return table.block_milliseconds(kind, alone(size, kind), workload)
+    Where a row says itself what a block costs, that is taken.
+    """
+    empty = Structure((LayerSize(0, 0, 0),) * len(measures.costs.dense))
+    constant = cost.rest(measures) if cost.rest is not None else cost.of(measures, empty)
 
-    return Limit.of_blocks("latency", cost, table.constant(workload), most)
+    def of_block(layer: int, kind: BlockKind, size: LayerSize) -> float:
+        if cost.block is not None:
+            return cost.block(measures, kind, alone(size, kind))
+        return cost.of(measures, empty.replace(layer, alone(size, kind))) - constant
+
+    return Limit.of_blocks(cost.name, of_block, constant, most)
 
 
 def latency_table_of(recipe: Recipe, prunable: Prunable) -> Timed:

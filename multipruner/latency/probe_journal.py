@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from multipruner.core.errors import OutputError
 from multipruner.core.identity import differences
 from multipruner.core.structure import Structure
 from multipruner.storage.journal import Journal
+from multipruner.storage.partial import header_of
 
 FORMAT = {"format": "multipruner-latency-probes", "version": 1}
 
@@ -55,12 +57,26 @@ class ProbeRecord:
         return cls(**{**record, "sizes": Structure.from_json(record["sizes"])})
 
 
+def check_journal(path: Path) -> None:
+    """Refuse a file beside the output that no measurement left.
+
+    Raises:
+        OutputError: naming it.
+    """
+    if not os.path.lexists(path):
+        return
+    empty = path.is_file() and path.stat().st_size == 0
+    if path.is_symlink() or not (empty or (header_of(path) or {}).get("format") == FORMAT["format"]):
+        raise OutputError(f"{path} is no latency measurement; move it, or choose another output")
+
+
 def discard(path: Path) -> None:
     """Remove what an interrupted measurement left.
 
     Raises:
-        OutputError: when a process is writing to it.
+        OutputError: when a process is writing to it, or it is something else.
     """
+    check_journal(path)
     if not path.exists():
         return
     lock = path.with_name(path.name + ".lock")

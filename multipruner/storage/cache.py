@@ -10,16 +10,26 @@ from pathlib import Path
 
 from platformdirs import user_cache_path
 
+from multipruner.core.errors import OutputError
+
 from .files import flush, open_to_others, scratch
 
 ENVIRONMENT = "MULTIPRUNER_CACHE"
 
 
 def cache_folder() -> Path:
-    """``$MULTIPRUNER_CACHE``, or the user's cache folder for multipruner; made if missing."""
+    """``$MULTIPRUNER_CACHE``, or the user's cache folder for multipruner; made if missing.
+
+    Raises:
+        OutputError: when it cannot be made, or is a file.
+    """
     chosen = os.environ.get(ENVIRONMENT)
     folder = Path(chosen).expanduser() if chosen else user_cache_path("multipruner")
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:
+        reason = "it is a file" if folder.is_file() else getattr(error, "strerror", None) or error
+        raise OutputError(f"{folder} cannot be the cache folder: {reason}; name another with {ENVIRONMENT}") from error
     return folder
 
 

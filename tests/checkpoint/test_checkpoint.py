@@ -110,7 +110,8 @@ def test_folder_is_complete(tmp_path: Path) -> None:
     assert names >= {"plan.json", "report.json", "README.md", "trajectory.jsonl", "tokenizer.json"}
     assert not [name for name in names if name.endswith(".bin")]
     assert PruningPlan.from_json((folder / "plan.json").read_text()) == plan
-    assert json.loads((folder / "report.json").read_text()) == {"a": 1}
+    report = json.loads((folder / "report.json").read_text())
+    assert report["a"] == 1 and set(report["files"]) == names
     assert AutoTokenizer.from_pretrained(folder)("w7 w9").input_ids == [7, 9]
     size = (folder / "model.safetensors").stat().st_size
     assert weight_bytes(model) < size < weight_bytes(model) * 1.1
@@ -132,11 +133,13 @@ def test_loading_never_allocates_the_dense_size(tmp_path: Path) -> None:
     assert load(tmp_path / "out", dtype=torch.bfloat16).dtype == torch.bfloat16
 
 
-def test_settings_that_transformers_refuse_to_save_are_mended(tmp_path: Path) -> None:
+def test_settings_that_transformers_refuse_to_save_are_written_as_they_are(tmp_path: Path) -> None:
     model, plan = _pruned()
     model.generation_config.do_sample, model.generation_config.temperature = False, 0.6
     save(tmp_path / "out", model, None, plan=plan, report={}, card="")
-    assert load(tmp_path / "out").generation_config.do_sample
+    for settings in (load(tmp_path / "out").generation_config, model.generation_config):
+        assert settings is not None
+        assert (settings.do_sample, settings.temperature) == (False, 0.6), "greedy stays greedy"
 
 
 def test_forgetting_to_trust_the_code_fails_loudly(tmp_path: Path) -> None:
@@ -237,9 +240,9 @@ def test_a_swap_that_fails_brings_the_old_folder_back(tmp_path: Path, monkeypatc
 
 def test_only_a_model_folder_is_ever_replaced(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(OutputError, match="not a model's folder"):
+    with pytest.raises(OutputError, match="not a folder that multipruner wrote"):
         _save(tmp_path, replace=True)
-    with pytest.raises(OutputError, match="not a model's folder"):
+    with pytest.raises(OutputError, match="not a folder that multipruner wrote"):
         _save(tmp_path / "thesis.tex", replace=True)
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
 

@@ -40,13 +40,8 @@ def read_plan(path: Path) -> PruningPlan:
         raise ConfigError(f"{path}: {error}") from None
 
 
-def plan_fields(timed: bool) -> dict[str, Any]:
-    """Recipe fields that stand for no budget at all, since the plan says what stays.
-
-    Args:
-        timed: whether there is a latency table; the dense and the pruned model are timed then.
-    """
-    return {"ratio": None, "strategy": "milp", "budgets": {"parameters": "1x"} | ({"latency": "1x"} if timed else {})}
+NO_BUDGET: dict[str, Any] = {"ratio": None, "strategy": "milp", "budgets": {}}
+"""Recipe fields of a run whose plan says what stays; with a latency table both models are timed all the same."""
 
 
 def apply_given_plan(
@@ -74,8 +69,8 @@ def apply_given_plan(
     """
     console = console or Console(quiet=True)
     plan = read_plan(plan_path)
-    recipe = Recipe.build({**recipe.model_dump(), **plan_fields(recipe.latency_table is not None)})
-    with Workspace(output) as workspace:
+    recipe = Recipe.build({**recipe.model_dump(), **NO_BUDGET})
+    with Workspace(output, recipe.model) as workspace:
         seconds: dict[str, float] = {}
         setting = prepare(recipe, console, seconds)
         _check(plan, plan_path, setting)

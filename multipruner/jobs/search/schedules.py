@@ -52,7 +52,7 @@ def check_recipe(recipe: Recipe) -> None:
     Raises:
         ConfigError: when there are other budgets than a ratio.
     """
-    if recipe.ratio is None or any(amount != "1x" for amount in recipe.budgets.values()):
+    if recipe.ratio is None or recipe.budgets:
         raise ConfigError("--genome schedule searches sequential paths, which know a ratio only; give --ratio alone")
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from fnmatch import fnmatch
 from pathlib import Path
 
+from multipruner.checkpoint.run_folder import check_name
 from multipruner.core.errors import OutputError
 from multipruner.storage.files import whole_folder
 
@@ -20,6 +21,7 @@ def check_free(output: Path) -> None:
     Raises:
         OutputError: naming it.
     """
+    check_name(output)
     if output.is_dir() and any(output.iterdir()) and not (output / RECORD).is_file():
         raise OutputError(f"{output} holds something that is no sweep; choose another --output")
 

@@ -24,6 +24,7 @@ from multipruner.console.say import teller
 from multipruner.core.errors import ConfigError
 from multipruner.core.plan import PruningPlan
 from multipruner.core.structure import Structure
+from multipruner.jobs.limits import measures_of
 from multipruner.jobs.prepare import prepare
 from multipruner.jobs.remembered import RememberedObjective, remembered, rough_of
 from multipruner.jobs.setting import Setting
@@ -118,7 +119,7 @@ def sweep(
     console = console or Console(quiet=True)
     check_free(output)
     recipes = {value: points.recipe(recipe, value) for value in points.values}
-    with Workspace(output) as workspace:
+    with Workspace(output, recipe.model) as workspace:
         seconds: dict[str, float] = {}
         # the tightest first: if that can be kept, all can
         setting = prepare(recipes[points.values[-1]], console, seconds)
@@ -141,21 +142,11 @@ class _Sweep:
         self.setting, self.at, self.console, self._path = setting, points, console, path
         self.settings = {value: replace(setting, recipe=recipe) for value, recipe in recipes.items()}
         self.say, self.dense = teller(console), setting.prunable.dense
-        self.table = setting.latency
+        self.measures = measures_of(setting.recipe, setting.prunable, setting.latency)
 
     def costs(self, structure: Structure) -> dict[str, float]:
         """Every cost of a structure by the name of its budget."""
-        costs = self.setting.prunable.costs
-        result: dict[str, float] = {
-            "parameters": costs.parameters(structure),
-            "weight_bytes": costs.weight_bytes(structure),
-            "kv_bytes": costs.kv_bytes_per_token(structure),
-            "flops": costs.flops_per_token(structure),
-        }
-        if self.table is not None:
-            table, workload = self.table
-            result["latency"] = table.milliseconds(structure, workload)
-        return result
+        return self.measures.of_all(structure)
 
     def points(self, sequential: bool) -> list[Point]:
         """Dense, the exact program's for every value, and those of the sequential path."""
@@ -213,7 +204,7 @@ class _Sweep:
         return Point(strategy, value, limit, structure, loss, self.costs(structure), ratio, rounds)
 
     def _line(self, point: Point) -> str:
-        speed = f"{point.costs['latency']:.1f} ms by the table, " if self.table else ""
+        speed = f"{point.costs['latency']:.1f} ms by the table, " if self.measures.table else ""
         who = "" if point.strategy == "milp" else f" {point.strategy}"
         return f"{point.value}{who}: {speed}{point.ratio:.2%} of the parameters removed, {point.loss:.4f} nats"
 
@@ -236,11 +227,11 @@ def _write(
         "version": 1,
         "budget": run.at.budget,
         "values": list(run.at.values),
-        "workload": run.table[1] if run.table else None,
+        "workload": run.measures.workload or None,
         "model": {"name": setting.source.name, "revision": setting.source.revision, "fingerprint": setting.fingerprint},
         "recipe": recipe.model_dump(mode="json"),
         "command": command,
-        "environment": dict(run.table[0].environment) if run.table else None,
+        "environment": dict(run.measures.table.environment) if run.measures.table else None,
         "calibration": {"name": setting.calibration.name, "tokens": setting.calibration.ids.numel(),
                         "hash": setting.calibration.hash},
         "seconds_of_this_process": dict(seconds),

@@ -137,7 +137,7 @@ def asked(*flags: str) -> Asked:
         (("--sweep", "params=0.5x"), {"budgets": {"flops": "0.8x"}}, {},
          {"budgets": {"flops": "0.8x", "parameters": "0.5x"}}),
         (("--plan", "p.json"), {"ratio": 0.3}, {},
-         {"ratio": None, "strategy": "milp", "budgets": {"parameters": "1x"}}),
+         {"ratio": None, "strategy": "milp", "budgets": {}}),
         ((), {"ratio": 0.3}, {}, {"ratio": 0.3}),
     ],
 )  # fmt: skip
