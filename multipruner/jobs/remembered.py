@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from math import inf
 from pathlib import Path
+from typing import Any
 
 from multipruner.core.errors import NumericsError
 from multipruner.core.identity import digest
@@ -72,14 +73,19 @@ class RememberedObjective:
         if any(self.memo.get(row, 0) is None for row in rows):
             self.memo.refresh()  # another process may have measured it
         losses: list[float] = []
+        new: list[tuple[Any, int, tuple[float]]] = []
         try:
             for row, structure in zip(rows, structures, strict=True):
                 known = self.memo.get(row, 0)
-                losses.append(known[0] if known is not None else self._measured(structure))
+                if known is None:
+                    known = (self._measured(structure),)
+                    new.append((row, 0, known))
+                losses.append(known[0])
                 if progress is not None:
                     progress(len(losses), len(rows))
         finally:
-            self.memo.add((row, 0, (loss,)) for row, loss in zip(rows, losses, strict=False))
+            if new:
+                self.memo.add(new)
         return losses
 
     def _measured(self, structure: Structure) -> float:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor
@@ -111,7 +110,7 @@ class Setting:
         return task_of(self.recipe, self.prunable, self.latency)
 
     @cached_property
-    def identity(self) -> MappingProxyType[str, Any]:
+    def identity(self) -> dict[str, Any]:
         """Everything that losses and decisions depend on, except the ratio."""
         recipe, grid = self.recipe, self.grid
         identity = {
@@ -143,7 +142,7 @@ class Setting:
                 "shares": recipe.shares_text(),
                 "stop": recipe.stop,
             }
-        return MappingProxyType(identity)
+        return identity
 
 
 @dataclass(frozen=True)

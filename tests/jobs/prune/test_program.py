@@ -196,13 +196,14 @@ def test_a_method_is_a_set_of_defaults_that_gives_way() -> None:
     assert METHODS["paper"]["calibration"] == {"sequences": 8, "length": 128}, "building changes no table"
 
 
-def test_a_run_of_the_other_strategy_leaves_nothing_behind(finished: Path, dense: Path, tmp_path: Path) -> None:
+def test_a_run_of_the_other_strategy_leaves_nothing_behind(finished: Path, dense: Path, tmp_path: Path, capsys) -> None:
     output = tmp_path / "switched"
     partial = tmp_path / "switched.partial"
     partial.mkdir()
     left = {"format": "multipruner-trajectory", "of": "an interrupted run of the paper's path"}
     (partial / "trajectory.jsonl").write_text(json.dumps(left) + "\n")
     assert main(arguments(dense, output)) == 2
+    assert "another kind of run" in capsys.readouterr().err and (partial / "trajectory.jsonl").exists()
     assert main(arguments(dense, output, "--overwrite")) == 0
     assert (output / "plan.json").read_text() == (finished / "plan.json").read_text()
     assert (output / "measurements.jsonl").exists() and not (output / "trajectory.jsonl").exists()
