@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -15,8 +14,8 @@ from typing import Any
 import results
 from rich.console import Console
 
-from multipruner.commands.base import nested
-from multipruner.commands.recipe_flags import calibration_flags, judging_flags, model_flags, recipe_of
+from multipruner.commands.base import Parser, add_fields, nested
+from multipruner.commands.recipe_flags import model_flags, recipe_of
 from multipruner.config.recipe import EvaluationSpec
 from multipruner.core.plan import PruningPlan
 from multipruner.eval import evaluate
@@ -24,11 +23,15 @@ from multipruner.jobs.finish import cut_model
 from multipruner.jobs.last_repair import repair_all
 from multipruner.jobs.prepare import prepare
 from multipruner.jobs.setting import Found, Setting
+from multipruner.storage.files import write_atomically
+
+_ITS_OWN = ("ratio", "method", "strategy", "refine", "layout", "latency_table", "workload")
+"""Keys of a recipe that the benchmark says itself."""
 
 
 def parser_of(description: str | None) -> argparse.ArgumentParser:
     """Flags of the model, of what judges candidates, of calibration, and of the benchmark itself."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         argument_default=argparse.SUPPRESS,
@@ -38,8 +41,8 @@ def parser_of(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--max-tokens", type=int, default=24 * 2048, help="of that split")
     results.flag(parser)
     model_flags(parser)
-    judging_flags(parser)
-    calibration_flags(parser)
+    add_fields(parser, lambda key: key not in _ITS_OWN and not key.startswith(("budgets.", "evaluation.")))
+    parser.everyday.clear()
     return parser
 
 
@@ -110,10 +113,7 @@ class Cell:
 
 
 def _write(path: Path, value: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f"{path.name}.aside-{os.getpid()}")
-    aside.write_text(json.dumps(value, indent=1) + "\n")
-    aside.replace(path)
+    write_atomically(path, json.dumps(value, indent=1) + "\n")
 
 
 def judged(setting: Setting, found: Found, wikitext: Path | None, most: int) -> dict[str, Any]:

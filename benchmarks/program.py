@@ -55,7 +55,10 @@ def main() -> int:
     for share in (0.9, 0.8, 0.7, 0.5):
         for seed in range(3):
             table = tables(args.layers, args.options, seed)
-            both = (Limit("weight", weight, 0.0, share * dense), Limit("cache", cache, 0.0, share * heads))
+            both = (
+                Limit.of_blocks("weight", weight, 0.0, share * dense),
+                Limit.of_blocks("cache", cache, 0.0, share * heads),
+            )
             for name, limits in (("one", both[:1]), ("two", both)):
                 found = solve(table, limits)
                 rows.append([name, seed, share, found.seconds, found.gap, found.predicted])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from math import sqrt
@@ -14,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from multipruner.report.figures.drawing import GRID, SERIES, drawing, logarithmic, percent
+from multipruner.storage.files import write_atomically
 
 Cell = Mapping[str, Any]
 TEXTS = {"wikitext2": "WikiText-2", "alpaca": "held-out Alpaca"}
@@ -43,9 +43,7 @@ class Tables:
         """Put a cell into its row, and what is there into the file; the row is printed."""
         group = self.sections.setdefault(section, {}).setdefault(f"{label}\n{key}", [])
         group.append(cell)
-        aside = self.path.with_suffix(f".aside-{os.getpid()}")
-        aside.write_text(self.text(), encoding="utf-8")
-        aside.replace(self.path)
+        write_atomically(self.path, self.text())
         print(row(label, self.dense, group), flush=True)
 
     def groups(self, section: str) -> list[tuple[str, list[Cell]]]:
@@ -208,6 +206,4 @@ def _draw(path: Path, title: str, panel: Callable[[Axes, str], None]) -> None:
         return sheet
 
     picture = drawing(paint, name=path.stem, title=title, caption="", alt="", columns=(), rows=())
-    aside = path.with_suffix(f".aside-{os.getpid()}")
-    aside.write_bytes(picture.png)
-    aside.replace(path)
+    write_atomically(path, picture.png)

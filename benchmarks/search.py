@@ -24,7 +24,7 @@ from results import markdown, record
 from multipruner.console.quiet import quiet_libraries
 from multipruner.core.structure import Structure
 from multipruner.engine.processes import Team
-from multipruner.jobs.remembered import Remembering
+from multipruner.jobs.remembered import RememberedObjective
 from multipruner.jobs.search.files import evaluations, read_history, write_history
 from multipruner.jobs.search.options import SearchOptions
 from multipruner.jobs.search.structures import StructureEngine
@@ -65,7 +65,7 @@ class Bench:
         spent = {"evaluations": count, "seconds": seconds, "token_layers": token_layers}
         return cell.write({"name": name, "losses": losses, **result, **spent})
 
-    def remembering(self, sequences: int, cell: Cell) -> tuple[Remembering, Any]:
+    def remembering(self, sequences: int, cell: Cell) -> tuple[RememberedObjective, Any]:
         """Losses on the first sequences, on disk for this cell alone, so that what they took is counted."""
         place = self.engine.home
         if sequences < len(self.setting.calibration.ids):
@@ -74,7 +74,7 @@ class Bench:
         else:
             objective = self.engine.losses.objective(place)
         memo = evaluations({**self.engine.identity, "cell": str(cell.path.resolve()), "sequences": sequences})
-        return Remembering(objective, memo, cell.tick), objective
+        return RememberedObjective(objective, memo, cell.tick), objective
 
     def sequential(self, cell: Cell) -> tuple[Structure, list[int]]:
         """The paper's path with this recipe's order, shares and losses."""

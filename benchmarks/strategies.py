@@ -18,7 +18,6 @@ kept in ``--work``: the same command goes on.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import sys
 import time
@@ -37,6 +36,7 @@ from multipruner.config.recipe import EvaluationSpec, Recipe
 from multipruner.console.progress import counting_display, judging_display, search_display
 from multipruner.console.quiet import quiet_libraries
 from multipruner.core.errors import InfeasibleError, MultiprunerError
+from multipruner.core.identity import digest
 from multipruner.core.plan import PruningPlan
 from multipruner.core.structure import Structure
 from multipruner.engine.objective import CalibrationObjective
@@ -80,8 +80,7 @@ class Bench:
                                     batch_size=recipe.calibration.batch_size, loss=recipe.objective)  # fmt: skip
 
     def _metered(self, text: CalibrationSet) -> Metered:
-        identity = json.dumps({**self.setting.identity, "judged_on": text.hash}, sort_keys=True)
-        space = hashlib.sha256(identity.encode()).hexdigest()
+        space = digest({**self.setting.identity, "judged_on": text.hash})
         return Metered(self._objective(text), self.args.work / "losses.jsonl", space, self.bill)
 
     def _limits(self, budget: str) -> tuple[Limit, ...]:
@@ -228,9 +227,8 @@ def parsed() -> argparse.Namespace:
 
 
 def recipe_of(args: argparse.Namespace) -> Recipe:
-    """What all cells share; under the loosest thinkable budget, so that everything can be prepared."""
-    budgets = {"parameters": "1x"} | ({"latency": "1x"} if args.table is not None else {})
-    given = {"ratio": None, "budgets": budgets, "latency_table": str(args.table) if args.table else None}
+    """What all cells share; without a budget."""
+    given = {"ratio": None, "budgets": {}, "latency_table": str(args.table) if args.table else None}
     return Recipe.build(mapping_for(args.model), settings_given(args.set), given)
 
 

@@ -24,10 +24,11 @@ from pydantic.fields import FieldInfo
 
 from multipruner.commands import COMMANDS
 from multipruner.commands.base import Parser
-from multipruner.config.amounts import UNITS
+from multipruner.config.choices import IMPORTANCES, METHODS, OneOf, loaded
 from multipruner.config.counts import MOST
-from multipruner.config.recipe import METHODS, CalibrationSpec, EvaluationSpec, PackageSource, Recipe
+from multipruner.config.recipe import CalibrationSpec, EvaluationSpec, PackageSource, Recipe
 from multipruner.core import errors
+from multipruner.core.costs import COSTS
 from multipruner.core.families import FAMILIES, BlockSpec
 from multipruner.recipes import catalogue
 
@@ -94,6 +95,13 @@ def help_of(command: str) -> str:
     """What ``--help`` of a command prints, at a fixed width and without colours."""
     with patch.dict(os.environ, {"COLUMNS": WIDTH, "NO_COLOR": "1"}):
         return parser_of(command).format_help().rstrip()
+
+
+def full_help_of(command: str) -> str:
+    """What ``--help-all`` of a command prints; empty where ``--help`` shows everything."""
+    parser = parser_of(command)
+    with patch.dict(os.environ, {"COLUMNS": WIDTH, "NO_COLOR": "1"}):
+        return parser.format_all().rstrip() if isinstance(parser, Parser) and parser.everyday else ""
 
 
 def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -182,7 +190,12 @@ def _flags() -> dict[str, tuple[str, str]]:
 
 
 def _values(field: FieldInfo) -> str:
-    return ", ".join([_type(field.annotation), *_bounds(field.metadata)])
+    return _names(field.metadata) or ", ".join([_type(field.annotation), *_bounds(field.metadata)])
+
+
+def _names(metadata: Iterable[Any]) -> str:
+    """The names of the table that a field chooses from; empty where it chooses from none."""
+    return ", ".join(code(name) for item in metadata if isinstance(item, OneOf) for name in item.table)
 
 
 def _bounds(constraints: Iterable[Any]) -> list[str]:
@@ -201,6 +214,8 @@ def _type(kind: Any) -> str:
     if str(get_origin(kind)) == "typing.Literal":
         return ", ".join(code(value) for value in arguments)
     if hasattr(kind, "__metadata__"):
+        if names := _names(kind.__metadata__):
+            return names
         inner = [part for item in kind.__metadata__ for part in getattr(item, "metadata", [])]
         return " ".join([_type(kind.__origin__), *_bounds(inner)])
     if get_origin(kind) is dict:
@@ -242,9 +257,8 @@ def methods() -> str:
 
 def budgets() -> str:
     """The flags of the budgets and the units they take."""
-    flags = _flags()
-    rows = ((code(flags[f"budgets.{name}"][0]), code(name), flags[f"budgets.{name}"][1],
-             ", ".join(code(unit) for unit in units if unit)) for name, units in UNITS.items())  # fmt: skip
+    rows = ((code(cost.flag), code(name), cost.help, ", ".join(code(unit) for unit in cost.typed if unit))
+            for name, cost in COSTS.items())  # fmt: skip
     return table(("flag", "key within `budgets`", "of what", "units"), rows)
 
 
@@ -254,16 +268,16 @@ def commands() -> str:
     for name, summary in COMMANDS.items():
         typed = "python -m multipruner" + ("" if name == "prune" else f" {name}")
         parts.append(f"## {name}\n\n`{typed}`: {summary}.\n\n```text\n{help_of(name)}\n```")
+        if everything := full_help_of(name):
+            parts.append(f"`{typed} --help-all`:\n\n```text\n{everything}\n```")
     return "\n\n".join(parts)
 
 
 def importances() -> str:
     """The orders there are, with the first paragraph of what each says about itself."""
-    from multipruner.importance.table import IMPORTANCES, NEED_STATISTICS
-
     rows = (
-        (code(name), "yes" if name in NEED_STATISTICS else "no", _plain(function.__doc__))
-        for name, function in IMPORTANCES.items()
+        (code(name), "yes" if row.moments else "no", _plain(loaded(row.by).__doc__))
+        for name, row in IMPORTANCES.items()
     )
     return table(("name", "needs statistics", "what it looks at"), rows)
 

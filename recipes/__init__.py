@@ -18,7 +18,7 @@ from multipruner.storage.files import path_of
 if __name__ != "multipruner.recipes":
     raise ImportError("import multipruner.recipes: a bare `recipes` would load every class twice")
 
-__all__ = ["catalogue", "mapping_for", "names", "parse", "read", "read_file"]
+__all__ = ["catalogue", "mapping_for", "names", "parse", "read", "read_file", "value_of"]
 
 SUFFIX = ".yaml"
 
@@ -68,6 +68,15 @@ def parse(text: str, origin: str) -> dict[str, Any]:
     if not isinstance(mapping, dict) or not all(isinstance(key, str) for key in mapping):
         raise ConfigError(f"{origin} must be a mapping of recipe keys such as 'model: owner/name'")
     return mapping
+
+
+def value_of(text: str, origin: str) -> Any:
+    """The value that a piece of YAML is, read as a recipe's are.
+
+    Raises:
+        ConfigError: when it is no YAML.
+    """
+    return parse(f"value: {text}", origin)["value"]
 
 
 def read_file(path: str | Path) -> dict[str, Any]:

@@ -11,8 +11,8 @@ from typing import Any
 
 from rich.console import Console
 
-from multipruner.checkpoint.load import load
-from multipruner.config.precedence import from_file
+from multipruner.checkpoint.load import load_run
+from multipruner.checkpoint.run_folder import check_name, is_written, read_json
 from multipruner.config.recipe import Recipe
 from multipruner.console.progress import judging_display, waiting_display
 from multipruner.console.say import teller
@@ -24,9 +24,14 @@ from multipruner.recipes import mapping_for
 from multipruner.sources.calibration import CalibrationText, held_out_text
 from multipruner.sources.dense import load_dense
 from multipruner.sources.resolve import resolve
-from multipruner.storage.tensor_headers import json_object
+from multipruner.storage.files import write_atomically
+from multipruner.storage.partial import header_of
+
+from .record import recorded_recipe
 
 REPORT = "report.json"
+RESULT = {"format": "multipruner-evaluation", "version": 1}
+"""The first entries of a file of results; the others are by folder."""
 
 
 def judge_folders(
@@ -52,14 +57,13 @@ def judge_folders(
     """
     say = teller(console)
     reports = {folder: _read_report(folder) for folder in folders}
-    recipe = _recipe(against, next((report for report in reports.values() if report), None), settings)
+    recipe = _recipe(against, reports, settings)
     spec = recipe.evaluation
     check_settings(spec)
+    check_output(output)
     for folder in folders:  # a name that is wrong is said before anything is evaluated
         if not Path(folder).exists():
             mapping_for(folder)
-    if output is not None and not output.absolute().parent.is_dir():
-        raise OutputError(f"cannot write {output}: there is no folder {output.absolute().parent}")
     with waiting_display(console, "loading the model"):
         model, tokenizer = load_dense(resolve(recipe, say), recipe)
         _check_same_base(reports, fingerprint(model))
@@ -90,18 +94,40 @@ def judge_folders(
             _add_to_report(Path(folder), comparison, recipe)
         if output is not None:  # after every folder: one that fails later loses nothing
             rows = {name: c.to_json() for name, c in zip(folders, results, strict=False)}
-            _write(output, json.dumps(rows, indent=1) + "\n")
+            write_atomically(output, json.dumps({**RESULT, **rows}, indent=1) + "\n")
     return results
 
 
+def check_output(output: Path | None) -> None:
+    """Refuse an output file that cannot be written, or would take the place of something else than earlier results.
+
+    Raises:
+        OutputError: naming it.
+    """
+    if output is None:
+        return
+    if not output.absolute().parent.is_dir():
+        raise OutputError(f"cannot write {output}: there is no folder {output.absolute().parent}")
+    if os.path.lexists(output) and (header_of(output) or {}).get("format") != RESULT["format"]:
+        raise OutputError(f"{output} is there and holds no results of eval; move it, or choose another --output")
+
+
 def _read_report(folder: str) -> dict[str, Any] | None:
+    """The report of a run; ``None`` where there is no folder, or one that no run wrote.
+
+    Raises:
+        OutputError: when it is damaged, or cannot be read.
+    """
+    check_name(Path(folder))
     path = Path(folder) / REPORT
     if not path.exists():
         return None
-    report = json_object(path)
-    if report and not all(isinstance(report.get(key), dict) for key in ("model", "recipe")):
-        raise ConfigError(f"{path} is not the report of a multipruner run; name the dense model with --against")
-    return report
+    report = read_json(path)
+    if not isinstance(report.get("evaluations", []), list):
+        raise OutputError(f"{path} is damaged: its evaluations are no list; make the run again")
+    if report.get("format") != "multipruner-report" and is_written(Path(folder)):
+        raise OutputError(f"{path} is not the report of a multipruner run; make the run again")
+    return report if report.get("format") == "multipruner-report" else None
 
 
 def _candidate(
@@ -109,7 +135,7 @@ def _candidate(
 ) -> Any:
     """A pruned folder or Hub repository, else whatever ``--model`` would take."""
     try:
-        candidate: Any = load(folder, dtype=dtype, trust_remote_code=recipe.trust_remote_code)
+        candidate: Any = load_run(folder, dtype=dtype, trust_remote_code=recipe.trust_remote_code)
         return candidate.to(device)
     except (UnknownModelError, UnsupportedModelError):
         if (Path(folder) / REPORT).exists():
@@ -121,36 +147,30 @@ def _candidate(
 def _check_same_base(reports: Mapping[str, Mapping[str, Any] | None], dense: str) -> None:
     """Paired differences mean something only against the very model that was pruned."""
     for folder, report in reports.items():
-        if report and report["model"]["fingerprint"] != dense:
+        about = (report or {}).get("model")
+        if report and (not isinstance(about, Mapping) or about.get("fingerprint") != dense):
+            base = about.get("description") if isinstance(about, Mapping) else "a model that it does not name"
             raise ConfigError(
-                f"{folder} was pruned from {report['model']['description']}, whose weights differ from those loaded "
-                "now; name that model with --against"
+                f"{folder} was pruned from {base}, whose weights differ from those loaded now; "
+                "name that model with --against"
             )
 
 
-def _recipe(against: str | None, report: Mapping[str, Any] | None, settings: Mapping[str, Any]) -> Recipe:
+def _recipe(
+    against: str | None, reports: Mapping[str, Mapping[str, Any] | None], settings: Mapping[str, Any]
+) -> Recipe:
     """How to load the dense model, and what to evaluate."""
     if against is not None:
         return Recipe.build(mapping_for(against), settings)
-    if report is None:
-        raise ConfigError("no folder given is a pruned one; name the dense model with --against")
-    revision = {"revision": report["model"]["revision"]} if report["model"]["revision"] else {}
-    return Recipe.build(from_file(report["recipe"]), revision, settings)
+    for folder, report in reports.items():
+        if report:
+            return recorded_recipe(report, Path(folder), settings)
+    raise ConfigError("no folder given is a pruned one; name the dense model with --against")
 
 
 def _add_to_report(folder: Path, comparison: Comparison, recipe: Recipe) -> None:
     """Append an evaluation to the folder's report, atomically."""
-    report = json.loads((folder / REPORT).read_text())
+    report = read_json(folder / REPORT)
     entry = {"settings": recipe.evaluation.model_dump(mode="json"), **comparison.to_json()}
     report.setdefault("evaluations", []).append(entry)
-    _write(folder / REPORT, json.dumps(report, indent=1) + "\n")
-
-
-def _write(path: Path, text: str) -> None:
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        aside.write_text(text)
-        aside.replace(path)
-    except OSError as error:
-        aside.unlink(missing_ok=True)
-        raise OutputError(f"cannot write {path}: {error.strerror}") from error
+    write_atomically(folder / REPORT, json.dumps(report, indent=1) + "\n")

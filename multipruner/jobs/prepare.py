@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from multipruner.checkpoint.rehearsal import Rehearsal
+from multipruner.config.choices import IMPORTANCES
 from multipruner.config.recipe import Recipe
 from multipruner.console.progress import counting_display, named, waiting_display
 from multipruner.console.say import teller
@@ -21,7 +23,7 @@ from multipruner.engine.precision import TYPES, Precision, product_rates
 from multipruner.engine.processes import Team
 from multipruner.engine.prunable import Prunable
 from multipruner.eval import check_settings, evaluate, perplexity
-from multipruner.importance.table import NEED_STATISTICS, rank
+from multipruner.importance.table import rank
 from multipruner.repair.scoring import Repair, unrepaired
 from multipruner.sources.calibration import CalibrationSet, CalibrationText, held_out_text
 from multipruner.sources.dense import device_of, load_dense
@@ -68,7 +70,8 @@ def prepare(
         if warning := unrepaired(recipe.compensation, prunable):
             say(warning)
         held = precision.held(model)
-    with counting_display(console, "text") as display:
+        rehearsal = Rehearsal(model, tokenizer, source.path_or_id, source.revision, uniform=recipe.layout == "uniform")
+    with rehearsal, counting_display(console, "text") as display:
         with timed(seconds, "text"):
             text = named(display, "text")
             texts = CalibrationText(recipe.calibration, tokenizer, model, say=say, progress=text)
@@ -129,7 +132,7 @@ def _check_loss(recipe: Recipe, model: Any, tokenizer: Any, calibration: Calibra
 
 def _statistics_text(recipe: Recipe, texts: CalibrationText, say: Callable[[str], None]) -> torch.Tensor | None:
     """More of the calibration text for second moments, where something needs them; token ids."""
-    if recipe.compensation == "none" and recipe.importance not in NEED_STATISTICS:
+    if recipe.compensation == "none" and not IMPORTANCES[recipe.importance].moments:
         return None
     ids = texts.part("statistics").ids
     if len(ids) < (asked := recipe.calibration.statistics_sequences):

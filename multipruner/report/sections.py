@@ -15,7 +15,7 @@ from multipruner.report.figures.structure import structure_figure, structures_fi
 
 from .html import Html, element, facts, figure, join, table
 from .inputs import Front, RunFiles
-from .words import COSTS, amount, contrast_cells, duration, number, signed, tokens_of
+from .words import amount, contrast_cells, duration, label_of, number, signed, tokens_of
 
 _SWATCHES = {**STAGE, "blocks": "var(--blue)"}
 SHOWN = 12
@@ -179,7 +179,7 @@ def _step_row(removal: Removal) -> list[str]:
 def _costs(run: RunFiles) -> Html:
     costs = {"parameters": run.report.parameters, **run.report.costs}
     rows = [
-        (COSTS.get(cost, (cost, ""))[0], amount(cost, pair.before), amount(cost, pair.after),
+        (label_of(cost), amount(cost, pair.before), amount(cost, pair.after),
          signed(pair.after / pair.before - 1) if pair.before else "–")
         for cost, pair in costs.items()
     ]  # fmt: skip

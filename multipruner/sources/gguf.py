@@ -17,7 +17,8 @@ from typing import Any
 
 from multipruner.config.recipe import PackageSource
 from multipruner.core.errors import UnknownModelError, UnsupportedModelError
-from multipruner.storage.cache import cache_folder, discard_folder, file_hash, publish, publish_folder, work_folder
+from multipruner.storage.cache import cache_folder, discard_folder, file_hash, publish_folder, work_folder
+from multipruner.storage.files import publish
 from multipruner.storage.memory import memory_shortage
 
 from .intake.accounting import account, build_config, read_config

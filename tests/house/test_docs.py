@@ -20,9 +20,9 @@ import pytest
 
 from multipruner.commands import COMMANDS
 from multipruner.commands.main import main
+from multipruner.config.choices import IMPORTANCES
 from multipruner.config.recipe import CalibrationSpec, EvaluationSpec, PackageSource, Recipe
 from multipruner.core.families import FAMILIES
-from multipruner.importance.table import IMPORTANCES
 from multipruner.jobs.finish import Run
 from multipruner.recipes import names, parse
 

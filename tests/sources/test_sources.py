@@ -173,7 +173,7 @@ def test_leftovers_of_a_killed_process_are_never_read(tmp_path: Path, monkeypatc
         gguf_source._convert = killed
         gguf_source.from_file(path, quiet)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
-    assert [entry.name[:6] for entry in cache_folder().iterdir()] == [".work-"]
+    assert [entry.name[:14] for entry in cache_folder().iterdir()] == [".work.partial-"]
     made = gguf_source.from_file(path, quiet)
     assert gguf_source._is_whole(made) and made.parent.name == "dense"
 

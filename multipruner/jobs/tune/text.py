@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from multipruner.config.precedence import TRUST_KEY, from_file
-from multipruner.config.recipe import Recipe
+from multipruner.config.precedence import TRUST_KEY
 from multipruner.core.errors import CalibrationError, ConfigError
 from multipruner.engine.fingerprint import fingerprint
 from multipruner.engine.precision import Precision
+from multipruner.jobs.record import recorded_recipe
 from multipruner.sources.calibration import SEED_STEP
 from multipruner.sources.dense import load_dense
 from multipruner.sources.resolve import resolve
@@ -61,6 +61,7 @@ def tuning_text(
     source: str,
     tokenizer: Any,
     report: Mapping[str, Any],
+    folder: Path = Path(),
     *,
     sequences: int,
     length: int,
@@ -79,7 +80,7 @@ def tuning_text(
     Args:
         source: ``alpaca``, ``wikitext2``, ``c4``, a data set of the Hub, a local file or folder, or ``self``: text that
             the dense model of the report samples.
-        report: of the pruned model.
+        report, folder: of the pruned model.
         sequences: that the training will take; fewer where the text ends before.
         length: tokens per sequence.
         seed: of the shuffling, and of the sampling.
@@ -95,7 +96,7 @@ def tuning_text(
     """
     if source == SELF:
         count = min(sequences, SELF_SEQUENCES) + HELD_OUT
-        ids = _self_text(tokenizer, report, count, length, seed, trust, say, progress)
+        ids = _self_text(tokenizer, report, folder, count, length, seed, trust, say, progress)
         return TuningText(ids[HELD_OUT:], ids[:HELD_OUT], SELF)
     if Path(source).suffix.lower() == IDS:
         raise ConfigError(f"--data {source}: text is needed, not token ids")
@@ -134,6 +135,7 @@ def _packed(rows: Iterator[str], tokenizer: Any, end: list[int], count: int, len
 def _self_text(
     tokenizer: Any,
     report: Mapping[str, Any],
+    folder: Path,
     sequences: int,
     length: int,
     seed: int,
@@ -142,9 +144,8 @@ def _self_text(
     progress: Callable[[int, int], None] | None,
 ) -> Tensor:
     """Text sampled from the dense model, not that which calibration with the same seed would be."""
+    recipe = recorded_recipe(report, folder, {TRUST_KEY: trust})
     about = report["model"]
-    revision = {"revision": about["revision"]} if about["revision"] else {}
-    recipe = Recipe.build(from_file(report["recipe"]), revision, {TRUST_KEY: trust})
     dense, _ = load_dense(resolve(recipe, say), recipe)
     if fingerprint(dense) != about["fingerprint"]:
         raise ConfigError(f"{about['description']} has other weights now than when it was pruned; give --data FILE")
