@@ -34,6 +34,9 @@ from .reachable import check_reachable
 from .record import timed
 from .setting import Setting, grid_of
 
+_ABSURD_LOSS = 1e6
+"""Nats per token beyond which differences between candidates are lost in rounding; a uniform guess costs about 12."""
+
 
 def prepared(recipe: Recipe, team: Team, console: Console, seconds: dict[str, float]) -> Setting:
     """:func:`prepare` in every process of a job: rank 0 first, for what lands in the cache; the same everywhere."""
@@ -113,7 +116,11 @@ def _check_loss(recipe: Recipe, model: Any, tokenizer: Any, calibration: Calibra
     spec = recipe.evaluation
     what = "the calibration text"
     try:
-        perplexity(model, calibration.ids)
+        loss = max(perplexity(model, calibration.ids).sequence_nll)
+        if loss > _ABSURD_LOSS:
+            raise NumericsError(
+                f"a loss of {loss:.3g} nats per token is no language model's; the checkpoint is damaged"
+            )
         if "ppl" in spec.tasks and spec.text is not None:
             what = spec.text
             evaluate(model, tokenizer, spec.model_copy(update={"tasks": ("ppl",), "max_tokens": spec.length}))
