@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -42,13 +43,18 @@ def prepared(recipe: Recipe, team: Team, console: Console, seconds: dict[str, fl
     """:func:`prepare` in every process of a job: rank 0 first, for what lands in the cache; the same everywhere."""
     # what is fastest must be the same everywhere, so one process measures
     rates = None if team.size == 1 else team.told(lambda: product_rates(device_of(recipe.device), TYPES))
-    work = partial(prepare, recipe, console, seconds, rates)
+    work = partial(prepare, recipe, console, seconds, rates, first=not team.rank)
     setting = team.one_first(work, lambda found: json.dumps(found.identity))
     return replace(setting, team=team)
 
 
 def prepare(
-    recipe: Recipe, console: Console, seconds: dict[str, float], rates: Mapping[str, float] | None = None
+    recipe: Recipe,
+    console: Console,
+    seconds: dict[str, float],
+    rates: Mapping[str, float] | None = None,
+    *,
+    first: bool = True,
 ) -> Setting:
     """Load model and calibration, rank the widths, refuse what cannot be reached before any search.
 
@@ -57,6 +63,7 @@ def prepare(
         console: for messages and progress.
         seconds: how long each stage took is added here.
         rates: how fast this machine multiplies (:class:`.Precision`); default: measured now.
+        first: whether this process writes the result, and so rehearses the writing.
     """
     say = teller(console)
     check_settings(recipe.evaluation)
@@ -70,7 +77,10 @@ def prepare(
         if warning := unrepaired(recipe.compensation, prunable):
             say(warning)
         held = precision.held(model)
-        rehearsal = Rehearsal(model, tokenizer, source.path_or_id, source.revision, uniform=recipe.layout == "uniform")
+        rehearsal = nullcontext()
+        if first:
+            uniform = recipe.layout == "uniform"
+            rehearsal = Rehearsal(model, tokenizer, source.path_or_id, source.revision, uniform=uniform)
     with rehearsal, counting_display(console, "text") as display:
         with timed(seconds, "text"):
             text = named(display, "text")
