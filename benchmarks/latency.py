@@ -34,6 +34,7 @@ from typing import Any
 
 import torch
 import transformers
+from results import Cell, flag, record
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from multipruner.checkpoint.cut import apply_plan
@@ -53,6 +54,10 @@ from multipruner.sources.dense import load_dense
 from multipruner.sources.resolve import resolve
 
 WORKLOADS = (Workload("prefill", 1, 128), Workload("prefill", 1, 512), Workload("decode", 1, 256))
+COMPARED = (("workload", "{}"), ("structures", "{}"), ("of the milliseconds, median / worst", "{:.1%} / {:.1%}"),
+            ("of the ratio to dense, median / worst", "{:.1%} / {:.1%}"))  # fmt: skip
+CHECKED = (("workload", "{}"), ("dense, ms", "{:.1f}"), ("pruned, ms", "{:.1f}"), ("ratio", "{:.3f}"),
+           ("predicted", "{:.3f}"), ("error", "{:+.1%}"))  # fmt: skip
 
 
 def random_structure(costs: Costs, ratio: float, rng: random.Random, step: int) -> Structure:
@@ -146,8 +151,8 @@ def measure(
 
 def compare(
     prunable: Prunable, table: LatencyTable, workload: Workload, arguments: argparse.Namespace, results: Results
-) -> None:
-    """Predict and measure the random structures of one workload, and print the errors."""
+) -> list[Cell]:
+    """Predict and measure the random structures of one workload, and print the errors; they are the result's row."""
     print(f"\n{workload.name}\n{'removed':>8}{'predicted':>12}{'measured':>12}{'error':>9}{'of dense':>10}{'error':>9}")
     errors: dict[str, list[float]] = {"milliseconds": [], "ratio to dense": [], "least milliseconds": []}
     dense, copied = table.milliseconds(prunable.dense, workload.name), copy.deepcopy(prunable.model)
@@ -170,6 +175,8 @@ def compare(
             f"error of {name:<20} median {statistics.median(sizes):.1%}, worst {max(sizes):.1%}, "
             f"mean with sign {statistics.fmean(values):+.1%}, {len(values)} structures"
         )
+    ends = {name: [statistics.median(map(abs, values)), max(map(abs, values))] for name, values in errors.items()}
+    return [workload.name, arguments.structures, ends["milliseconds"], ends["ratio to dense"]]
 
 
 def workload_named(name: str) -> Workload:
@@ -200,11 +207,11 @@ def as_anyone_opens_it(folder: Path, arguments: argparse.Namespace) -> PreTraine
     return model.to(arguments.device or "cpu").eval()
 
 
-def check(arguments: argparse.Namespace) -> None:
+def check(arguments: argparse.Namespace) -> list[list[Cell]]:
     """Time a run's folder and the dense one as they are opened by others, against the report's prediction."""
     phases = predictions(arguments.check)
     asked = json.loads((arguments.check / "report.json").read_text())["recipe"]["budgets"].get("latency")
-    places = {"dense": arguments.dense, "pruned": arguments.check}
+    places, rows = {"dense": arguments.dense, "pruned": arguments.check}, []
     models = {name: as_anyone_opens_it(folder, arguments) for name, folder in places.items()}
     environment = environment_of(models["dense"])
     print(", ".join(f"{name} {value}" for name, value in environment.items()))
@@ -222,9 +229,11 @@ def check(arguments: argparse.Namespace) -> None:
             dense, pruned = (statistics.median(samples[model]) for model in ("dense", "pruned"))
             error = predicted / (pruned / dense) - 1
             print(f"{dense:>10.1f}{pruned:>12.1f}{pruned / dense:>8.3f}x{predicted:>10.3f}x{error:>+8.1%}", flush=True)
+            rows.append([name, dense, pruned, pruned / dense, predicted, error])
         low, middle, high = torch.tensor(ratios).quantile(torch.tensor([0.25, 0.5, 0.75])).tolist()
         print(f"median of {len(ratios)} neighbouring pairs {middle:.3f}x (middle half {low:.3f} to {high:.3f}), "
               f"predicted {predicted:.3f}x, error {predicted / middle - 1:+.1%}")  # fmt: skip
+    return rows
 
 
 def load_model(arguments: argparse.Namespace) -> PreTrainedModel:
@@ -254,6 +263,7 @@ def parsed() -> argparse.Namespace:
     whole.add_argument("--check", type=Path, metavar="FOLDER", help="of a run with --max-latency")
     whole.add_argument("--dense", type=Path, metavar="FOLDER", help="the dense model, as transformers opens it")
     whole.add_argument("--repeats", type=int, default=3, help="times --rounds samples of each (default 3)")
+    flag(parser)
     arguments = parser.parse_args()
     if (arguments.check is None) != (arguments.dense is None):
         parser.error("--check and --dense need each other")
@@ -269,23 +279,23 @@ def main() -> int:
         torch.set_num_threads(arguments.threads)
     try:
         if arguments.check is not None:
-            check(arguments)
+            record(arguments.record, "latency-check", CHECKED, check(arguments))
         else:
-            compare_all(arguments)
+            record(arguments.record, "latency-structures", COMPARED, compare_all(arguments))
     except MultiprunerError as error:
         print(f"latency: {error}", file=sys.stderr)
         return 2
     return 0
 
 
-def compare_all(arguments: argparse.Namespace) -> None:
+def compare_all(arguments: argparse.Namespace) -> list[list[Cell]]:
     """Random structures for every workload."""
     model = load_model(arguments)
     environment = environment_of(model, compiled=arguments.compile)
     print(", ".join(f"{name} {value}" for name, value in environment.items()))
     table = LatencyTable.read(arguments.table) if arguments.table else None
     workloads = [table.row(name).workload for name in table.workloads] if table else WORKLOADS
-    results = Results(arguments.results)
+    results, rows = Results(arguments.results), []
     with room_for_sizes(arguments.compile):
         for workload in workloads:
             if workload.name in (arguments.workload or [workload.name]):
@@ -294,7 +304,8 @@ def compare_all(arguments: argparse.Namespace) -> None:
                 warning = measured.warning(environment)
                 if warning:
                     print(f"warning: {warning}")
-                compare(Prunable.of(model), measured, workload, arguments, results)
+                rows.append(compare(Prunable.of(model), measured, workload, arguments, results))
+    return rows
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from multipruner.core.objective import Choice
+from multipruner.core.objective import Choice, best_two
 from multipruner.core.structure import Structure
 from multipruner.engine.objective import CalibrationObjective
 from multipruner.search import Memo
@@ -59,8 +59,9 @@ class Metered:
 
     def argmin(self, structures: Sequence[Structure], progress: Callable[[int, int], None] | None = None) -> Choice:
         """The best and the second best of several structures."""
-        losses = sorted((self(structure), index) for index, structure in enumerate(structures))
-        (loss, best), *rest = losses
-        if not rest:
-            return Choice(structures[best], loss)
-        return Choice(structures[best], loss, structures[rest[0][1]], rest[0][0])
+        losses: list[float] = []
+        for structure in structures:
+            losses.append(self(structure))
+            if progress is not None:
+                progress(len(losses), len(structures))
+        return best_two(structures, losses)

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from results import Cell, flag, record
 
 from multipruner.config.recipe import Recipe
 from multipruner.console.quiet import quiet_libraries
@@ -29,6 +30,10 @@ from multipruner.search import Grid, Problem, candidates, sequential_path
 from multipruner.sources.calibration import load_calibration
 from multipruner.sources.dense import load_dense
 from multipruner.sources.resolve import resolve
+
+COLUMNS = (("", "{}"), ("evaluations", "{:,}"), ("plain: seconds", "{:.1f}"), ("token-layers", "{:,.0f}"),
+           ("ours: seconds", "{:.1f}"), ("token-layers", "{:,.0f}"), ("time", "{:.2f}x"),
+           ("token-layers", "{:.2f}x"))  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -74,7 +79,14 @@ def show(title: str, plain: Side, ours: Side) -> None:
     )
 
 
-def one_step(prunable: Prunable, ids: torch.Tensor, batch_size: int) -> None:
+def row_of(title: str, plain: Side, ours: Side) -> list[Cell]:
+    """Both sides as a row of the result."""
+    both = (plain.seconds, plain.token_layers, ours.seconds, ours.token_layers)
+    faster = (plain.seconds / ours.seconds, plain.token_layers / ours.token_layers)
+    return [title, ours.evaluations, *both, *faster]
+
+
+def one_step(prunable: Prunable, ids: torch.Tensor, batch_size: int) -> list[Cell]:
     """Every candidate of the first greedy step, both ways; the choices must agree."""
     structures = [s for _, _, s in candidates("blocks", prunable.dense, Grid(128))]
     plain = PlainObjective(prunable, ids, batch_size=batch_size)
@@ -87,6 +99,7 @@ def one_step(prunable: Prunable, ids: torch.Tensor, batch_size: int) -> None:
     show(f"one greedy step, {len(structures)} candidates, {ids.numel()} tokens", a, b)
     same = choices[0].best == choices[1].best
     print(f"same choice: {same}; loss {choices[0].loss:.6f} (plain) {choices[1].loss:.6f} (ours)")
+    return row_of(f"one greedy step, {len(structures)} candidates", a, b)
 
 
 @torch.inference_mode()
@@ -120,7 +133,7 @@ def overhead(prunable: Prunable, ids: torch.Tensor, repeats: int = 9) -> None:
     )
 
 
-def whole_run(prunable: Prunable, ids: torch.Tensor, recipe: Recipe) -> None:
+def whole_run(prunable: Prunable, ids: torch.Tensor, recipe: Recipe) -> list[Cell]:
     """A whole run to 20 %, both ways."""
     spec = recipe.calibration
     grid = Grid(recipe.channel_group, recipe.kv_group_step, recipe.partial_groups)
@@ -136,6 +149,7 @@ def whole_run(prunable: Prunable, ids: torch.Tensor, recipe: Recipe) -> None:
     show("a whole run to 20 %", sides[1], sides[0])
     same = sum(a.kind == b.kind and a.layer == b.layer for a, b in zip(*paths, strict=False))
     print(f"same decision at {same} of {len(paths[0])} steps (bfloat16 noise separates near ties)")
+    return row_of("a whole run to 20 %", sides[1], sides[0])
 
 
 def main() -> None:
@@ -145,6 +159,7 @@ def main() -> None:
     parser.add_argument("--sequences", type=int, default=8)
     parser.add_argument("--length", type=int, default=128)
     parser.add_argument("--whole", action="store_true", help="also a whole run to 20 %%")
+    flag(parser)
     arguments = parser.parse_args()
     quiet_libraries()
     calibration = {
@@ -158,9 +173,10 @@ def main() -> None:
     print(f"{torch.get_num_threads()} threads, {prunable.head_weight.dtype}, torch {torch.__version__}")
     with prunable.in_order(ranking):
         overhead(prunable, ids)
-        one_step(prunable, ids, recipe.calibration.batch_size)
+        rows = [one_step(prunable, ids, recipe.calibration.batch_size)]
         if arguments.whole:
-            whole_run(prunable, ids, recipe)
+            rows.append(whole_run(prunable, ids, recipe))
+    record(arguments.record, "objective", COLUMNS, rows, setting={"recipe": recipe.model_dump(mode="json")})
 
 
 if __name__ == "__main__":

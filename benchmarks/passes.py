@@ -1,6 +1,7 @@
 """What the engine's passes over text cost with stock attention and float32 products, and with what it uses on a CPU.
 
     python benchmarks/passes.py [--model llama] [--sequences 8] [--length 512] [--threads N] [--repeats 3]
+        [--record FILE]
 
 Printed are the best of some repeats, in milliseconds: one decoder layer's attention block on all sequences, one new
 token for 64 of them with a full cache (as when text is sampled), the second moments of one MLP's channels, and all
@@ -18,6 +19,7 @@ from typing import Any
 from unittest import mock
 
 import torch
+from results import Cell, flag, markdown, record
 from transformers import StaticCache
 
 from multipruner.config.recipe import Recipe
@@ -96,6 +98,7 @@ def main() -> int:
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--repeats", type=int, default=3)
+    flag(parser)
     typed = parser.parse_args()
     quiet_libraries()
     torch.set_num_threads(typed.threads)
@@ -106,12 +109,16 @@ def main() -> int:
         print(model.config._attn_implementation)
     vocabulary = model.config.vocab_size
     ids = torch.randint(vocabulary, (typed.sequences, typed.length), generator=torch.Generator().manual_seed(0))
-    print(f"| {typed.sequences} x {typed.length} tokens | stock, ms | here, ms | times faster |\n|---|---|---|---|")
+    heading = f"{typed.sequences} x {typed.length} tokens"
+    columns = ((heading, "{}"), ("stock, ms", "{:.1f}"), ("here, ms", "{:.1f}"), ("times faster", "{:.1f}"))
+    rows: list[list[Cell]] = []
     for name, work in passes(model, ids.to(model.device)).items():
         with stock():
             before = best(typed.repeats, work)
         after = best(typed.repeats, work)
-        print(f"| {name} | {before:.1f} | {after:.1f} | {before / after:.1f} |", flush=True)
+        rows.append([name, before, after, before / after])
+    print(markdown(columns, rows))
+    record(typed.record, "passes", columns, rows, setting={"model": typed.model, "dtype": str(model.dtype)})
     return 0
 
 

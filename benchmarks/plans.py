@@ -5,17 +5,17 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import results
 from rich.console import Console
 
-from multipruner.commands.base import nested
-from multipruner.commands.recipe_flags import calibration_flags, judging_flags, model_flags, recipe_of
+from multipruner.commands.base import Parser, add_fields, nested
+from multipruner.commands.recipe_flags import model_flags, recipe_of
 from multipruner.config.recipe import EvaluationSpec
 from multipruner.core.plan import PruningPlan
 from multipruner.eval import evaluate
@@ -23,11 +23,15 @@ from multipruner.jobs.finish import cut_model
 from multipruner.jobs.last_repair import repair_all
 from multipruner.jobs.prepare import prepare
 from multipruner.jobs.setting import Found, Setting
+from multipruner.storage.files import write_atomically
+
+_ITS_OWN = ("ratio", "method", "strategy", "refine", "layout", "latency_table", "workload")
+"""Keys of a recipe that the benchmark says itself."""
 
 
 def parser_of(description: str | None) -> argparse.ArgumentParser:
     """Flags of the model, of what judges candidates, of calibration, and of the benchmark itself."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         argument_default=argparse.SUPPRESS,
@@ -35,9 +39,10 @@ def parser_of(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--work", type=Path, required=True, help="a JSON file per cell; a cell that is there stays")
     parser.add_argument("--wikitext", type=Path, default=None, help="raw test split, for perplexity")
     parser.add_argument("--max-tokens", type=int, default=24 * 2048, help="of that split")
+    results.flag(parser)
     model_flags(parser)
-    judging_flags(parser)
-    calibration_flags(parser)
+    add_fields(parser, lambda key: key not in _ITS_OWN and not key.startswith(("budgets.", "evaluation.")))
+    parser.everyday.clear()
     return parser
 
 
@@ -108,10 +113,7 @@ class Cell:
 
 
 def _write(path: Path, value: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f"{path.name}.aside-{os.getpid()}")
-    aside.write_text(json.dumps(value, indent=1) + "\n")
-    aside.replace(path)
+    write_atomically(path, json.dumps(value, indent=1) + "\n")
 
 
 def judged(setting: Setting, found: Found, wikitext: Path | None, most: int) -> dict[str, Any]:
@@ -139,13 +141,12 @@ def perplexity(model: Any, setting: Setting, wikitext: Path, most: int) -> dict[
     return {"value": found.value, "nll": found.nll, "stderr": found.stderr}
 
 
-def number(row: Mapping[str, Any]) -> str:
-    """A perplexity as text, or nothing."""
-    return f"{row['wikitext2']['value']:.2f}" if "wikitext2" in row else ""
+def number(row: Mapping[str, Any]) -> float | None:
+    """A perplexity, or nothing."""
+    return row["wikitext2"]["value"] if "wikitext2" in row else None
 
 
-def write_table(path: Path, lines: Sequence[str]) -> None:
+def write_table(path: Path, table: str) -> None:
     """A Markdown table on the screen and in a file."""
-    text = "\n".join(lines) + "\n"
-    path.write_text(text)
-    print(text)
+    path.write_text(f"{table}\n")
+    print(table)

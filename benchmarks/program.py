@@ -1,6 +1,6 @@
 """How long the exact program takes: synthetic tables of many layers and options, with one and with two budgets.
 
-    python benchmarks/program.py [--layers 80] [--options 40]
+    python benchmarks/program.py [--layers 80] [--options 40] [--record FILE]
 
 Losses grow convexly as a block shrinks, with noise of ten per cent, so that neighbouring options are near ties.
 """
@@ -11,9 +11,14 @@ import argparse
 import random
 import sys
 
+from results import Cell, flag, markdown, record
+
 from multipruner.core.structure import BlockKind, LayerSize
 from multipruner.search import Limit, solve
 from multipruner.search.program import Block
+
+COLUMNS = (("budgets", "{}"), ("seed", "{}"), ("share", "{:g}"), ("seconds", "{:.2f}"), ("gap", "{:.1e}"),
+           ("sum of increases", "{:.3f}"))  # fmt: skip
 
 
 def tables(layers: int, options: int, seed: int) -> dict[Block, dict[LayerSize, float]]:
@@ -42,19 +47,23 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layers", type=int, default=80)
     parser.add_argument("--options", type=int, default=40)
+    flag(parser)
     args = parser.parse_args()
     top = args.options - 1
     dense, heads = args.layers * (7.0 * top + 1), float(args.layers * top)
-    print("| budgets | seed | share | seconds | gap | sum of increases |\n|---|---|---|---|---|---|")
+    rows: list[list[Cell]] = []
     for share in (0.9, 0.8, 0.7, 0.5):
         for seed in range(3):
             table = tables(args.layers, args.options, seed)
-            both = (Limit("weight", weight, 0.0, share * dense), Limit("cache", cache, 0.0, share * heads))
+            both = (
+                Limit.of_blocks("weight", weight, 0.0, share * dense),
+                Limit.of_blocks("cache", cache, 0.0, share * heads),
+            )
             for name, limits in (("one", both[:1]), ("two", both)):
                 found = solve(table, limits)
-                print(
-                    f"| {name} | {seed} | {share:g} | {found.seconds:.2f} | {found.gap:.1e} | {found.predicted:.3f} |"
-                )
+                rows.append([name, seed, share, found.seconds, found.gap, found.predicted])
+    print(markdown(COLUMNS, rows))
+    record(args.record, "program", COLUMNS, rows, setting={"layers": args.layers, "options": args.options})
     return 0
 
 

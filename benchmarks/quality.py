@@ -2,7 +2,7 @@
 
     python benchmarks/quality.py --work runs/quality --alpaca alpaca.jsonl --wikitext wiki.test.raw
         [--tasks piqa,arc_easy --include-path TASKS --limit 200] [--ratios 0.1,0.2] [--seeds 0,1,2]
-        [--ablations] [--sizes 4096,32768,131072,262144] [--set rounds=3]
+        [--ablations] [--sizes 4096,32768,131072,262144] [--set rounds=3] [--record FILE]
 
 Every cell is one run folder and one JSON file in ``--work``; a cell that is there is not computed again (unless it is
 of other settings or tasks), so the command can be interrupted and goes on. ``table.md`` is written after every cell;
@@ -34,7 +34,8 @@ from typing import Any
 
 import torch
 from plans import Cell, set_flag, settings_given
-from quality_report import Tables, quality_figure, sizes_figure
+from quality_report import Tables, heading, quality_figure, sizes_figure
+from results import flag, record
 from rich.console import Console
 
 import multipruner
@@ -85,6 +86,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--include-path", default=None)
     parser.add_argument("--limit", type=int, default=None)
     set_flag(parser)
+    flag(parser)
     return parser.parse_args()
 
 
@@ -293,6 +295,8 @@ def fill(bench: Bench) -> None:
         tables.add(section, label, str(tokens), {**cell, "calibration": text})
     sizes_figure(args.work / "sizes.png", dense, tables.groups(section))
     print(tables.text())
+    columns = [("section", "{}"), *((name.strip(), "{}") for name in heading(dense)[0][1:-1].split("|"))]
+    record(args.record, "quality", columns, tables.rows(), cells=tables.cells())
 
 
 def main() -> int:

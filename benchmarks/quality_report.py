@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from math import sqrt
@@ -14,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from multipruner.report.figures.drawing import GRID, SERIES, drawing, logarithmic, percent
+from multipruner.storage.files import write_atomically
 
 Cell = Mapping[str, Any]
 TEXTS = {"wikitext2": "WikiText-2", "alpaca": "held-out Alpaca"}
@@ -43,14 +43,29 @@ class Tables:
         """Put a cell into its row, and what is there into the file; the row is printed."""
         group = self.sections.setdefault(section, {}).setdefault(f"{label}\n{key}", [])
         group.append(cell)
-        aside = self.path.with_suffix(f".aside-{os.getpid()}")
-        aside.write_text(self.text(), encoding="utf-8")
-        aside.replace(self.path)
+        write_atomically(self.path, self.text())
         print(row(label, self.dense, group), flush=True)
 
     def groups(self, section: str) -> list[tuple[str, list[Cell]]]:
         """(label, cells) of the rows of a section."""
         return [(name.partition("\n")[0], group) for name, group in self.sections.get(section, {}).items()]
+
+    def rows(self) -> list[list[str | float | None]]:
+        """All rows as :func:`results.record` takes them: the section, then the cells of the table as text."""
+        return [
+            [section, *(cell.strip() for cell in row(name, self.dense, group)[1:-1].split("|"))]
+            for section in self.sections
+            for name, group in [("dense", [self.dense]), *self.groups(section)]
+        ]
+
+    def cells(self) -> list[dict[str, Any]]:
+        """All numbers behind these rows: a cell per seed, with its section and row, and without what was asked."""
+        return [
+            {"section": section, "row": name, **{key: value for key, value in cell.items() if key != "asked"}}
+            for section in self.sections
+            for name, group in [("dense", [self.dense]), *self.groups(section)]
+            for cell in group
+        ]
 
     def text(self) -> str:
         """Markdown: a table per section."""
@@ -191,6 +206,4 @@ def _draw(path: Path, title: str, panel: Callable[[Axes, str], None]) -> None:
         return sheet
 
     picture = drawing(paint, name=path.stem, title=title, caption="", alt="", columns=(), rows=())
-    aside = path.with_suffix(f".aside-{os.getpid()}")
-    aside.write_bytes(picture.png)
-    aside.replace(path)
+    write_atomically(path, picture.png)

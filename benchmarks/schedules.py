@@ -20,6 +20,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from plans import Cell, judged, number, parser_of, settings_of, write_table
+from results import line, markdown, record
 
 from multipruner.console.quiet import quiet_libraries
 from multipruner.core.errors import InfeasibleError
@@ -32,7 +33,8 @@ from multipruner.search import DIMENSIONS
 from multipruner.search.schedule import Schedule
 
 SHARES = "100:0:0,80:20:0,60:40:0,44:52:4,40:60:0,20:80:0,0:100:0,0:90:10"
-HEADER = ("order", "blocks:mlp:heads", "removed", "loss, search text", "loss, unseen text", "WikiText-2", "minutes")
+COLUMNS = (("order", "{}"), ("blocks:mlp:heads", "{}:{}:{}"), ("removed", "{:.2%}"), ("loss, search text", "{:.4f}"),
+           ("loss, unseen text", "{:.4f}"), ("WikiText-2", "{:.2f}"), ("minutes", "{:.1f}"))  # fmt: skip
 
 
 def schedules(typed: Any, group: int, importance: str, compensation: bool) -> list[tuple[str, Schedule]]:
@@ -66,15 +68,13 @@ def cell(engine: ScheduleEngine, schedule: Schedule, typed: Any) -> dict[str, An
     return kept.write({**own, "losses": losses, **result, "seconds": seconds, "token_layers": token_layers})
 
 
-def line(row: dict[str, Any]) -> str:
-    """One line of the table."""
-    cells = [" → ".join(row["order"]), ":".join(map(str, row["shares"]))]
+def cells(row: dict[str, Any]) -> list[Any]:
+    """One row of the table."""
+    schedule = [" → ".join(row["order"]), row["shares"]]
     if "impossible" in row:
-        cells += ["out of reach", "", "", "", ""]
-    else:
-        cells += [f"{row['ratio']:.2%}", f"{row['losses']['calibration']:.4f}", f"{row['losses']['held_out']:.4f}",
-                  number(row), f"{row['seconds'] / 60:.1f}"]  # fmt: skip
-    return "| " + " | ".join(cells) + " |"
+        return [*schedule, "out of reach", None, None, None, None]
+    losses = (row["losses"]["calibration"], row["losses"]["held_out"])
+    return [*schedule, row["ratio"], *losses, number(row), row["seconds"] / 60]
 
 
 def figure(rows: list[tuple[str, dict[str, Any]]], path: Path) -> None:
@@ -119,7 +119,7 @@ def main() -> int:
     parser.add_argument("--of-orders", default="44:52:4", help="shares while the order changes")
     parser.set_defaults(shares=SHARES)
     typed = parser.parse_args()
-    own = ("work", "wikitext", "max_tokens", "ratio", "orders", "of_orders", "shares")
+    own = ("work", "wikitext", "max_tokens", "ratio", "orders", "of_orders", "shares", "record")
     flags = {name: value for name, value in vars(typed).items() if name not in own}
     quiet_libraries()
     typed.work.mkdir(parents=True, exist_ok=True)
@@ -128,9 +128,10 @@ def main() -> int:
     recipe, rows = setting.recipe, []
     for panel, schedule in schedules(typed, recipe.channel_group, recipe.importance, recipe.compensation != "none"):
         rows.append((panel, cell(engine, schedule, typed)))
-        print(line(rows[-1][1]), flush=True)
-    lines = ["| " + " | ".join(HEADER) + " |", "|" + "---|" * len(HEADER), *(line(row) for _, row in rows)]
-    write_table(typed.work / "table.md", lines)
+        print(line(COLUMNS, cells(rows[-1][1])), flush=True)
+    table = [cells(row) for _, row in rows]
+    write_table(typed.work / "table.md", markdown(COLUMNS, table))
+    record(typed.record, "schedules", COLUMNS, table, setting={"recipe": recipe.model_dump(mode="json")})
     figure(rows, typed.work / "schedules.png")
     return 0
 

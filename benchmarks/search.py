@@ -19,11 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from plans import Cell, judged, number, parser_of, settings_of, write_table
+from results import markdown, record
 
 from multipruner.console.quiet import quiet_libraries
 from multipruner.core.structure import Structure
 from multipruner.engine.processes import Team
-from multipruner.jobs.remembered import Remembering
+from multipruner.jobs.remembered import RememberedObjective
 from multipruner.jobs.search.files import evaluations, read_history, write_history
 from multipruner.jobs.search.options import SearchOptions
 from multipruner.jobs.search.structures import StructureEngine
@@ -34,8 +35,9 @@ from multipruner.search import allocate
 from multipruner.search.evolution import evolve, random_search
 from multipruner.search.front import pick
 
-HEADER = ("plan", "removed", "loss, search text", "loss, unseen text", "WikiText-2", "evaluations", "minutes",
-          "token-layers, millions")  # fmt: skip
+COLUMNS = (("plan", "{}"), ("removed", "{:.2%}"), ("loss, search text", "{:.4f}"), ("loss, unseen text", "{:.4f}"),
+           ("WikiText-2", "{:.2f}"), ("evaluations", "{}"), ("minutes", "{:.1f}"),
+           ("token-layers, millions", "{:.2f}"))  # fmt: skip
 
 
 @dataclass
@@ -63,7 +65,7 @@ class Bench:
         spent = {"evaluations": count, "seconds": seconds, "token_layers": token_layers}
         return cell.write({"name": name, "losses": losses, **result, **spent})
 
-    def remembering(self, sequences: int, cell: Cell) -> tuple[Remembering, Any]:
+    def remembering(self, sequences: int, cell: Cell) -> tuple[RememberedObjective, Any]:
         """Losses on the first sequences, on disk for this cell alone, so that what they took is counted."""
         place = self.engine.home
         if sequences < len(self.setting.calibration.ids):
@@ -72,7 +74,7 @@ class Bench:
         else:
             objective = self.engine.losses.objective(place)
         memo = evaluations({**self.engine.identity, "cell": str(cell.path.resolve()), "sequences": sequences})
-        return Remembering(objective, memo, cell.tick), objective
+        return RememberedObjective(objective, memo, cell.tick), objective
 
     def sequential(self, cell: Cell) -> tuple[Structure, list[int]]:
         """The paper's path with this recipe's order, shares and losses."""
@@ -130,14 +132,11 @@ def rows_of(bench: Bench, search_seeds: list[int]) -> list[dict[str, Any]]:
     return rows
 
 
-def line(row: dict[str, Any]) -> str:
-    """One line of the table."""
-    cells = (
-        row["name"], f"{row['ratio']:.2%}", f"{row['losses']['calibration']:.4f}", f"{row['losses']['held_out']:.4f}",
-        number(row), " + ".join(map(str, row["evaluations"])), f"{row['seconds'] / 60:.1f}",
-        f"{row['token_layers'] / 1e6:.2f}",
-    )  # fmt: skip
-    return "| " + " | ".join(cells) + " |"
+def cells(row: dict[str, Any]) -> list[Any]:
+    """One row of the table."""
+    losses = (row["losses"]["calibration"], row["losses"]["held_out"])
+    work = (" + ".join(map(str, row["evaluations"])), row["seconds"] / 60, row["token_layers"] / 1e6)
+    return [row["name"], row["ratio"], *losses, number(row), *work]
 
 
 def main() -> int:
@@ -148,17 +147,18 @@ def main() -> int:
     parser.add_argument("--screen", type=int, default=None)
     parser.add_argument("--search-seeds", default="0")
     typed = parser.parse_args()
-    own = ("work", "wikitext", "max_tokens", "ratios", "population", "generations", "screen", "search_seeds")
+    own = ("work", "wikitext", "max_tokens", "ratios", "population", "generations", "screen", "search_seeds", "record")
     flags = {name: value for name, value in vars(typed).items() if name not in own}
     quiet_libraries()
     ratios = [float(ratio) for ratio in typed.ratios.split(",")]
     typed.work.mkdir(parents=True, exist_ok=True)
     options = SearchOptions(population=typed.population, generations=typed.generations, screen=typed.screen)
-    lines = ["| " + " | ".join(HEADER) + " |", "|" + "---|" * len(HEADER)]
+    table: list[list[Any]] = []
     for ratio, setting in settings_of(flags, ratios).items():
         bench = Bench(setting, StructureEngine(setting, options, Team()), typed.work / f"{ratio:g}", typed)
-        lines += map(line, rows_of(bench, [int(seed) for seed in typed.search_seeds.split(",")]))
-    write_table(typed.work / "table.md", lines)
+        table += map(cells, rows_of(bench, [int(seed) for seed in typed.search_seeds.split(",")]))
+    write_table(typed.work / "table.md", markdown(COLUMNS, table))
+    record(typed.record, "search", COLUMNS, table)
     return 0
 
 

@@ -18,17 +18,17 @@ kept in ``--work``: the same command goes on.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from metered import Bill, Metered
 from plans import set_flag, settings_given
+from results import flag, line, markdown, record
 from rich.console import Console
 from torch import Tensor
 
@@ -36,6 +36,7 @@ from multipruner.config.recipe import EvaluationSpec, Recipe
 from multipruner.console.progress import counting_display, judging_display, search_display
 from multipruner.console.quiet import quiet_libraries
 from multipruner.core.errors import InfeasibleError, MultiprunerError
+from multipruner.core.identity import digest
 from multipruner.core.plan import PruningPlan
 from multipruner.core.structure import Structure
 from multipruner.engine.objective import CalibrationObjective
@@ -79,8 +80,7 @@ class Bench:
                                     batch_size=recipe.calibration.batch_size, loss=recipe.objective)  # fmt: skip
 
     def _metered(self, text: CalibrationSet) -> Metered:
-        identity = json.dumps({**self.setting.identity, "judged_on": text.hash}, sort_keys=True)
-        space = hashlib.sha256(identity.encode()).hexdigest()
+        space = digest({**self.setting.identity, "judged_on": text.hash})
         return Metered(self._objective(text), self.args.work / "losses.jsonl", space, self.bill)
 
     def _limits(self, budget: str) -> tuple[Limit, ...]:
@@ -185,22 +185,24 @@ def groups(args: argparse.Namespace) -> list[list[str]]:
     return [*([budget] for budget in args.budgets if budget not in latencies), latencies]
 
 
-def table(cells: Sequence[Mapping[str, Any]]) -> str:
-    """Markdown."""
-    timed, perplexity = "latency_ms" in cells[0], "wikitext2" in cells[0]["plain"]
-    heads = ["budget", "strategy", "removed", *(["of the latency"] if timed else []), "calibration", "held out",
-             "calibration, repaired", "held out, repaired", *(["WikiText-2", "repaired"] if perplexity else []),
-             "losses", "seconds", "token-layers"]  # fmt: skip
-    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
-    for cell in cells:
-        both = (cell["plain"], cell.get("repaired", {}))
-        losses = [f"{of[name]:.4f}" if name in of else "" for of in both for name in ("calibration", "held_out")]
-        scores = [f"{of['wikitext2']['value']:.2f}" if of else "" for of in both] if perplexity else []
-        search, share = cell["search"], [f"{cell['latency_ms'] / cell['dense_ms']:.3f}x"] if timed else []
-        work = [f"{search['measured']:,}", f"{search['seconds']:,.0f}", f"{search['token_layers']:,.0f}"]
-        row = [cell["budget"], cell["strategy"], f"{cell['ratio']:.2%}", *share, *losses, *scores, *work]
-        lines.append("| " + " | ".join(row) + " |")
-    return "\n".join(lines)
+def columns_of(cell: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Headings and formats: latencies and perplexities only where they were measured."""
+    timed, judged, loss = "latency_ms" in cell, "wikitext2" in cell["plain"], "{:.4f}"
+    latency = [("of the latency", "{:.3f}x")] if timed else []
+    perplexity = [("WikiText-2", "{:.2f}"), ("repaired", "{:.2f}")] if judged else []
+    names = ("calibration", "held out", "calibration, repaired", "held out, repaired")
+    return [("budget", "{}"), ("strategy", "{}"), ("removed", "{:.2%}"), *latency, *((name, loss) for name in names),
+            *perplexity, ("losses", "{:,}"), ("seconds", "{:,.0f}"), ("token-layers", "{:,.0f}")]  # fmt: skip
+
+
+def row_of(cell: Mapping[str, Any]) -> list[Any]:
+    """One row below these headings."""
+    both, search = (cell["plain"], cell.get("repaired", {})), cell["search"]
+    latency = [cell["latency_ms"] / cell["dense_ms"]] if "latency_ms" in cell else []
+    losses = [of.get(name) for of in both for name in ("calibration", "held_out")]
+    scores = [of["wikitext2"]["value"] if of else None for of in both] if "wikitext2" in both[0] else []
+    work = (search["measured"], search["seconds"], search["token_layers"])
+    return [cell["budget"], cell["strategy"], cell["ratio"], *latency, *losses, *scores, *work]
 
 
 def parsed() -> argparse.Namespace:
@@ -216,6 +218,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--max-tokens", type=int, default=8 * 2048, help="of it")
     parser.add_argument("--eval-length", type=int, default=2048, help="tokens per sequence of it")
     set_flag(parser)
+    flag(parser)
     args = parser.parse_args()
     args.budgets = [f"ratio={value}" for value in args.ratios.split(",") if value]
     if args.table is not None:
@@ -224,9 +227,8 @@ def parsed() -> argparse.Namespace:
 
 
 def recipe_of(args: argparse.Namespace) -> Recipe:
-    """What all cells share; under the loosest thinkable budget, so that everything can be prepared."""
-    budgets = {"parameters": "1x"} | ({"latency": "1x"} if args.table is not None else {})
-    given = {"ratio": None, "budgets": budgets, "latency_table": str(args.table) if args.table else None}
+    """What all cells share; without a budget."""
+    given = {"ratio": None, "budgets": {}, "latency_table": str(args.table) if args.table else None}
     return Recipe.build(mapping_for(args.model), settings_given(args.set), given)
 
 
@@ -251,12 +253,14 @@ def main() -> int:
                     known = {"about": dict(about), **bench.cell(strategy, budget)}
                     write_atomically(path, json.dumps(known, indent=1) + "\n")
                 cells.append(known)
-                console.print(table(cells[-1:]).splitlines()[-1], markup=False, highlight=False, soft_wrap=True)
+                console.print(line(columns_of(known), row_of(known)), markup=False, highlight=False, soft_wrap=True)
     except MultiprunerError as error:
         print(f"strategies: {error}", file=sys.stderr)
         return 2
     if cells:
-        print(table(cells))
+        columns, rows = columns_of(cells[0]), [row_of(cell) for cell in cells]
+        print(markdown(columns, rows))
+        record(args.record, "strategies", columns, rows, setting={"recipe": recipe.model_dump(mode="json")})
     return 0
 
 

@@ -1,7 +1,9 @@
 """The parts of the pages that are read off the code: families, recipes and their keys, commands, importances.
 
-A page asks for one by a line ``<!-- generated: NAME -->``; ``NAME`` is a key of :data:`PARTS`. Needs no Sphinx, so that
-tests can compare what the pages say with what the code does.
+A page asks for one by a line ``<!-- generated: NAME -->``; ``NAME`` is a key of :data:`PARTS`. A line
+``<!-- results: NAME -->`` asks for the table of ``benchmarks/results/NAME.json``. It stands in the page too, for those
+who read it unbuilt: ``python docs/generated.py`` writes it anew. Needs no Sphinx, so that tests can compare what the
+pages say with what the code does.
 """
 
 from __future__ import annotations
@@ -10,8 +12,10 @@ import argparse
 import inspect
 import os
 import re
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from importlib import import_module
+from pathlib import Path
 from typing import Any, get_args, get_origin
 from unittest.mock import patch
 
@@ -20,14 +24,19 @@ from pydantic.fields import FieldInfo
 
 from multipruner.commands import COMMANDS
 from multipruner.commands.base import Parser
-from multipruner.config.amounts import UNITS
-from multipruner.config.recipe import METHODS, CalibrationSpec, EvaluationSpec, PackageSource, Recipe
+from multipruner.config.choices import IMPORTANCES, METHODS, OneOf, loaded
+from multipruner.config.counts import MOST
+from multipruner.config.recipe import CalibrationSpec, EvaluationSpec, PackageSource, Recipe
 from multipruner.core import errors
 from multipruner.core.blocks import BlockSpec
+from multipruner.core.costs import COSTS
 from multipruner.core.families import FAMILIES
 from multipruner.recipes import catalogue
 
 MARK = re.compile(r"^<!-- generated: ([\w-]+) -->$", re.MULTILINE)
+RESULT = re.compile(r"^(<!-- results: ([\w-]+) -->\n)(?:\n\|.*(?:\n\|.*)*\n)?", re.MULTILINE)
+"""The mark of a table of results, and the table below it."""
+DOCS = Path(__file__).parent
 WIDTH = "96"
 """Columns of the help texts."""
 
@@ -37,8 +46,27 @@ def fill(text: str) -> str:
 
     Raises:
         KeyError: when a mark names no part.
+        FileNotFoundError: when a mark names no result.
     """
+    text = RESULT.sub(lambda match: f"{result(match[2])}\n", text)
     return MARK.sub(lambda match: PARTS[match[1]](), text)
+
+
+def with_results(text: str) -> str:
+    """A page's text with the tables of results written anew below their marks.
+
+    Raises:
+        FileNotFoundError: when a mark names no result.
+    """
+    return RESULT.sub(lambda match: f"{match[1]}\n{result(match[2])}\n", text)
+
+
+def result(name: str) -> str:
+    """The table of a result of a benchmark."""
+    with patch.object(sys, "path", [str(DOCS.parent / "benchmarks"), *sys.path]):
+        results: Any = import_module("results")
+    found = results.read(results.FOLDER / f"{name}.json")
+    return results.markdown(found["columns"], found["rows"])
 
 
 class _Caught(Exception):
@@ -68,6 +96,13 @@ def help_of(command: str) -> str:
     """What ``--help`` of a command prints, at a fixed width and without colours."""
     with patch.dict(os.environ, {"COLUMNS": WIDTH, "NO_COLOR": "1"}):
         return parser_of(command).format_help().rstrip()
+
+
+def full_help_of(command: str) -> str:
+    """What ``--help-all`` of a command prints; empty where ``--help`` shows everything."""
+    parser = parser_of(command)
+    with patch.dict(os.environ, {"COLUMNS": WIDTH, "NO_COLOR": "1"}):
+        return parser.format_all().rstrip() if isinstance(parser, Parser) and parser.everyday else ""
 
 
 def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -158,7 +193,12 @@ def _flags() -> dict[str, tuple[str, str]]:
 
 
 def _values(field: FieldInfo) -> str:
-    return ", ".join([_type(field.annotation), *_bounds(field.metadata)])
+    return _names(field.metadata) or ", ".join([_type(field.annotation), *_bounds(field.metadata)])
+
+
+def _names(metadata: Iterable[Any]) -> str:
+    """The names of the table that a field chooses from; empty where it chooses from none."""
+    return ", ".join(code(name) for item in metadata if isinstance(item, OneOf) for name in item.table)
 
 
 def _bounds(constraints: Iterable[Any]) -> list[str]:
@@ -166,7 +206,7 @@ def _bounds(constraints: Iterable[Any]) -> list[str]:
         f"{sign} {value:g}"
         for item in constraints
         for name, sign in (("gt", ">"), ("ge", "≥"), ("lt", "<"), ("le", "≤"))
-        if (value := getattr(item, name, None)) is not None
+        if (value := getattr(item, name, None)) not in (None, MOST)
     ]
 
 
@@ -177,6 +217,8 @@ def _type(kind: Any) -> str:
     if str(get_origin(kind)) == "typing.Literal":
         return ", ".join(code(value) for value in arguments)
     if hasattr(kind, "__metadata__"):
+        if names := _names(kind.__metadata__):
+            return names
         inner = [part for item in kind.__metadata__ for part in getattr(item, "metadata", [])]
         return " ".join([_type(kind.__origin__), *_bounds(inner)])
     if get_origin(kind) is dict:
@@ -218,9 +260,8 @@ def methods() -> str:
 
 def budgets() -> str:
     """The flags of the budgets and the units they take."""
-    flags = _flags()
-    rows = ((code(flags[f"budgets.{name}"][0]), code(name), flags[f"budgets.{name}"][1],
-             ", ".join(code(unit) for unit in units if unit)) for name, units in UNITS.items())  # fmt: skip
+    rows = ((code(cost.flag), code(name), cost.help, ", ".join(code(unit) for unit in cost.typed if unit))
+            for name, cost in COSTS.items())  # fmt: skip
     return table(("flag", "key within `budgets`", "of what", "units"), rows)
 
 
@@ -230,16 +271,16 @@ def commands() -> str:
     for name, summary in COMMANDS.items():
         typed = "python -m multipruner" + ("" if name == "prune" else f" {name}")
         parts.append(f"## {name}\n\n`{typed}`: {summary}.\n\n```text\n{help_of(name)}\n```")
+        if everything := full_help_of(name):
+            parts.append(f"`{typed} --help-all`:\n\n```text\n{everything}\n```")
     return "\n\n".join(parts)
 
 
 def importances() -> str:
     """The orders there are, with the first paragraph of what each says about itself."""
-    from multipruner.importance.table import IMPORTANCES, NEED_STATISTICS
-
     rows = (
-        (code(name), "yes" if name in NEED_STATISTICS else "no", _plain(function.__doc__))
-        for name, function in IMPORTANCES.items()
+        (code(name), "yes" if row.moments else "no", _plain(loaded(row.by).__doc__))
+        for name, row in IMPORTANCES.items()
     )
     return table(("name", "needs statistics", "what it looks at"), rows)
 
@@ -266,3 +307,11 @@ PARTS: dict[str, Callable[[], str]] = {
     "importances": importances,
     "errors": faults,
 }
+
+
+if __name__ == "__main__":
+    for page in sorted(DOCS.glob("*.md")):
+        before = page.read_text(encoding="utf-8")
+        if (after := with_results(before)) != before:
+            page.write_text(after, encoding="utf-8")
+            print(page)

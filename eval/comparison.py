@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -99,7 +100,7 @@ class Comparison:
         if not rows:
             return ""
         lines = [_HEADINGS, ("---", *("---:",) * (len(_HEADINGS) - 1)), *rows]
-        return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        return "\n".join(f"| {' | '.join(map(_cell, line))} |" for line in lines)
 
     def _perplexity_rows(self, digits: int) -> list[tuple[str, ...]]:
         return [_row(f"perplexity, {name}", contrast, digits) for name, contrast in self.perplexity.items()]
@@ -114,6 +115,11 @@ class Comparison:
         if self.average and averaged > 1:
             rows.append(_row(f"average of {averaged} tasks", self.average, digits))
         return rows
+
+
+def _cell(text: str) -> str:
+    """A name in a Markdown table: on one line, without columns or markup of its own."""
+    return re.sub(r"([\\`|])", r"\\\1", " ".join(text.split())).replace("<", "&lt;")
 
 
 def compare(dense: Evaluation, pruned: Evaluation) -> Comparison:

@@ -12,7 +12,7 @@ from multipruner.config.recipe import EvaluationSpec
 from multipruner.core.errors import CalibrationError
 from multipruner.eval.harness import resolve_tasks, run_tasks
 from multipruner.eval.results import Evaluation
-from multipruner.eval.scoring import perplexity
+from multipruner.eval.scoring import context_length, perplexity
 from multipruner.eval.text import wikitext_text
 
 PERPLEXITY = "ppl"
@@ -50,7 +50,7 @@ def evaluate(
         spec: what to evaluate on.
         fallback_ids: token ids, [sequences, tokens], for perplexity when WikiText-2 cannot be had.
         fallback_name: what they are called in the result.
-        say: told when the fallback is used.
+        say: told when the fallback is used, or the length is beyond the model's context.
         progress: called with (``"perplexity"`` or ``"requests"``, done, in all); in all is 0 until it is known.
 
     Raises:
@@ -62,6 +62,8 @@ def evaluate(
     if PERPLEXITY in spec.tasks:
         progress("perplexity", 0, 0)
         name, ids = _perplexity_ids(tokenizer, spec, fallback_ids, fallback_name, say)
+        if ids.ndim == 1 and spec.length > (context := context_length(model.config)):
+            say(f"evaluation.length = {spec.length}: cut to {context:,} tokens, the context of the model")
         count = partial(progress, "perplexity")
         texts[name] = perplexity(model, ids, length=spec.length, max_tokens=spec.max_tokens, progress=count)
     tasks = {}

@@ -8,6 +8,7 @@ from pathlib import Path
 from multipruner.config.recipe import EvaluationSpec
 from multipruner.core.errors import CalibrationError, ConfigError
 from multipruner.storage.hub import offline_unless_hub_answers
+from multipruner.storage.text_files import ending, read_text
 
 WIKITEXT = ("Salesforce/wikitext", "wikitext-2-raw-v1")
 _ENDINGS = (".txt", ".raw")
@@ -16,6 +17,8 @@ _INSTEAD = "give a text file (evaluation.text, --eval-text), such as wiki.test.r
 
 def wikitext_text(spec: EvaluationSpec) -> tuple[str, str]:
     """The name and content of the text for perplexity: ``spec.text`` as it is, or the test split of WikiText-2.
+
+    A file may begin with a byte order mark, and be compressed.
 
     The rows of WikiText-2 are joined with blank lines, as published numbers have it.
 
@@ -26,13 +29,15 @@ def wikitext_text(spec: EvaluationSpec) -> tuple[str, str]:
     """
     if spec.text is None:
         return "WikiText-2", _wikitext2()
-    path = Path(spec.text)
-    if path.suffix.lower() not in _ENDINGS:
-        raise ConfigError(f"evaluation.text = {spec.text!r}: expected a {' or '.join(_ENDINGS)} file")
+    path = Path(spec.text).expanduser()
+    if ending(path) not in _ENDINGS:
+        raise ConfigError(
+            f"evaluation.text = {spec.text!r}: expected a {' or '.join(_ENDINGS)} file, compressed or not"
+        )
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
+        text = read_text(path)
+    except (OSError, ValueError, NotImplementedError) as error:
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise CalibrationError(f"cannot read evaluation.text = {spec.text!r}: {reason}") from error
     if not text.strip():
         raise CalibrationError(f"evaluation.text = {spec.text!r} is empty: {_INSTEAD}")

@@ -10,13 +10,15 @@ from typing import Any
 
 import yaml
 
+from multipruner.config.precedence import from_file
 from multipruner.config.recipe import Recipe
 from multipruner.core.errors import ConfigError, UnknownModelError, did_you_mean
+from multipruner.storage.files import path_of
 
 if __name__ != "multipruner.recipes":
     raise ImportError("import multipruner.recipes: a bare `recipes` would load every class twice")
 
-__all__ = ["catalogue", "mapping_for", "names", "parse", "read", "read_file"]
+__all__ = ["catalogue", "mapping_for", "names", "parse", "read", "read_file", "value_of"]
 
 SUFFIX = ".yaml"
 
@@ -61,13 +63,24 @@ def parse(text: str, origin: str) -> dict[str, Any]:
         mapping = yaml.load(text, _Loader)  # _Loader is a SafeLoader
     except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"{origin} is no valid YAML: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise ConfigError(f"{origin} is nested too deeply for a recipe") from None
     if not isinstance(mapping, dict) or not all(isinstance(key, str) for key in mapping):
         raise ConfigError(f"{origin} must be a mapping of recipe keys such as 'model: owner/name'")
     return mapping
 
 
+def value_of(text: str, origin: str) -> Any:
+    """The value that a piece of YAML is, read as a recipe's are.
+
+    Raises:
+        ConfigError: when it is no YAML.
+    """
+    return parse(f"value: {text}", origin)["value"]
+
+
 def read_file(path: str | Path) -> dict[str, Any]:
-    """The mapping in a recipe file.
+    """The mapping in a recipe file, which may not decide that a model's own code is run (:func:`from_file`).
 
     Raises:
         ConfigError: when the file cannot be read or parsed.
@@ -76,7 +89,7 @@ def read_file(path: str | Path) -> dict[str, Any]:
         text = Path(path).expanduser().read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read the recipe {path}: {error}") from None
-    return parse(text, str(path))
+    return from_file(parse(text, str(path)))
 
 
 def names() -> list[str]:
@@ -107,12 +120,13 @@ def mapping_for(model: str) -> dict[str, Any]:
     A recipe's name wins over a folder of the same name; write ``./llama`` for the folder.
 
     Raises:
-        UnknownModelError: when the argument has no slash and is neither a recipe nor an existing path.
+        UnknownModelError: when the argument has no slash and is neither a recipe nor an existing path, or can be no
+            name at all.
     """
     known = names()
     if model in known:
         return read(model)
-    path = Path(model).expanduser()
+    path = path_of(model)
     if "/" not in model and not path.exists():
         raise UnknownModelError(
             f"no recipe, folder or file {model!r}{did_you_mean(model, known)}; recipes: {', '.join(known)}; "

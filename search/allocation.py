@@ -186,7 +186,7 @@ def _solutions(task: Task, table: Table, base: Structure | None) -> list[Solutio
 
     found = {free.structure: free}
     for part in PARTS:
-        few = Limit("changed blocks", changed, 0.0, float(max(2, len(table) // part)))
+        few = Limit.of_blocks("changed blocks", changed, 0.0, float(max(2, len(table) // part)))
         solution = solve(table, (*task.limits, few))
         found.setdefault(solution.structure, solution)
     found.pop(base, None)

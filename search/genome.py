@@ -248,12 +248,10 @@ class StructureSpace:
         ends = self._extremes()
         for bound in self.budget.bounds:
             amounts = [bound.cost(structure) for structure in ends]
-            low, high = min(amounts), max(amounts)
-            if low > bound.limit or high < bound.least:
-                nearest = low if low > bound.limit else high
+            if (nearest := bound.nearest(min(amounts), max(amounts))) is not None:
                 raise InfeasibleError(
-                    f"{bound.name} cannot be between {bound.least:g} and {bound.limit:g}: the nearest that any "
-                    f"structure comes to that is {nearest:g}; ask for that, or take a finer grid",
+                    f"no structure keeps {bound}: the nearest that any comes to that is {nearest:g}; ask for that, or "
+                    "take a finer grid",
                     nearest=nearest,
                 )
 
@@ -269,8 +267,8 @@ class StructureSpace:
         near = min(tried, key=lambda structure: sum(self.budget.excess(structure)))
         bound = max(self.budget.bounds, key=lambda bound: abs(bound.violation(near)))
         return InfeasibleError(
-            f"no structure on the grid was found with {bound.name} between {bound.least:g} and {bound.limit:g}, the "
-            f"nearest has {bound.cost(near):g}; take a wider tolerance or a finer grid",
+            f"no structure on the grid was found that keeps {bound}, the nearest has {bound.cost(near):g}; take a "
+            "wider tolerance or a finer grid",
             nearest=bound.cost(near),
         )
 

@@ -13,11 +13,14 @@ from multipruner.core.costs import Costs
 from multipruner.core.errors import ConfigError
 from multipruner.core.structure import KINDS, BlockKind, LayerSize, Structure
 
+SLACK = 1e-9
+"""Share of a limit by which rounding may exceed it."""
 Cost = Callable[[Structure], float]
+CostOf = Callable[[int, BlockKind, LayerSize], float]
 
 
 @dataclass(frozen=True, slots=True)
-class Bound:
+class Limit:
     """One cost and the interval it must stay in.
 
     Attributes:
@@ -25,12 +28,43 @@ class Bound:
         cost: structure -> number; should not fall when a structure grows.
         limit: the most that is allowed.
         least: the least that is allowed.
+        block_cost: (layer, kind, size of that block alone) -> number, where the cost is a sum over residual blocks and
+            a constant, as the exact program needs it.
+        constant: what of such a cost does not depend on the structure.
     """
 
     name: str
     cost: Cost
     limit: float
     least: float = -inf
+    block_cost: CostOf | None = None
+    constant: float = 0.0
+
+    @classmethod
+    def of_blocks(cls, name: str, block_cost: CostOf, constant: float, limit: float) -> Limit:
+        """An upper limit of a cost that is a sum over residual blocks and a constant, the constant included."""
+
+        def cost(structure: Structure) -> float:
+            return constant + sum(
+                block_cost(layer, kind, alone(size, kind)) for layer, size in enumerate(structure) for kind in KINDS
+            )
+
+        return cls(name, cost, limit, block_cost=block_cost, constant=constant)
+
+    def __str__(self) -> str:
+        """What is asked, such as ``kv_bytes <= 1024``."""
+        return self.said(self.limit)
+
+    def said(self, limit: float) -> str:
+        """The same with another upper limit."""
+        return (
+            f"{self.name} <= {limit:.6g}" if self.least == -inf else f"{self.least:.6g} <= {self.name} <= {limit:.6g}"
+        )
+
+    @property
+    def slack(self) -> float:
+        """What rounding may add to a cost."""
+        return SLACK * max(1.0, abs(self.limit))
 
     def violation(self, structure: Structure) -> float:
         """How far outside the interval, as a share of the limit: positive above, negative below, 0 inside."""
@@ -38,6 +72,12 @@ class Bound:
         if amount > self.limit:
             return (amount - self.limit) / scale
         return min(0.0, (amount - self.least) / scale)
+
+    def nearest(self, low: float, high: float) -> float | None:
+        """Of amounts between two ends, the nearest to the interval where they all are outside; else ``None``."""
+        if low > self.limit:
+            return low
+        return high if high < self.least else None
 
     def to_json(self) -> dict[str, Any]:
         """Name and limits (``null``: none below)."""
@@ -54,7 +94,7 @@ class Budget:
             a search with the loss as its only objective; with costs among the objectives, smaller is a merit.
     """
 
-    bounds: tuple[Bound, ...] = ()
+    bounds: tuple[Limit, ...] = ()
     fill: bool = False
 
     @classmethod
@@ -68,46 +108,20 @@ class Budget:
             raise ConfigError(f"ratio {ratio:g} with tolerance {tolerance:g}: give a ratio in [0, 1), a tolerance >= 0")
         dense = costs.parameters(costs.dense)
         limits = ((1 - ratio + tolerance) * dense, (1 - ratio - tolerance) * dense)
-        return cls((Bound("parameters", costs.parameters, *limits),))
+        return cls((Limit("parameters", costs.parameters, *limits),))
 
     def holds(self, structure: Structure) -> bool:
         """Whether every bound holds."""
         return not any(bound.violation(structure) for bound in self.bounds)
 
     def excess(self, structure: Structure) -> tuple[float, float]:
-        """(too much, too little), each the sum over the bounds of what :meth:`Bound.violation` says."""
+        """(too much, too little), each the sum over the bounds of what :meth:`Limit.violation` says."""
         violations = [bound.violation(structure) for bound in self.bounds]
         return sum(v for v in violations if v > 0), -sum(v for v in violations if v < 0)
 
     def to_json(self) -> dict[str, Any]:
         """What tells this budget from another."""
         return {"bounds": [bound.to_json() for bound in self.bounds], "fill": self.fill}
-
-
-CostOf = Callable[[int, BlockKind, LayerSize], float]
-
-
-@dataclass(frozen=True, slots=True)
-class Limit:
-    """An upper bound on a cost that is a sum over residual blocks and a constant.
-
-    Attributes:
-        name: of the cost, for messages.
-        cost: (layer, kind, size of that block alone) -> number.
-        constant: what does not depend on the structure.
-        limit: the most that is allowed, constant included.
-    """
-
-    name: str
-    cost: CostOf
-    constant: float
-    limit: float
-
-    def of(self, structure: Structure) -> float:
-        """The cost of a structure."""
-        return self.constant + sum(
-            self.cost(layer, kind, alone(size, kind)) for layer, size in enumerate(structure) for kind in KINDS
-        )
 
 
 def alone(size: LayerSize, kind: BlockKind) -> LayerSize:

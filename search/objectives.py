@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from multipruner.core.costs import COSTS
 from multipruner.core.errors import ConfigError, did_you_mean
 
-OBJECTIVES = ("loss", "latency", "parameters", "weight_bytes", "kv_bytes", "flops")
-ALIASES = {"params": "parameters"}
 CONSENT = "I know this is test data"
 TASK_FAMILIES = (
     "agieval", "anli", "arc", "bbh", "belebele", "blimp", "boolq", "ceval", "cmmlu", "copa", "coqa", "drop", "gpqa",
@@ -15,6 +14,11 @@ TASK_FAMILIES = (
     "mmlu", "nq", "openbookqa", "paloma", "pile", "piqa", "ppl", "pubmedqa", "qnli", "race", "sciq", "squadv2",
     "squad", "super", "swag", "triviaqa", "truthfulqa", "wikitext", "wikitext2", "winogrande", "wsc", "xnli",
 )  # fmt: skip
+
+
+def objectives() -> tuple[str, ...]:
+    """What may be minimised without consent: the loss, and every cost."""
+    return ("loss", *COSTS)
 
 
 def is_known_task(name: str) -> bool:
@@ -35,10 +39,12 @@ def check_objectives(
     Raises:
         ConfigError: for a task without consent, an unknown or repeated name, or when there is no loss to minimise.
     """
-    found = tuple(ALIASES.get(name, name) for name in names)
+    known = objectives()
+    words = {cost.word: cost.name for cost in COSTS.values()}
+    found = tuple(words.get(name, name) for name in names)
     agreed = (consent or "").strip().lower() == CONSENT.lower()
     for name in found:
-        if name in OBJECTIVES or (agreed and is_task(name)):
+        if name in known or (agreed and is_task(name)):
             continue
         if is_task(name):
             raise ConfigError(
@@ -46,11 +52,9 @@ def check_objectives(
                 "very test, and the result reported for it is no longer a test of anything. Search on the calibration "
                 f"loss, or consent with --consent {CONSENT!r}"
             )
-        raise ConfigError(
-            f"unknown objective {name!r}{did_you_mean(name, OBJECTIVES)}; these are known: {', '.join(OBJECTIVES)}"
-        )
+        raise ConfigError(f"unknown objective {name!r}{did_you_mean(name, known)}; these are known: {', '.join(known)}")
     if len(set(found)) < len(found):
         raise ConfigError(f"objectives {', '.join(names)}: name each once")
-    if "loss" not in found and not any(name not in OBJECTIVES for name in found):
+    if "loss" not in found and not any(name not in known for name in found):
         raise ConfigError("loss must be among the objectives: by its costs alone the smallest model always wins")
     return found

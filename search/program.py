@@ -20,13 +20,12 @@ from scipy.sparse import csr_array, vstack
 
 from multipruner.core.errors import ConfigError, InfeasibleError, MultiprunerError
 from multipruner.core.structure import KINDS, BlockKind, LayerSize, Structure
-from multipruner.search.limits import Limit
+from multipruner.search.limits import CostOf, Limit
 
 Block = tuple[int, BlockKind]
 """(layer, kind)."""
 Table = Mapping[Block, Mapping[LayerSize, float]]
 """For every block its options, as the layer's size with the other block left out, and the loss increase of each."""
-_SLACK = 1e-9
 _ATTEMPTS = 10
 """Further ones of the solver, where its answer breaks a budget by rounding: each asks for four times as much less."""
 
@@ -68,11 +67,6 @@ def solve(table: Table, limits: Sequence[Limit], *, uniform: bool = False, time_
     return _solve_uniform(program, time_limit) if uniform else program.solve(time_limit)
 
 
-def _slack(limit: Limit) -> float:
-    """What rounding may add to a cost."""
-    return _SLACK * max(1.0, abs(limit.limit))
-
-
 def _bounded(matrix: Any, lower: Any, upper: Any) -> LinearConstraint:
     """scipy's annotations know single numbers only."""
     return LinearConstraint(matrix, lower, upper)
@@ -80,6 +74,18 @@ def _bounded(matrix: Any, lower: Any, upper: Any) -> LinearConstraint:
 
 def _interval(lower: Any, upper: Any) -> Bounds:
     return Bounds(lower, upper)
+
+
+def _block_costs(limits: Sequence[Limit]) -> list[CostOf]:
+    """Costs by block.
+
+    Raises:
+        ConfigError: when a cost is no sum over blocks, or has a lower limit, which the program does not know.
+    """
+    for limit in limits:
+        if limit.block_cost is None or limit.least > -inf:
+            raise ConfigError(f"the exact program takes upper limits of costs that are sums over blocks, not {limit}")
+    return [limit.block_cost for limit in limits if limit.block_cost is not None]
 
 
 class _Program:
@@ -97,7 +103,7 @@ class _Program:
                 self.options.append((block, size))
                 self.losses.append(loss)
         self.blocks = sorted({block for block, _ in self.options})
-        self.costs = np.array([[limit.cost(*block, size) for block, size in self.options] for limit in limits])
+        self.costs = np.array([[cost(*block, size) for block, size in self.options] for cost in _block_costs(limits)])
         self.costs = self.costs.reshape(len(limits), len(self.options))
 
     def rows(self) -> tuple[csr_array, np.ndarray, np.ndarray]:
@@ -120,7 +126,7 @@ class _Program:
             matrix = vstack([matrix, extra[0]])
             lower, upper = np.concatenate([lower, extra[1]]), np.concatenate([upper, extra[2]])
         room = np.array([limit.limit - limit.constant for limit in self.limits])
-        slack = np.array([_slack(limit) for limit in self.limits])
+        slack = np.array([limit.slack for limit in self.limits])
         began, less = time.perf_counter(), np.zeros(len(room))
         chosen, gap = self._answer(matrix, lower, upper, room, time_limit)
         for _ in range(_ATTEMPTS):
@@ -160,10 +166,8 @@ class _Program:
             raise MultiprunerError("the solver's answer does not name one option per block")
         structure = assemble(parts)
         for limit in self.limits:
-            if limit.of(structure) > limit.limit + _slack(limit):
-                raise MultiprunerError(
-                    f"the solver's answer breaks the budget: {limit.name} {limit.of(structure)} > {limit.limit}"
-                )
+            if limit.cost(structure) > limit.limit + limit.slack:
+                raise MultiprunerError(f"the solver's answer breaks the budget: {limit.cost(structure)}, not {limit}")
         return Solution(structure, float(sum(self.losses[index] for index in chosen)), gap, seconds)
 
     def _infeasible(self, matrix: Any, lower: np.ndarray, upper: np.ndarray) -> InfeasibleError:
@@ -183,8 +187,8 @@ class _Program:
         if result.x is None:
             return InfeasibleError("no structure keeps one attention and one MLP block under these options")
         factor = 1.0 + float(result.x[-1])
-        nearest = ", ".join(f"{limit.name} <= {factor * limit.limit:.6g}" for limit in self.limits)
-        asked = ", ".join(f"{limit.name} <= {limit.limit:.6g}" for limit in self.limits)
+        nearest = ", ".join(limit.said(factor * limit.limit) for limit in self.limits)
+        asked = ", ".join(map(str, self.limits))
         return InfeasibleError(
             f"no structure keeps {asked}; the nearest that can be kept: {nearest}",
             nearest=factor * self.limits[0].limit,

@@ -39,8 +39,9 @@ class Settings:
 
     def __post_init__(self) -> None:
         faults = [
-            f"{name} {value:g}: {allowed}"
+            f"{name} {value if isinstance(value, int) else f'{value:g}'}: {allowed}"
             for name, value, allowed, good in (
+                ("seed", self.seed, "from 0 to 2**63 - 1", 0 <= self.seed < 2**63),
                 ("population", self.population, "a multiple of 4", self.population > 0 and self.population % 4 == 0),
                 ("generations", self.generations, "0 or more", self.generations >= 0),
                 ("offspring", self.offspring, "0 or more", self.offspring >= 0),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from math import isfinite
 from typing import Any
 
 from multipruner.core.axes import Dimension
@@ -51,6 +52,8 @@ class Step:
             ConfigError: when the mapping is no step.
         """
         try:
+            if not isfinite(record["loss"]):
+                raise ConfigError(f"not a step of a trajectory: its loss is {record['loss']}")
             runner_up = record["runner_up"]
             return cls(
                 **{

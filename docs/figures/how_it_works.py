@@ -30,6 +30,11 @@ STYLE: dict[Any, Any] = {
 }  # fmt: skip
 
 
+def drawn() -> str:
+    """The figure of the data beside this file, as SVG text."""
+    return draw(json.loads(DATA.read_text(encoding="utf-8")))
+
+
 def draw(data: dict[str, Any]) -> str:
     """The figure as SVG text, the same for the same data."""
     with matplotlib.rc_context(STYLE):
@@ -109,4 +114,4 @@ def _chosen(axes: Axes, data: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    PICTURE.write_text(draw(json.loads(DATA.read_text(encoding="utf-8"))), encoding="utf-8")
+    PICTURE.write_text(drawn(), encoding="utf-8")

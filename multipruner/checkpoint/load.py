@@ -9,10 +9,12 @@ from typing import Any
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.utils.hub import cached_file
 
-from multipruner.core.errors import ConfigError, UnknownModelError, UnsupportedModelError
+from multipruner.config.precedence import trusts
+from multipruner.core.errors import ConfigError, MultiprunerError, OutputError, UnknownModelError, UnsupportedModelError
 from multipruner.core.families import FAMILIES
 
 from .classes import family_of, model_class
+from .run_folder import INDEX, check_index
 from .save import PLAN_FILE
 
 _HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
@@ -29,9 +31,12 @@ def load(source: str | Path, **kwargs: Any) -> PreTrainedModel:
     Raises:
         UnknownModelError: when there is no such folder or repository.
         UnsupportedModelError: when it is no checkpoint of ours.
+        OutputError: when weights are missing, or its index of weights names files elsewhere.
         ConfigError: when the code in the checkpoint would have to be trusted and is not.
     """
-    trust = kwargs.pop("trust_remote_code", False)
+    trust = trusts(kwargs.pop("trust_remote_code", False))
+    if (Path(source) / INDEX).is_file() and not (Path(source) / "model.safetensors").exists():
+        check_index(Path(source) / INDEX)  # transformers would follow it out of the folder
     try:
         options = {name: kwargs[name] for name in _HUB_OPTIONS if name in kwargs}
         config, _ = PreTrainedConfig.get_config_dict(str(source), **options)
@@ -39,19 +44,50 @@ def load(source: str | Path, **kwargs: Any) -> PreTrainedModel:
         raise UnknownModelError(f"no model at {str(source)!r}: {error}") from error
     spec = family_of(config)
     if spec is None and _is_stock_result(str(source), config, options):
-        return AutoModelForCausalLM.from_pretrained(
-            str(source), use_safetensors=True, trust_remote_code=False, **kwargs
-        )
+        return _whole(AutoModelForCausalLM, str(source), trust_remote_code=False, **kwargs)
     if spec is None:
         raise UnsupportedModelError(
             f"{str(source)!r} is not a pruned model (model_type {config.get('model_type')!r}); "
             "load it with transformers.AutoModelForCausalLM.from_pretrained"
         )
     if not spec.remote_code:
-        return model_class(spec).from_pretrained(str(source), use_safetensors=True, **kwargs)
+        return _whole(model_class(spec), str(source), **kwargs)
     if not trust:
         raise ConfigError(f"{spec.model_type}: the model's code is part of the checkpoint; pass trust_remote_code=True")
-    return AutoModelForCausalLM.from_pretrained(str(source), use_safetensors=True, trust_remote_code=True, **kwargs)
+    return _whole(AutoModelForCausalLM, str(source), trust_remote_code=True, **kwargs)
+
+
+def _whole(cls: Any, source: str, **kwargs: Any) -> Any:
+    """Open a checkpoint whose weights are all there: transformers make up those that are not."""
+    wanted = kwargs.pop("output_loading_info", False)
+    model, info = cls.from_pretrained(source, use_safetensors=True, output_loading_info=True, **kwargs)
+    for key in ("missing_keys", "mismatched_keys"):
+        if info[key]:
+            names = ", ".join(sorted(map(str, info[key]))[:3])
+            raise OutputError(f"{source} is damaged: {key.replace('_keys', '')} weights, such as {names}")
+    return (model, info) if wanted else model
+
+
+def load_run(folder: str | Path, **kwargs: Any) -> Any:
+    """:func:`load` for a folder that somebody names: whatever is wrong with it is one line.
+
+    Raises:
+        OutputError: when it is damaged, or weights hold NaN or infinity.
+        MultiprunerError: as :func:`load`.
+    """
+    try:
+        model = load(folder, **kwargs)
+    except MultiprunerError:
+        raise
+    except Exception as error:  # many libraries read its files, each with errors of its own
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise OutputError(
+            f"{folder} cannot be opened, it is damaged or not whole ({reason}); make the run again"
+        ) from error
+    for name, weight in model.named_parameters():
+        if not weight.isfinite().all():
+            raise OutputError(f"{folder} is damaged: {name} holds NaN or infinity; make the run again")
+    return model
 
 
 def _is_stock_result(source: str, config: Mapping[str, Any], options: Mapping[str, Any]) -> bool:

@@ -11,21 +11,26 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from multipruner.core.errors import OutputError
+from multipruner.core.errors import ConfigError, OutputError
 from multipruner.core.plan import PruningPlan
+from multipruner.storage.partial import header_of
 
 REQUIRED = ("config.json", "plan.json", "report.json")
 INDEX = "model.safetensors.index.json"
+TOKENIZER = (
+    "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "tokenizer.model.v*", "special_tokens_map.json",
+    "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "spiece.model", "sentencepiece.bpe.model",
+    "tekken.json", "*.tiktoken", "chat_template.jinja", "chat_template.json", "additional_chat_templates/*.jinja",
+)  # fmt: skip
+"""What tokenizers of transformers are read from."""
+_LATER = ("report.html", "report_files/*.png", "report_files/*.csv")
+"""What ``multipruner report`` adds to a finished run."""
 _KNOWN = (
-    *REQUIRED, INDEX, "README.md", "trajectory.jsonl", "measurements.jsonl", "search.jsonl", "front.json", "front.png",
-    "convergence.png", "generation_config.json",
-    # what tokenizers of transformers write
-    "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json",
-    "vocab.json", "vocab.txt", "merges.txt", "spiece.model", "chat_template.jinja", "additional_chat_templates/*.jinja",
-    # what reports are made of
-    "report.html", "report_files/*.png", "report_files/*.csv",
+    *REQUIRED, INDEX, *TOKENIZER, *_LATER, "README.md", "trajectory.jsonl", "measurements.jsonl", "search.jsonl",
+    "front.json", "front.png", "convergence.png", "generation_config.json",
 )  # fmt: skip
 _OURS = ("*.safetensors", INDEX, "modeling_multipruner_*.py")
+_SHARD = re.compile(r"[\w-][\w.-]{0,200}\.safetensors")
 _IMPORT = re.compile(r"^\s*(?:from\s+\.(\w+)\s+import|from\s+\.\s+import\s+(\w+))", re.MULTILINE)
 
 
@@ -52,14 +57,14 @@ def read_run(folder: str | Path) -> RunFolder:
     """Look at a folder and make sure that it holds a whole run.
 
     Raises:
-        OutputError: when it is no run, or an unfinished one, or a file is missing or cut short.
-        ConfigError: when ``plan.json`` is no plan.
+        OutputError: when it is no run, or an unfinished one, or a file is missing, cut short or damaged.
     """
     path = Path(folder)
+    check_name(path)
     missing = [name for name in REQUIRED if not (path / name).is_file()]
     if missing:
         raise OutputError(_no_run(path, missing))
-    config, report = _json(path / "config.json"), _json(path / "report.json")
+    config, report = read_json(path / "config.json"), read_json(path / "report.json")
     if report.get("format") != "multipruner-report":
         raise OutputError(f"{path}/report.json is not the report of a multipruner run")
     weights = _weights(path)
@@ -72,13 +77,64 @@ def read_run(folder: str | Path) -> RunFolder:
     if outside:
         raise OutputError(f"{path}/{outside[0]} is a link out of the folder; put the file itself there")
     foreign = tuple(name for name in names if name not in files)
-    plan = PruningPlan.from_json((path / "plan.json").read_text(encoding="utf-8"))
+    try:
+        plan = PruningPlan.from_json((path / "plan.json").read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, ConfigError) as error:
+        raise OutputError(f"{path}/plan.json cannot be read ({error}); make the run again") from error
     return RunFolder(path, tuple(files), foreign, plan, report, config)
+
+
+def check_name(path: Path) -> None:
+    """Refuse the name of a folder that no system call takes, or that may not be looked at.
+
+    Raises:
+        OutputError: naming it.
+    """
+    try:
+        if "\0" in str(path):
+            raise ValueError("it holds a NUL")
+        if path.is_dir():
+            next(path.iterdir(), None)
+    except (OSError, ValueError) as error:  # too long, with NUL, or without permission
+        raise OutputError(f"{str(path)[:200]!r} cannot be read: {getattr(error, 'strerror', None) or error}") from None
 
 
 def is_known(name: str) -> bool:
     """Whether a file of a run has this name, relative to its folder (weights and code apart)."""
     return any(fnmatch(name, known) for known in _KNOWN)
+
+
+def is_written(folder: Path) -> bool:
+    """Whether multipruner wrote a run into a folder: its plan or its report says so itself, not by a name."""
+    return any(header_of(folder / name) is not None for name in ("plan.json", "report.json"))
+
+
+def written(folder: Path) -> frozenset[str] | None:
+    """The files that a run wrote into a folder, as its report lists them; ``None`` where it does not."""
+    names = (header_of(folder / "report.json") or {}).get("files")
+    return frozenset(map(str, names)) if isinstance(names, list) else None
+
+
+def is_ours(name: str, listed: frozenset[str] | None) -> bool:
+    """Whether a run, or a report about it, wrote a file of its folder.
+
+    Args:
+        name: relative to the folder.
+        listed: what :func:`written` gives; without it, names decide.
+    """
+    if listed is not None:
+        return name in listed or any(fnmatch(name, later) for later in _LATER)
+    inside = "/" in name
+    return is_known(name) or (not inside and name.endswith((".safetensors", ".py", ".index.json")))
+
+
+def unwritten(folder: Path) -> list[str]:
+    """Files that the run in a folder did not write, by whose names the next one there would be misread."""
+    listed = written(folder)
+    if listed is None:
+        return []
+    misread = (name for name in _walk(folder) if is_known(name) or name == "model.safetensors")
+    return sorted(name for name in misread if not is_ours(name, listed))
 
 
 def left_over(names: set[str], files: set[str]) -> list[str]:
@@ -95,10 +151,15 @@ def _no_run(path: Path, missing: list[str]) -> str:
     return f"{path} is not the folder of a finished multipruner run: it has no {' and no '.join(missing)}"
 
 
-def _json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The object that a file of a run holds.
+
+    Raises:
+        OutputError: when it cannot be read, or holds something else.
+    """
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise OutputError(f"{path} cannot be read ({error}); run the same command again to write it anew") from error
     if not isinstance(record, dict):
         raise OutputError(f"{path} does not hold a JSON object")
@@ -116,7 +177,24 @@ def _weights(path: Path) -> set[str]:
     single = (path / "model.safetensors").exists()
     if single or not (path / INDEX).exists():
         return {"model.safetensors"}
-    return {str(name) for name in _json(path / INDEX).get("weight_map", {}).values()}
+    return check_index(path / INDEX)
+
+
+def check_index(path: Path) -> set[str]:
+    """The files that an index of weights names, all of them beside it.
+
+    Raises:
+        OutputError: when it cannot be read, or names something elsewhere.
+    """
+    weight_map = read_json(path).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise OutputError(f"{path} names no weights; write the run anew")
+    for name in weight_map.values():
+        if not isinstance(name, str) or not _SHARD.fullmatch(name):
+            raise OutputError(
+                f"{path} names {str(name)[:100]!r} as a file of weights; only safetensors files beside it are read"
+            )
+    return set(weight_map.values())
 
 
 def _check_whole(path: Path) -> None:
@@ -140,7 +218,7 @@ def _code(path: Path, config: dict[str, Any]) -> set[str]:
     """Python files that the checkpoint needs: named by an ``auto_map``, and what those import from beside them."""
     maps = [config.get("auto_map")]
     if (path / "tokenizer_config.json").exists():
-        maps.append(_json(path / "tokenizer_config.json").get("auto_map"))
+        maps.append(read_json(path / "tokenizer_config.json").get("auto_map"))
     values = [value for each in maps if isinstance(each, dict) for value in each.values()]
     flat = [name for value in values for name in (value if isinstance(value, list) else [value])]
     waiting = [str(name).rpartition("--")[2].partition(".")[0] for name in flat if name]

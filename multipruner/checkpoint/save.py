@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
-import errno
+import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from transformers import PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 
 from multipruner.core.errors import OutputError
 from multipruner.core.plan import PruningPlan
+from multipruner.storage.files import open_to_others, whole_folder
+from multipruner.storage.partial import header_of
 
-from .run_folder import is_known
+from .carry import write_generation, write_tokenizer
+from .run_folder import is_ours, is_written, written
 
 PLAN_FILE = "plan.json"
 REPORT_FILE = "report.json"
+CARD = "README.md"
 SHARD_SIZE = "5GB"
 """Weights above this are split over several files."""
 _OVERHEAD = 1.05  # tokenizer, plan and report beside the weights
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def save(
@@ -37,6 +39,9 @@ def save(
     trajectory: Path | None = None,
     card: str,
     replace: bool = False,
+    source: Path | None = None,
+    extra: Mapping[str, bytes] | None = None,
+    check: Callable[[Path], None] | None = None,
 ) -> Path:
     """Write a checkpoint folder: weights, configuration, tokenizer, plan, report and model card.
 
@@ -44,10 +49,14 @@ def save(
     sibling folder first and takes its name at the end, so that ``folder`` is whole or absent.
 
     Args:
-        plan, report: written as ``plan.json`` and ``report.json``.
+        plan, report: written as ``plan.json`` and ``report.json``; the latter also lists all files.
         trajectory: a file with the search's steps, copied under its own name.
         card: text of ``README.md``.
-        replace: whether an existing checkpoint in ``folder`` may be replaced (after the new one is complete).
+        replace: whether an earlier run in ``folder`` may be replaced (after the new one is complete).
+        source: the dense model's folder, whose tokenizer and generation settings are taken over as they are.
+        extra: further files, contents by name.
+        check: called with the folder before it takes its name; what raises an ``OutputError`` there is kept beside
+            it, as ``FOLDER.differs``.
 
     Raises:
         OutputError: when the folder is taken, cannot be written, or the disk is full; nothing is left behind.
@@ -55,25 +64,42 @@ def save(
     target = Path(folder).absolute().resolve()  # what a link names is replaced, not the link
     check_target(target, replace)
     check_space(target, weight_bytes(model))
-    partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
-    with output_errors(target):
-        try:
-            partial.mkdir(parents=True)
-            _write_model(partial, model, tokenizer)
-            _write_texts(partial, plan, report, card)
-            if trajectory is not None:
-                shutil.copyfile(trajectory, partial / trajectory.name)
-            _sync(partial)
-            _take_name(partial, target)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+    with whole_folder(target, _keep_others) as partial:
+        write_model(partial, model, tokenizer, source)
+        if trajectory is not None:
+            shutil.copyfile(trajectory, partial / trajectory.name)
+        for name, content in (extra or {}).items():
+            (partial / name).write_bytes(content)
+        _write_texts(partial, plan, report, card)
+        open_to_others(partial)
+        if check is not None:
+            _checked(partial, target, check)
     return target
 
 
 def _write_texts(folder: Path, plan: PruningPlan, report: Mapping[str, Any], card: str) -> None:
-    record = json.dumps(report, indent=1, default=str) + "\n"
-    for name, text in {PLAN_FILE: plan.to_json(), REPORT_FILE: record, "README.md": card}.items():
+    """Plan, card and, last, the report, which lists every file and knows the card that was written."""
+    for name, text in {PLAN_FILE: plan.to_json(), CARD: card}.items():
         (folder / name).write_text(text, encoding="utf-8")
+    names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    listed = {"files": sorted(names | {REPORT_FILE}), "card_hash": _hash(folder / CARD)}
+    record = json.dumps({**report, **listed}, indent=1, default=str) + "\n"
+    (folder / REPORT_FILE).write_text(record, encoding="utf-8")
+
+
+def _hash(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _checked(partial: Path, target: Path, check: Callable[[Path], None]) -> None:
+    """Let what was written be checked; keep it under a name that says so if it is not right."""
+    try:
+        check(partial)
+    except OutputError as error:
+        names = (f"{target.name}.differs{more}" for more in ("", *(f"-{number}" for number in range(2, 1000))))
+        kept = next(place for place in map(target.with_name, names) if not place.exists())
+        partial.rename(kept)
+        raise OutputError(f"{error}; it is not {target.name}, but kept as {kept}") from error
 
 
 def weight_bytes(model: PreTrainedModel) -> int:
@@ -92,8 +118,8 @@ def check_target(target: Path, replace: bool) -> None:
         return
     if not replace:
         raise OutputError(f"{target} exists already; choose another folder or allow it to be replaced")
-    if not (target / "config.json").is_file():
-        raise OutputError(f"{target} is not a model's folder (no config.json) and will not be replaced")
+    if not is_written(target):
+        raise OutputError(f"{target} is not a folder that multipruner wrote and will not be replaced; choose another")
 
 
 def check_space(target: Path, weights: int) -> None:
@@ -108,73 +134,52 @@ def check_space(target: Path, weights: int) -> None:
         raise OutputError(f"{target} needs {need / 1e9:.2f} GB, {existing} has {free / 1e9:.2f} GB free")
 
 
-def _write_model(folder: Path, model: PreTrainedModel, tokenizer: Any | None) -> None:
-    settings = model.generation_config
-    if settings is not None:
-        try:
-            settings.validate(strict=True)
-        except ValueError:  # such as a temperature without sampling, as many dense models have; not saved otherwise
-            settings.do_sample = True
-    model.save_pretrained(folder, max_shard_size=SHARD_SIZE)
+def write_model(
+    folder: Path, model: PreTrainedModel, tokenizer: Any | None, source: Path | None, **options: Any
+) -> None:
+    """Write weights, configuration, code, generation settings and tokenizer.
+
+    Args:
+        folder: that is there already.
+        model, tokenizer: what is written; no tokenizer is written where there is none.
+        source: the dense model's folder, see :func:`save`.
+        options: for transformers' ``save_pretrained``.
+    """
+    with _saveable(model):
+        model.save_pretrained(folder, max_shard_size=SHARD_SIZE, **options)
+    write_generation(folder, model, source)
     if tokenizer is not None:
-        tokenizer.save_pretrained(folder)
+        write_tokenizer(folder, tokenizer, source)
 
 
 @contextmanager
-def output_errors(target: Path) -> Iterator[None]:
-    """Turn what a disk can do to us into one line."""
+def _saveable(model: PreTrainedModel) -> Iterator[None]:
+    """Put generation settings that can be saved in the place of the model's own, which may be none that can."""
+    own, model.generation_config = model.generation_config, GenerationConfig()
     try:
         yield
-    except (OSError, SafetensorError) as error:
-        full = getattr(error, "errno", None) in _FULL or any(f"os error {code}" in str(error) for code in _FULL)
-        what = "the disk is full" if full else str(error)
-        raise OutputError(f"{target} was not written: {what}") from error
-
-
-def _sync(folder: Path) -> None:
-    """Have the disk hold every file, and the folder's own entries, before anything takes its final name."""
-    for path in (*(p for p in folder.rglob("*") if p.is_file()), folder):
-        _sync_one(path)
-
-
-def _sync_one(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
     finally:
-        os.close(descriptor)
+        model.generation_config = own
 
 
 def _keep_others(old: Path, new: Path) -> None:
-    """Carry over what somebody else put into the folder. What a run, its search or its report writes is replaced, or
-    goes: a tokenizer's file or a figure of another model would be taken for this one's."""
-    for path in old.iterdir():
-        ours = path.suffix in (".safetensors", ".py") or path.name.endswith(".index.json") or is_known(path.name)
-        if ours or (new / path.name).exists():
-            continue
-        if not path.is_dir():
-            shutil.copy2(path, new / path.name)
-            continue
-        copy = Path(shutil.copytree(path, new / path.name))
-        known = [inner for inner in copy.iterdir() if inner.is_file() and is_known(f"{copy.name}/{inner.name}")]
-        for inner in known:
-            inner.unlink()
-        if known and not any(copy.iterdir()):
-            copy.rmdir()
+    """Carry over what somebody else put into the folder, links as links. What a run, its search or its report wrote is
+    replaced, or goes: a tokenizer's file or a figure of another model would be taken for this one's."""
+    listed = written(old)
+    for path in sorted(old.rglob("*")):
+        name = path.relative_to(old)
+        if path.is_dir() and not path.is_symlink():
+            if not any(path.iterdir()):
+                (new / name).mkdir(parents=True, exist_ok=True)
+        elif not is_ours(name.as_posix(), listed) and not os.path.lexists(new / name):
+            (new / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(path, new / name, follow_symlinks=False)
+    _keep_edited_card(old, new)
 
 
-def _take_name(partial: Path, target: Path) -> None:
-    """Rename into place; an old folder steps aside first and comes back if that fails."""
-    old = target.with_name(f".{target.name}.old-{os.getpid()}")
-    if not target.exists():
-        partial.rename(target)
-    else:
-        _keep_others(target, partial)
-        target.rename(old)
-        try:
-            partial.rename(target)
-        except BaseException:
-            old.rename(target)
-            raise
-    _sync_one(target.parent)
-    shutil.rmtree(old, ignore_errors=True)
+def _keep_edited_card(old: Path, new: Path) -> None:
+    """Carry over a card that somebody has written on since, under another name."""
+    known = (header_of(old / REPORT_FILE) or {}).get("card_hash")
+    if known is not None and (old / CARD).is_file() and _hash(old / CARD) != known:
+        names = (f"README.old{more}.md" for more in ("", *(f"-{number}" for number in range(2, 1000))))
+        shutil.copy2(old / CARD, next(place for place in map(new.joinpath, names) if not place.exists()))

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from .base import Parser, evaluation_flags, evaluation_values, nested
+from .base import Parser, add_fields, evaluation_values, nested
 
 
 def _eval_parser() -> argparse.ArgumentParser:
@@ -18,13 +18,10 @@ def _eval_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("folders", nargs="+", metavar="FOLDER", help="pruned folders, recipes or Hub ids")
     parser.add_argument("--against", metavar="MODEL", help="the dense model (default: what FOLDER was made from)")
-    parser.add_argument("--trust-remote-code", dest="trust_remote_code", action="store_true")
-    parser.add_argument("--dtype", choices=("auto", "bfloat16", "float16", "float32"))
-    parser.add_argument("--compute-dtype", dest="compute_dtype", choices=("auto", "bfloat16", "float16", "float32"),
-                        help="that is computed in; default: what this machine multiplies fastest")  # fmt: skip
-    parser.add_argument("--device")
-    evaluation_flags(parser, "--tasks", "evaluation.")
-    parser.add_argument("--batch-size", dest="evaluation.batch_size", help="a number or auto")
+    loading = ("trust_remote_code", "dtype", "compute_dtype", "device")
+    add_fields(parser, lambda key: key in loading or key.startswith("evaluation."), {"evaluation.tasks": "--tasks"})
+    parser.everyday.clear()  # there are few enough to show them all
+    parser.add_argument("--batch-size", dest="evaluation.batch_size", metavar="N|auto", help="as --eval-batch-size")
     parser.add_argument("--output", type=Path, metavar="FILE", help="also write the result as JSON")
     parser.add_argument("--debug", action="store_true")
     return parser

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
+from multipruner.config.choices import EXPORTS, loaded
 from multipruner.core.errors import ConfigError
 
 from .base import Parser
@@ -25,13 +26,12 @@ examples
   python -m multipruner export runs/llama-0.2 --format gguf
   python -m multipruner export runs/llama-0.2 --format gguf --outtype q8_0 --output small.gguf
   python -m multipruner export runs/llama-0.2 --format onnx"""
-_DEFAULTS = {"gguf": "f16", "onnx": "f32"}
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(prog="multipruner export", description=_HELP, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="the folder of a finished run")
-    parser.add_argument("--format", choices=tuple(_DEFAULTS), default="gguf", help="what to write; default gguf")
+    parser.add_argument("--format", choices=tuple(EXPORTS), default="gguf", help="what to write; default gguf")
     parser.add_argument("--outtype", choices=("f32", "f16", "bf16", "q8_0"),
                         help="of the matrices; default f16 for gguf, f32 for onnx (which has f32 and f16)")  # fmt: skip
     parser.add_argument("--output", type=Path, metavar="FILE", help="default FOLDER-OUTTYPE.FORMAT, beside the folder")
@@ -46,13 +46,18 @@ def _parser() -> argparse.ArgumentParser:
 
 def run(arguments: Sequence[str]) -> int:
     typed = _parser().parse_args(arguments)
-    typed.outtype = typed.outtype or _DEFAULTS[typed.format]
+    row = EXPORTS[typed.format]
+    outtype = typed.outtype or row.outtype
     if typed.format == "onnx" and typed.base_gguf:
         raise ConfigError("--base-gguf goes with --format gguf: an ONNX file holds no tokenizer")
     from multipruner.console.quiet import quiet_libraries
 
     quiet_libraries()
-    return _onnx(typed) if typed.format == "onnx" else _gguf(typed)
+    options = {name: getattr(typed, name) for name in row.options}
+    with _waiting():
+        done = loaded(row.by)(typed.folder, typed.output, outtype=outtype, overwrite=typed.overwrite, **options)
+    print("\n".join(done.lines(outtype)))
+    return 0
 
 
 def _waiting() -> AbstractContextManager[None]:
@@ -61,44 +66,3 @@ def _waiting() -> AbstractContextManager[None]:
     from multipruner.console.progress import waiting_display
 
     return waiting_display(Console(), "export")
-
-
-def _onnx(typed: argparse.Namespace) -> int:
-    from multipruner.export.onnx import export_onnx
-
-    with _waiting():
-        done = export_onnx(
-            typed.folder,
-            typed.output,
-            outtype=typed.outtype,
-            trust_remote_code=typed.trust_remote_code,
-            overwrite=typed.overwrite,
-        )
-    beside = f", weights in {done.weights.name} beside it" if done.weights else ""
-    print(f"{done.path}: {done.nodes} operators, {typed.outtype}, {done.nbytes / 1e6:,.1f} MB{beside}")
-    return 0
-
-
-def _gguf(typed: argparse.Namespace) -> int:
-    from multipruner.export.gguf import export_gguf
-
-    with _waiting():
-        done = export_gguf(
-            typed.folder,
-            typed.output,
-            outtype=typed.outtype,
-            base_gguf=typed.base_gguf,
-            overwrite=typed.overwrite,
-        )
-    print(
-        f"{done.path}: architecture {done.architecture}, {done.layers} layers, {done.tensors} tensors, "
-        f"{typed.outtype}, {done.nbytes / 1e6:,.1f} MB"
-    )
-    if done.kept_wide:
-        print(f"{done.kept_wide} matrices stay f16: {typed.outtype} needs rows that are a multiple of 32")
-    if done.window:
-        print(
-            f"the context length in the file is {done.window}, the sliding window: llama.cpp attends to everything "
-            "with this architecture, which is the same only up to there"
-        )
-    return 0

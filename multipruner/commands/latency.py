@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from multipruner.core.errors import ConfigError, OutputError
-from multipruner.core.latency_table import LatencyTable, Workload
+from multipruner.core.latency_table import FORMAT, LatencyTable, Workload
 
-from .base import Parser
+from .base import Parser, add_fields
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -27,6 +28,7 @@ examples
 
 Close other programs first. What was measured is kept in OUTPUT.partial: the same command goes on."""
 
+_OF_THE_RECIPE = ("dtype", "device", "revision", "trust_remote_code")
 RESTLESS = 0.15
 """Relative spread from which other programs must have been at work: a quiet machine's is a few per cent."""
 
@@ -46,14 +48,12 @@ def _parser() -> argparse.ArgumentParser:
                        "cache is measured half-way")  # fmt: skip
     cache.add_argument("--cached", type=int, metavar="C", help="decode: tokens in the cache (default 256)")
     how = parser.add_argument_group("how")
-    how.add_argument("--dtype", choices=("auto", "bfloat16", "float16", "float32"), help="default: the recipe's")
     how.add_argument("--attn-implementation", metavar="NAME", help="transformers' name: sdpa, eager, flash_attention_2")
     how.add_argument("--compile", action="store_true", help="compile every block (torch.compile)")
-    how.add_argument("--device", help="cpu, cuda, cuda:1 ...; default: cuda when there is one")
     how.add_argument("--threads", type=int, metavar="N", help="processor threads (default: torch's choice)")
     how.add_argument("--channel-step", type=int, default=128, metavar="N", help="MLP widths (default 128)")
-    how.add_argument("--revision", help="Hub revision of the model")
-    how.add_argument("--trust-remote-code", action="store_true", help="run the model's own code")
+    add_fields(parser, lambda key: key in _OF_THE_RECIPE, heading="how")
+    parser.everyday.clear()  # there are few enough to show them all
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     return parser
 
@@ -82,21 +82,21 @@ def run(arguments: Sequence[str]) -> int:
     workloads = workloads_of(typed)
     if typed.channel_step < 1 or (typed.threads is not None and typed.threads < 1):
         raise ConfigError("--channel-step and --threads must be at least 1")
-    if typed.output.exists() and not typed.overwrite:
-        raise OutputError(f"{typed.output} is there already; choose another --output, or measure anew with --overwrite")
+    partial = typed.output.with_name(typed.output.name + ".partial")
+    _check_output(typed.output, partial, typed.overwrite)
     from rich.console import Console
 
     from multipruner.console.quiet import quiet_libraries
     from multipruner.latency.probe_journal import discard
+    from multipruner.storage.files import write_atomically
 
     quiet_libraries()
     console = Console()
     model = _load(typed, console)
-    partial = typed.output.with_name(typed.output.name + ".partial")
     if typed.overwrite:
         discard(partial)
     table = _measured(model, workloads, typed, partial, console)
-    table.write(typed.output)
+    write_atomically(typed.output, table.to_json())
     partial.unlink(missing_ok=True)
     console.print(_summary(table, model))
     wild = max(_spread(table, name) for name in table.workloads)
@@ -104,6 +104,22 @@ def run(arguments: Sequence[str]) -> int:
         console.print(f"warning: times spread by {100 * wild:.0f}%: close other programs and use --overwrite")
     console.print(f"wrote {typed.output}", highlight=False, markup=False)
     return 0
+
+
+def _check_output(output: Path, partial: Path, overwrite: bool) -> None:
+    """Only an earlier table, and what an interrupted measurement left, are ever replaced.
+
+    Raises:
+        OutputError: naming what is there.
+    """
+    from multipruner.latency.probe_journal import check_journal
+    from multipruner.storage.partial import header_of
+
+    if output.exists() and not overwrite:
+        raise OutputError(f"{output} is there already; choose another --output, or measure anew with --overwrite")
+    if os.path.lexists(output) and (header_of(output) or {}).get("format") != FORMAT:
+        raise OutputError(f"{output} is no latency table and will not be replaced; choose another --output")
+    check_journal(partial)
 
 
 def _load(typed: argparse.Namespace, console: Console) -> Any:

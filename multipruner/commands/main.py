@@ -9,6 +9,7 @@ from importlib import import_module
 
 from multipruner.commands import COMMANDS
 from multipruner.core.errors import MultiprunerError
+from multipruner.storage.memory import memory_shortage
 
 _RESUMABLE = ("prune", "search", "latency", "push", "tune")
 
@@ -39,5 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if "--debug" in arguments:
             raise
+        if shortage := memory_shortage(error):
+            print(f"multipruner: {shortage}", file=sys.stderr)
+            return 2
         print(f"multipruner: {type(error).__name__}: {error} (--debug shows where)", file=sys.stderr)
         return 1

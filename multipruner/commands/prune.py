@@ -9,15 +9,23 @@ from pathlib import Path
 
 from multipruner.commands.push_later import PushLater
 from multipruner.core.errors import ConfigError
+from multipruner.core.version import __version__
 
 from . import COMMANDS, recipes
-from .base import Parser, evaluation_flags
-from .recipe_flags import budget_flags, calibration_flags, judging_flags, model_flags, recipe_of
+from .base import Parser, add_fields
+from .recipe_flags import model_flags, recipe_of, set_flag
 from .sweep_flags import sweep_flags, take
 
-_PRUNE_HELP = """\
+_WHAT = """\
 Make a Hugging Face causal language model smaller without training (MultiPruner, arXiv 2501.09949):
-calibration text decides which residual blocks, MLP channels and attention heads go.
+calibration text decides which residual blocks, MLP channels and attention heads go."""
+_BRIEF = f"""\
+{_WHAT}
+
+example
+  python -m multipruner --model llama --ratio 0.2"""
+_PRUNE_HELP = f"""\
+{_WHAT}
 
 examples
   python -m multipruner --model llama --ratio 0.2
@@ -25,18 +33,27 @@ examples
   python -m multipruner --model ./my-model --calibration my.jsonl --eval ppl,piqa,arc_easy
   python -m multipruner latency --model llama --output table.json
   python -m multipruner --model llama --max-latency 0.7x --latency-table table.json
+  python -m multipruner --model llama --set calibration.seed=3 --set evaluation.length=1024
   python -m multipruner --model list
 
 A run that was interrupted goes on with the same command. Another --ratio in the same --output re-uses the losses
-that were measured; with --strategy sequential a smaller one costs no search."""
+that were measured; with --strategy sequential a smaller one costs no search.
+Budgets (--max-...) hold together: each a share of the dense model (0.7x) or a number (12ms, 200MiB, 100M); with one
+of them --ratio is not needed."""
 
 _EPILOG = """\
 other commands
 {commands}
   (each with --help)
 
-precedence: flags typed here > --recipe file > the catalogue's recipe > defaults
+precedence: flags and --set typed here > --recipe file > the catalogue's recipe > defaults
 MULTIPRUNER_CACHE moves the cache of converted models and sampled text."""
+_EVERYDAY = {
+    **dict.fromkeys(("model", "recipe", "output", "push"), ""),
+    "set": "any key of a recipe, such as calibration.seed=3",
+    "sweep": "one budget at many values, such as 0.9,0.8,0.7: figures and a plan for each",
+}
+"""Flags beside the recipe's own that the short help shows."""
 
 
 def _epilog() -> str:
@@ -44,38 +61,26 @@ def _epilog() -> str:
     return _EPILOG.format(commands="\n".join(others))
 
 
-def _method_flags(parser: argparse.ArgumentParser) -> None:
-    """How the structure is found."""
-    method = parser.add_argument_group("method")
-    method.add_argument("--method", choices=("global", "paper"),
-                        help="a set of defaults: global (tables of measured losses, an exact program, closed-form "
-                        "repair; default) or paper (the published greedy path)")  # fmt: skip
-    method.add_argument("--strategy", choices=("milp", "sequential"),
-                        help="exact program, or one greedy step at a time")  # fmt: skip
-    method.add_argument("--refine", type=float, metavar="MIN", help="minutes of further rounds, until none helps")
-    method.add_argument("--layout", choices=("blocks-free", "uniform"),
-                        help="uniform: equal layers, an ordinary stock checkpoint that loads everywhere")  # fmt: skip
-
-
 def _prune_parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="multipruner",
+        usage="multipruner [COMMAND] --model NAME [FLAGS]",
         description=_PRUNE_HELP,
         epilog=_epilog(),
+        brief=(_BRIEF, _epilog()),
+        everyday=_EVERYDAY,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         argument_default=argparse.SUPPRESS,
     )
     model_flags(parser)
-    budget_flags(parser)
-    _method_flags(parser)
-    judging_flags(parser)
-    calibration_flags(parser)
+    set_flag(parser)
+    add_fields(parser)
     sweep_flags(parser)
-    evaluation_flags(parser, "--eval", "evaluation.")
     output = parser.add_argument_group("output")
     output.add_argument("--output", type=Path, metavar="DIR", help="default runs/NAME-RATIO")
     output.add_argument("--overwrite", action="store_true", help="give up what another run left there")
     output.add_argument("--debug", action="store_true", help="show tracebacks")
+    output.add_argument("--version", action="version", version=f"multipruner {__version__}", help="say it and end")
     PushLater.flags(parser.add_argument_group("sharing"))
     return parser
 

@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from multipruner.core.errors import ConfigError
+from multipruner.core.costs import COSTS
+from multipruner.core.errors import ConfigError, did_you_mean
 
 from .base import evaluation_values, nested
 
@@ -16,90 +17,54 @@ if TYPE_CHECKING:
 
 
 def model_flags(parser: argparse.ArgumentParser) -> None:
-    """Which model, where it runs. Destinations are (dotted) recipe fields; absent means "not given"."""
+    """Which model, by which recipe; the recipe's fields follow under the same heading (:func:`.add_fields`)."""
     model = parser.add_argument_group("model")
     model.add_argument("--model", metavar="NAME", help="recipe, Hub id, local folder or .gguf file; 'list' lists")
     model.add_argument("--recipe", type=Path, metavar="FILE", help="a recipe of your own (YAML)")
-    model.add_argument("--revision", help="Hub revision of the model")
-    model.add_argument("--trust-remote-code", dest="trust_remote_code", action="store_true", help="run its code")
-    model.add_argument("--dtype", choices=("auto", "bfloat16", "float16", "float32"), help="default: the recipe's")
-    model.add_argument("--compute-dtype", dest="compute_dtype", choices=("auto", "bfloat16", "float16", "float32"),
-                       help="that is computed in; default: what this machine multiplies fastest")  # fmt: skip
-    model.add_argument("--device", help="cpu, cuda, cuda:1 ...; default: cuda when there is one")
 
 
-def budget_flags(parser: argparse.ArgumentParser) -> None:
-    """How much goes."""
-    what = parser.add_argument_group("how much goes")
-    what.add_argument("--ratio", type=float, help="removed / all parameters, between 0 and 1 (default 0.2)")
-    budget = parser.add_argument_group(
-        "budgets",
-        "upper bounds, any number together: a share of the dense model (0.7x) or a number (12ms, 200MiB, 100M); "
-        "with one of them --ratio is not needed",
-    )
-    budget.add_argument("--max-params", dest="budgets.parameters", metavar="N", help="parameters")
-    budget.add_argument("--max-memory", dest="budgets.weight_bytes", metavar="BYTES", help="of the weights")
-    budget.add_argument("--max-kv-bytes", dest="budgets.kv_bytes", metavar="BYTES", help="KV cache per token")
-    budget.add_argument("--max-flops", dest="budgets.flops", metavar="N", help="per token, without attention scores")
-    budget.add_argument("--max-latency", dest="budgets.latency", metavar="MS", help="of one forward pass")
-    budget.add_argument("--latency-table", dest="latency_table", metavar="FILE", help="of `multipruner latency`")
-    budget.add_argument("--workload", help="of that table, such as prefill-b1-t512; default: its first")
+def set_flag(parser: argparse.ArgumentParser) -> None:
+    """Any key of a recipe (:func:`taken_settings` reads it)."""
+    parser.add_argument("--set", dest="set", action="append", metavar="KEY=VALUE",
+                       help="any key of a recipe, dotted, with a YAML value, such as calibration.seed=3 or "
+                       "order=[mlp,heads,blocks]; may be given several times")  # fmt: skip
 
 
-def judging_flags(parser: argparse.ArgumentParser) -> None:
-    """What candidates are judged by, and what orders and repairs them."""
-    how = parser.add_argument_group("how candidates are made and judged")
-    how.add_argument("--objective", choices=("nll", "kl"), help="what calibration measures: kl to the dense model")
-    how.add_argument("--compensation", choices=("none", "bias", "lstsq"),
-                     help="closed-form repair of what stays; bias: where block outputs have biases")  # fmt: skip
-    how.add_argument("--accumulate", type=float, metavar="SHARE",
-                     help="of the error of earlier blocks that each makes good, default 1; 0: none")  # fmt: skip
-    how.add_argument("--accumulate-ridge", dest="accumulate_ridge", metavar="RIDGE",
-                     help="of that last repair, or auto: every row takes what held-out text prefers")  # fmt: skip
-    how.add_argument("--final-norm", dest="final_norm", choices=("refit", "keep"),
-                     help="whether the last repair includes the gain of the last norm")  # fmt: skip
-    how.add_argument("--compensate", choices=("search", "final"),
-                     help="search: candidates are scored with their repair; final: the result only")  # fmt: skip
-    how.add_argument("--moments", choices=("memory", "disk"),
-                     help="where second moments and repaired weights are while the search needs them")  # fmt: skip
-    how.add_argument("--ridge", type=float, help="of the repair, default 0.01")
-    how.add_argument("--order", help="sequential: of the dimensions, default blocks,mlp,heads")
-    how.add_argument("--shares", help="of the ratio for blocks:mlp:heads, default 44:52:4")
-    how.add_argument("--stop", choices=("nearest", "reach"), help="a dimension ends nearest to its share, or beyond")
-    how.add_argument("--rounds", type=int, help="times the program is refined with losses measured around its answer")
-    how.add_argument("--align", type=int, metavar="N",
-                     help="cut widths of matrices are multiples of N, such as 64 for tensor cores")  # fmt: skip
-    how.add_argument("--channel-group", dest="channel_group", type=int, help="MLP channels that leave together")
-    how.add_argument("--partial-groups", dest="partial_groups", action="store_true",
-                     help="allow channel groups that do not divide the width")  # fmt: skip
-    how.add_argument("--kv-group-step", dest="kv_group_step", type=int, help="KV groups that leave together")
-    how.add_argument("--query-head-step", dest="query_head_step", type=int, metavar="N",
-                     help="query heads that leave inside every KV group of a layer; default: none do")  # fmt: skip
-    how.add_argument("--importance", choices=("magnitude", "activation", "second-order", "none"),
-                     help="order of channels and KV groups")  # fmt: skip
+def taken_settings(typed: dict[str, Any]) -> None:
+    """Put what ``--set KEY=VALUE`` says among the flags, whose destinations are keys as well.
+
+    Args:
+        typed: flags by dotted destination; changed.
+
+    Raises:
+        ConfigError: for what is no KEY=VALUE, a key that no recipe has, or one that is said twice.
+    """
+    from multipruner.config.fields import BUDGETS, keys_of
+    from multipruner.config.recipe import Recipe
+    from multipruner.recipes import value_of
+
+    known = [*keys_of(Recipe), *(f"{BUDGETS}.{name}" for name in COSTS)]
+    for text in typed.pop("set", None) or ():
+        key, given, written = (part.strip() for part in text.partition("="))
+        if not given:
+            raise ConfigError(f"--set {text!r}: give KEY=VALUE, such as calibration.seed=3")
+        if key not in known:
+            raise ConfigError(f"--set {text}: a recipe has no key {key!r}{did_you_mean(key, known)}")
+        value = value_of(written, f"--set {text}")
+        for name, part in (_flat(key, value) if isinstance(value, dict) else {key: value}).items():
+            said = [other for other in typed if other == name or f"{other}.".startswith(f"{name}.")
+                    or f"{name}.".startswith(f"{other}.")]  # fmt: skip
+            if said:
+                raise ConfigError(f"--set {text}: {said[0]} is said twice (each flag is a key, too); say it once")
+            typed[name] = part
 
 
-def calibration_flags(parser: argparse.ArgumentParser) -> None:
-    """The text that decides."""
-    text = parser.add_argument_group("calibration")
-    text.add_argument("--calibration", dest="calibration.source", metavar="TEXT",
-                      help="alpaca, wikitext2, c4, self (sampled from the model), or a local .txt .jsonl .json "
-                      ".parquet .safetensors file; several: alpaca+self, or weighted alpaca:1+self:3; default self "
-                      "(--method global) or alpaca (paper)")  # fmt: skip
-    text.add_argument("--text-column", dest="calibration.text_column", help="column of a local file")
-    text.add_argument("--sequences", dest="calibration.sequences", type=int, help="that structures are judged on")
-    text.add_argument(
-        "--width-sequences",
-        dest="calibration.width_sequences",
-        type=int,
-        help="of them, sequential: for widths; global: for the first tables",
-    )
-    text.add_argument("--statistics-sequences", dest="calibration.statistics_sequences", type=int,
-                      help="for the moments behind order and repair (default 256)")  # fmt: skip
-    text.add_argument("--length", dest="calibration.length", type=int, help="tokens per sequence")
-    text.add_argument("--packing", dest="calibration.packing", choices=("concat", "rows"))
-    text.add_argument("--batch-size", dest="calibration.batch_size", type=int, help="sequences per forward")
-    text.add_argument("--seed", dest="calibration.seed", type=int, help="of the calibration text")
+def _flat(key: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """A mapping's values by dotted keys."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        found |= _flat(f"{key}.{name}", value) if isinstance(value, dict) else {f"{key}.{name}": value}
+    return found
 
 
 Amend = Callable[[dict[str, Any], Sequence[Mapping[str, Any]]], None]
@@ -107,7 +72,7 @@ Amend = Callable[[dict[str, Any], Sequence[Mapping[str, Any]]], None]
 
 
 def recipe_of(typed: dict[str, Any], *fixed: dict[str, Any], amend: Amend | None = None) -> Recipe:
-    """The recipe that typed flags make: flags over the --recipe file over the catalogue's recipe over the defaults.
+    """The recipe that typed flags make: flags and --set over the --recipe file over the catalogue over the defaults.
 
     Args:
         typed: flags by dotted destination, nothing else left in it.
@@ -120,6 +85,7 @@ def recipe_of(typed: dict[str, Any], *fixed: dict[str, Any], amend: Amend | None
     from multipruner.config.recipe import Recipe
     from multipruner.recipes import mapping_for, read_file
 
+    taken_settings(typed)
     recipe_file, model = typed.pop("recipe", None), typed.pop("model", None)
     sources = [read_file(recipe_file)] if recipe_file else []
     if model is not None:

@@ -10,18 +10,27 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from multipruner.core.errors import ConfigError, MultiprunerError
+from multipruner.config.choices import IMPORTANCES, STRATEGIES
+from multipruner.core.costs import COSTS
+from multipruner.core.errors import ConfigError, MultiprunerError, did_you_mean
 
 from . import recipes
-from .base import Parser, evaluation_flags
-from .recipe_flags import budget_flags, calibration_flags, judging_flags, model_flags, recipe_of
+from .base import Parser, add_fields
+from .recipe_flags import model_flags, recipe_of, set_flag
 
 if TYPE_CHECKING:
     from multipruner.jobs.search.options import SearchOptions
 
-_HELP = """\
+_WHAT = """\
 Search for the structure with the lowest calibration loss by evolution (NSGA-II, on DEAP), starting from the exact
-program's solution; with costs beside the loss, for the whole front.
+program's solution; with costs beside the loss, for the whole front."""
+_BRIEF = f"""\
+{_WHAT}
+
+example
+  python -m multipruner search --model llama --ratio 0.2 --population 24 --generations 20 --output runs/search"""
+_HELP = f"""\
+{_WHAT}
 
 examples
   python -m multipruner search --model llama --ratio 0.2 --population 24 --generations 20 --output runs/search
@@ -35,12 +44,20 @@ A search that was interrupted goes on with the same command. Every evaluation is
 the same model and text does not repeat it."""
 
 PICKS = ("knee", "best")
+_EVERYDAY = {
+    **dict.fromkeys(("model", "recipe", "objectives", "population", "generations", "genome", "pick", "output"), ""),
+    "set": "any key of a recipe, such as calibration.seed=3",
+}
+"""Flags beside the recipe's own that the short help shows."""
+_ITS_OWN = ("method", "strategy", "refine", "layout")
+"""Keys of a recipe that the search says itself."""
 
 
 def _search_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("search")
+    costs = " ".join(cost.word for cost in COSTS.values())
     for flag, kind, metavar, text in (
-        ("--objectives", str, "NAMES", "loss, and costs: params latency flops kv_bytes weight_bytes (default loss)"),
+        ("--objectives", str, "NAMES", f"loss, and costs: {costs} (default loss)"),
         ("--population", int, "N", "a multiple of 4 (default 24)"),
         ("--generations", int, "N", "after the first population (default 20)"),
         ("--offspring", int, "N", "children per generation (default: the population)"),
@@ -70,16 +87,17 @@ def _search_flags(parser: argparse.ArgumentParser) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="multipruner search",
+        usage="multipruner search --model NAME [FLAGS]",
         description=_HELP,
+        brief=(_BRIEF, "Without torchrun or accelerate launch it runs in one process. What was interrupted goes on."),
+        everyday=_EVERYDAY,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         argument_default=argparse.SUPPRESS,
     )
     model_flags(parser)
-    budget_flags(parser)
+    set_flag(parser)
     _search_flags(parser)
-    judging_flags(parser)
-    calibration_flags(parser)
-    evaluation_flags(parser, "--eval", "evaluation.")
+    add_fields(parser, lambda key: key not in _ITS_OWN)
     output = parser.add_argument_group("output")
     output.add_argument("--output", type=Path, metavar="DIR", help="default runs/NAME-RATIO-search")
     output.add_argument("--overwrite", action="store_true", help="give up what another run left there")
@@ -105,7 +123,7 @@ def options_of(typed: dict[str, Any]) -> SearchOptions:
     for name in ("objectives", "importances", "compensations"):
         if name in typed:
             given[name] = _names(typed.pop(name))
-    _check_choices("--importances", given, ("magnitude", "activation", "second-order", "none"))
+    _check_choices("--importances", given, tuple(IMPORTANCES))
     _check_choices("--compensations", given, ("none", "bias", "lstsq"))
     if "channel_groups" in typed:
         given["channel_groups"] = tuple(
@@ -113,7 +131,7 @@ def options_of(typed: dict[str, Any]) -> SearchOptions:
         )
     if "seeds" in typed:
         given["seeds"] = tuple(name for name in _names(typed.pop("seeds")) if name != "none")
-        _check_choices("--seeds", given, ("milp", "sequential"))
+        _check_choices("--seeds", given, tuple(STRATEGIES))
     if "seeds_from" in typed:
         given["seeds_from"] = tuple(typed.pop("seeds_from"))
     if "ratio_range" in typed:
@@ -131,7 +149,7 @@ def _names(text: str) -> tuple[str, ...]:
 def _check_choices(flag: str, given: dict[str, Any], allowed: Sequence[str]) -> None:
     for name in given.get(flag.strip("-"), ()):
         if name not in allowed:
-            raise ConfigError(f"{flag} {name}: there are {', '.join(allowed)}")
+            raise ConfigError(f"{flag} {name}{did_you_mean(name, allowed)}: there are {', '.join(allowed)}")
 
 
 def _number(flag: str, text: str, hint: str = "give whole numbers") -> int:
@@ -149,24 +167,17 @@ def _range(text: str) -> tuple[float, float]:
 
 
 def _timed(flags: dict[str, Any], sources: Sequence[Mapping[str, Any]]) -> None:
-    """Latency as an objective: it needs a table, which recipes know with a budget only; the loosest, if there is none.
+    """Latency as an objective needs a table; a budget of it is not needed.
 
     Args:
-        flags: recipe fields that were typed; changed.
+        flags: recipe fields that were typed.
         sources: mappings of lower precedence.
 
     Raises:
         ConfigError: without a table.
     """
-    from multipruner.config.precedence import asked_ratio
-    from multipruner.config.recipe import Recipe
-
-    asked = (*sources, flags)
-    if not any(one.get("latency_table") for one in asked):
+    if not any(one.get("latency_table") for one in (*sources, flags)):
         raise ConfigError("the objective latency needs --latency-table FILE (multipruner latency makes one)")
-    if not any("latency" in (one.get("budgets") or {}) for one in asked):
-        flags["ratio"] = asked_ratio(asked, Recipe.model_fields["ratio"].default)
-        flags["budgets"] = {**flags.get("budgets", {}), "latency": "1x"}  # no slower than the dense model
 
 
 def _fixed(options: SearchOptions) -> dict[str, Any]:

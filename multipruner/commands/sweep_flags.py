@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from multipruner.core.costs import COSTS
 from multipruner.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -19,11 +20,12 @@ if TYPE_CHECKING:
 
 def sweep_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags; absent means "not given" (the parser's default must be ``argparse.SUPPRESS``)."""
+    words = " ".join(f"{cost.word}=" for cost in COSTS.values() if not cost.needs_table)
     many = parser.add_argument_group("many budgets, or none")
     many.add_argument("--sweep", metavar="[BUDGET=]VALUES",
                       help="one budget at many values, figures and a plan for each, no model: latency=0.9x,0.8x "
-                      "ratio=0.1,0.2 params= memory= kv-bytes= flops=; bare shares such as 0.9,0.8 are of the latency "
-                      "where there is a --latency-table, else of the parameters")  # fmt: skip
+                      f"ratio=0.1,0.2 {words}; bare shares such as 0.9,0.8 are of the latency where there is a "
+                      "--latency-table, else of the parameters")  # fmt: skip
     many.add_argument("--sweep-sequential", action="store_true",
                       help="with the points of the sequential path, which takes much longer")  # fmt: skip
     many.add_argument("--plan", type=Path, metavar="FILE",
@@ -58,14 +60,14 @@ class Asked:
         Raises:
             ConfigError: for a sweep that cannot be read.
         """
-        timed = any(one.get("latency_table") is not None for one in (*sources, flags))
         if self.plan is not None:
-            from multipruner.jobs.prune.given_plan import plan_fields
+            from multipruner.jobs.prune.given_plan import NO_BUDGET
 
-            flags.update(plan_fields(timed))
+            flags.update(NO_BUDGET)
         elif self.sweep is not None:
             from multipruner.config.sweep_points import parse_sweep
 
+            timed = any(one.get("latency_table") is not None for one in (*sources, flags))
             points = parse_sweep(self.sweep, timed=timed)
             given = points.overrides(points.values[0])
             flags["budgets"] = flags.get("budgets", {}) | given.pop("budgets", {})

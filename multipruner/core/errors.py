@@ -19,7 +19,7 @@ class UnknownModelError(MultiprunerError):
 
 
 class UnsupportedModelError(MultiprunerError):
-    """The model was found, but its family has no row in the table of architectures."""
+    """The model was found, but cannot be pruned as it is: its family, its kind of file, or a tensor without a place."""
 
 
 class CalibrationError(MultiprunerError):
@@ -36,6 +36,10 @@ class InfeasibleError(MultiprunerError):
 
 class NumericsError(MultiprunerError):
     """NaN or infinity where a number is needed."""
+
+
+class MemoryShortError(MultiprunerError):
+    """Something needs more memory than there is; the text says how much of both."""
 
 
 class OutputError(MultiprunerError):

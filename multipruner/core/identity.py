@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 
@@ -14,6 +14,11 @@ def differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]
     return [f"{name}: {theirs.get(name)} -> {ours.get(name)}" for name in names if theirs.get(name) != ours.get(name)]
 
 
-def digest(record: Any) -> str:
-    """SHA-256 (hexadecimal) of a JSON value."""
-    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+def digest(record: Any, default: Callable[[Any], Any] | None = None) -> str:
+    """SHA-256 (hexadecimal) of a JSON value, the same for every order of its keys.
+
+    Args:
+        record: the value.
+        default: makes JSON of what is none; without it such a value is a ``TypeError``.
+    """
+    return hashlib.sha256(json.dumps(record, sort_keys=True, default=default).encode()).hexdigest()

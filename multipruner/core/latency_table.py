@@ -6,15 +6,13 @@ The idea of one table per machine and of summing its entries is MDP's (arXiv 250
 from __future__ import annotations
 
 import json
-import os
 from bisect import bisect_left
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from .errors import ConfigError, OutputError, did_you_mean
+from .errors import ConfigError, did_you_mean
 from .identity import differences
 from .structure import BlockKind, LayerSize, Structure
 
@@ -250,23 +248,6 @@ class LatencyTable:
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or "it is not text"
             raise ConfigError(f"cannot read the latency table {path}: {reason}") from error
-
-    def write(self, path: str | Path) -> None:
-        """Write the table; the file appears whole or not at all.
-
-        Raises:
-            OutputError: when it cannot be written.
-        """
-        path = Path(path)
-        aside = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            aside.write_text(self.to_json(), encoding="utf-8")
-            aside.replace(path)
-        except OSError as error:
-            with suppress(OSError):
-                aside.unlink(missing_ok=True)
-            raise OutputError(f"cannot write {path}: {error.strerror}") from error
 
 
 def _row_record(row: WorkloadTable) -> dict[str, Any]:

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import inf, isfinite
 from typing import Protocol
 
+from .errors import NumericsError
 from .structure import Structure
 
 
 class Objective(Protocol):
-    """Loss of any structure on calibration text (lower is better)."""
+    """Loss of any structure on calibration text (lower is better).
+
+    The best of several structures are asked for by name, not for all their losses: whoever measures may give up a
+    candidate that is worse than two others, whose loss is then known to nobody and must not be remembered.
+    """
 
     def __call__(self, structure: Structure) -> float:
         """The loss of one structure (mean NLL per token in nats, or KL to the dense model)."""
@@ -39,4 +45,22 @@ class Choice:
     best: Structure
     loss: float
     runner_up: Structure | None = None
-    runner_up_loss: float = float("inf")
+    runner_up_loss: float = inf
+
+
+def best_two(structures: Sequence[Structure], losses: Sequence[float]) -> Choice:
+    """The structures with the lowest two losses; the first wins a tie, and what is not finite is never chosen.
+
+    Raises:
+        NumericsError: when no loss is finite.
+    """
+    ranked = sorted((loss, place) for place, loss in enumerate(losses) if isfinite(loss))
+    if not ranked:
+        what = "the calibration loss is not finite" if len(losses) == 1 else "no candidate has a finite loss"
+        raise NumericsError(
+            f"{what}: the model overflows in its dtype, or its weights hold NaN; try --dtype float32 or bfloat16"
+        )
+    (loss, best), *rest = ranked
+    if not rest:
+        return Choice(structures[best], loss)
+    return Choice(structures[best], loss, structures[rest[0][1]], rest[0][0])

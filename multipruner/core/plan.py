@@ -17,6 +17,8 @@ from .structure import LayerSize, Structure, queries_per_group
 
 PLAN_FORMAT = "multipruner-plan"
 PLAN_VERSION = 1
+LARGEST = 10_000_000
+"""What every index is below: a damaged file shall not fill the memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +87,8 @@ def _decode(text: str) -> tuple[int, ...]:
     indices: list[int] = []
     for run in filter(None, text.split(",")):
         first, _, last = run.partition("-")
+        if int(last or first) >= LARGEST:
+            raise ValueError(f"index {last or first} is too large")
         indices.extend(range(int(first), int(last or first) + 1))
     return tuple(indices)
 
@@ -186,7 +190,7 @@ class PruningPlan:
         """
         try:
             return cls._from_record(json.loads(text))
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
             raise ConfigError(f"not a pruning plan: {error!r}") from error
 
     @classmethod
@@ -197,6 +201,8 @@ class PruningPlan:
                 f"{PLAN_FORMAT!r} version {PLAN_VERSION}: a newer multipruner may read it"
             )
         base = record["base_model"]
+        if not isinstance(base["name"], str) or not isinstance(base["model_type"], str):
+            raise ValueError("the names of the base model and its type are no texts")
         layers = tuple(
             KeptLayer(_decode(row["query_heads"]), _decode(row["kv_heads"]), _decode(row["channels"]))
             for row in record["layers"]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from typing import TYPE_CHECKING, Any
+
+from multipruner.core.identity import digest
 
 if TYPE_CHECKING:
     import torch
@@ -14,11 +15,11 @@ def fingerprint(model: torch.nn.Module) -> str:
     """SHA-256 (hexadecimal) over names, dtypes, shapes and bytes of all parameters, tied ones once."""
     import torch
 
-    digest = hashlib.sha256()
+    hashed = hashlib.sha256()
     for name, weight in model.named_parameters():
-        digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}\n".encode())
-        digest.update(weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+        hashed.update(f"{name} {weight.dtype} {tuple(weight.shape)}\n".encode())
+        hashed.update(weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return hashed.hexdigest()
 
 
 _NOT_COMPUTED_WITH = ("_name_or_path", "architectures", "auto_map", "dtype", "torch_dtype", "transformers_version")
@@ -28,4 +29,4 @@ _NOT_COMPUTED_WITH = ("_name_or_path", "architectures", "auto_map", "dtype", "to
 def configuration(model: Any) -> str:
     """SHA-256 (hexadecimal) of a model's configuration: how it computes with its weights, such as rotary embeddings."""
     settings = {key: value for key, value in model.config.to_diff_dict().items() if key not in _NOT_COMPUTED_WITH}
-    return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()
+    return digest(settings, default=str)

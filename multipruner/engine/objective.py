@@ -21,8 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from multipruner.core.errors import NumericsError
-from multipruner.core.objective import Choice
+from multipruner.core.objective import Choice, best_two
 from multipruner.core.structure import KINDS, BlockKind, Structure
 
 from .prunable import Inputs, Prunable
@@ -30,11 +29,6 @@ from .token_losses import DivergenceFromDense, NegativeLogLikelihood, TokenLoss,
 
 STATE_BYTES = 1 << 30
 """Default memory for the hidden states of the base structure; above it they are recomputed batch by batch."""
-
-_NOT_FINITE = (
-    "the calibration loss is not finite: the model overflows in its dtype, or its weights hold NaN; "
-    "try --dtype float32 or bfloat16"
-)
 
 Progress = Callable[[int, int], None]
 """Called with (candidates done, candidates in all)."""
@@ -159,7 +153,7 @@ class CalibrationObjective:
                     if progress is not None:
                         progress(number * len(structures) + index + 1, len(groups) * len(structures))
         self.work.evaluations += len(structures)
-        return _best_two(structures, totals)
+        return best_two(structures, totals)
 
     @contextmanager
     def _states(self, group: list[_Batch]) -> Iterator[None]:
@@ -270,7 +264,7 @@ class PlainObjective:
             totals.append(self(structure))
             if progress is not None:
                 progress(index + 1, len(structures))
-        return _best_two(structures, totals)
+        return best_two(structures, totals)
 
 
 def label_weights(ids: Tensor, ignore_id: int | None) -> Tensor:
@@ -282,13 +276,3 @@ def label_weights(ids: Tensor, ignore_id: int | None) -> Tensor:
 def _second(totals: Sequence[float]) -> float:
     """The second smallest total so far: what a candidate must not exceed to matter."""
     return sorted(totals)[1] if len(totals) > 1 else math.inf
-
-
-def _best_two(structures: Sequence[Structure], totals: Sequence[float]) -> Choice:
-    finite = [(loss, index) for index, loss in enumerate(totals) if math.isfinite(loss)]
-    if not finite:
-        raise NumericsError(_NOT_FINITE)
-    (loss, best), *rest = sorted(finite)
-    if not rest:
-        return Choice(structures[best], loss)
-    return Choice(structures[best], loss, structures[rest[0][1]], rest[0][0])

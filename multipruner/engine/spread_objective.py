@@ -8,7 +8,7 @@ from math import inf
 from typing import Any
 
 from multipruner.core.errors import NumericsError
-from multipruner.core.objective import Choice
+from multipruner.core.objective import Choice, best_two
 from multipruner.core.structure import Structure
 
 from .objective import CalibrationObjective, Work
@@ -62,13 +62,10 @@ class SpreadObjective:
         self._progress = progress
         base = self._base.to_json() if self._base is not None else None
         answers = self.team.ask(self.name, {"base": base, "structures": [s.to_json() for s in structures]})
-        ranked = sorted((loss, index) for answer in answers for loss, index in answer)
-        if not ranked:
-            raise NumericsError("no candidate has a finite loss; try --dtype float32 or bfloat16")
-        (loss, best), *rest = ranked
-        if not rest:
-            return Choice(structures[best], loss)
-        return Choice(structures[best], loss, structures[rest[0][1]], rest[0][0])
+        losses = [inf] * len(structures)
+        for loss, place in (each for answer in answers for each in answer):
+            losses[place] = loss
+        return best_two(structures, losses)
 
     def _answer(self, request: Any) -> list[tuple[float, int]]:
         """Loss and place of the best two of this process's candidates."""
@@ -77,7 +74,7 @@ class SpreadObjective:
             if base != self._committed:
                 self.objective.commit(base)
                 self._committed = base
-        # every so-manieth: candidates that change early layers take longer, and stand together
+        # every size-th candidate: those that change early layers take longer, and stand together
         places = range(self.team.rank, len(request["structures"]), self.team.size)
         mine = [Structure.from_json(request["structures"][place]) for place in places]
         if not mine:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,9 @@ import numpy as np
 import yaml
 from gguf import GGMLQuantizationType, GGUFValueType, GGUFWriter, LlamaFileType
 
-from multipruner.checkpoint.save import check_space, output_errors
+from multipruner.checkpoint.save import check_space
 from multipruner.core.errors import ConfigError, OutputError
-from multipruner.storage.cache import publish
+from multipruner.storage.files import whole_file
 
 from .gguf_model import GgufModel, read_model
 from .gguf_tensors import OUTTYPES, TensorJob, Weights, tensor_jobs, written_size
@@ -48,6 +47,21 @@ class Exported:
     nbytes: int
     kept_wide: int
     window: int | None
+
+    def lines(self, outtype: str) -> list[str]:
+        """What a person is told."""
+        said = [
+            f"{self.path}: architecture {self.architecture}, {self.layers} layers, {self.tensors} tensors, "
+            f"{outtype}, {self.nbytes / 1e6:,.1f} MB"
+        ]
+        if self.kept_wide:
+            said.append(f"{self.kept_wide} matrices stay f16: {outtype} needs rows that are a multiple of 32")
+        if self.window:
+            said.append(
+                f"the context length in the file is {self.window}, the sliding window: llama.cpp attends to everything "
+                "with this architecture, which is the same only up to there"
+            )
+        return said
 
 
 def export_gguf(
@@ -84,18 +98,12 @@ def export_gguf(
     base = Path(base_gguf) if base_gguf else None
     tokenizer = copied_fields(base, folder, model.config) if base else tokenizer_fields(folder, model.config)
     check_space(target.absolute(), sum(job.nbytes(kind) for job in jobs))
-    partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
-    with output_errors(target):
-        try:
-            target.absolute().parent.mkdir(parents=True, exist_ok=True)
-            writer = GGUFWriter(partial, model.architecture.name)
-            _add_general(writer, folder, outtype)
-            _add_model(writer, model)
-            _add_fields(writer, tokenizer)
-            _write(writer, jobs, weights, kind)
-            publish(partial, target)
-        finally:
-            partial.unlink(missing_ok=True)
+    with whole_file(target) as partial:
+        writer = GGUFWriter(partial, model.architecture.name)
+        _add_general(writer, folder, outtype)
+        _add_model(writer, model)
+        _add_fields(writer, tokenizer)
+        _write(writer, jobs, weights, kind)
     wide = sum(len(job.shape) > 1 and job.type(kind) != kind for job in jobs)
     return Exported(
         target, model.architecture.name, len(model.sizes), len(jobs), target.stat().st_size, wide, model.window

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
-import shutil
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from multipruner.checkpoint.load import load
-from multipruner.checkpoint.save import check_space, output_errors, weight_bytes
+from multipruner.checkpoint.save import check_space, weight_bytes
 from multipruner.core.errors import ConfigError, OutputError
+from multipruner.storage.files import output_errors, publish, scratch
 
 EXTRA = "ONNX needs the extra 'onnx': pip install 'multipruner[onnx]'"
 _PACKAGES = ("onnx", "onnxscript")
@@ -43,6 +42,11 @@ class ExportedOnnx:
     weights: Path | None
     nodes: int
     nbytes: int
+
+    def lines(self, outtype: str) -> list[str]:
+        """What a person is told."""
+        beside = f", weights in {self.weights.name} beside it" if self.weights else ""
+        return [f"{self.path}: {self.nodes} operators, {outtype}, {self.nbytes / 1e6:,.1f} MB{beside}"]
 
 
 class _Logits(nn.Module):
@@ -98,16 +102,11 @@ def export_onnx(
     program = _program(model)
     external = size > _LIMIT
     # the name of the file with the weights is written into the graph: a folder of its own keeps it
-    work = target.with_name(f".{target.name}.partial-{os.getpid()}")
-    with output_errors(target):
-        try:
-            work.mkdir(parents=True)
-            program.save(work / target.name, external_data=external)
-            if external:
-                (work / beside.name).replace(beside)
-            (work / target.name).replace(target)
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
+    with output_errors(target), scratch(target) as work:
+        program.save(work / target.name, external_data=external)
+        if external:
+            publish(work / beside.name, beside)
+        publish(work / target.name, target)
     if not external:
         beside.unlink(missing_ok=True)  # of an older, larger export under the same name
     files = [target, *([beside] if external else [])]

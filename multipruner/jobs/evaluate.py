@@ -11,7 +11,8 @@ from typing import Any
 
 from rich.console import Console
 
-from multipruner.checkpoint.load import load
+from multipruner.checkpoint.load import load_run
+from multipruner.checkpoint.run_folder import check_name, is_written, read_json
 from multipruner.config.recipe import Recipe
 from multipruner.console.progress import judging_display, waiting_display
 from multipruner.console.say import teller
@@ -20,11 +21,17 @@ from multipruner.engine.fingerprint import fingerprint
 from multipruner.engine.precision import Precision
 from multipruner.eval import Comparison, Evaluation, check_settings, compare, evaluate
 from multipruner.recipes import mapping_for
-from multipruner.sources.calibration import held_out_text
+from multipruner.sources.calibration import CalibrationText, held_out_text
 from multipruner.sources.dense import load_dense
 from multipruner.sources.resolve import resolve
+from multipruner.storage.files import write_atomically
+from multipruner.storage.partial import header_of
+
+from .record import recorded_recipe
 
 REPORT = "report.json"
+RESULT = {"format": "multipruner-evaluation", "version": 1}
+"""The first entries of a file of results; the others are by folder."""
 
 
 def judge_folders(
@@ -50,21 +57,20 @@ def judge_folders(
     """
     say = teller(console)
     reports = {folder: _read_report(folder) for folder in folders}
-    recipe = _recipe(against, next((report for report in reports.values() if report), None), settings)
+    recipe = _recipe(against, reports, settings)
     spec = recipe.evaluation
     check_settings(spec)
+    check_output(output)
     for folder in folders:  # a name that is wrong is said before anything is evaluated
         if not Path(folder).exists():
             mapping_for(folder)
-    if output is not None and not output.absolute().parent.is_dir():
-        raise OutputError(f"cannot write {output}: there is no folder {output.absolute().parent}")
     with waiting_display(console, "loading the model"):
         model, tokenizer = load_dense(resolve(recipe, say), recipe)
         _check_same_base(reports, fingerprint(model))
         precision = Precision.of(model, recipe.compute_dtype)
     say(precision.line())
     with precision.computing(model), waiting_display(console, "text"):
-        held_out = held_out_text(recipe, tokenizer, model)
+        held_out = held_out_text(recipe, CalibrationText(recipe.calibration, tokenizer, model))
 
     def judge(model: Any, who: str) -> Evaluation:
         ids, name = (held_out.ids, f"held-out {held_out.name}") if held_out else (None, "")
@@ -88,13 +94,40 @@ def judge_folders(
             _add_to_report(Path(folder), comparison, recipe)
         if output is not None:  # after every folder: one that fails later loses nothing
             rows = {name: c.to_json() for name, c in zip(folders, results, strict=False)}
-            _write(output, json.dumps(rows, indent=1) + "\n")
+            write_atomically(output, json.dumps({**RESULT, **rows}, indent=1) + "\n")
     return results
 
 
+def check_output(output: Path | None) -> None:
+    """Refuse an output file that cannot be written, or would take the place of something else than earlier results.
+
+    Raises:
+        OutputError: naming it.
+    """
+    if output is None:
+        return
+    if not output.absolute().parent.is_dir():
+        raise OutputError(f"cannot write {output}: there is no folder {output.absolute().parent}")
+    if os.path.lexists(output) and (header_of(output) or {}).get("format") != RESULT["format"]:
+        raise OutputError(f"{output} is there and holds no results of eval; move it, or choose another --output")
+
+
 def _read_report(folder: str) -> dict[str, Any] | None:
+    """The report of a run; ``None`` where there is no folder, or one that no run wrote.
+
+    Raises:
+        OutputError: when it is damaged, or cannot be read.
+    """
+    check_name(Path(folder))
     path = Path(folder) / REPORT
-    return json.loads(path.read_text()) if path.exists() else None
+    if not path.exists():
+        return None
+    report = read_json(path)
+    if not isinstance(report.get("evaluations", []), list):
+        raise OutputError(f"{path} is damaged: its evaluations are no list; make the run again")
+    if report.get("format") != "multipruner-report" and is_written(Path(folder)):
+        raise OutputError(f"{path} is not the report of a multipruner run; make the run again")
+    return report if report.get("format") == "multipruner-report" else None
 
 
 def _candidate(
@@ -102,7 +135,7 @@ def _candidate(
 ) -> Any:
     """A pruned folder or Hub repository, else whatever ``--model`` would take."""
     try:
-        candidate: Any = load(folder, dtype=dtype, trust_remote_code=recipe.trust_remote_code)
+        candidate: Any = load_run(folder, dtype=dtype, trust_remote_code=recipe.trust_remote_code)
         return candidate.to(device)
     except (UnknownModelError, UnsupportedModelError):
         if (Path(folder) / REPORT).exists():
@@ -114,36 +147,30 @@ def _candidate(
 def _check_same_base(reports: Mapping[str, Mapping[str, Any] | None], dense: str) -> None:
     """Paired differences mean something only against the very model that was pruned."""
     for folder, report in reports.items():
-        if report and report["model"]["fingerprint"] != dense:
+        about = (report or {}).get("model")
+        if report and (not isinstance(about, Mapping) or about.get("fingerprint") != dense):
+            base = about.get("description") if isinstance(about, Mapping) else "a model that it does not name"
             raise ConfigError(
-                f"{folder} was pruned from {report['model']['description']}, whose weights differ from those loaded "
-                "now; name that model with --against"
+                f"{folder} was pruned from {base}, whose weights differ from those loaded now; "
+                "name that model with --against"
             )
 
 
-def _recipe(against: str | None, report: Mapping[str, Any] | None, settings: Mapping[str, Any]) -> Recipe:
+def _recipe(
+    against: str | None, reports: Mapping[str, Mapping[str, Any] | None], settings: Mapping[str, Any]
+) -> Recipe:
     """How to load the dense model, and what to evaluate."""
     if against is not None:
         return Recipe.build(mapping_for(against), settings)
-    if report is None:
-        raise ConfigError("no folder given is a pruned one; name the dense model with --against")
-    revision = {"revision": report["model"]["revision"]} if report["model"]["revision"] else {}
-    return Recipe.build(report["recipe"], revision, settings)
+    for folder, report in reports.items():
+        if report:
+            return recorded_recipe(report, Path(folder), settings)
+    raise ConfigError("no folder given is a pruned one; name the dense model with --against")
 
 
 def _add_to_report(folder: Path, comparison: Comparison, recipe: Recipe) -> None:
     """Append an evaluation to the folder's report, atomically."""
-    report = json.loads((folder / REPORT).read_text())
+    report = read_json(folder / REPORT)
     entry = {"settings": recipe.evaluation.model_dump(mode="json"), **comparison.to_json()}
     report.setdefault("evaluations", []).append(entry)
-    _write(folder / REPORT, json.dumps(report, indent=1) + "\n")
-
-
-def _write(path: Path, text: str) -> None:
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        aside.write_text(text)
-        aside.replace(path)
-    except OSError as error:
-        aside.unlink(missing_ok=True)
-        raise OutputError(f"cannot write {path}: {error.strerror}") from error
+    write_atomically(folder / REPORT, json.dumps(report, indent=1) + "\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,10 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from multipruner.checkpoint.carry import folder_of
 from multipruner.checkpoint.classes import family_of
 from multipruner.checkpoint.cut import apply_plan
+from multipruner.checkpoint.reopen import check_reopened
 from multipruner.checkpoint.save import save
 from multipruner.console.progress import counting_display, judging_display, named, waiting_display
 from multipruner.console.say import Say, teller
@@ -23,7 +26,7 @@ from multipruner.report.card import model_card
 from multipruner.report.summary import next_commands, render
 
 from .last_repair import repair_all, scored_with_repair
-from .record import latency_record, record, timed
+from .record import latency_record, place_of, record, timed
 from .setting import Found, Setting
 from .workspace import Workspace
 
@@ -60,6 +63,9 @@ def finish(
     console: Console,
     command: str | None,
     seconds: dict[str, float],
+    *,
+    about_search: Mapping[str, Any] | None = None,
+    files: Mapping[str, bytes] | None = None,
 ) -> Run:
     """From what a search found to the folder: repair, surgery, evaluation, checkpoint, report, card.
 
@@ -70,6 +76,11 @@ def finish(
         console: for progress and the summary.
         command: the command line, for the record.
         seconds: how long the stages before took; those of the ones here are added.
+        about_search: what else the report says about the search.
+        files: what else goes into the folder, contents by name.
+
+    Raises:
+        OutputError: when the folder cannot be written, or does not hold the model in memory when it is opened again.
     """
     recipe, say, output = setting.recipe, teller(console), workspace.output
     if setting.repairs_all:
@@ -84,13 +95,19 @@ def finish(
     with timed(seconds, "evaluation"):
         comparison = _evaluate(setting, pruned, console)
     report = record(setting, plan, found, comparison, seconds, command)
+    report["model"] |= place_of(recipe.model, output)
+    report["search"] |= dict(about_search or {})
     if recipe.latency_table is not None:
         with waiting_display(console, "latency"):
             report["latency"] = latency_record(setting, plan, pruned, say)
     card = model_card(report, plan, stock=family_of(pruned.config.to_dict()) is None)
     journal = workspace.journal_path
     with waiting_display(console, "saving"):
-        save(output, pruned, setting.tokenizer, plan=plan, report=report, trajectory=journal, card=card, replace=True)
+        save(
+            output, pruned, setting.tokenizer, plan=plan, report=report, trajectory=journal, card=card, replace=True,
+            source=folder_of(setting.source.path_or_id, setting.source.revision), extra=files,
+            check=lambda folder: check_reopened(folder, pruned, setting.calibration.ids),
+        )  # fmt: skip
     console.print(render(report, output, comparison.table()))
     say(next_commands(output))
     return Run(output, plan, report, pruned, setting.tokenizer)

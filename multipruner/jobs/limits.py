@@ -1,13 +1,12 @@
-"""Budgets of a recipe as limits of the exact program: parameters, bytes, FLOPs, milliseconds, any number together."""
+"""Budgets of a recipe as limits of the exact program: any number of them together."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from math import floor
 
 from multipruner.config.amounts import amount_of
 from multipruner.config.recipe import Recipe
-from multipruner.core.costs import Costs
+from multipruner.core.costs import COSTS, Cost, Measures, cost_named
 from multipruner.core.errors import ConfigError
 from multipruner.core.latency_table import LatencyTable
 from multipruner.core.structure import BlockKind, LayerSize, Structure
@@ -16,57 +15,60 @@ from multipruner.latency.bench import shapes_of
 from multipruner.search import Limit
 from multipruner.search.limits import alone
 
+Timed = tuple[LatencyTable, str]
+"""A latency table and the workload that counts."""
 
-def limits_of(recipe: Recipe, prunable: Prunable) -> tuple[Limit, ...]:
-    """All bounds of a recipe.
+
+def limits_of(recipe: Recipe, prunable: Prunable, latency: Timed | None = None) -> tuple[Limit, ...]:
+    """All bounds of a recipe; its latency table is read where it is not given.
 
     Raises:
         ConfigError: when one cannot be read, or the latency table is of another model.
     """
-    costs, dense = prunable.costs, prunable.costs.dense
+    measures = measures_of(recipe, prunable, latency)
     limits = []
     if recipe.ratio is not None:
-        most = floor((1 - recipe.ratio) * costs.parameters(dense))
-        limits.append(_of_costs("parameters", costs.parameters, costs, most))
-    counted: dict[str, Callable[[Structure], int]] = {
-        "parameters": costs.parameters,
-        "weight_bytes": costs.weight_bytes,
-        "kv_bytes": costs.kv_bytes_per_token,
-        "flops": costs.flops_per_token,
-    }
+        most = floor((1 - recipe.ratio) * prunable.costs.parameters(prunable.dense))
+        limits.append(_limit(COSTS["parameters"], measures, most))
     for name, text in recipe.budgets.items():
-        if name == "latency":
-            limits.append(_latency(recipe, prunable, text))
-        else:
-            most = amount_of(name, text, counted[name](dense))
-            limits.append(_of_costs(name, counted[name], costs, most))
+        cost = cost_named(name)
+        limits.append(_limit(cost, measures, amount_of(name, text, cost.of(measures, prunable.dense))))
     return tuple(limits)
 
 
-def _of_costs(name: str, count: Callable[[Structure], int], costs: Costs, most: float) -> Limit:
-    """Costs are sums over blocks: what one costs is what a model of that block alone costs more than an empty one."""
-    layers = len(costs.dense)
-    empty = Structure((LayerSize(0, 0, 0),) * layers)
-    constant = count(empty)
+def measures_of(recipe: Recipe, prunable: Prunable, latency: Timed | None = None) -> Measures:
+    """What costs are read from: the model, and the recipe's latency table where it has one.
 
-    def cost(layer: int, kind: BlockKind, size: LayerSize) -> float:
-        return count(empty.replace(layer, alone(size, kind))) - constant
+    Args:
+        recipe: names the table.
+        prunable: the model.
+        latency: the table and its workload; read where they are not given.
 
-    return Limit(name, cost, constant, most)
-
-
-def _latency(recipe: Recipe, prunable: Prunable, text: str) -> Limit:
-    """Milliseconds of a workload. A removed block costs a little while its layer lives; the sum counts it always."""
-    table, workload = latency_table_of(recipe, prunable)
-    most = amount_of("latency", text, table.milliseconds(prunable.dense, workload))
-
-    def cost(layer: int, kind: BlockKind, size: LayerSize) -> float:
-        return table.block_milliseconds(kind, alone(size, kind), workload)
-
-    return Limit("latency", cost, table.constant(workload), most)
+    Raises:
+        ConfigError: when the latency table is of another model.
+    """
+    if recipe.latency_table is None:
+        return Measures(prunable.costs)
+    return Measures(prunable.costs, *(latency or latency_table_of(recipe, prunable)))
 
 
-def latency_table_of(recipe: Recipe, prunable: Prunable) -> tuple[LatencyTable, str]:
+def _limit(cost: Cost, measures: Measures, most: float) -> Limit:
+    """Costs are sums over blocks: what one costs is what a model of that block alone costs more than an empty one.
+
+    Where a row says itself what a block costs, that is taken.
+    """
+    empty = Structure((LayerSize(0, 0, 0),) * len(measures.costs.dense))
+    constant = cost.rest(measures) if cost.rest is not None else cost.of(measures, empty)
+
+    def of_block(layer: int, kind: BlockKind, size: LayerSize) -> float:
+        if cost.block is not None:
+            return cost.block(measures, kind, alone(size, kind))
+        return cost.of(measures, empty.replace(layer, alone(size, kind))) - constant
+
+    return Limit.of_blocks(cost.name, of_block, constant, most)
+
+
+def latency_table_of(recipe: Recipe, prunable: Prunable) -> Timed:
     """The recipe's table and workload.
 
     Raises:

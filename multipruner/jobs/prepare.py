@@ -11,18 +11,21 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from multipruner.checkpoint.rehearsal import Rehearsal
+from multipruner.config.choices import IMPORTANCES
 from multipruner.config.recipe import Recipe
 from multipruner.console.progress import counting_display, named, waiting_display
 from multipruner.console.say import teller
+from multipruner.core.errors import NumericsError
 from multipruner.engine.fingerprint import fingerprint
 from multipruner.engine.moments import gather
 from multipruner.engine.precision import TYPES, Precision, product_rates
 from multipruner.engine.processes import Team
 from multipruner.engine.prunable import Prunable
-from multipruner.eval import check_settings
-from multipruner.importance.table import NEED_STATISTICS, rank
+from multipruner.eval import check_settings, evaluate, perplexity
+from multipruner.importance.table import rank
 from multipruner.repair.scoring import Repair, unrepaired
-from multipruner.sources.calibration import held_out_text, load_calibration
+from multipruner.sources.calibration import CalibrationSet, CalibrationText, held_out_text
 from multipruner.sources.dense import device_of, load_dense
 from multipruner.sources.resolve import resolve
 from multipruner.storage.tensors_on_disk import OnDisk
@@ -64,12 +67,15 @@ def prepare(
         if warning := unrepaired(recipe.compensation, prunable):
             say(warning)
         held = precision.held(model)
-    with counting_display(console, "text") as display:
+        rehearsal = Rehearsal(model, tokenizer, source.path_or_id, source.revision, uniform=recipe.layout == "uniform")
+    with rehearsal, counting_display(console, "text") as display:
         with timed(seconds, "text"):
             text = named(display, "text")
-            calibration = load_calibration(recipe.calibration, tokenizer, model, say=say, progress=text)
-            held_out = held_out_text(recipe, tokenizer, model)
-            more = _statistics_text(recipe, tokenizer, model, say, text)
+            texts = CalibrationText(recipe.calibration, tokenizer, model, say=say, progress=text)
+            calibration, held_out = texts.part("calibration"), held_out_text(recipe, texts)
+            _check_loss(recipe, model, tokenizer, calibration)
+            more = _statistics_text(recipe, texts, say)
+            say(texts.line())
         with timed(seconds, "statistics"):
             place = OnDisk if recipe.moments == "disk" else dict
             shown = named(display, "statistics")
@@ -94,16 +100,34 @@ def prepare(
         mark,
         precision,
         held,
+        texts.record(),
     )
 
 
-def _statistics_text(
-    recipe: Recipe, tokenizer: Any, model: Any, say: Callable[[str], None], progress: Callable[[int, int], None]
-) -> torch.Tensor | None:
+def _check_loss(recipe: Recipe, model: Any, tokenizer: Any, calibration: CalibrationSet) -> None:
+    """The dense model itself must have a loss before any candidate is compared with it, or judged at the end.
+
+    Raises:
+        NumericsError: when it is not finite though every weight is.
+    """
+    spec = recipe.evaluation
+    what = "the calibration text"
+    try:
+        perplexity(model, calibration.ids)
+        if "ppl" in spec.tasks and spec.text is not None:
+            what = spec.text
+            evaluate(model, tokenizer, spec.model_copy(update={"tasks": ("ppl",), "max_tokens": spec.length}))
+    except NumericsError as error:
+        raise NumericsError(
+            f"the dense model on {what}: {error}; give --compute-dtype float32 or --dtype bfloat16"
+        ) from None
+
+
+def _statistics_text(recipe: Recipe, texts: CalibrationText, say: Callable[[str], None]) -> torch.Tensor | None:
     """More of the calibration text for second moments, where something needs them; token ids."""
-    if recipe.compensation == "none" and recipe.importance not in NEED_STATISTICS:
+    if recipe.compensation == "none" and not IMPORTANCES[recipe.importance].moments:
         return None
-    ids = load_calibration(recipe.calibration, tokenizer, model, split="statistics", progress=progress).ids
+    ids = texts.part("statistics").ids
     if len(ids) < (asked := recipe.calibration.statistics_sequences):
         say(
             f"statistics of {len(ids)} sequences, not of {asked}: the text has no more of its own for them; order and "

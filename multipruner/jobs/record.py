@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
+from multipruner.config.precedence import from_file
+from multipruner.config.recipe import Recipe
+from multipruner.core.costs import COSTS, Measures
+from multipruner.core.errors import OutputError
 from multipruner.core.picture import picture
 from multipruner.core.plan import PruningPlan
+from multipruner.core.structure import Structure
 from multipruner.core.version import __version__
 from multipruner.eval import Comparison
 from multipruner.latency.environment import environment_of
 from multipruner.latency.timing import time_side_by_side
 
-from .limits import latency_table_of
 from .setting import Found, Setting
 
 PACKAGES = ("torch", "transformers", "lm-eval", "datasets")
@@ -39,7 +46,7 @@ def record(
     """What ``report.json`` holds."""
     costs, structure, dense = setting.prunable.costs, plan.structure, plan.dense
 
-    def pair(count: Callable[..., int]) -> dict[str, int]:
+    def pair(count: Callable[[Structure], float]) -> dict[str, float]:
         return {"before": count(dense), "after": count(structure)}
 
     return {
@@ -54,14 +61,15 @@ def record(
         "backbone_ratio": costs.backbone_ratio(structure),
         "parameters": pair(costs.parameters),
         "costs": {
-            "weight_bytes": pair(costs.weight_bytes),
-            "kv_bytes_per_token": pair(costs.kv_bytes_per_token),
-            "flops_per_token": pair(costs.flops_per_token),
+            cost.key: pair(partial(cost.of, Measures(costs)))
+            for cost in COSTS.values()
+            if cost.name != "parameters" and not cost.needs_table
         },
         "structure": structure.to_json(),
         "picture": picture(structure, dense),
         "calibration": {"name": setting.calibration.name, "hash": setting.calibration.hash,
-                        "tokens": setting.calibration.ids.numel(), "sequences": len(setting.calibration.ids)},
+                        "tokens": setting.calibration.ids.numel(), "sequences": len(setting.calibration.ids),
+                        **setting.texts},
         "search": {
             "strategy": path.by or setting.recipe.strategy,
             "objective": setting.recipe.objective,
@@ -83,9 +91,47 @@ def record(
     }  # fmt: skip
 
 
+def place_of(model: str, output: Path) -> dict[str, str]:
+    """Where a model's folder or file lies as seen from a run's folder, which holds wherever a command is given.
+
+    Empty for a model that is neither.
+    """
+    path = Path(model).expanduser()
+    if not path.exists():
+        return {}
+    try:
+        return {"path_from_here": Path(os.path.relpath(path.resolve(), output.resolve())).as_posix()}
+    except ValueError:  # on another drive
+        return {}
+
+
+def moved(about: Mapping[str, Any], source: Path, output: Path) -> dict[str, Any]:
+    """What a report in one folder says about its model, for a report in another."""
+    seen = about.get("path_from_here")
+    return {**about, **(place_of(os.path.normpath(source.resolve() / seen), output) if isinstance(seen, str) else {})}
+
+
+def recorded_recipe(report: Mapping[str, Any], folder: Path, *settings: Mapping[str, Any]) -> Recipe:
+    """The recipe of a run, its dense model found as seen from the run's folder.
+
+    Raises:
+        OutputError: when the report holds no recipe.
+        ConfigError: when the recipe cannot be read.
+    """
+    model, recipe = report.get("model"), report.get("recipe")
+    if not isinstance(model, Mapping) or not isinstance(recipe, Mapping):
+        raise OutputError(f"{folder}/report.json is damaged: it names no model and no recipe; make the run again")
+    changes: dict[str, Any] = {"revision": model["revision"]} if model.get("revision") else {}
+    seen = model.get("path_from_here")
+    if isinstance(seen, str) and (place := Path(os.path.normpath(folder.resolve() / seen))).exists():
+        changes["model"] = str(place)
+    return Recipe.build(from_file(recipe), changes, *settings)
+
+
 def latency_record(setting: Setting, plan: PruningPlan, pruned: Any, say: Callable[[str], None]) -> dict[str, Any]:
     """Predicted milliseconds, and those of both models timed in alternation."""
-    table, workload = latency_table_of(setting.recipe, setting.prunable)
+    assert setting.latency is not None, "asked for with a table only"
+    table, workload = setting.latency
     dense = setting.prunable.model
     with setting.held.released():  # what will be served is timed
         if warning := table.warning(environment_of(dense)):

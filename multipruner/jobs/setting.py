@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
+from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor
@@ -23,7 +25,7 @@ from multipruner.search.grid import aligned
 from multipruner.sources.calibration import CalibrationSet
 from multipruner.sources.resolve import ResolvedModel
 
-from .limits import limits_of
+from .limits import Timed, latency_table_of, limits_of
 
 
 def grid_of(recipe: Recipe, prunable: Prunable) -> Grid:
@@ -36,12 +38,12 @@ def grid_of(recipe: Recipe, prunable: Prunable) -> Grid:
     return grid if recipe.align is None else aligned(grid, prunable.dense, prunable.head_dim, recipe.align)
 
 
-def task_of(recipe: Recipe, prunable: Prunable) -> Task:
-    """The integer program that a recipe asks for."""
+def task_of(recipe: Recipe, prunable: Prunable, latency: Timed | None = None) -> Task:
+    """The integer program that a recipe asks for; its latency table is read where it is not given."""
     return Task(
         prunable.dense,
         grid_of(recipe, prunable),
-        limits_of(recipe, prunable),
+        limits_of(recipe, prunable, latency),
         recipe.layout == "uniform",
         recipe.rounds,
         60 * recipe.refine,
@@ -56,7 +58,11 @@ def problem_of(recipe: Recipe, prunable: Prunable) -> Problem:
 
 @dataclass(frozen=True)
 class Setting:
-    """What the stages of a run share."""
+    """What the stages of a run share; ``texts`` is what :meth:`.CalibrationText.record` gives.
+
+    What follows from these values is computed when it is first asked for, once; a setting with another recipe
+    (:func:`dataclasses.replace`) computes its own.
+    """
 
     recipe: Recipe
     source: ResolvedModel
@@ -71,6 +77,7 @@ class Setting:
     fingerprint: str
     precision: Precision
     held: Held
+    texts: Mapping[str, Any] = field(default_factory=dict)
     team: Team = field(default_factory=Team, repr=False)
 
     @property
@@ -83,21 +90,30 @@ class Setting:
         """Whether all output projections are refitted at the end to what has added up: a part of ``lstsq``."""
         return self.repair is not None and self.repair.how == "lstsq" and self.recipe.accumulate > 0
 
-    @property
+    @cached_property
+    def grid(self) -> Grid:
+        """How finely the recipe cuts the model."""
+        return grid_of(self.recipe, self.prunable)
+
+    @cached_property
+    def latency(self) -> Timed | None:
+        """The recipe's latency table and the workload that counts; ``None`` without a table."""
+        return latency_table_of(self.recipe, self.prunable) if self.recipe.latency_table is not None else None
+
+    @cached_property
     def problem(self) -> Problem:
         """The search problem that the recipe asks for."""
         return problem_of(self.recipe, self.prunable)
 
-    @property
+    @cached_property
     def task(self) -> Task:
         """The integer program that the recipe asks for."""
-        return task_of(self.recipe, self.prunable)
+        return task_of(self.recipe, self.prunable, self.latency)
 
-    @property
-    def identity(self) -> dict[str, Any]:
+    @cached_property
+    def identity(self) -> MappingProxyType[str, Any]:
         """Everything that losses and decisions depend on, except the ratio."""
-        recipe = self.recipe
-        grid = grid_of(recipe, self.prunable)
+        recipe, grid = self.recipe, self.grid
         identity = {
             "model": self.fingerprint,
             "configuration": configuration(self.prunable.model),
@@ -127,7 +143,7 @@ class Setting:
                 "shares": recipe.shares_text(),
                 "stop": recipe.stop,
             }
-        return identity
+        return MappingProxyType(identity)
 
 
 @dataclass(frozen=True)

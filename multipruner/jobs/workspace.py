@@ -10,9 +10,12 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from multipruner.checkpoint.run_folder import check_name, is_written, unwritten
 from multipruner.core.errors import OutputError
+from multipruner.storage.files import write_atomically
+from multipruner.storage.partial import LOCK, PartialFolder, header_of
 
-from .trajectory import Journal, Trajectory, read_trajectory
+from .trajectory import Trajectory, TrajectoryJournal, read_trajectory
 
 TRAJECTORY = "trajectory.jsonl"
 MEASUREMENTS = "measurements.jsonl"
@@ -20,7 +23,8 @@ MEASUREMENTS = "measurements.jsonl"
 SEARCH = "search.jsonl"
 """The history of an evolutionary search."""
 MEASUREMENTS_FORMAT = {"format": "multipruner-measurements", "version": 1}
-
+STATE = (TRAJECTORY, f"{MEASUREMENTS}*", SEARCH, "nsga2.json", "random.json", "state.safetensors")
+"""What commands keep in a partial folder, by name."""
 
 _WAYS_OUT = "choose another --output, or give that run up with --overwrite"
 
@@ -30,15 +34,19 @@ class Workspace:
 
     Args:
         output: the folder that will hold the result.
+        model: what is read, where that may be a folder; the output cannot be within it.
     """
 
-    def __init__(self, output: Path) -> None:
+    def __init__(self, output: Path, model: str | None = None) -> None:
+        check_name(output)
         place = output.absolute().resolve()
         if place in (Path.cwd(), *Path.cwd().parents):
             raise OutputError(f"{output} cannot be replaced by a model's folder; choose another --output")
+        refuse_within(output, model)
         self.output = output
         self.partial = place.with_name(place.name + ".partial")
-        self._lock = FileLock(self.partial / ".lock", timeout=0)
+        self._folder = PartialFolder(self.partial, STATE)
+        self._lock = FileLock(self.partial / LOCK, timeout=0)
 
     @property
     def trajectory_path(self) -> Path:
@@ -65,7 +73,7 @@ class Workspace:
         if self.trajectory_path.exists() and read_trajectory(self.trajectory_path) is None:
             self.trajectory_path.unlink()
         if not self.trajectory_path.exists() and not measured and not (self.partial / SEARCH).exists():
-            shutil.rmtree(self.partial, ignore_errors=True)
+            self._folder.remove()
         self._lock.release()  # last: what another process has begun here must not be removed
 
     def _check(self) -> None:
@@ -78,8 +86,13 @@ class Workspace:
             raise OutputError(f"{self.output} is a file; choose another --output")
         if self.output.is_dir() and any(self.output.iterdir()) and not _is_run(self.output):
             raise OutputError(f"{self.output} holds something that is no multipruner run; choose another --output")
+        if self.output.is_dir() and (others := unwritten(self.output)):
+            raise OutputError(
+                f"{self.output} holds {others[0]}, which no run wrote and a run would replace or be misread with; "
+                "move it, or choose another --output"
+            )
+        self._folder.claim()
         try:
-            self.partial.mkdir(parents=True, exist_ok=True)
             self._lock.acquire()
         except Timeout:
             raise OutputError(
@@ -88,14 +101,16 @@ class Workspace:
         except OSError as error:
             raise OutputError(f"cannot write to {self.partial}: {error.strerror}") from error
 
-    def open(self, identity: Mapping[str, Any], ratio: float, overwrite: bool) -> tuple[Trajectory | None, Journal]:
+    def open(
+        self, identity: Mapping[str, Any], ratio: float, overwrite: bool
+    ) -> tuple[Trajectory | None, TrajectoryJournal]:
         """The trajectory to go on with, if any, and the journal to write to.
 
         Raises:
             OutputError: when the folder holds a run with other settings, to a smaller ratio or of another kind, unless
                 overwritten.
         """
-        journal = Journal(self.trajectory_path)
+        journal = TrajectoryJournal(self.trajectory_path)
         interrupted = read_trajectory(self.trajectory_path)
         if interrupted is not None and _serves(interrupted, identity, ratio):
             return interrupted, journal
@@ -112,7 +127,7 @@ class Workspace:
                 raise OutputError(_other_kind(folder, "no sequential path"))
         self.measurements_path.unlink(missing_ok=True)  # of a given-up run of the other strategy
         self._give_up_search()
-        journal.begin(identity, ratio)
+        journal.start(identity, ratio)
         return None, journal
 
     def open_measurements(self, identity: Mapping[str, Any], overwrite: bool) -> Path:
@@ -135,25 +150,34 @@ class Workspace:
         self.trajectory_path.unlink(missing_ok=True)  # of a given-up run of the other strategy
         self._give_up_search()
         header = json.dumps({**MEASUREMENTS_FORMAT, "identity": dict(identity)}) + "\n"
-        try:
-            self.measurements_path.write_text(header, encoding="utf-8")
-        except OSError as error:
-            raise OutputError(f"cannot write {self.measurements_path}: {error.strerror}") from error
+        write_atomically(self.measurements_path, header)
         return self.measurements_path
 
     def _give_up_search(self) -> None:
         """Remove the state of an evolutionary search."""
-        for path in (self.partial / SEARCH, *self.partial.glob("*.json")):
+        for path in (*self._folder.own(SEARCH), *self._folder.own("*.json")):
             path.unlink(missing_ok=True)
 
     def close(self) -> None:
         """Remove what only a running search needs."""
-        shutil.rmtree(self.partial, ignore_errors=True)
+        self._folder.remove()
+
+
+def refuse_within(output: Path, model: str | None) -> None:
+    """Refuse an output inside the folder of the model that is read.
+
+    Raises:
+        OutputError: naming both.
+    """
+    folder = Path(model).expanduser() if model else None
+    if folder is not None and folder.is_dir() and folder.resolve() in output.absolute().resolve().parents:
+        raise OutputError(f"{output} is inside the model's own folder {folder}; choose another --output")
 
 
 def _is_run(folder: Path) -> bool:
-    """Whether a folder holds what a finished run writes."""
-    return any((folder / name).exists() for name in (TRAJECTORY, MEASUREMENTS, SEARCH, "plan.json"))
+    """Whether a folder holds what a finished run writes, by what is in the files."""
+    state = (header_of(folder / name) for name in (TRAJECTORY, MEASUREMENTS, SEARCH))
+    return any(header is not None for header in state) or is_written(folder)
 
 
 def _read_identity(path: Path) -> tuple[dict[str, Any] | None, bool]:

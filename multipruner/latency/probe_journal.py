@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import statistics
 from collections.abc import Mapping
@@ -15,9 +14,10 @@ from filelock import FileLock, Timeout
 from multipruner.core.errors import OutputError
 from multipruner.core.identity import differences
 from multipruner.core.structure import Structure
+from multipruner.storage.journal import Journal
+from multipruner.storage.partial import header_of
 
-FORMAT = "multipruner-latency-probes"
-VERSION = 1
+FORMAT = {"format": "multipruner-latency-probes", "version": 1}
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +57,26 @@ class ProbeRecord:
         return cls(**{**record, "sizes": Structure.from_json(record["sizes"])})
 
 
+def check_journal(path: Path) -> None:
+    """Refuse a file beside the output that no measurement left.
+
+    Raises:
+        OutputError: naming it.
+    """
+    if not os.path.lexists(path):
+        return
+    empty = path.is_file() and path.stat().st_size == 0
+    if path.is_symlink() or not (empty or (header_of(path) or {}).get("format") == FORMAT["format"]):
+        raise OutputError(f"{path} is no latency measurement; move it, or choose another output")
+
+
 def discard(path: Path) -> None:
     """Remove what an interrupted measurement left.
 
     Raises:
-        OutputError: when a process is writing to it.
+        OutputError: when a process is writing to it, or it is something else.
     """
+    check_journal(path)
     if not path.exists():
         return
     lock = path.with_name(path.name + ".lock")
@@ -83,27 +97,30 @@ class ProbeJournal:
     """
 
     def __init__(self, path: Path | None, identity: Mapping[str, Any]) -> None:
-        self._path, self._identity = path, dict(identity)
+        self._identity = dict(identity)
+        way_out = "remove the file, or choose another output"
+        self._journal = Journal(path, "latency measurement", way_out, header=FORMAT) if path else None
         self._known: dict[tuple[str, int, int], ProbeRecord] = {}
         self._lock = FileLock(path.with_name(path.name + ".lock"), timeout=0) if path else None
 
     def __enter__(self) -> ProbeJournal:
-        """Read what is there, a torn last line cut off.
+        """Read what is there.
 
         Raises:
             OutputError: when it is something else, of another measurement, or in use.
         """
-        if self._path is None or self._lock is None:
+        if self._journal is None or self._lock is None:
             return self
+        path = self._journal.path
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
             self._lock.acquire()
         except Timeout:
-            raise OutputError(f"another process is writing to {self._path}; wait, or choose another output") from None
+            raise OutputError(f"another process is writing to {path}; wait, or choose another output") from None
         except OSError as error:
-            raise OutputError(f"cannot write {self._path}: {error.strerror}") from error
+            raise OutputError(f"cannot write {path}: {error.strerror}") from error
         try:
-            self._open(self._path)
+            self._open(self._journal)
         except BaseException:
             self._lock.release()
             raise
@@ -121,37 +138,15 @@ class ProbeJournal:
 
     def add(self, record: ProbeRecord) -> None:
         """Keep one probe; it is on disk on return."""
-        self._write(record.to_json())
+        if self._journal is not None:
+            self._journal.append([record.to_json()])
 
-    def _open(self, path: Path) -> None:
-        text = path.read_bytes() if path.exists() else b""
-        whole = text[: text.rfind(b"\n") + 1]
-        if len(whole) < len(text):
-            path.write_bytes(whole)
-        if not whole:
-            self._write({"format": FORMAT, "version": VERSION, "identity": self._identity})
-            return
-        try:
-            header, *rest = (json.loads(line) for line in whole.splitlines())
-            if (header["format"], header["version"]) != (FORMAT, VERSION):
-                raise ValueError("another format")
-            found = differences(header["identity"], self._identity)
-            records = [ProbeRecord.from_json(record) for record in rest]
-        except (AttributeError, KeyError, TypeError, ValueError):
-            raise OutputError(f"{path} is no latency measurement; remove it, or choose another output") from None
-        if found:
+    def _open(self, journal: Journal) -> None:
+        records = journal.refresh(ProbeRecord.from_json)
+        if not journal.header:
+            journal.begin(identity=self._identity)
+        elif found := differences(journal.header["identity"], self._identity):
             raise OutputError(
-                f"{path} holds a measurement with other settings ({'; '.join(found)}); remove it to start"
+                f"{journal.path} holds a measurement with other settings ({'; '.join(found)}); remove it to start"
             )
         self._known = {(record.workload, record.stage, record.number): record for record in records}
-
-    def _write(self, record: Mapping[str, Any]) -> None:
-        if self._path is None:
-            return
-        try:
-            with self._path.open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps(record) + "\n")
-                stream.flush()
-                os.fsync(stream.fileno())
-        except OSError as error:
-            raise OutputError(f"cannot write {self._path}: {error.strerror}; the same command goes on") from error

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from multipruner.checkpoint.run_folder import RunFolder, read_run
+from multipruner.core.errors import OutputError
 from multipruner.report.card import addressed, base_model, is_untouched, model_card
+from multipruner.report.markup import front_matter
 
 from .errors import PublishError
 
@@ -89,26 +91,38 @@ class Package:
         licence: Any = self.license or {key: text for key, text in about_base.items() if key.startswith("license")}
         languages = about_base.get("language") or ()
         pictures = (name for name in self.run.files if name.endswith("structure.png"))
-        card = model_card(
+        try:
+            card = self._written(licence, languages, next(pictures, None))
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise OutputError(f"{self.run.path}/report.json is damaged ({error!r}); make the run again") from error
+        local = self.run.path / "README.md"
+        text = local.read_text(encoding="utf-8") if local.exists() else ""
+        return addressed(text, card, self.repo) if text and not is_untouched(text) else card
+
+    def _written(self, licence: Any, languages: Any, figure: str | None) -> str:
+        return model_card(
             self.run.report,
             self.run.plan,
             license=licence or None,
             languages=(languages,) if isinstance(languages, str) else tuple(languages),
             name=self.repo,
-            figure=next(pictures, None),
+            figure=figure,
             stock="auto_map" not in self.run.config,
         )
-        local = self.run.path / "README.md"
-        text = local.read_text(encoding="utf-8") if local.exists() else ""
-        return addressed(text, card, self.repo) if text and not is_untouched(text) else card
+
+    def _dense_folder(self) -> Path:
+        """Where the dense model's folder is, if it is one: as seen from the run, else as the plan names it."""
+        about = self.run.report.get("model")
+        seen = about.get("path_from_here") if isinstance(about, Mapping) else None
+        return self.run.path.resolve() / seen if isinstance(seen, str) else Path(self.run.plan.model)
 
     def about_base(self, api: HfApi | None) -> dict[str, Any]:
         """The metadata of the dense model's own card: from its folder, else from the Hub; empty if unknown."""
-        local, base = Path(self.run.plan.model) / "README.md", base_model(self.run.report, self.run.plan)
+        local, base = self._dense_folder() / "README.md", base_model(self.run.report, self.run.plan)
         if local.is_file():
-            parts = local.read_text(encoding="utf-8", errors="replace").split("---\n", 2)
+            metadata = front_matter(local.read_text(encoding="utf-8", errors="replace"))[0]
             try:
-                found = yaml.safe_load(parts[1]) if len(parts) == 3 and not parts[0] else None
+                found = yaml.safe_load(metadata or "")
             except yaml.YAMLError:
                 found = None
             return found if isinstance(found, dict) else {}
@@ -133,10 +147,33 @@ def prepare(folder: str | Path, repo: str, *, skip_foreign: bool = False, licens
     """
     check_name(repo)
     run = read_run(folder)
+    check_weights(run)
     if run.foreign and not skip_foreign:
         shown = ", ".join(run.foreign[:5]) + (f" and {len(run.foreign) - 5} more" if len(run.foreign) > 5 else "")
         raise PublishError(f"{folder} holds what is not part of the run: {shown}; move it, or add --skip-foreign")
     return Package(run, repo, license)
+
+
+def check_weights(run: RunFolder) -> None:
+    """Refuse to share weights that are not all there, or not finite.
+
+    Raises:
+        OutputError: naming the file.
+    """
+    from safetensors import safe_open
+
+    count = 0
+    for name in (name for name in run.files if name.endswith(".safetensors")):
+        with safe_open(run.path / name, "pt") as file:
+            for key in file.keys():  # noqa: SIM118 (it is no mapping)
+                tensor = file.get_tensor(key)
+                count += tensor.numel()
+                if not tensor.isfinite().all():
+                    raise OutputError(f"{run.path}/{name} is damaged: {key} holds NaN or infinity; make the run again")
+    told = run.report.get("parameters")
+    after = told.get("after") if isinstance(told, Mapping) else None
+    if isinstance(after, int) and count < after:
+        raise OutputError(f"{run.path} holds {count:,} of the model's {after:,} parameters; make the run again")
 
 
 def check_name(repo: str) -> None:

@@ -6,7 +6,6 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,9 @@ from multipruner.core.errors import ConfigError
 from multipruner.core.families import FAMILIES
 from multipruner.core.plan import PruningPlan
 from multipruner.eval import Comparison
+
+from .markup import code, command_without_places, fenced, front_matter, one_line, plain, without_places
+from .words import finite, measured, tokens_of
 
 LOCAL_NAME = "path/to/this/folder"
 """What the loading example opens as long as the checkpoint has no address."""
@@ -53,11 +55,11 @@ def model_card(
         stock: whether a stock class of transformers opens the checkpoint (all layers alike).
     """
     base = base_model(report, plan)
-    short = plan.model.rstrip("/").rpartition("/")[2]
+    short = one_line(plan.model.rstrip("/").rpartition("/")[2])
     title = name.rpartition("/")[2] if _HUB_ID.fullmatch(name) else f"{short}, pruned"
     parts = [
         _metadata(base, license, languages, model_index(report, title)),
-        f"# {title}",
+        f"# {plain(title)}",
         # a folder on somebody's disk is nobody else's business
         _summary(report, base or short),
         _removed(plan, report.get("picture"), figure),
@@ -94,10 +96,9 @@ def addressed(card: str, generated: str, name: str) -> str:
     Raises:
         ConfigError: when the card's metadata is not YAML.
     """
-    _, metadata, _ = generated.split("---\n", 2)
-    known, body = yaml.safe_load(metadata), _SEAL.sub("", card)
-    if body.startswith("---\n") and body.count("---\n") > 1:
-        _, own, body = body.split("---\n", 2)
+    known = yaml.safe_load(front_matter(generated)[0] or "")
+    own, body = front_matter(_SEAL.sub("", card))
+    if own is not None:
         try:
             known |= yaml.safe_load(own) or {}
         except (yaml.YAMLError, TypeError, ValueError) as error:
@@ -152,23 +153,19 @@ def model_index(report: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
         limit = _settings(entry).get("limit")
         texts = {text: {"perplexity": both} for text, both in (entry.get("perplexity") or {}).items()}
         for data, metrics in (*texts.items(), *(entry.get("tasks") or {}).items()):
-            rows = [_metric(metric, both) for metric, both in metrics.items() if _finite(both.get("pruned"))]
+            rows = [_metric(metric, both) for metric, both in metrics.items() if finite(both.get("pruned"))]
             if rows:
-                dataset = {"type": re.sub(r"[^\w.-]+", "-", data), "name": data}
+                dataset = {"type": re.sub(r"[^\w.-]+", "-", data), "name": one_line(data)}
                 known = {**dataset, "args": {"limit": limit}} if limit and data not in texts else dataset
                 results[data] = {"task": {"type": "text-generation"}, "dataset": known, "metrics": rows}
-    return [{"name": name, "results": list(results.values())}] if results else []
+    return [{"name": one_line(name), "results": list(results.values())}] if results else []
 
 
 def _metric(name: str, both: Mapping[str, Any]) -> dict[str, Any]:
     facts = {"stderr": both.get("pruned_stderr"), "dense": both.get("dense"), "examples": both.get("examples")}
-    known = {key: value for key, value in facts.items() if _finite(value)}
+    known = {key: value for key, value in facts.items() if finite(value)}
     row = {"type": name, "name": name, "value": both["pruned"]}
     return {**row, "args": known} if known else row
-
-
-def _finite(value: Any) -> bool:
-    return isinstance(value, (int, float)) and isfinite(value)
 
 
 def _settings(entry: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -179,7 +176,7 @@ def _settings(entry: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _summary(report: Mapping[str, Any], model: str) -> str:
     counts = report.get("parameters") or {}
-    text = f"A smaller `{model}`, made with multipruner from calibration text alone: no weight was trained."
+    text = f"A smaller {code(model)}, made with multipruner from calibration text alone: no weight was trained."
     if counts.get("before") and counts.get("after"):
         text += f" {counts['after'] / 1e6:,.1f} of {counts['before'] / 1e6:,.1f} million parameters are left"
         shares = [
@@ -205,16 +202,20 @@ def _removed(plan: PruningPlan, picture: Any, figure: str | None) -> str:
     text += "\n\n`plan.json` lists every kept head and channel in the dense model's numbering."
     if figure:
         text += f"\n\n![What every layer keeps]({figure})"
-    return f"{text}\n\n```\n{str(picture).rstrip()}\n```" if picture else text
+    return f"{text}\n\n{fenced(str(picture).rstrip())}" if picture else text
 
 
 def _loading(plan: PruningPlan, name: str, stock: bool) -> str:
     remote = plan.model_type in FAMILIES and FAMILIES[plan.model_type].remote_code
     option = ", trust_remote_code=True" if remote else ""
-    code, how = ", trust_remote_code=True", "Layers differ in size, so the checkpoint brings its modelling code (needs"
+    trusted, how = (
+        ", trust_remote_code=True",
+        "Layers differ in size, so the checkpoint brings its modelling code (needs",
+    )
     other = "With" if remote else "Or, running no code from the checkpoint, with"
+    untrusted = "" if stock else ", trust_remote_code=False"  # not given, transformers ask, as the model has code
     if stock:
-        code, how, other = "", "Layers are all alike: this is an ordinary checkpoint of its family (with", "Or with"
+        trusted, how, other = "", "Layers are all alike: this is an ordinary checkpoint of its family (with", "Or with"
     return f"""\
 ## How to load it
 
@@ -223,8 +224,8 @@ def _loading(plan: PruningPlan, name: str, stock: bool) -> str:
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-model = AutoModelForCausalLM.from_pretrained("{name}"{code})
-tokenizer = AutoTokenizer.from_pretrained("{name}"{code or option})
+model = AutoModelForCausalLM.from_pretrained("{name}"{trusted})
+tokenizer = AutoTokenizer.from_pretrained("{name}"{option or untrusted})
 ```
 
 {other} the package multipruner:
@@ -238,7 +239,7 @@ model = multipruner.load("{name}"{option})
 
 def _numbers(report: Mapping[str, Any]) -> str:
     rows = [
-        f"| {name} | {_number(both.get('dense'))} | {_number(both.get('pruned'))} |"
+        f"| {plain(name)} | {measured(both.get('dense'))} | {measured(both.get('pruned'))} |"
         for name, both in (report.get("perplexity") or {}).items()
     ]
     parts = ["| perplexity | dense | here |\n|---|---:|---:|\n" + "\n".join(rows)] if rows else []
@@ -254,9 +255,9 @@ def _numbers(report: Mapping[str, Any]) -> str:
 
 
 def _limits(report: Mapping[str, Any]) -> str:
-    measured = report.get("perplexity") or report.get("tasks") or report.get("evaluations")
+    judged = report.get("perplexity") or report.get("tasks") or report.get("evaluations")
     calibration = (report.get("calibration") or {}).get("name")
-    text = f"`{calibration}`" if calibration else "a small calibration text"
+    text = code(calibration) if calibration else "a small calibration text"
     text = "text that the dense model wrote itself" if calibration == "self" else text
     lines = [
         "Nothing was trained after the cut. The model knows less than the dense one and may be wrong more often, also "
@@ -266,30 +267,25 @@ def _limits(report: Mapping[str, Any]) -> str:
         "by the dense model may be weaker.",
         "Fewer parameters mean less memory; how much faster it is depends on the device, so measure it there.",
     ]
-    if not measured:
+    if not judged:
         lines.insert(0, "It has not been evaluated.")
     return "## Limits\n\n" + "\n".join(f"- {line}" for line in lines)
-
-
-def _number(value: Any) -> str:
-    return f"{value:.3f}" if isinstance(value, (int, float)) else "–"
 
 
 def _reproduction(report: Mapping[str, Any]) -> str:
     lines = []
     if report.get("command"):
-        lines.append(f"```sh\n{report['command']}\n```")
+        lines.append(fenced(command_without_places(report["command"]), "sh"))
     if (calibration := report.get("calibration") or {}).get("name"):
-        size = f", {calibration['tokens']:,} tokens" if isinstance(calibration.get("tokens"), int) else ""
         digest = f", hash `{calibration['hash']}`" if calibration.get("hash") else ""
-        lines.append(f"Calibration text: {calibration['name']}{size}{digest}.")
+        lines.append(f"Calibration text: {plain(calibration['name'])}{tokens_of(calibration)}{digest}.")
     recipe = report.get("recipe")
     seed = (recipe.get("calibration") or {}).get("seed") if isinstance(recipe, Mapping) else None
     if seed is not None:
         lines.append(f"Seed: {seed}.")
     if recipe:
-        text = recipe if isinstance(recipe, str) else yaml.safe_dump(dict(recipe), sort_keys=False).rstrip()
-        lines.append(f"Recipe: `{text}`." if "\n" not in text else f"Recipe:\n\n```yaml\n{text}\n```")
+        said = recipe if isinstance(recipe, str) else yaml.safe_dump(without_places(recipe), sort_keys=False).rstrip()
+        lines.append(f"Recipe: {code(said)}." if "\n" not in said else f"Recipe:\n\n{fenced(said, 'yaml')}")
     if versions := report.get("versions"):
         lines.append("Made with " + ", ".join(f"{package} {version}" for package, version in versions.items()) + ".")
     repaired = isinstance(recipe, Mapping) and recipe.get("compensation", "none") != "none"

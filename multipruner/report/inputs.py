@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
+from multipruner.core.costs import timed_first
 from multipruner.core.errors import ConfigError
 from multipruner.core.plan import PruningPlan
 from multipruner.core.structure import Structure
@@ -21,8 +22,6 @@ from multipruner.eval.comparison import Contrast
 from multipruner.search import Step
 
 REPORT, PLAN, TRAJECTORY, FRONT = "report.json", "plan.json", "trajectory.jsonl", "front.json"
-COSTS = ("latency_ms", "latency", "parameters", "weight_bytes", "kv_bytes", "flops")
-"""What a search may weigh against the loss; the first that it has is drawn."""
 T = TypeVar("T")
 
 
@@ -52,6 +51,8 @@ class Calibration:
     hash: str | None = None
     tokens: int | None = None
     sequences: int | None = None
+    statistics_tokens: int | None = None
+    held_out_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +121,7 @@ class Front:
 
     Attributes:
         label: the name of its folder.
-        cost: the objective that the loss is drawn against, one of :data:`COSTS`.
+        cost: the objective that the loss is drawn against, a row of :data:`multipruner.core.costs.COSTS`.
         points: (loss in nats, cost) of every candidate in ``front.json``; at least one.
     """
 
@@ -161,16 +162,29 @@ def read_folders(folders: Sequence[Path]) -> tuple[tuple[RunFiles, ...], tuple[F
     Raises:
         ConfigError: naming the file that is missing or broken.
     """
+    for folder in folders:
+        _check_folder(folder)
     runs, fronts = [], []
     for folder, label in zip(folders, _labels(folders), strict=True):
-        if not folder.is_dir():
-            raise ConfigError(f"{folder} is not a folder; name the folders that runs wrote")
         front = folder / FRONT
         if front.exists():
             fronts += _read_front(front, label, needed=not (folder / REPORT).exists())
         if (folder / REPORT).exists() or not front.exists():
             runs.append(_read_run(folder, label))
     return tuple(runs), tuple(fronts)
+
+
+def _check_folder(folder: Path) -> None:
+    try:
+        if "\0" in str(folder):
+            raise ValueError("it holds a NUL")
+        there = folder.is_dir()
+        next(folder.iterdir() if there else iter(()), None)
+    except (OSError, ValueError) as error:  # a name too long or with NUL, or no permission
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"{str(folder)[:200]!r} cannot be read: {reason}") from None
+    if not there:
+        raise ConfigError(f"{folder} is not a folder; name the folders that runs wrote")
 
 
 def _read_front(path: Path, label: str, *, needed: bool) -> list[Front]:
@@ -185,12 +199,14 @@ def _read_front(path: Path, label: str, *, needed: bool) -> list[Front]:
         values = row["values"] if isinstance(row.get("values"), dict) else row
         _checked(number, {"loss": values.get("loss")}, path, f"points.{index}")
         points.append(values)
-    for cost in COSTS:
+    names = [name for cost in timed_first() for name in dict.fromkeys((cost.key, cost.name))]
+    for cost in names:
         both = tuple((float(p["loss"]), float(p[cost])) for p in points if _finite(p.get(cost)) and _finite(p["loss"]))
         if both:
             return [Front(label, cost, both)]
     if needed:
-        raise ConfigError(f"{path} holds no point with a loss and one of {', '.join(COSTS)}: nothing to draw")
+        known = ", ".join(cost.name for cost in timed_first())
+        raise ConfigError(f"{path} holds no point with a loss and one of {known}: nothing to draw")
     return []
 
 

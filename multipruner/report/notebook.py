@@ -87,11 +87,11 @@ def _cell(name: str, text: str, column: int) -> str:
 
 def _rows(report: Any, latency: Mapping[str, Any] | None) -> Iterator[tuple[str, ...]]:
     """Name, dense, pruned, change: costs first, then milliseconds, then scores."""
-    from .words import COSTS, amount, contrast_cells, signed
+    from .words import amount, contrast_cells, label_of, signed
 
     for cost, pair in {"parameters": report.parameters, **report.costs}.items():
         change = signed(pair.after / pair.before - 1) if pair.before else "–"
-        yield COSTS.get(cost, (cost, ""))[0], amount(cost, pair.before), amount(cost, pair.after), change
+        yield label_of(cost), amount(cost, pair.before), amount(cost, pair.after), change
     for phase, row in (latency or {}).get("phases", {}).items():
         dense, pruned = row["dense_ms"], row["measured_ms"]
         yield f"{phase}, measured", f"{dense:.1f} ms", f"{pruned:.1f} ms", signed(pruned / dense - 1)

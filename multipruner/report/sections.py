@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 from multipruner.eval.comparison import Contrast
 from multipruner.report.figures.comparison import Phase, costs_figure, latency_figure, phases, scores_figure
@@ -15,7 +15,7 @@ from multipruner.report.figures.structure import structure_figure, structures_fi
 
 from .html import Html, element, facts, figure, join, table
 from .inputs import Front, RunFiles
-from .words import COSTS, amount, contrast_cells, duration, number, signed
+from .words import amount, contrast_cells, duration, label_of, number, signed, tokens_of
 
 _SWATCHES = {**STAGE, "blocks": "var(--blue)"}
 SHOWN = 12
@@ -111,8 +111,8 @@ def _about(run: RunFiles) -> Html:
     )  # fmt: skip
     text = report.calibration
     if text.name:
-        size = f", {text.tokens:,} tokens" if text.tokens is not None else ""
-        rows.append(("calibration", f"{text.name}{size}" + (f", hash {text.hash[:12]}…" if text.hash else "")))
+        digest = f", hash {text.hash[:12]}…" if text.hash else ""
+        rows.append(("calibration", f"{text.name}{tokens_of(asdict(text))}{digest}"))
     if report.search.loss is not None:
         rows.append(("calibration loss", f"{report.search.loss:.4f} nats per token"))
     if report.seconds:
@@ -179,7 +179,7 @@ def _step_row(removal: Removal) -> list[str]:
 def _costs(run: RunFiles) -> Html:
     costs = {"parameters": run.report.parameters, **run.report.costs}
     rows = [
-        (COSTS.get(cost, (cost, ""))[0], amount(cost, pair.before), amount(cost, pair.after),
+        (label_of(cost), amount(cost, pair.before), amount(cost, pair.after),
          signed(pair.after / pair.before - 1) if pair.before else "–")
         for cost, pair in costs.items()
     ]  # fmt: skip

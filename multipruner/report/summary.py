@@ -12,6 +12,10 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from multipruner.core.costs import reported_as
+
+from .words import tokens_of
+
 
 def render(report: Mapping[str, Any], folder: Path, tables: RenderableType | None) -> RenderableType:
     """The summary that ends a run."""
@@ -23,26 +27,16 @@ def render(report: Mapping[str, Any], folder: Path, tables: RenderableType | Non
         f"{before:,} -> {after:,}  "
         f"(-{report['ratio']:.2%} of all, -{report['backbone_ratio']:.2%} of the decoder layers)",
     )
-    cost = report["costs"]
-    facts.add_row(
-        "memory",
-        f"weights {_mib(cost['weight_bytes'])}, KV cache per token {_kib(cost['kv_bytes_per_token'])}",
-    )
-    facts.add_row("calibration", Text(f"{report['calibration']['name']}, {report['calibration']['tokens']:,} tokens"))
+    rows = [(reported_as(key), pair) for key, pair in report["costs"].items()]
+    memory = [f"{row.label} {row.change(*pair.values())}" for row, pair in rows if row and row.unit == "bytes"]
+    facts.add_row("memory", ", ".join(memory))
+    facts.add_row("calibration", Text(f"{report['calibration']['name']}{tokens_of(report['calibration'])}"))
     facts.add_row("time", _seconds(report["seconds"]))
     facts.add_row("folder", Text(str(folder)))
     parts: list[RenderableType] = [facts, Text(""), Text(report["picture"])]
     if tables is not None:
         parts += [Text(""), tables]
     return Panel(Group(*parts), title="multipruner", expand=False)
-
-
-def _mib(pair: Mapping[str, int]) -> str:
-    return f"{pair['before'] / 2**20:,.0f} -> {pair['after'] / 2**20:,.0f} MiB"
-
-
-def _kib(pair: Mapping[str, int]) -> str:
-    return f"{pair['before'] / 2**10:,.1f} -> {pair['after'] / 2**10:,.1f} KiB"
 
 
 def _seconds(seconds: Mapping[str, float]) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 from multipruner.core.plan import PruningPlan
 
 from .card import REFITTED, model_card
+from .markup import code, command_without_places, fenced, plain
 
 _SEAL = "\n<!-- multipruner wrote this card"
 _UNTRAINED = "from calibration text alone: no weight was trained."
@@ -47,7 +48,7 @@ def tuned_card(report: Mapping[str, Any], plan: PruningPlan, *, stock: bool) -> 
 
 
 def _text_name(data: Mapping[str, Any]) -> str:
-    return "text that the dense model wrote itself" if data["name"] == "self" else f"`{data['name']}`"
+    return "text that the dense model wrote itself" if data["name"] == "self" else code(data["name"])
 
 
 def _training(tuned: Mapping[str, Any]) -> str:
@@ -64,8 +65,8 @@ def _training(tuned: Mapping[str, Any]) -> str:
     ]
     table = "\n".join(f"| {what} | {value} |" for what, value in rows)
     numbers = "\n".join(
-        f"| {name} | {both['before']:.3f} | {both['after']:.3f} |" for name, both in tuned["perplexity"].items()
+        f"| {plain(name)} | {both['before']:.3f} | {both['after']:.3f} |" for name, both in tuned["perplexity"].items()
     )
     text = f"## Training\n\nUnlike the cut, this step changed weights by training.\n\n| | |\n|---|---|\n{table}\n\n"
     text += f"| perplexity | pruned | pruned and trained |\n|---|---:|---:|\n{numbers}"
-    return f"{text}\n\n```sh\n{tuned['command']}\n```" if tuned.get("command") else text
+    return f"{text}\n\n{fenced(command_without_places(tuned['command']), 'sh')}" if tuned.get("command") else text

@@ -3,29 +3,33 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
+from multipruner.core.costs import reported_as
 from multipruner.eval.comparison import Contrast
 
-COSTS: dict[str, tuple[str, str]] = {
-    "parameters": ("parameters", "count"),
-    "weight_bytes": ("weights", "bytes"),
-    "kv_bytes_per_token": ("KV cache per token", "bytes"),
-    "flops_per_token": ("operations per token", "count"),
-}
-"""What ``report.json`` calls its costs, what a page calls them, and what they are measured in."""
+
+def label_of(cost: str) -> str:
+    """What a page calls a cost that ``report.json`` or a front names."""
+    row = reported_as(cost)
+    return row.label if row else cost
 
 
 def amount(cost: str, value: float) -> str:
     """A cost with a unit that keeps the number short."""
-    unit = COSTS.get(cost, ("", ""))[1]
-    if unit == "bytes":
-        return _scaled(value, 1024, ("B", "KiB", "MiB", "GiB", "TiB"))
-    return _scaled(value, 1000, ("", "k", "M", "G", "T")) if unit == "count" else f"{value:,.4g}"
+    row = reported_as(cost)
+    return row.shown(value) if row else f"{value:,.4g}"
 
 
-def _scaled(value: float, base: int, units: tuple[str, ...]) -> str:
-    power = min(int(math.log(value, base)) if value >= 1 else 0, len(units) - 1)
-    return f"{value / base**power:,.{0 if power == 0 else 1}f}\N{NO-BREAK SPACE}{units[power]}".rstrip()
+def finite(value: Any) -> bool:
+    """Whether a value of a report is a number, and a finite one."""
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
+def measured(value: Any) -> str:
+    """A value of a report with three digits, or a dash for what is no number."""
+    return f"{value:.3f}" if isinstance(value, (int, float)) else "–"
 
 
 def number(value: float | None, digits: int = 3, sign: str = "") -> str:
@@ -58,3 +62,12 @@ def duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.{1 if seconds < 1 else 2}g} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def tokens_of(calibration: Mapping[str, Any]) -> str:
+    """How much text decided, after its name: for scores, and beside it for order and repair, and held out."""
+    keys = {"tokens": "tokens for scores", "statistics_tokens": "for order and repair", "held_out_tokens": "held out"}
+    counts = {key: count for key in keys if isinstance(count := calibration.get(key), int) and count}
+    if set(counts) == {"tokens"}:
+        return f", {counts['tokens']:,} tokens"
+    return "".join(f", {count:,} {keys[key]}" for key, count in counts.items())

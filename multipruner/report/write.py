@@ -5,12 +5,11 @@ Reads what runs write; no model is loaded.
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 from multipruner.core.errors import ConfigError, OutputError
+from multipruner.storage.files import whole_file, whole_folder
 
 from .inputs import read_folders
 from .page import page
@@ -47,10 +46,11 @@ def write_report(folders: Sequence[Path], output: Path | None = None) -> Path:
     for drawing in drawings:
         contents[f"{drawing.name}.png"] = drawing.png
         contents[f"{drawing.name}.csv"] = drawing.csv.encode()
-    try:
-        _write(target, text, files, contents)
-    except OSError as error:
-        raise OutputError(f"cannot write {error.filename or target}: {error.strerror}") from error
+    with whole_file(target) as page_aside:  # written before the figures take their place
+        page_aside.write_text(text, encoding="utf-8")
+        with whole_folder(files) as aside:
+            for name, content in contents.items():
+                (aside / name).write_bytes(content)
     return target
 
 
@@ -62,23 +62,3 @@ def _check_free(target: Path, files: Path) -> None:
         others = [path.name for path in files.iterdir() if path.suffix not in _ENDINGS] if files.is_dir() else ["?"]
         if others:
             raise OutputError(f"{files} holds {others[0]}, which no report wrote; name another --output")
-
-
-def _write(target: Path, text: str, files: Path, contents: dict[str, bytes]) -> None:
-    """Everything aside first, then one rename for the folder and one for the page."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    aside = files.with_name(f".{files.name}.{os.getpid()}")
-    old, page_aside = aside.with_name(f"{aside.name}.old"), target.with_name(f".{target.name}.{os.getpid()}")
-    try:
-        aside.mkdir()
-        for name, content in contents.items():
-            (aside / name).write_bytes(content)
-        page_aside.write_text(text, encoding="utf-8")
-        if files.exists():
-            files.rename(old)
-        aside.rename(files)
-        page_aside.replace(target)
-    finally:
-        for place in (aside, old):
-            shutil.rmtree(place, ignore_errors=True)
-        page_aside.unlink(missing_ok=True)

@@ -17,16 +17,20 @@ import torch
 
 from multipruner.config.recipe import CalibrationSpec, Recipe
 from multipruner.core.errors import CalibrationError
+from multipruner.eval.scoring import context_length
 from multipruner.storage.hub import HubUnreachable, hub_answers
 
 from .mixture import interleaved, mixture, together
-from .packing import Split, pack, wanted_sequences
+from .packing import Packing, Split, wanted_sequences
 from .ready_ids import ready_ids
 from .rows import IDS, rows_of
 from .sampled_text import self_text
+from .text.chat import Chat
 
 SEED_STEP = 1_000_003
 """Between the seed of the text that scores and of the text that statistics are of, where the model writes both."""
+MOST_SAMPLED = 1 << 31
+"""Tokens that a model is asked to write at most; their ids alone take 16 GiB."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +59,161 @@ class CalibrationSet:
         return replace(self, ids=self.ids[:sequences])
 
 
+class CalibrationText:
+    """The text of a recipe in its three parts, from one pass over every source.
+
+    ``"calibration"`` is what structures are judged on. ``"heldout"`` is as many sequences of the text after it, and
+    ``"statistics"`` ``spec.statistics_sequences`` after both; fewer where the text ends. No part shares a row with
+    another.
+
+    Sources joined by ``+`` are mixed (:func:`mixture`). ``alpaca`` becomes text sampled from the model where the Hub
+    cannot be reached. A file of ready token ids may have tensors ``heldout_ids`` and ``statistics_ids``; without the
+    first, text sampled from the model takes its place, without the second, statistics are of the calibration part.
+    """
+
+    def __init__(
+        self,
+        spec: CalibrationSpec,
+        tokenizer: Any,
+        model: Any = None,
+        *,
+        say: Callable[[str], None] = lambda text: None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        """Nothing is read before a part is asked for.
+
+        Args:
+            spec: the recipe's calibration section; its length is cut to the model's context.
+            tokenizer: the model's.
+            model: the dense model; needed for text sampled from it.
+            say: told when something else than asked for is used.
+            progress: of the sampling: called with (tokens done, tokens in all).
+        """
+        self._context = spec.length if model is None else context_length(model.config)
+        if spec.length > self._context:
+            say(f"calibration.length = {spec.length}: cut to {self._context:,} tokens, the context of the model")
+            spec = spec.model_copy(update={"length": self._context})
+        self.spec, self._tokenizer, self._model, self._say, self._progress = spec, tokenizer, model, say, progress
+        self._packed: dict[CalibrationSpec, Packing | None] = {}
+        self._parts: dict[Split, CalibrationSet] = {}
+
+    def part(self, split: Split) -> CalibrationSet:
+        """One part of the text.
+
+        Raises:
+            CalibrationError: naming what is missing or too short, and what to do.
+        """
+        if split not in self._parts:
+            self._parts[split] = self._load(split)
+        return self._parts[split]
+
+    def _load(self, split: Split) -> CalibrationSet:
+        found: list[tuple[torch.Tensor, str]] = []
+        own: list[CalibrationSpec] = []
+        parts = mixture(self.spec)
+        for part in parts:
+            ids = self._given_ids(part, split)
+            if ids is None:
+                own.append(part)
+            else:
+                found.append((ids if len(parts) == 1 else ids[: wanted_sequences(part, split)], _name(part.source)))
+        if own:
+            found.append((self._sampled(together(own), split), "self"))
+        if len({ids.shape[1] for ids, _ in found}) > 1:
+            raise CalibrationError(f"the sources of {self.spec.source} hold sequences of different lengths")
+        ids = interleaved([ids for ids, _ in found])
+        return CalibrationSet(ids, "+".join(name for _, name in found), self._tokenizer.eos_token_id)
+
+    def _given_ids(self, spec: CalibrationSpec, split: Split) -> torch.Tensor | None:
+        """What the source gives; ``None`` where text sampled from the model is wanted or has to take its place."""
+        if spec.source == "self":
+            return None
+        if Path(spec.source).suffix.lower() == IDS:
+            return self._ready_ids(spec, split)
+        if spec not in self._packed:
+            self._packed[spec] = self._read(spec)
+        packing = self._packed[spec]
+        return packing and packing.part(split)
+
+    def _ready_ids(self, spec: CalibrationSpec, split: Split) -> torch.Tensor | None:
+        ready = ready_ids(Path(spec.source).expanduser(), split, self._tokenizer, self._model)
+        if ready is None:
+            self._say(f"{spec.source} has no heldout_ids: held-out text is sampled from the model itself")
+        elif self._model is not None and ready.shape[1] > self._context:
+            self._say(f"{spec.source}: sequences cut to {self._context:,} tokens, the context of the model")
+            ready = ready[:, : self._context]
+        return ready
+
+    def _read(self, spec: CalibrationSpec) -> Packing | None:
+        """The rows of a source, read once for all parts."""
+        wanted, more = 2 * spec.sequences * spec.length, spec.statistics_sequences * spec.length
+        try:
+            chat = Chat(self._tokenizer, spec.chat_template)
+            rows = rows_of(spec.source, spec.text_column, wanted, spec.length, chat, more)
+        except HubUnreachable as error:
+            if spec.source != "alpaca" or self._model is None:
+                raise CalibrationError(
+                    f"cannot reach the Hub for {spec.source} ({error}); give --calibration self or a local file"
+                ) from None
+            self._say(f"calibration: text sampled from the model itself, in place of alpaca (no Hub: {error})")
+            return None
+        return Packing(rows, spec, self._tokenizer)
+
+    def _sampled(self, spec: CalibrationSpec, split: Split) -> torch.Tensor:
+        if self._model is None:
+            raise CalibrationError("text sampled from the model needs the model")
+        count = spec.statistics_sequences if split == "statistics" else 2 * spec.sequences
+        if count * spec.length > MOST_SAMPLED:
+            raise CalibrationError(
+                f"{count} sequences of {spec.length} tokens are more than a model writes here ({MOST_SAMPLED:,} "
+                "tokens); lower --sequences, --statistics-sequences or --length"
+            )
+        seed = spec.seed + SEED_STEP if split == "statistics" else spec.seed
+        ids = self_text(self._model, self._tokenizer, count, spec.length, seed, self._progress)
+        if split == "statistics":
+            return ids
+        return ids[: spec.sequences] if split == "calibration" else ids[spec.sequences :]
+
+    def record(self) -> dict[str, Any]:
+        """What a report says of the text, beside the part for scores.
+
+        Tokens of the other parts, and for every source that is rows of text the columns that were taken, rows, exact
+        duplicates, rows used and the share of their tokens that was cut off.
+        """
+        sources = []
+        for spec, packing in self._packed.items():
+            if packing is not None:
+                used = {"rows_used": packing.used, "rows_too_short": packing.short, "truncated": packing.cut_off}
+                sources.append({"source": spec.source, **packing.rows.to_json(), **used})
+        there = {split: part.ids.numel() for split, part in self._parts.items()}
+        tokens = {"statistics_tokens": there.get("statistics", 0), "held_out_tokens": there.get("heldout", 0)}
+        return {"sources": sources, **tokens}
+
+    def line(self) -> str:
+        """What a person is told of the text that was taken, in one line."""
+        about = []
+        for spec, packing in self._packed.items():
+            if packing is not None:
+                short = f", {packing.short:,} too short" if packing.short else ""
+                used = f"{packing.used:,} used{short}, {packing.cut_off:.1%} of their tokens cut off"
+                about.append(f"{_name(spec.source)}: {packing.rows.line()}, {used}")
+        told = [f"{part.ids.numel():,} {_WORDS[split]}" for split, part in self._parts.items()]
+        return f"calibration: {'; '.join([*about, 'tokens: ' + ', '.join(told)])}"
+
+
+_WORDS: dict[Split, str] = {
+    "calibration": "for scores",
+    "statistics": "for statistics (order and repair)",
+    "heldout": "held out",
+}
+
+
+def _name(source: str) -> str:
+    """What a source is called: a file by its name, a data set as it was asked for."""
+    path = Path(source).expanduser()
+    return path.name if path.exists() or path.is_absolute() else source
+
+
 def load_calibration(
     spec: CalibrationSpec,
     tokenizer: Any,
@@ -64,84 +223,21 @@ def load_calibration(
     say: Callable[[str], None] = lambda text: None,
     progress: Callable[[int, int], None] | None = None,
 ) -> CalibrationSet:
-    """The calibration text of a recipe, or held-out text that shares no row with it.
-
-    Sources joined by ``+`` are mixed (:func:`mixture`). ``alpaca`` becomes text sampled from the model where the Hub
-    cannot be reached. Ready token ids have no held-out part, unless the file has a tensor ``heldout_ids``: then text
-    sampled from the model takes its place.
-
-    Args:
-        spec: the recipe's calibration section.
-        tokenizer: the model's.
-        model: the dense model; needed for text sampled from it.
-        split: ``"heldout"`` gives as many sequences of the text after the calibration part, ``"statistics"``
-            ``spec.statistics_sequences`` after both; fewer where the text ends. A file of ready token ids may have
-            tensors ``heldout_ids`` and ``statistics_ids``; without the latter statistics are of the calibration part.
-        say: told when something else than asked for is used.
-        progress: of the sampling: called with (tokens done, tokens in all).
+    """One part of the text of a recipe; who needs several takes them from one :class:`CalibrationText`.
 
     Raises:
         CalibrationError: naming what is missing or too short, and what to do.
     """
-    found: list[tuple[torch.Tensor, str]] = []
-    own: list[CalibrationSpec] = []
-    for part in mixture(spec):
-        ids = _given_ids(part, tokenizer, model, split, say)
-        if ids is None:
-            own.append(part)
-        else:
-            found.append((ids[: wanted_sequences(part, split)] if part is not spec else ids, Path(part.source).name))
-    if own:
-        if model is None:
-            raise CalibrationError("text sampled from the model needs the model")
-        found.append((_sampled(together(own), tokenizer, model, split, progress), "self"))
-    if len({ids.shape[1] for ids, _ in found}) > 1:
-        raise CalibrationError(f"the sources of {spec.source} hold sequences of different lengths")
-    ids = interleaved([ids for ids, _ in found])
-    return CalibrationSet(ids, "+".join(name for _, name in found), tokenizer.eos_token_id)
+    return CalibrationText(spec, tokenizer, model, say=say, progress=progress).part(split)
 
 
-def _sampled(
-    spec: CalibrationSpec, tokenizer: Any, model: Any, split: Split, progress: Callable[[int, int], None] | None
-) -> torch.Tensor:
-    if split == "statistics":
-        seed = spec.seed + SEED_STEP
-        return self_text(model, tokenizer, spec.statistics_sequences, spec.length, seed, progress)
-    both = self_text(model, tokenizer, 2 * spec.sequences, spec.length, spec.seed, progress)
-    return both[: spec.sequences] if split == "calibration" else both[spec.sequences :]
-
-
-def _given_ids(
-    spec: CalibrationSpec, tokenizer: Any, model: Any, split: Split, say: Callable[[str], None]
-) -> torch.Tensor | None:
-    """What the source gives; ``None`` where text sampled from the model is wanted or has to take its place."""
-    if spec.source == "self":
-        return None
-    if Path(spec.source).suffix == IDS:
-        ready = ready_ids(Path(spec.source).expanduser(), split, tokenizer, model)
-        if ready is None:
-            say(f"{spec.source} has no heldout_ids: held-out text is sampled from the model itself")
-        return ready
-    try:
-        sequences = 2 * spec.sequences + (spec.statistics_sequences if split == "statistics" else 0)
-        rows = rows_of(spec.source, spec.text_column, sequences * spec.length, spec.length)
-    except HubUnreachable as error:
-        if spec.source != "alpaca" or model is None:
-            raise CalibrationError(
-                f"cannot reach the Hub for {spec.source} ({error}); give --calibration self or a local file"
-            ) from None
-        say(f"calibration: text sampled from the model itself, in place of alpaca (no Hub: {error})")
-        return None
-    return pack(rows, spec, tokenizer, split)
-
-
-def held_out_text(recipe: Recipe, tokenizer: Any, model: Any) -> CalibrationSet | None:
+def held_out_text(recipe: Recipe, text: CalibrationText) -> CalibrationSet | None:
     """Text for perplexity in place of WikiText-2, found before the search so that no search ends without it."""
     spec = recipe.evaluation
     if "ppl" not in spec.tasks or spec.text is not None:
         return None
     try:
-        return load_calibration(recipe.calibration, tokenizer, model, split="heldout")
+        return text.part("heldout")
     except CalibrationError:
         if hub_answers():
             return None

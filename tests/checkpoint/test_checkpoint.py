@@ -25,6 +25,7 @@ from multipruner.checkpoint.save import save, weight_bytes
 from multipruner.core.errors import ConfigError, OutputError, UnknownModelError, UnsupportedModelError
 from multipruner.core.plan import PruningPlan
 from multipruner.report.card import model_card
+from multipruner.storage import files
 from tests.support import tiny
 
 variants = pytest.mark.parametrize("variant", tiny.VARIANTS)
@@ -109,7 +110,8 @@ def test_folder_is_complete(tmp_path: Path) -> None:
     assert names >= {"plan.json", "report.json", "README.md", "trajectory.jsonl", "tokenizer.json"}
     assert not [name for name in names if name.endswith(".bin")]
     assert PruningPlan.from_json((folder / "plan.json").read_text()) == plan
-    assert json.loads((folder / "report.json").read_text()) == {"a": 1}
+    report = json.loads((folder / "report.json").read_text())
+    assert report["a"] == 1 and set(report["files"]) == names
     assert AutoTokenizer.from_pretrained(folder)("w7 w9").input_ids == [7, 9]
     size = (folder / "model.safetensors").stat().st_size
     assert weight_bytes(model) < size < weight_bytes(model) * 1.1
@@ -131,11 +133,13 @@ def test_loading_never_allocates_the_dense_size(tmp_path: Path) -> None:
     assert load(tmp_path / "out", dtype=torch.bfloat16).dtype == torch.bfloat16
 
 
-def test_settings_that_transformers_refuse_to_save_are_mended(tmp_path: Path) -> None:
+def test_settings_that_transformers_refuse_to_save_are_written_as_they_are(tmp_path: Path) -> None:
     model, plan = _pruned()
     model.generation_config.do_sample, model.generation_config.temperature = False, 0.6
     save(tmp_path / "out", model, None, plan=plan, report={}, card="")
-    assert load(tmp_path / "out").generation_config.do_sample
+    for settings in (load(tmp_path / "out").generation_config, model.generation_config):
+        assert settings is not None
+        assert (settings.do_sample, settings.temperature) == (False, 0.6), "greedy stays greedy"
 
 
 def test_forgetting_to_trust_the_code_fails_loudly(tmp_path: Path) -> None:
@@ -189,7 +193,7 @@ def test_a_failure_leaves_nothing_behind(
     def fail(*args: Any, **kwargs: Any) -> None:
         raise failure
 
-    monkeypatch.setattr(checkpoint, "_sync", fail)
+    monkeypatch.setattr(files, "flush", fail)
     with pytest.raises(seen, match=message):
         _save(tmp_path / "out", replace=existing)
     assert [path.name for path in tmp_path.iterdir()] == (["out"] if existing else [])
@@ -210,6 +214,15 @@ def test_an_existing_folder_is_replaced_only_when_asked(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+def test_whoever_may_read_the_folder_may_read_the_weights(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        _save(tmp_path / "out")
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "out").iterdir()} == {0o640}
+
+
 def test_a_swap_that_fails_brings_the_old_folder_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, rename = _save(tmp_path / "out"), Path.rename
 
@@ -227,9 +240,9 @@ def test_a_swap_that_fails_brings_the_old_folder_back(tmp_path: Path, monkeypatc
 
 def test_only_a_model_folder_is_ever_replaced(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(OutputError, match="not a model's folder"):
+    with pytest.raises(OutputError, match="not a folder that multipruner wrote"):
         _save(tmp_path, replace=True)
-    with pytest.raises(OutputError, match="not a model's folder"):
+    with pytest.raises(OutputError, match="not a folder that multipruner wrote"):
         _save(tmp_path / "thesis.tex", replace=True)
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
 

@@ -17,6 +17,7 @@ import multipruner
 from multipruner.checkpoint.cut import apply_plan
 from multipruner.checkpoint.save import save
 from multipruner.commands.main import main
+from multipruner.config.choices import IMPORTANCES
 from multipruner.config.recipe import Recipe
 from multipruner.core.axes import Layout
 from multipruner.core.errors import ConfigError
@@ -27,7 +28,7 @@ from multipruner.core.structure import LayerSize, Structure
 from multipruner.engine.moments import gather
 from multipruner.engine.objective import CalibrationObjective
 from multipruner.engine.prunable import Prunable
-from multipruner.importance.table import IMPORTANCES, rank
+from multipruner.importance.table import rank
 from multipruner.jobs.prepare import prepare
 from multipruner.jobs.prune.given_plan import leading
 from multipruner.repair.scoring import Repair

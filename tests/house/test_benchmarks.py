@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
+import subprocess
 import sys
 from importlib import import_module
+from importlib.metadata import version
 from math import sqrt
 from pathlib import Path
 from typing import Any
@@ -137,8 +140,127 @@ def test_a_ratio_that_was_missed_says_what_was_asked(tmp_path: Path) -> None:
     assert len({line.count("|") for line in written.splitlines() if line.startswith("|")}) == 1
 
 
-def test_both_objectives_take_the_same_first_step(dense: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    given = ["objective.py", "--model", str(dense), "--sequences", "2", "--length", "8"]
+def test_both_objectives_take_the_same_first_step(
+    dense: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "objective.json"
+    given = ["objective.py", "--model", str(dense), "--sequences", "2", "--length", "8", "--record", str(path)]
     with patch.object(sys, "argv", given):
         _module("objective").main()
     assert "same choice: True" in capsys.readouterr().out
+    found = _module("results").read(path)
+    (row,) = found["rows"]
+    assert row[:2] == ["one greedy step, 8 candidates", 8] and row[3] > row[5] > 0, "token-layers: plain, ours"
+    shown = _module("results").markdown(found["columns"], found["rows"]).splitlines()[0]
+    assert shown == (BENCHMARKS / "../docs/performance.md").read_text().partition("-->\n\n")[2].splitlines()[0]
+
+
+def test_passes_records_what_it_prints(dense: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "passes.json"
+    given = [
+        "passes.py",
+        "--model",
+        str(dense),
+        "--sequences",
+        "2",
+        "--length",
+        "8",
+        "--threads",
+        "1",
+        "--repeats",
+        "1",
+    ]
+    with patch.object(sys, "argv", [*given, "--record", str(path)]):
+        assert _module("passes").main() == 0
+    found = _module("results").read(path)
+    assert _module("results").markdown(found["columns"], found["rows"]) in capsys.readouterr().out
+    assert [row[0] for row in found["rows"]][::3] == ["an attention block", "all statistics"]
+    assert found["setting"]["model"] == str(dense)
+
+
+def test_latency_records_the_errors_of_every_workload(dense: Path, tmp_path: Path) -> None:
+    path = tmp_path / "latency.json"
+    given = ["latency.py", "--model", str(dense), "--workload", "prefill-b1-t128", "--structures", "2", "--rounds", "2",
+             "--width-step", "8", "--record", str(path)]  # fmt: skip
+    with patch.object(sys, "argv", given):
+        assert _module("latency").main() == 0
+    (row,) = _module("results").read(path)["rows"]
+    assert row[:2] == ["prefill-b1-t128", 2]
+    assert all(0 <= middle <= worst for middle, worst in row[2:])
+
+
+def test_the_program_benchmark_records_what_it_prints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "new" / "program.json"
+    given = ["benchmarks/program.py", "--layers", "2", "--options", "3", "--record", str(path)]
+    with patch.object(sys, "argv", given):
+        assert _module("program").main() == 0
+    results = _module("results")
+    found = results.read(path)
+    assert results.markdown(found["columns"], found["rows"]) in capsys.readouterr().out
+    assert found["command"] == shlex.join(["python", *given])
+    assert len(found["rows"]) == 24 and found["setting"] == {"layers": 2, "options": 3}
+    assert found["machine"]["threads"] >= 1 and found["machine"]["processor"]
+    assert found["versions"]["torch"] == version("torch")
+    assert [file.name for file in path.parent.iterdir()] == ["program.json"]
+
+
+def test_the_commit_of_a_result_says_whether_files_were_changed(tmp_path: Path) -> None:
+    results = _module("results")
+    with patch.object(results, "ROOT", tmp_path):
+        assert results.commit() == results.UNKNOWN, "outside of a checkout"
+        git = ("git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b.c")
+        (tmp_path / "file").write_text("one")
+        for command in (("init", "-q"), ("add", "file"), ("commit", "-qm", "first")):
+            subprocess.run([*git, *command], check=True)
+        clean = results.commit()
+        (tmp_path / "file").write_text("two")
+        assert len(clean) == 40 and results.commit() == clean + "+"
+
+
+def test_cells_of_a_result_are_numbers_text_or_nothing() -> None:
+    shown = _module("results").shown
+    assert (shown([1.5, 0.25], "{:.1f} ± {:.2f}"), shown(0.1234, "{:.1%}")) == ("1.5 ± 0.25", "12.3%")
+    assert (shown("as it is", "{:.1f}"), shown(None, "{:.1f}"), shown(0, "{:.1f}")) == ("as it is", "", "0.0")
+
+
+def test_another_file_is_no_result(tmp_path: Path) -> None:
+    (tmp_path / "other.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"other\.json is no result.*--record"):
+        _module("results").read(tmp_path / "other.json")
+
+
+def test_rows_of_plans_fit_their_columns() -> None:
+    results, schedules, search, strategies = map(_module, ("results", "schedules", "search", "strategies"))
+    row = {"order": ["blocks", "mlp"], "shares": [44, 52, 4], "name": "exact", "ratio": 0.2, "seconds": 90.0,
+           "losses": {"calibration": 0.5, "held_out": 0.625}, "evaluations": [9, 4], "token_layers": 2.5e6}  # fmt: skip
+    assert results.line(schedules.COLUMNS, schedules.cells(row)) == (
+        "| blocks → mlp | 44:52:4 | 20.00% | 0.5000 | 0.6250 |  | 1.5 |"
+    )
+    row["wikitext2"] = {"value": 41.5}
+    assert results.line(search.COLUMNS, search.cells(row)) == (
+        "| exact | 20.00% | 0.5000 | 0.6250 | 41.50 | 9 + 4 | 1.5 | 2.50 |"
+    )
+    impossible = schedules.cells({"order": ["mlp"], "shares": [0, 100, 0], "impossible": "no"})
+    assert "out of reach" in results.line(schedules.COLUMNS, impossible)
+    cell = {"budget": "ratio=0.2", "strategy": "program", "ratio": 0.2, "plain": {"calibration": 0.5, "held_out": 0.75},
+            "search": {"measured": 1234, "seconds": 5.4, "token_layers": 67890.0}}  # fmt: skip
+    assert results.line(strategies.columns_of(cell), strategies.row_of(cell)) == (
+        "| ratio=0.2 | program | 20.00% | 0.5000 | 0.7500 |  |  | 1,234 | 5 | 67,890 |"
+    )
+    timed = {**cell, "latency_ms": 80.0, "dense_ms": 100.0}
+    timed["plain"] = timed["repaired"] = {**cell["plain"], "wikitext2": {"value": 38.25}}
+    assert results.line(strategies.columns_of(timed), strategies.row_of(timed)) == (
+        "| ratio=0.2 | program | 20.00% | 0.800x | 0.5000 | 0.7500 | 0.5000 | 0.7500 | 38.25 | 38.25 | 1,234 | 5 "
+        "| 67,890 |"
+    )
+
+
+def test_rows_of_the_quality_tables_fit_their_heading(tmp_path: Path) -> None:
+    report = _module("quality_report")
+    tables = report.Tables(tmp_path / "table.md", _cell(a=0.6))
+    tables.add("Methods", "global", "0.2", {**_cell(a=0.5), "asked": {}})
+    assert [(cell["row"], cell["wikitext2"]["value"]) for cell in tables.cells()] == [("dense", 10.0), ("global", 10.0)]
+    assert "asked" not in tables.cells()[1]
+    names = report.heading(_cell(a=0.6))[0][1:-1].split("|")
+    assert [len(row) for row in tables.rows()] == [len(names) + 1] * 2
+    assert tables.rows()[1][:3] == ["Methods", "global", "20.00%"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import json
 import re
 import shlex
 import shutil
@@ -21,16 +20,18 @@ import pytest
 
 from multipruner.commands import COMMANDS
 from multipruner.commands.main import main
+from multipruner.config.choices import IMPORTANCES
 from multipruner.config.recipe import CalibrationSpec, EvaluationSpec, PackageSource, Recipe
 from multipruner.core.families import FAMILIES
-from multipruner.importance.table import IMPORTANCES
 from multipruner.jobs.finish import Run
 from multipruner.recipes import names, parse
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
-TEXTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *PAGES]
+TEXTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *PAGES]
+MEASURED = ("results.md", "notes.md", "performance.md", "correctness.md")
+"""Where numbers come from."""
 NEEDED = ("sphinx", "furo", "myst_parser")
 ABSENT = [name for name in NEEDED if find_spec(name) is None]
 FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^ *```$", re.DOTALL | re.MULTILINE)
@@ -106,10 +107,12 @@ def test_recipe_files_of_the_pages_are_valid() -> None:
         Recipe.build(parse(block, "page"))
 
 
-@pytest.mark.parametrize("page", ["faq.md", "how.md", "quickstart.md"])
+@pytest.mark.parametrize("page", ["../README.md", "faq.md", "how.md", "quickstart.md"])
 def test_numbers_in_sentences_are_those_of_the_results(page: str) -> None:
-    known = "".join((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/results.md"))
-    sentences = re.sub(r"`[^`]+`|\(arXiv[^)]*\)", "", FENCE.sub("", (DOCS / page).read_text(encoding="utf-8")))
+    known = "".join((DOCS / name).read_text(encoding="utf-8") for name in MEASURED)
+    text = FENCE.sub("", (DOCS / page).read_text(encoding="utf-8"))
+    versions = r"`[^`]+`|arXiv [\d.]+|arxiv\.org/abs/[\d.]+|(?:Python|transformers)(?: >=)? \d+\.\d+"
+    sentences = re.sub(versions, "", text)
     numbers = set(re.findall(r"(?<![\w.:])\d+\.\d+(?![\w.]*/)|\d+(?= GB)", sentences))
     missing = [number for number in numbers if not re.search(rf"(?<![\d.]){re.escape(number)}(?!\d)", known)]
     assert missing == []
@@ -196,12 +199,46 @@ def test_defaults_and_bounds_are_the_recipes_own() -> None:
     assert "| `model` | `--model` | text | (needed) |" in keys
 
 
-def test_the_figure_in_the_repository_is_what_its_script_draws() -> None:
-    script = _module(DOCS / "figures" / "how_it_works.py")
-    drawn = script.draw(json.loads(script.DATA.read_text(encoding="utf-8")))
+@pytest.mark.parametrize("name", ["how_it_works", "pipeline"])
+def test_the_figures_in_the_repository_are_what_their_scripts_draw(name: str) -> None:
+    script = _module(DOCS / "figures" / f"{name}.py")
+    drawn = script.drawn()
     kept = script.PICTURE.read_text(encoding="utf-8")
     for pattern in (r"<text[^>]*>([^<]*)<", r'<g id="(\w+)">'):
         assert re.findall(pattern, drawn) == re.findall(pattern, kept) != []
+
+
+def test_the_parts_of_the_picture_are_packages() -> None:
+    named = {part for box in _module(DOCS / "figures" / "pipeline.py").BOXES for part in box.packages}
+    assert named and [name for name in named if find_spec(f"multipruner.{name}") is None] == []
+
+
+# --- what was measured
+
+
+RESULTS = sorted((ROOT / "benchmarks/results").glob("*.json"))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.stem)
+def test_tables_of_results_are_those_that_were_recorded(page: Path) -> None:
+    """``python docs/generated.py`` writes them anew."""
+    text = page.read_text(encoding="utf-8")
+    assert _module(DOCS / "generated.py").with_results(text) == text
+
+
+def test_every_result_is_on_a_page() -> None:
+    asked = re.findall(r"<!-- results: ([\w-]+) -->", "".join(page.read_text(encoding="utf-8") for page in PAGES))
+    assert sorted(asked) == sorted(path.stem for path in RESULTS) != []
+
+
+@pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
+def test_a_result_says_where_it_is_from(path: Path) -> None:
+    results = _module(ROOT / "benchmarks/results.py")
+    found = results.read(path)
+    assert found["name"] and all(found[key] for key in ("command", "commit"))
+    assert {"processor", "isa", "cores", "threads"} <= set(found["machine"])
+    assert {"python", "torch", "transformers"} <= set(found["versions"])
+    assert results.text_of(found) == path.read_text(encoding="utf-8"), "one line per row, so that changes can be read"
 
 
 # --- the site

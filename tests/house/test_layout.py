@@ -174,9 +174,10 @@ def test_light_packages_leave_torch_alone(package: str) -> None:
     assert not loaded(f"import multipruner.{package}") & HEAVY
 
 
-@pytest.mark.parametrize(
-    "code", ["import multipruner", HELP.format(["--help"]), *(HELP.format([name, "--help"]) for name in COMMANDS)]
-)
+HELPS = ["import multipruner", HELP.format(["--help"]), HELP.format(["--help-all"])]
+
+
+@pytest.mark.parametrize("code", [*HELPS, *(HELP.format([name, "--help"]) for name in COMMANDS)])
 def test_help_is_quick(code: str) -> None:
     assert not loaded(code)
 

@@ -50,7 +50,7 @@ def test_the_sum_over_blocks_is_the_cost(variant: str, seed: int) -> None:
         (costs.parameters, costs.weight_bytes, costs.kv_bytes_per_token, costs.flops_per_token),
         strict=True,
     ):
-        assert limit.of(structure) == count(structure)
+        assert limit.cost(structure) == count(structure)
         assert limit.limit == count(prunable.dense) / 2
 
 

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 
 from multipruner.commands.main import main
 from multipruner.engine.fingerprint import configuration
-from multipruner.jobs.trajectory import Journal
+from multipruner.jobs.trajectory import TrajectoryJournal
 from multipruner.search import Memo
 from tests.support.commands import arguments
 from tests.support.tiny import tiny_model, tiny_tokenizer
@@ -79,7 +79,7 @@ def test_the_exact_program_names_a_run_of_the_paper_s_path(dense: Path, tmp_path
     assert "another kind of run" in (said := capsys.readouterr().err) and "None" not in said
 
 
-@pytest.mark.parametrize(("kind", "flags"), [(Memo, ("--objective", "nll")), (Journal, PAPER)])
+@pytest.mark.parametrize(("kind", "flags"), [(Memo, ("--objective", "nll")), (TrajectoryJournal, PAPER)])
 def test_a_finished_run_does_not_go_on_with_what_another_measured(
     kind: Any, flags: tuple[str, ...], finished: Path, dense: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -157,12 +157,16 @@ def test_another_model_in_the_folder_inherits_nothing(finished: Path, dense: Pat
     output = tmp_path / "run"
     shutil.copytree(finished, output)
     old = {"chat_template.jinja": "old", "report.html": "old", "report_files/structure.png": "old", "vocab.json": "{}"}
+    report = json.loads((output / "report.json").read_text())
+    report["files"] += ["chat_template.jinja", "vocab.json"]  # the first model's tokenizer had them
+    (output / "report.json").write_text(json.dumps(report))
     mine = ("notes.txt", "more/notes.txt", "more/code.py", "more/vocab.json", "report_files/notes.txt")
     for name, text in {**old, **dict.fromkeys(mine, "mine")}.items():
         (output / name).parent.mkdir(exist_ok=True)
         (output / name).write_text(text)
     (output / "link").symlink_to(output / "more")
     assert main(arguments(dense, output, "--ratio", "0.15")) == 0
+    assert (output / "link").is_symlink(), "a link stays one"
     assert [name for name in old if (output / name).exists()] == []
     assert AutoTokenizer.from_pretrained(output).chat_template is None
     assert {(output / name).read_text() for name in mine} == {"mine"} and (output / "link" / "code.py").exists()

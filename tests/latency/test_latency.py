@@ -162,15 +162,6 @@ def test_workloads_are_checked(phase: Any, batch: int, tokens: int) -> None:
         assert Workload(**made).name == f"{phase}-b{batch}-t{tokens}"
 
 
-def test_a_file_appears_whole(tmp_path: Path) -> None:
-    table, path = a_table(), tmp_path / "new" / "table.json"
-    table.write(path)
-    assert LatencyTable.read(path) == table
-    assert [file.name for file in path.parent.iterdir()] == ["table.json"]
-    with pytest.raises(OutputError, match="cannot write"):
-        table.write(path / "under-a-file.json")
-
-
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": "multipruner-latency", "version": 99}', "null"])
 def test_other_files_are_no_tables(tmp_path: Path, text: str) -> None:
     path = tmp_path / "table.json"

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from typing import Any
 
 import pytest
@@ -28,6 +29,8 @@ from multipruner.sources.resolve import resolve
 from tests.support.official import REFERENCE, after
 
 EOS = 2
+# of the decisions about channels, which are most of all and like each other; MULTIPRUNER_CI=full compares every one
+EVERY = 1 if os.environ.get("MULTIPRUNER_CI") == "full" else 4
 # nats: what two bfloat16 evaluations of the same structure, by different kernels on different processors, may differ
 # by (with the same kernels the reference's own routine agreed with the official one to 1e-4)
 NOISE = 0.01
@@ -66,6 +69,9 @@ def test_decisions_are_the_official_ones(smollm2: Prunable, capsys: pytest.Captu
             CalibrationObjective(smollm2, torch.tensor(tokens[name]), ignore_id=EOS) for name in ("blocks", "width")
         )
         for number, step in enumerate(reference["steps"]):
+            if step["stage"] == "mlp" and number % EVERY:
+                structure = after(structure, step)
+                continue
             objective = blocks if step["stage"] == "blocks" else width
             objective.commit(structure)
             options = [s for _, _, s in candidates(step["stage"], structure, Grid(128))]

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from multipruner.checkpoint.cut import apply_plan
+from multipruner.config.choices import IMPORTANCES
 from multipruner.core.errors import ConfigError, NumericsError, UnsupportedModelError
 from multipruner.core.plan import PruningPlan
 from multipruner.engine.cutting import Projection
@@ -16,7 +17,7 @@ from multipruner.engine.objective import CalibrationObjective, PlainObjective
 from multipruner.engine.prunable import Prunable
 from multipruner.engine.token_losses import DivergenceFromDense
 from multipruner.importance.second_order import elimination_order
-from multipruner.importance.table import IMPORTANCES, rank
+from multipruner.importance.table import rank
 from multipruner.repair.columns import repaired_columns
 from multipruner.repair.scoring import Repair
 from multipruner.repair.stream import RIDGES, _best_ridges, _Equations, _Fit, accumulated

@@ -29,7 +29,6 @@ from multipruner.search.limits import Budget
 from multipruner.search.memo import Memo
 from multipruner.search.schedule import Schedule, ScheduleSpace
 from multipruner.search.settings import Settings
-from multipruner.storage.files import write_history
 
 LAYER = LayerCost(10, 100, 100, 10, 30, 100, 100, 30)
 
@@ -332,8 +331,7 @@ def test_files_hold_what_was_found(tmp_path: Path) -> None:
     assert list(record["points"][0]) == ["structure", "values"]
     assert list(record["points"][0]["values"]) == ["loss", "parameters"]
     assert Front.from_json(record, "structure", space.from_json) == result.front
-    write_history(tmp_path / "search.jsonl", result.history)
-    lines = [json.loads(line) for line in (tmp_path / "search.jsonl").read_text().splitlines()]
+    lines = json.loads(json.dumps(result.history))
     assert lines == list(result.history) == list(seen[-1])
     assert [line["stage"] for line in lines] == ["generation"] * 4 + ["final"]
     assert [len(history) for history in seen] == [1, 2, 3, 4, 5]

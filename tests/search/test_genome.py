@@ -17,7 +17,7 @@ from multipruner.core.structure import LayerSize, Structure
 from multipruner.search.genome import StructureSpace
 from multipruner.search.grid import Grid
 from multipruner.search.ladder import Ladder
-from multipruner.search.limits import Bound, Budget
+from multipruner.search.limits import Budget, Limit
 from multipruner.search.objectives import CONSENT, check_objectives
 from multipruner.search.schedule import Schedule, ScheduleSpace
 
@@ -62,8 +62,8 @@ def test_operators_keep_budget_alignment_and_the_last_blocks(seed: int, ratio: f
 @settings(max_examples=30)
 def test_any_upper_bounds_hold_together(seed: int, parameters: float, cache: float, fill: bool) -> None:
     bounds = (
-        Bound("parameters", COSTS.parameters, parameters * COSTS.parameters(DENSE)),
-        Bound("kv_bytes", COSTS.kv_bytes_per_token, cache * COSTS.kv_bytes_per_token(DENSE)),
+        Limit("parameters", COSTS.parameters, parameters * COSTS.parameters(DENSE)),
+        Limit("kv_bytes", COSTS.kv_bytes_per_token, cache * COSTS.kv_bytes_per_token(DENSE)),
     )
     space, rng = StructureSpace(DENSE, Grid(8), Budget(bounds, fill=fill)), random.Random(seed)
     one, other = space.random(rng), space.random(rng)
@@ -148,7 +148,7 @@ def test_given_structures_are_admitted_as_they_are_or_moved_into_the_budget() ->
 
 def test_what_cannot_be_is_refused_with_the_nearest_value() -> None:
     with pytest.raises(InfeasibleError, match="parameters") as unreachable:
-        StructureSpace(DENSE, Grid(8), Budget((Bound("parameters", COSTS.parameters, 5100),)))
+        StructureSpace(DENSE, Grid(8), Budget((Limit("parameters", COSTS.parameters, 5100),)))
     assert unreachable.value.nearest == 5000 + 10 + 300 + 10 + 240
     tight = StructureSpace(DENSE, Grid(64, 4), Budget.from_ratio(COSTS, 0.2, 0.0001))
     with pytest.raises(InfeasibleError, match="wider tolerance") as between:

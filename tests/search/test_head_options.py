@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from multipruner.core.costs import Costs, LayerCost
 from multipruner.core.errors import ConfigError, InfeasibleError
-from multipruner.core.objective import Choice
+from multipruner.core.objective import Choice, best_two
 from multipruner.core.structure import KINDS, BlockKind, LayerSize, Structure
 from multipruner.search import Grid, Limit, Problem, Task, allocate, candidates, replay, sequential_path
 from multipruner.search.limits import alone
@@ -37,9 +37,7 @@ class _Toy:
         pass
 
     def argmin(self, structures: Sequence[Structure], progress: object = None) -> Choice:
-        losses = [self(structure) for structure in structures]
-        best = losses.index(min(losses))
-        return Choice(structures[best], losses[best])
+        return best_two(structures, [self(structure) for structure in structures])
 
 
 def _heads(size: LayerSize) -> int:
@@ -111,7 +109,7 @@ def test_the_first_round_is_the_best_of_all_where_losses_add_up(numbers: list[in
         lost = channel * (8 - size.channels) / 4 + mlp * (not size.has_mlp)
         return lost + (group * (2 - size.kv_heads) + head * (3 - _heads(size)) if size.has_attention else attention)
 
-    task = Task(dense, FINE, (Limit("weight", _weight, 0.0, most),), rounds=0)
+    task = Task(dense, FINE, (Limit.of_blocks("weight", _weight, 0.0, most),), rounds=0)
     options = [
         LayerSize(a.query_heads, a.kv_heads, m.channels)
         for a in task.levels((0, "attention"))
@@ -139,7 +137,7 @@ def _spread(layer: int, size: LayerSize) -> float:
 
 
 def test_partial_groups_are_found_where_they_are_best() -> None:
-    limits = (Limit("weight", _weight, 0.0, 3 * (12 + 8) - 9),)
+    limits = (Limit.of_blocks("weight", _weight, 0.0, 3 * (12 + 8) - 9),)
     whole = allocate(Task(DENSE, Grid(4), limits), _Toy(_spread))
     fine = allocate(Task(DENSE, FINE, limits), _Toy(_spread))
     assert fine.structure == Structure((LayerSize(6, 3, 8),) * 3) and fine.loss == 1.5
@@ -159,7 +157,7 @@ def test_later_rounds_measure_the_neighbours_of_partial_groups() -> None:
         return 2.0 * groups + 1.0 * heads + 30.0 * groups * heads + 10.0 * (8 - size.channels)
 
     toy = _Toy(worth)
-    task = Task(DENSE, FINE, (Limit("weight", _weight, 0.0, 3 * (12 + 8) - 14),), rounds=4)
+    task = Task(DENSE, FINE, (Limit.of_blocks("weight", _weight, 0.0, 3 * (12 + 8) - 14),), rounds=4)
     found = allocate(task, toy)
     measured = {size for structure in toy.asked for size in structure if _heads(size) in (1, 2) and size.kv_heads < 3}
     assert measured, "options off the first chains were measured in the end"
@@ -178,11 +176,11 @@ def test_without_the_step_nothing_else_is_measured() -> None:
     for grid in (Grid(4), Grid(4, query_head_step=1)):
         dense = Structure.uniform(2, 3, 3, 8)  # one query head per KV head
         toy = _Toy(_spread_alike)
-        allocate(Task(dense, grid, (Limit("weight", _weight, 0.0, 20.0),)), toy)
+        allocate(Task(dense, grid, (Limit.of_blocks("weight", _weight, 0.0, 20.0),)), toy)
         asked.append(toy.asked)
     assert asked[0] == asked[1]
     toy = _Toy(_spread)
-    allocate(Task(DENSE, Grid(4), (Limit("weight", _weight, 0.0, 45.0),)), toy)
+    allocate(Task(DENSE, Grid(4), (Limit.of_blocks("weight", _weight, 0.0, 45.0),)), toy)
     assert {_heads(alone(size, "attention")) for structure in toy.asked for size in structure} <= {0, 3}
 
 

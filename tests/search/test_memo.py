@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 import threading
-from math import inf
+from math import inf, nan
 from pathlib import Path
 
 import pytest
@@ -65,18 +65,23 @@ def test_a_torn_last_line_costs_one_evaluation_only(
     torn.add([([n], 0, (float(n),)) for n in range(5)])
     healed = Memo(path, "a")
     assert [healed.get([n], 0) for n in range(5)] == [(float(n),) for n in range(5)]
-    assert healed.damaged == 0
     assert len(path.read_bytes().splitlines()) == 5
 
 
-def test_a_damaged_line_inside_is_left_out_and_counted(tmp_path: Path) -> None:
+@pytest.mark.parametrize("line", [b'{"namespace": "a", "candi', b"[1, 2]", b"\xff", b'{"namespace": "a"}'])
+def test_a_damaged_line_inside_is_named(tmp_path: Path, line: bytes) -> None:
     path = tmp_path / "memo.jsonl"
     Memo(path, "a").add([([1], 0, (1.0,))])
-    with path.open("a") as stream:
-        stream.write('{"namespace": "a", "candi\n[1, 2]\n\xff\n')
-    Memo(path, "a").add([([2], 0, (2.0,))])
-    memo = Memo(path, "a")
-    assert (memo.get([1], 0), memo.get([2], 0), memo.damaged) == ((1.0,), (2.0,), 3)
+    whole = path.read_bytes()
+    path.write_bytes(whole + line + b"\n" + whole)
+    with pytest.raises(OutputError, match=r"memo.jsonl, line 2: no evaluation .*; remove the line"):
+        Memo(path, "a")
+
+
+def test_a_loss_that_is_no_number_is_kept_as_the_worst(tmp_path: Path) -> None:
+    memo = Memo(tmp_path / "memo.jsonl", "a")
+    memo.add([([1], 0, (nan,))])
+    assert memo.get([1], 0) == Memo(memo.path, "a").get([1], 0) == (inf,)
 
 
 def test_what_others_append_is_seen_and_the_first_value_stays(tmp_path: Path) -> None:
@@ -108,7 +113,6 @@ def test_two_processes_write_at_once_and_no_line_is_lost(tmp_path: Path) -> None
     writers = [subprocess.Popen([sys.executable, "-c", WRITER, str(path), str(mine)]) for mine in (1, 2)]
     assert [writer.wait(60) for writer in writers] == [0, 0]
     memo = Memo(path, "a")
-    assert memo.damaged == 0
     for mine in (1, 2):
         for number in range(60):
             for i in range(1 + number % 7):

@@ -53,27 +53,27 @@ losses_of_two_layers = st.lists(st.floats(-1, 9, allow_nan=False, width=32), min
 @given(losses_of_two_layers, st.floats(8, 70), st.floats(1, 7))
 def test_the_program_finds_what_brute_force_finds(losses: list[float], weight: float, memory: float) -> None:
     table = _table(losses, 2)
-    limits = (Limit("weight", _weight, 5.0, weight), Limit("memory", _memory, 0.0, memory))
-    feasible = [pair for pair in _all(table) if all(limit.of(pair[1]) <= limit.limit for limit in limits)]
+    limits = (Limit.of_blocks("weight", _weight, 5.0, weight), Limit.of_blocks("memory", _memory, 0.0, memory))
+    feasible = [pair for pair in _all(table) if all(limit.cost(pair[1]) <= limit.limit for limit in limits)]
     if not feasible:
         with pytest.raises(InfeasibleError):
             solve(table, limits)
         return
     solution = solve(table, limits)
     assert solution.predicted == pytest.approx(min(loss for loss, _ in feasible), abs=1e-6)
-    assert all(limit.of(solution.structure) <= limit.limit + 1e-9 for limit in limits)
+    assert all(limit.cost(solution.structure) <= limit.limit + 1e-9 for limit in limits)
     assert solution.gap == pytest.approx(0, abs=1e-6)
 
 
 @given(losses_of_two_layers, st.floats(22, 70))
 def test_uniform_solutions_are_the_best_uniform_ones(losses: list[float], weight: float) -> None:
-    table, limits = _table(losses, 2), (Limit("weight", _weight, 5.0, weight),)
+    table, limits = _table(losses, 2), (Limit.of_blocks("weight", _weight, 5.0, weight),)
 
     def uniform(structure: Structure) -> bool:
         kept = {size for size in structure if size != LayerSize(0, 0, 0)}
         return len(kept) == 1 and all(size.has_attention and size.has_mlp for size in kept)
 
-    feasible = [(loss, s) for loss, s in _all(table) if uniform(s) and limits[0].of(s) <= weight]
+    feasible = [(loss, s) for loss, s in _all(table) if uniform(s) and limits[0].cost(s) <= weight]
     assert feasible, "one narrow layer weighs less than 22"
     solution = solve(table, limits, uniform=True)
     assert uniform(solution.structure)
@@ -81,11 +81,18 @@ def test_uniform_solutions_are_the_best_uniform_ones(losses: list[float], weight
 
 
 def test_an_impossible_budget_names_the_nearest_possible_one() -> None:
-    table, limits = _table([0.0] * 12, 2), (Limit("weight", _weight, 5.0, 10.0),)
-    least = min(limits[0].of(structure) for _, structure in _all(table))
+    table, limits = _table([0.0] * 12, 2), (Limit.of_blocks("weight", _weight, 5.0, 10.0),)
+    least = min(limits[0].cost(structure) for _, structure in _all(table))
     with pytest.raises(InfeasibleError, match="nearest") as caught:
         solve(table, limits)
     assert caught.value.nearest == pytest.approx(least, rel=1e-6)
+
+
+def test_a_limit_that_the_program_does_not_know_is_refused() -> None:
+    table, whole = _table([0.0] * 12, 2), Limit("weight", lambda structure: 0.0, 10.0)
+    for limit in (whole, replace(Limit.of_blocks("weight", _weight, 0.0, 10.0), least=5.0)):
+        with pytest.raises(ConfigError, match=r"sums over blocks, not .*weight <= 10$"):
+            solve(table, (limit,))
 
 
 @pytest.mark.parametrize("over", [0, 1, 3, 8, 20, 2_000_000])
@@ -96,9 +103,9 @@ def test_a_budget_is_kept_where_the_solver_is_content_with_a_little_more(over: i
     table: dict[Block, dict[LayerSize, float]] = {(0, "attention"): {attention: 0.0}}
     for layer in range(2):
         table[layer, "mlp"] = {LayerSize(0, 0, 16): 0.0, LayerSize(0, 0, 8): 0.1 + layer}
-    limit = Limit("parameters", lambda layer, kind, size: costs[size.channels], 0.0, 10_000_000.0 - over)
+    limit = Limit.of_blocks("parameters", lambda layer, kind, size: costs[size.channels], 0.0, 10_000_000.0 - over)
     solution = solve(table, (limit,))
-    assert limit.of(solution.structure) <= limit.limit
+    assert limit.cost(solution.structure) <= limit.limit
     assert [size.channels for size in solution.structure] == ([16, 16] if over == 0 else [8, 16])
 
 
@@ -136,7 +143,7 @@ class _Coupled:
 
 def _task(limit: float, rounds: int = 3, uniform: bool = False) -> Task:
     dense = Structure.uniform(6, 4, 2, 16)
-    return Task(dense, Grid(4), (Limit("weight", _weight, 0.0, limit),), uniform, rounds)
+    return Task(dense, Grid(4), (Limit.of_blocks("weight", _weight, 0.0, limit),), uniform, rounds)
 
 
 def test_measuring_again_around_the_solution_finds_a_better_one() -> None:
@@ -144,7 +151,7 @@ def test_measuring_again_around_the_solution_finds_a_better_one() -> None:
     once, again = allocate(_task(110, rounds=0), objective), allocate(_task(110), objective)
     assert again.loss < once.loss
     assert again.loss == objective(again.structure) == min(r.loss for r in again.rounds)
-    assert _task(110).limits[0].of(again.structure) <= 110
+    assert _task(110).limits[0].cost(again.structure) <= 110
     assert again.rounds[0].accepted
 
 
@@ -180,7 +187,7 @@ def test_cautious_steps_change_few_blocks_and_keep_the_budgets(losses: list[floa
     free, *cautious = _solutions(task, prices, base)
     assert free.structure == solve(prices, task.limits).structure or free.structure != base
     for solution in (free, *cautious):
-        assert task.limits[0].of(solution.structure) <= 110 + 1e-9
+        assert task.limits[0].cost(solution.structure) <= 110 + 1e-9
     for solution in cautious:
         changed = sum(
             not size.same_block(old, kind)

@@ -22,11 +22,11 @@ from tokenizers import processors
 from multipruner.config.recipe import CalibrationSpec
 from multipruner.core.errors import CalibrationError
 from multipruner.engine.prunable import Prunable
-from multipruner.sources import rows as texts
 from multipruner.sources import sampled_text as sampling
 from multipruner.sources.calibration import CalibrationSet, load_calibration
 from multipruner.sources.rows import rows_of, stretches
 from multipruner.sources.sampled_text import sample, self_text
+from multipruner.sources.text import hub as texts
 from tests.support.tiny import VARIANTS, tiny_model, tiny_tokenizer
 
 ROWS = [" ".join(f"w{4 + (7 * row + word) % 93}" for word in range(10)) for row in range(60)]
@@ -74,25 +74,25 @@ def test_every_local_format(suffix: str, tmp_path: Path) -> None:
 def test_json_of_strings_and_of_columns(tmp_path: Path) -> None:
     for name, data in {"strings": ROWS, "columns": {"text": ROWS, "n": list(range(len(ROWS)))}}.items():
         (tmp_path / f"{name}.json").write_text(json.dumps(data))
-        assert rows_of(str(tmp_path / f"{name}.json"), None, 1, 16) == ROWS
+        assert list(rows_of(str(tmp_path / f"{name}.json"), None, 1, 16)) == ROWS
 
 
 def test_lines_of_json_end_where_lines_of_json_end(tmp_path: Path) -> None:
     rows = [f"{row}{mark}{row}" for row, mark in zip(ROWS, "\u2028\u2029\x85\x0b" * len(ROWS), strict=False)]
     path = tmp_path / "rows.jsonl"
     path.write_text("\r\n".join(json.dumps({"text": row}, ensure_ascii=False) for row in rows), newline="")
-    assert rows_of(str(path), None, 1, 16) == rows
+    assert list(rows_of(str(path), None, 1, 16)) == rows
 
 
 def test_text_column(tmp_path: Path) -> None:
     path = tmp_path / "two.jsonl"
-    path.write_text("".join(json.dumps({"question": row, "answer": row[::-1], "n": 1}) + "\n" for row in ROWS))
-    assert rows_of(str(path), "question", 1, 16) == ROWS
+    path.write_text("".join(json.dumps({"title": row, "body": f"{row} .", "n": 1}) + "\n" for row in ROWS))
+    assert list(rows_of(str(path), "title", 1, 16)) == ROWS
     for wanted in (None, "n", "txt"):
-        with pytest.raises(CalibrationError, match=r"columns with text: question, answer; choose with --text-column"):
+        with pytest.raises(CalibrationError, match=r"columns with text: title, body; choose with --text-column"):
             rows_of(str(path), wanted, 1, 16)
     path.write_text("".join(json.dumps({"body": row, "n": 1}) + "\n" for row in ROWS))
-    assert rows_of(str(path), None, 1, 16) == ROWS, "the only text column needs no name"
+    assert list(rows_of(str(path), None, 1, 16)) == ROWS, "the only text column needs no name"
 
 
 def test_concatenation_is_the_protocol(tmp_path: Path) -> None:

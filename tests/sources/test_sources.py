@@ -173,7 +173,7 @@ def test_leftovers_of_a_killed_process_are_never_read(tmp_path: Path, monkeypatc
         gguf_source._convert = killed
         gguf_source.from_file(path, quiet)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
-    assert [entry.name[:6] for entry in cache_folder().iterdir()] == [".work-"]
+    assert [entry.name[:14] for entry in cache_folder().iterdir()] == [".work.partial-"]
     made = gguf_source.from_file(path, quiet)
     assert gguf_source._is_whole(made) and made.parent.name == "dense"
 
@@ -310,7 +310,7 @@ def test_the_hubs_answer_fixes_the_revision(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *_, **__: "")
     with pytest.raises(UnknownModelError, match="only pickled weights"):
         resolve(recipe(REPO), quiet)
-    files.append(SimpleNamespace(rfilename="model-00001-of-00002.safetensors"))
+    files.append(SimpleNamespace(rfilename="model.safetensors"))
     found = resolve(recipe(REPO), quiet)
     assert (found.path_or_id, found.revision, found.name) == (REPO, "c0ffee", REPO)
     monkeypatch.setattr("huggingface_hub.hf_hub_download", respond(GatedRepoError, 403))
@@ -396,7 +396,9 @@ def test_what_is_refused_before_weights_are_read(config: dict[str, Any], message
 
 
 def test_a_plan_marks_a_pruned_folder(folder: Path) -> None:
-    (folder / "plan.json").write_text("{}")
+    (folder / "plan.json").write_text('{"note": "release plan"}')  # somebody else's
+    load_dense(resolve(recipe(folder), quiet), recipe(folder))
+    (folder / "plan.json").write_text('{"format": "multipruner-plan"}')
     with pytest.raises(UnsupportedModelError, match="is pruned already"):
         load_dense(resolve(recipe(folder), quiet), recipe(folder))
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from multipruner.core.costs import Costs, LayerCost
-from multipruner.core.objective import Choice
+from multipruner.core.objective import Choice, best_two
 from multipruner.core.structure import Structure
 from multipruner.search import DIMENSIONS, Grid, Problem
 
@@ -31,13 +31,10 @@ class Additive:
 
     def argmin(self, structures: Sequence[Structure], progress: Callable[[int, int], None] | None = None) -> Choice:
         self.calls += 1
-        ranked = sorted((self(s), index) for index, s in enumerate(structures))
+        choice = best_two(structures, [self(structure) for structure in structures])
         if progress is not None:
             progress(len(structures), len(structures))
-        (loss, best), *rest = ranked
-        if not rest:
-            return Choice(structures[best], loss)
-        return Choice(structures[best], loss, structures[rest[0][1]], rest[0][0])
+        return choice
 
     def commit(self, structure: Structure) -> None:
         self.committed.append(structure)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import replace
 from math import isfinite
 from pathlib import Path
@@ -14,12 +13,12 @@ from rich.console import Console
 from multipruner.config.recipe import Recipe
 from multipruner.console.progress import waiting_display
 from multipruner.core.errors import ConfigError, NumericsError
+from multipruner.core.identity import digest
 from multipruner.core.plan import KeptLayer, LayerRanking, PruningPlan, Ranking
 from multipruner.core.structure import LayerSize, queries_per_group
 from multipruner.jobs.finish import Run, finish
-from multipruner.jobs.limits import latency_table_of
 from multipruner.jobs.prepare import prepare
-from multipruner.jobs.remembered import Remembered, objective_of
+from multipruner.jobs.remembered import RememberedObjective, objective_of
 from multipruner.jobs.setting import Found, Setting
 from multipruner.jobs.workspace import Workspace
 from multipruner.repair.scoring import Repair
@@ -41,13 +40,8 @@ def read_plan(path: Path) -> PruningPlan:
         raise ConfigError(f"{path}: {error}") from None
 
 
-def plan_fields(timed: bool) -> dict[str, Any]:
-    """Recipe fields that stand for no budget at all, since the plan says what stays.
-
-    Args:
-        timed: whether there is a latency table; the dense and the pruned model are timed then.
-    """
-    return {"ratio": None, "strategy": "milp", "budgets": {"parameters": "1x"} | ({"latency": "1x"} if timed else {})}
+NO_BUDGET: dict[str, Any] = {"ratio": None, "strategy": "milp", "budgets": {}}
+"""Recipe fields of a run whose plan says what stays; with a latency table both models are timed all the same."""
 
 
 def apply_given_plan(
@@ -75,18 +69,17 @@ def apply_given_plan(
     """
     console = console or Console(quiet=True)
     plan = read_plan(plan_path)
-    recipe = Recipe.build({**recipe.model_dump(), **plan_fields(recipe.latency_table is not None)})
-    with Workspace(output) as workspace:
+    recipe = Recipe.build({**recipe.model_dump(), **NO_BUDGET})
+    with Workspace(output, recipe.model) as workspace:
         seconds: dict[str, float] = {}
         setting = prepare(recipe, console, seconds)
         _check(plan, plan_path, setting)
         setting = _ordered_by(setting, plan)
         identity = setting.identity | {"plan": hashlib.sha256(plan.to_json().encode()).hexdigest()}
-        space = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-        memo = Memo(workspace.open_measurements(identity, overwrite), space)
+        memo = Memo(workspace.open_measurements(identity, overwrite), digest(identity))
         with setting.prunable.in_order(setting.ranking, setting.repair), waiting_display(console, "loss"):
             objective = objective_of(setting, len(setting.calibration.ids))
-            loss = Remembered(objective, memo)(plan.structure)
+            loss = RememberedObjective(objective, memo)(plan.structure)
         if not isfinite(loss):
             raise NumericsError("the plan's calibration loss is not finite; try --dtype float32 or bfloat16")
         ratio = setting.prunable.costs.ratio(plan.structure)
@@ -104,8 +97,8 @@ def _check(plan: PruningPlan, path: Path, setting: Setting) -> None:
         )
     if plan.fingerprint is not None and plan.fingerprint != setting.fingerprint:
         raise ConfigError(f"{path} is a plan for {plan.model}, whose weights differ from those loaded now")
-    if setting.recipe.latency_table is not None:  # a table without its sizes is an error now, not after everything
-        table, workload = latency_table_of(setting.recipe, setting.prunable)
+    if setting.latency is not None:  # a table without its sizes is an error now, not after everything
+        table, workload = setting.latency
         table.milliseconds(plan.structure, workload)
 
 

@@ -42,13 +42,14 @@ def prune_recipe(
     Raises:
         MultiprunerError: see :mod:`multipruner.core.errors`; nothing half-written is left.
     """
+    recipe.check_bounded()
     console = console or Console(quiet=True)
     team = Team.from_environment()
     recipe = recipe.model_copy(update={"device": team.device(recipe.device)})
     if team.rank:  # computes what rank 0 asks for, and writes nothing
         lend_a_hand(prepared(recipe, team, Console(quiet=True), {}))
         raise SystemExit(0)
-    with Workspace(output) as workspace:
+    with Workspace(output, recipe.model) as workspace:
         run = _run(recipe, team, workspace, console, command, overwrite)
         workspace.close()
     return run

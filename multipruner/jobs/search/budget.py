@@ -7,13 +7,13 @@ from math import ceil, floor
 
 from multipruner.config.amounts import amount_of
 from multipruner.config.recipe import Recipe
-from multipruner.core.errors import ConfigError
+from multipruner.core.costs import cost_named
 from multipruner.core.structure import Structure
 from multipruner.engine.prunable import Prunable
-from multipruner.jobs.limits import latency_table_of
+from multipruner.jobs.limits import measures_of
 from multipruner.jobs.setting import grid_of
 from multipruner.search.ladder import Ladder
-from multipruner.search.limits import Bound, Budget
+from multipruner.search.limits import Budget, Limit
 
 from .options import SearchOptions
 
@@ -26,19 +26,10 @@ def cost_of(name: str, recipe: Recipe, prunable: Prunable) -> Cost:
     Raises:
         ConfigError: for latency without a table, or with one of another model.
     """
-    if name == "latency":
-        if recipe.latency_table is None:
-            raise ConfigError("latency needs --latency-table FILE (multipruner latency makes one)")
-        table, workload = latency_table_of(recipe, prunable)
-        return lambda structure: table.milliseconds(structure, workload)
-    costs = prunable.costs
-    counts: dict[str, Cost] = {
-        "parameters": costs.parameters,
-        "weight_bytes": costs.weight_bytes,
-        "kv_bytes": costs.kv_bytes_per_token,
-        "flops": costs.flops_per_token,
-    }
-    return counts[name]
+    cost, measures = cost_named(name), measures_of(recipe, prunable)
+    if cost.needs_table:
+        _ = measures.timed
+    return lambda structure: cost.of(measures, structure)
 
 
 def budget_of(recipe: Recipe, prunable: Prunable, options: SearchOptions) -> Budget:
@@ -53,21 +44,21 @@ def budget_of(recipe: Recipe, prunable: Prunable, options: SearchOptions) -> Bud
     """
     costs = prunable.costs
     dense = costs.parameters(prunable.dense)
-    others: list[Bound] = []
+    others: list[Limit] = []
     for name, text in recipe.budgets.items():
         cost = cost_of(name, recipe, prunable)
         most = amount_of(name, text, cost(prunable.dense))
         if most < cost(prunable.dense):
-            others.append(Bound(name, cost, most))
+            others.append(Limit(name, cost, most))
     bounds = list(others)
     if recipe.ratio is not None and options.several:
         low, high = options.range(recipe.ratio)
-        bounds.append(Bound("parameters", costs.parameters, floor((1 - low) * dense), ceil((1 - high) * dense)))
+        bounds.append(Limit("parameters", costs.parameters, floor((1 - low) * dense), ceil((1 - high) * dense)))
     elif recipe.ratio is not None:
         most = floor((1 - recipe.ratio) * dense)
         tolerance = options.tolerance if options.tolerance is not None else one_step(recipe, prunable)
-        bound = Bound("parameters", costs.parameters, most)
-        bounds.append(bound if others else Bound("parameters", costs.parameters, most, most - ceil(tolerance * dense)))
+        bound = Limit("parameters", costs.parameters, most)
+        bounds.append(bound if others else Limit("parameters", costs.parameters, most, most - ceil(tolerance * dense)))
     return Budget(tuple(bounds), fill=bool(others) and not options.several)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,6 @@ from multipruner.storage.files import write_atomically
 HISTORY = "search.jsonl"
 """A line that says what was searched, one line per generation, one for what was picked."""
 FRONT = "front.json"
-FIGURES = ("convergence.png", "front.png")
 FORMAT = {"format": "multipruner-search", "version": 1}
 
 
@@ -68,13 +66,13 @@ class SearchWorkspace(Workspace):
 
     def _give_up_partial(self) -> None:
         """Remove the state of another run."""
-        for path in self.partial.glob("*.json*"):
+        for path in self._folder.own("*.json*"):
             path.unlink()
 
     def __exit__(self, *error: object) -> None:
         """Let others have the folder; leave nothing of a search that has not finished a generation."""
         if not any(self.partial.glob("*.json")) and not _holds_run(self.partial):
-            shutil.rmtree(self.partial, ignore_errors=True)
+            self._folder.remove()
         self._lock.release()  # last: what another process has begun here must not be removed
 
 
@@ -120,8 +118,8 @@ def read_history(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     return header, records
 
 
-def write_front(path: Path, front: Front[Any], picked: int, encode: Any) -> None:
-    """Write ``front.json``: the points with their values, and which one became the model."""
+def front_record(front: Front[Any], picked: int, encode: Any) -> str:
+    """What ``front.json`` holds: the points with their values, and which one became the model."""
     record = {
         "format": "multipruner-front",
         "version": 1,
@@ -130,25 +128,4 @@ def write_front(path: Path, front: Front[Any], picked: int, encode: Any) -> None
         "picked": picked,
         **front.to_json(encode),
     }
-    write_atomically(path, json.dumps(record, indent=1) + "\n")
-
-
-def write_results(folder: Path, figures: Mapping[str, bytes], report_of_search: Mapping[str, Any]) -> None:
-    """Add figures to a finished folder, and what the search found to its ``report.json``; stale figures go.
-
-    Raises:
-        OutputError: when the folder cannot be written.
-    """
-    try:
-        for name in FIGURES:
-            if name in figures:
-                aside = folder / f".{name}"
-                aside.write_bytes(figures[name])
-                aside.replace(folder / name)
-            else:
-                (folder / name).unlink(missing_ok=True)
-        report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-    except OSError as error:
-        raise OutputError(f"cannot write to {folder}: {error.strerror}") from error
-    report["search"] |= dict(report_of_search)
-    write_atomically(folder / "report.json", json.dumps(report, indent=1, default=str) + "\n")
+    return json.dumps(record, indent=1) + "\n"

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from multipruner.config.recipe import Recipe
 from multipruner.core.errors import ConfigError
-from multipruner.search.objectives import OBJECTIVES, check_objectives
+from multipruner.search.objectives import check_objectives, objectives
 from multipruner.search.settings import Settings
 
 WIDEST = 0.95
@@ -83,12 +83,12 @@ class SearchOptions:
     @property
     def cost_names(self) -> tuple[str, ...]:
         """The objectives that are exact costs of a structure."""
-        return tuple(name for name in self.objectives[1:] if name in OBJECTIVES)
+        return tuple(name for name in self.objectives[1:] if name in objectives())
 
     @property
     def task_names(self) -> tuple[str, ...]:
         """The objectives that are evaluation tasks (by consent)."""
-        return tuple(name for name in self.objectives if name not in OBJECTIVES)
+        return tuple(name for name in self.objectives if name not in objectives())
 
     def settings(self, fidelities: int) -> Settings:
         """The settings of the search.

@@ -25,7 +25,7 @@ from multipruner.search import Memo
 from multipruner.search.evolution import Result, evolve, random_search
 from multipruner.search.front import Front, pick
 
-from .files import FORMAT, FRONT, SearchWorkspace, evaluations, write_front, write_history, write_results
+from .files import FORMAT, FRONT, SearchWorkspace, evaluations, front_record, write_history
 from .options import SearchOptions
 from .schedules import ScheduleEngine, check_recipe
 from .structures import StructureEngine
@@ -94,6 +94,8 @@ def search(
         raise ConfigError(
             "search breeds whole KV groups and has no query_head_step; use the exact program or the sequential path"
         )
+    if not options.several:
+        recipe.check_bounded()
     if options.genome == "schedule":
         check_recipe(recipe)
     team = Team.from_environment()
@@ -102,7 +104,7 @@ def search(
         if team.rank:
             _serve(recipe, options, team)
             return None
-        with SearchWorkspace(output) as workspace:
+        with SearchWorkspace(output, recipe.model) as workspace:
             run = _run(recipe, options, team, workspace, console or Console(quiet=True), command, overwrite)
             workspace.close()
         return run
@@ -143,9 +145,9 @@ def _run(
     records = [{"algorithm": name, **record} for name, result in outcome.results.items() for record in result.history]
     said = _report(engine, options, outcome, seconds)
     write_history(workspace.journal_path, header, [*records, {"stage": "picked", **said}])
-    run = finish(its_setting, found, workspace, console, command, seconds)
-    write_front(workspace.output / FRONT, outcome.front, outcome.picked, engine.space.to_json)
-    write_results(workspace.output, _figures(outcome, options), said)
+    front = front_record(outcome.front, outcome.picked, engine.space.to_json).encode()
+    files = {FRONT: front, **_figures(outcome, options)}
+    run = finish(its_setting, found, workspace, console, command, seconds, about_search=said, files=files)
     console.print(_table(outcome))
     return run
 

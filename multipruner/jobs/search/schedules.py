@@ -15,7 +15,7 @@ from multipruner.core.structure import Structure
 from multipruner.engine.objective import Work
 from multipruner.engine.processes import Team
 from multipruner.importance.table import rank
-from multipruner.jobs.remembered import Remembering
+from multipruner.jobs.remembered import RememberedObjective
 from multipruner.jobs.setting import Found, Setting
 from multipruner.repair.columns import How
 from multipruner.repair.scoring import Repair, check_compensation
@@ -43,7 +43,7 @@ class _Variant:
 
     setting: Setting
     losses: Losses
-    memos: dict[int, Remembering] = field(default_factory=dict)
+    memos: dict[int, RememberedObjective] = field(default_factory=dict)
 
 
 def check_recipe(recipe: Recipe) -> None:
@@ -52,7 +52,7 @@ def check_recipe(recipe: Recipe) -> None:
     Raises:
         ConfigError: when there are other budgets than a ratio.
     """
-    if recipe.ratio is None or any(amount != "1x" for amount in recipe.budgets.values()):
+    if recipe.ratio is None or recipe.budgets:
         raise ConfigError("--genome schedule searches sequential paths, which know a ratio only; give --ratio alone")
 
 
@@ -205,7 +205,7 @@ class ScheduleEngine:
         ]  # fmt: skip
         return _Variant(own_setting, Losses(own_setting, texts, self._on_loss))
 
-    def _memo(self, variant: _Variant, text: int) -> Remembering:
+    def _memo(self, variant: _Variant, text: int) -> RememberedObjective:
         """Losses along paths; schedules with the same beginning find each other's."""
         if text not in variant.memos:
             objective = variant.losses.objective(text)
@@ -213,7 +213,7 @@ class ScheduleEngine:
             ids = CalibrationSet(variant.losses.texts[text], "").hash
             what = {"text": ids, "importance": own.importance, "compensation": own.compensation, "kind": "path"}
             memo = evaluations(self._model | what)
-            variant.memos[text] = Remembering(objective, memo, variant.losses.on_loss)
+            variant.memos[text] = RememberedObjective(objective, memo, variant.losses.on_loss)
         return variant.memos[text]
 
     def on_loss(self, tell: Callable[[], None]) -> None:

@@ -17,8 +17,8 @@ from multipruner.core.structure import Structure
 from multipruner.engine.objective import Work
 from multipruner.engine.processes import Team
 from multipruner.eval import evaluate as run_evaluation
-from multipruner.jobs.remembered import Remembering
-from multipruner.jobs.setting import Found, Setting, grid_of, task_of
+from multipruner.jobs.remembered import RememberedObjective
+from multipruner.jobs.setting import Found, Setting, task_of
 from multipruner.search import allocate
 from multipruner.search.genome import StructureSpace
 
@@ -56,7 +56,7 @@ class StructureEngine:
         self.measured = ("loss", *options.task_names)
         self.space = StructureSpace(
             setting.prunable.dense,
-            grid_of(setting.recipe, setting.prunable),
+            setting.grid,
             budget_of(setting.recipe, setting.prunable, options),
         )
         self.costs = {name: cost_of(name, setting.recipe, setting.prunable) for name in options.cost_names}
@@ -137,14 +137,14 @@ class StructureEngine:
             taken = path.name in found or path.name in ("milp", "sequential")
             found[str(path) if taken else path.name] = self._of_run(path)
         memo = evaluations({**self.identity, "fidelities": ["calibration"], "screened": 0, "choice": ""})
-        objective = Remembering(self.losses.objective(self.home), memo)
+        objective = RememberedObjective(self.losses.objective(self.home), memo)
         if "milp" in self.options.seeds:
             found |= self._programs(objective, say, counting)
         if "sequential" in self.options.seeds:
             found["sequential"] = walk(self.setting, self.setting.problem, objective, objective)[0]
         return found
 
-    def _programs(self, objective: Remembering, say: Say, counting: Counting) -> dict[str, Structure]:
+    def _programs(self, objective: RememberedObjective, say: Say, counting: Counting) -> dict[str, Structure]:
         """The exact program's structures: for the ratio, and with several objectives for the ends of the range."""
         recipe, found = self.setting.recipe, {}
         ratios: list[float | None] = [recipe.ratio]

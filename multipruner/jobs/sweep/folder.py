@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Mapping
 from fnmatch import fnmatch
 from pathlib import Path
 
+from multipruner.checkpoint.run_folder import check_name
 from multipruner.core.errors import OutputError
+from multipruner.storage.files import whole_folder
 
 RECORD = "sweep.json"
 _OURS = (RECORD, "sweep.csv", "*.png", "plans/*.json", "measurements.jsonl*")
@@ -20,6 +21,7 @@ def check_free(output: Path) -> None:
     Raises:
         OutputError: naming it.
     """
+    check_name(output)
     if output.is_dir() and any(output.iterdir()) and not (output / RECORD).is_file():
         raise OutputError(f"{output} holds something that is no sweep; choose another --output")
 
@@ -34,31 +36,10 @@ def write_sweep(output: Path, files: Mapping[str, bytes]) -> None:
     Raises:
         OutputError: when it cannot be written; what was there stays.
     """
-    target = output.absolute()
-    aside, old = (target.with_name(f".{target.name}.{word}-{os.getpid()}") for word in ("partial", "old"))
-    try:
+    with whole_folder(output.absolute(), _carry_over) as aside:
         for name, content in files.items():
-            path = aside / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("wb") as stream:
-                stream.write(content)
-                stream.flush()
-                os.fsync(stream.fileno())
-        _carry_over(target, aside)
-        if target.exists():
-            target.rename(old)
-        try:
-            aside.rename(target)
-        except BaseException:
-            if old.exists():
-                old.rename(target)
-            raise
-    except OSError as error:
-        raise OutputError(f"cannot write {error.filename or output}: {error.strerror}") from error
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-        if target.exists():
-            shutil.rmtree(old, ignore_errors=True)
+            (aside / name).parent.mkdir(parents=True, exist_ok=True)
+            (aside / name).write_bytes(content)
 
 
 def _carry_over(old: Path, new: Path) -> None:

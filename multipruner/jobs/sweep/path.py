@@ -12,8 +12,7 @@ from math import inf
 
 from multipruner.core.errors import InfeasibleError
 from multipruner.core.structure import Structure
-from multipruner.jobs.remembered import Watched
-from multipruner.jobs.setting import Setting, grid_of
+from multipruner.jobs.setting import Setting
 from multipruner.search import Dimension, Limit, Objective, Problem, Step, replay, sequential_path
 from multipruner.search import Progress as SearchProgress
 
@@ -28,14 +27,12 @@ CostsOf = Callable[[Structure], Mapping[str, float]]
 def problem_to(setting: Setting, ratio: float) -> Problem:
     """The path's problem with the recipe's order, shares and grid, whatever budgets the recipe has."""
     recipe = setting.recipe
-    return Problem(
-        setting.prunable.costs, ratio, recipe.order, recipe.shares, grid_of(recipe, setting.prunable), recipe.stop
-    )
+    return Problem(setting.prunable.costs, ratio, recipe.order, recipe.shares, setting.grid, recipe.stop)
 
 
 def judged_by(blocks: Objective, widths: Objective) -> dict[Dimension, Objective]:
     """Blocks are judged by one objective, channels and heads by another, as the sequential strategy does."""
-    return {"blocks": Watched(blocks), "mlp": Watched(widths), "heads": Watched(widths)}
+    return {"blocks": blocks, "mlp": widths, "heads": widths}
 
 
 def way(costs: Mapping[str, float], dense: Mapping[str, float], limits: Sequence[Limit]) -> float:

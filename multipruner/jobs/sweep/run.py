@@ -22,12 +22,11 @@ from multipruner.config.sweep_points import SweepPoints
 from multipruner.console.progress import counting_display, search_display, waiting_display
 from multipruner.console.say import teller
 from multipruner.core.errors import ConfigError
-from multipruner.core.latency_table import LatencyTable
 from multipruner.core.plan import PruningPlan
 from multipruner.core.structure import Structure
-from multipruner.jobs.limits import latency_table_of
+from multipruner.jobs.limits import measures_of
 from multipruner.jobs.prepare import prepare
-from multipruner.jobs.remembered import Remembered, remembered, rough_of
+from multipruner.jobs.remembered import RememberedObjective, remembered, rough_of
 from multipruner.jobs.setting import Setting
 from multipruner.jobs.workspace import Workspace
 from multipruner.report.figures.sweep import loss_figure, structures_of
@@ -120,7 +119,7 @@ def sweep(
     console = console or Console(quiet=True)
     check_free(output)
     recipes = {value: points.recipe(recipe, value) for value in points.values}
-    with Workspace(output) as workspace:
+    with Workspace(output, recipe.model) as workspace:
         seconds: dict[str, float] = {}
         # the tightest first: if that can be kept, all can
         setting = prepare(recipes[points.values[-1]], console, seconds)
@@ -140,25 +139,14 @@ class _Sweep:
     def __init__(
         self, setting: Setting, points: SweepPoints, recipes: Mapping[str, Recipe], console: Console, path: Path
     ) -> None:
-        self.setting, self.at, self.recipes, self.console, self._path = setting, points, recipes, console, path
+        self.setting, self.at, self.console, self._path = setting, points, console, path
+        self.settings = {value: replace(setting, recipe=recipe) for value, recipe in recipes.items()}
         self.say, self.dense = teller(console), setting.prunable.dense
-        self.table: tuple[LatencyTable, str] | None = None
-        if setting.recipe.latency_table is not None:
-            self.table = latency_table_of(setting.recipe, setting.prunable)
+        self.measures = measures_of(setting.recipe, setting.prunable, setting.latency)
 
     def costs(self, structure: Structure) -> dict[str, float]:
         """Every cost of a structure by the name of its budget."""
-        costs = self.setting.prunable.costs
-        result: dict[str, float] = {
-            "parameters": costs.parameters(structure),
-            "weight_bytes": costs.weight_bytes(structure),
-            "kv_bytes": costs.kv_bytes_per_token(structure),
-            "flops": costs.flops_per_token(structure),
-        }
-        if self.table is not None:
-            table, workload = self.table
-            result["latency"] = table.milliseconds(structure, workload)
-        return result
+        return self.measures.of_all(structure)
 
     def points(self, sequential: bool) -> list[Point]:
         """Dense, the exact program's for every value, and those of the sequential path."""
@@ -174,17 +162,18 @@ class _Sweep:
                 found += self._walked(found[-1].ratio, losses, rough or losses)
         return found
 
-    def _solved(self, value: str, losses: Remembered, rough: Remembered | None) -> Point:
-        task = replace(self.setting, recipe=self.recipes[value]).task
+    def _solved(self, value: str, losses: RememberedObjective, rough: RememberedObjective | None) -> Point:
         with counting_display(self.console, f"{value} search") as display:
-            found = allocate(
-                task, losses, lambda what, done, total: display(f"{value} {what}", done, total), sketch=rough
-            )
+
+            def tell(what: str, done: int, total: int) -> None:
+                display(f"{value} {what}", done, total)
+
+            found = allocate(self.settings[value].task, losses, tell, sketch=rough)
         point = self._point("milp", value, found.structure, found.loss, found.rounds)
         self.say(self._line(point))
         return point
 
-    def _walked(self, aim: float, losses: Remembered, widths: Remembered) -> list[Point]:
+    def _walked(self, aim: float, losses: RememberedObjective, widths: RememberedObjective) -> list[Point]:
         """The sequential path to the tightest value; every value's first structure on it."""
         setting, tightest = self.setting, self.at.values[-1]
         problem, judges = problem_to(setting, aim), judged_by(losses, widths)
@@ -203,7 +192,7 @@ class _Sweep:
         return found
 
     def _limits(self, value: str) -> Any:
-        return replace(self.setting, recipe=self.recipes[value]).task.limits
+        return self.settings[value].task.limits
 
     def _point(
         self, strategy: str, value: str | None, structure: Structure, loss: float, rounds: tuple[Round, ...] = ()
@@ -215,7 +204,7 @@ class _Sweep:
         return Point(strategy, value, limit, structure, loss, self.costs(structure), ratio, rounds)
 
     def _line(self, point: Point) -> str:
-        speed = f"{point.costs['latency']:.1f} ms by the table, " if self.table else ""
+        speed = f"{point.costs['latency']:.1f} ms by the table, " if self.measures.table else ""
         who = "" if point.strategy == "milp" else f" {point.strategy}"
         return f"{point.value}{who}: {speed}{point.ratio:.2%} of the parameters removed, {point.loss:.4f} nats"
 
@@ -238,11 +227,11 @@ def _write(
         "version": 1,
         "budget": run.at.budget,
         "values": list(run.at.values),
-        "workload": run.table[1] if run.table else None,
+        "workload": run.measures.workload or None,
         "model": {"name": setting.source.name, "revision": setting.source.revision, "fingerprint": setting.fingerprint},
         "recipe": recipe.model_dump(mode="json"),
         "command": command,
-        "environment": dict(run.table[0].environment) if run.table else None,
+        "environment": dict(run.measures.table.environment) if run.measures.table else None,
         "calibration": {"name": setting.calibration.name, "tokens": setting.calibration.ids.numel(),
                         "hash": setting.calibration.hash},
         "seconds_of_this_process": dict(seconds),

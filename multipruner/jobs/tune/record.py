@@ -52,7 +52,7 @@ def tuning_record(
     sequences = settings.steps * settings.batch
     return {
         "data": {"name": text.name, "hash": text.hash, "sequences": len(text.train),
-                 "held_out_sequences": len(text.held_out)},
+                 "held_out_sequences": len(text.held_out), **(text.rows.to_json() if text.rows else {})},
         "steps": settings.steps,
         "batch": settings.batch,
         "length": settings.length,

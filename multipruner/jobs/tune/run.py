@@ -5,11 +5,10 @@ This is apart from pruning, which trains nothing: it starts from a finished run 
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -20,9 +19,11 @@ from rich.console import Console
 from transformers import AutoTokenizer
 
 from multipruner.checkpoint.classes import family_of
-from multipruner.checkpoint.load import load
-from multipruner.checkpoint.run_folder import RunFolder, read_run
+from multipruner.checkpoint.load import load_run
+from multipruner.checkpoint.reopen import check_reopened
+from multipruner.checkpoint.run_folder import RunFolder, check_name, read_run
 from multipruner.checkpoint.save import check_space, check_target, save
+from multipruner.config.precedence import trusts
 from multipruner.config.recipe import EvaluationSpec
 from multipruner.console.progress import counting_display, judging_display, waiting_display
 from multipruner.console.say import teller
@@ -30,12 +31,15 @@ from multipruner.core.errors import ConfigError, OutputError
 from multipruner.engine.fingerprint import fingerprint
 from multipruner.engine.precision import Precision, cast
 from multipruner.eval import Evaluation, evaluate, perplexity
+from multipruner.eval.scoring import context_length
 from multipruner.jobs.finish import Run
-from multipruner.jobs.record import timed
-from multipruner.jobs.workspace import MEASUREMENTS, SEARCH, TRAJECTORY
+from multipruner.jobs.record import moved, timed
+from multipruner.jobs.workspace import MEASUREMENTS, SEARCH, STATE, TRAJECTORY, refuse_within
 from multipruner.report.tuned_card import tuned_card
+from multipruner.storage.partial import LOCK, MARK, PartialFolder
 
 from .record import tuned_report, tuned_table, tuning_record
+from .state import STATE as STATE_FILE
 from .state import Progress, kept_identity
 from .steps import TuneSettings, attach, train
 from .text import TuningText, tuning_text
@@ -112,8 +116,11 @@ def tune(
     if find_spec("peft") is None:
         raise ConfigError(EXTRA)
     run, target, console = read_run(folder), Path(output), console or Console(quiet=True)
-    partial = _check_output(run.path, target, overwrite)
-    with _held(partial, target):
+    if not isinstance(run.report.get("model"), Mapping):
+        raise OutputError(f"{run.path}/report.json is damaged: it names no model; make the run again")
+    folder_of_state = _check_output(run.path, target, overwrite)
+    partial = folder_of_state.path
+    with _held(folder_of_state, target):
         job = _prepare(run, settings, evaluation or EvaluationSpec(), device, trust_remote_code, console)
         _check_state(partial, job.identity, overwrite)
         before = _judge(job, job.model, "pruned", console)
@@ -127,24 +134,28 @@ def tune(
         )  # fmt: skip
         tuned = {**record, "command": command}
         report = tuned_report(run, tuned)
+        report["model"] = moved(report["model"], run.path, target)
         trajectory = run.path / TRAJECTORY
         with waiting_display(console, "saving"):
             save(
                 target, merged, job.tokenizer, plan=run.plan, report=report,
                 trajectory=trajectory if trajectory.exists() else None,
                 card=tuned_card(report, run.plan, stock=family_of(run.config) is None), replace=overwrite,
+                source=run.path, check=lambda folder: check_reopened(folder, merged, job.text.held_out),
             )  # fmt: skip
-        shutil.rmtree(partial, ignore_errors=True)
+        folder_of_state.remove()
     console.print(tuned_table(tuned))
     teller(console)(f"{target}: trained on {tuned['tokens']:,} tokens in {tuned['seconds']['training']:,.0f} s")
     return Run(target, run.plan, report, merged, job.tokenizer)
 
 
-def _check_output(source: Path, target: Path, overwrite: bool) -> Path:
+def _check_output(source: Path, target: Path, overwrite: bool) -> PartialFolder:
     """The folder for the state, beside an output folder that may be written."""
+    check_name(target)
     place = target.absolute().resolve()
     if place in (source.resolve(), Path.cwd(), *Path.cwd().parents):
         raise OutputError(f"{target} cannot be the output, it is in use; choose another --output")
+    refuse_within(target, str(source))
     if target.exists() and not target.is_dir():
         raise OutputError(f"{target} is a file; choose another --output")
     if target.is_dir() and any(target.iterdir()) and not overwrite:
@@ -156,15 +167,15 @@ def _check_output(source: Path, target: Path, overwrite: bool) -> Path:
         raise OutputError(
             f"{partial} holds an interrupted run, no training; choose another --output, or give it up with --overwrite"
         )
-    return partial
+    return PartialFolder(partial, STATE)
 
 
 @contextmanager
-def _held(partial: Path, target: Path) -> Iterator[None]:
+def _held(folder: PartialFolder, target: Path) -> Iterator[None]:
     """No other process writes there; nothing is left behind of a training that has not kept a state."""
-    lock = FileLock(partial / ".lock", timeout=0)
+    partial, lock = folder.path, FileLock(folder.path / LOCK, timeout=0)
+    folder.claim()
     try:
-        partial.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except Timeout:
         raise OutputError(f"another process is writing to {target}; wait, or choose another --output") from None
@@ -173,8 +184,8 @@ def _held(partial: Path, target: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        if kept_identity(partial) is None and {path.name for path in partial.glob("*")} <= {".lock"}:
-            shutil.rmtree(partial, ignore_errors=True)
+        if kept_identity(partial) is None and {path.name for path in partial.glob("*")} <= {LOCK, MARK}:
+            folder.remove()
         lock.release()  # last: what another process has begun here must not be removed
 
 
@@ -191,8 +202,7 @@ def _check_state(partial: Path, identity: Mapping[str, Any], overwrite: bool) ->
             f"{partial} holds a training with other settings ({'; '.join(differing)}); choose another --output, or "
             "give that training up with --overwrite"
         )
-    for path in partial.glob("*.safetensors"):
-        path.unlink()
+    (partial / STATE_FILE).unlink(missing_ok=True)
 
 
 def _prepare(
@@ -207,13 +217,20 @@ def _prepare(
     seconds: dict[str, float] = {}
     where = _device(device)
     with timed(seconds, "load"), waiting_display(console, "loading the model"):
-        model: Any = load(run.path, trust_remote_code=trust_remote_code)
-        tokenizer = AutoTokenizer.from_pretrained(run.path, trust_remote_code=trust_remote_code)
+        model: Any = load_run(run.path, trust_remote_code=trust_remote_code)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(run.path, trust_remote_code=trusts(trust_remote_code))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise OutputError(f"the tokenizer in {run.path} cannot be opened: {error}; make the run again") from error
+    if settings.length > (context := context_length(model.config)):
+        teller(console)(f"length = {settings.length}: cut to {context:,} tokens, the context of the model")
+        settings = replace(settings, length=context)
     with timed(seconds, "text"), counting_display(console, "text") as display:
         text = tuning_text(
-            settings.data, tokenizer, run.report,
+            settings.data, tokenizer, run.report, run.path,
             sequences=settings.steps * settings.batch, length=settings.length, seed=settings.seed,
-            column=settings.text_column, say=teller(console),
+            column=settings.text_column, template=settings.chat_template, trust=trust_remote_code,
+            say=teller(console),
             progress=lambda done, total: display("text", done, total),
         )  # fmt: skip
     return _Job(run, settings, evaluation, model.to(where).eval(), tokenizer, text, console, seconds)

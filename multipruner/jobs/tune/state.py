@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +12,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
+from multipruner.storage.files import whole_file
 
 STATE = "state.safetensors"
 _MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -40,14 +41,13 @@ def keep(
     optimizer: torch.optim.Optimizer,
     identity: Mapping[str, Any],
 ) -> None:
-    """Write the state aside and let it take its name."""
+    """Write the state; raises :class:`~multipruner.core.errors.OutputError` when that fails."""
     tensors = {f"weight.{name}": weight.detach() for name, weight in weights.items()}
     for name, weight in weights.items():
         tensors |= {f"{moment}.{name}": optimizer.state[weight][moment] for moment in _MOMENTS}
     about = {"step": progress.step, "seconds": progress.seconds, "losses": progress.losses, "identity": dict(identity)}
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, aside, {"tuning": json.dumps(about)})
-    aside.replace(path)
+    with whole_file(path) as aside:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, aside, {"tuning": json.dumps(about)})
 
 
 def kept_identity(folder: Path) -> dict[str, Any] | None:

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
+from multipruner.config.counts import MOST
 from multipruner.core.errors import ConfigError, NumericsError
 
 from .state import STATE, Progress, keep, restore
@@ -31,8 +32,9 @@ class TuneSettings:
     """How to train. All but ``save_every`` and ``micro_batch`` decide what comes out.
 
     Attributes:
-        data: ``alpaca``, ``wikitext2``, ``c4``, ``self`` or a local file with text.
-        text_column: of a local table.
+        data: ``alpaca``, ``wikitext2``, ``c4``, ``self``, a data set of the Hub, or a local file or folder with text.
+        text_column: of a table.
+        chat_template: what conversations are rendered with; default: the tokenizer's own template.
         steps: optimizer steps.
         rank: of the update of every linear layer; its scale (LoRA's alpha) is twice the rank.
         lr: peak learning rate of AdamW: linear warm-up over 5 % of the steps, then a cosine to a tenth of it.
@@ -46,6 +48,7 @@ class TuneSettings:
 
     data: str = "alpaca"
     text_column: str | None = None
+    chat_template: str | None = None
     steps: int = 200
     rank: int = 16
     lr: float = 2e-4
@@ -57,11 +60,11 @@ class TuneSettings:
     save_every: int = 25
 
     def __post_init__(self) -> None:
-        least = {"steps": 1, "rank": 1, "batch": 1, "length": 2, "save_every": 1}
+        least = {"steps": 1, "rank": 1, "batch": 1, "length": 2, "save_every": 1, "seed": 0}
         faults = [
-            f"{name} = {getattr(self, name)}: at least {low}"
+            f"{name} = {value}: at least {low}" if value < low else f"{name} = {value}: at most {MOST}"
             for name, low in least.items()
-            if getattr(self, name) < low
+            if not low <= (value := getattr(self, name)) <= MOST
         ]
         if not 0 < self.lr < 1:
             faults.append(f"lr = {self.lr:g}: between 0 and 1")

@@ -13,15 +13,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from multipruner.config.recipe import Recipe
+from multipruner.config.precedence import TRUST_KEY
 from multipruner.core.errors import CalibrationError, ConfigError
 from multipruner.engine.fingerprint import fingerprint
 from multipruner.engine.precision import Precision
+from multipruner.jobs.record import recorded_recipe
 from multipruner.sources.calibration import SEED_STEP
 from multipruner.sources.dense import load_dense
 from multipruner.sources.resolve import resolve
-from multipruner.sources.rows import IDS, RUNNING_TEXT, rows_of
+from multipruner.sources.rows import IDS, Rows, rows_of
 from multipruner.sources.sampled_text import self_text
+from multipruner.sources.text.chat import Chat
 from multipruner.storage.hub import HubUnreachable
 
 SELF = "self"
@@ -39,11 +41,13 @@ class TuningText:
         train: int64 [sequences, length], shuffled.
         held_out: int64 [sequences, length]; no row of it is in ``train``.
         name: where it is from, such as ``"alpaca"`` or a file's name.
+        rows: what of the source was taken; none where a model wrote it.
     """
 
     train: Tensor
     held_out: Tensor
     name: str
+    rows: Rows | None = None
 
     @cached_property
     def hash(self) -> str:
@@ -57,11 +61,14 @@ def tuning_text(
     source: str,
     tokenizer: Any,
     report: Mapping[str, Any],
+    folder: Path = Path(),
     *,
     sequences: int,
     length: int,
     seed: int,
     column: str | None = None,
+    trust: bool = False,
+    template: str | None = None,
     say: Callable[[str], None] = lambda text: None,
     progress: Callable[[int, int], None] | None = None,
 ) -> TuningText:
@@ -71,14 +78,16 @@ def tuning_text(
     rows are only stretches of it, is not), put one after another, and cut to ``length``.
 
     Args:
-        source: ``alpaca``, ``wikitext2``, ``c4``, a local file with text, or ``self``: text that the dense model of
-            the report samples.
-        report: of the pruned model.
+        source: ``alpaca``, ``wikitext2``, ``c4``, a data set of the Hub, a local file or folder, or ``self``: text that
+            the dense model of the report samples.
+        report, folder: of the pruned model.
         sequences: that the training will take; fewer where the text ends before.
         length: tokens per sequence.
         seed: of the shuffling, and of the sampling.
-        column: of a local table.
-        say: told which model writes, where one does.
+        column: of a table.
+        trust: whether code that the dense model brings may be run; the report does not decide that.
+        template: what conversations are rendered with (:class:`.Chat`).
+        say: told which model writes, where one does, and else what of the source was taken.
         progress: of the sampling: called with (tokens done, tokens in all).
 
     Raises:
@@ -87,20 +96,21 @@ def tuning_text(
     """
     if source == SELF:
         count = min(sequences, SELF_SEQUENCES) + HELD_OUT
-        ids = _self_text(tokenizer, report, count, length, seed, say, progress)
+        ids = _self_text(tokenizer, report, folder, count, length, seed, trust, say, progress)
         return TuningText(ids[HELD_OUT:], ids[:HELD_OUT], SELF)
-    if Path(source).suffix == IDS:
+    if Path(source).suffix.lower() == IDS:
         raise ConfigError(f"--data {source}: text is needed, not token ids")
     try:
-        rows = rows_of(source, column, (sequences + HELD_OUT) * length, length)
+        chat = Chat(tokenizer, template)
+        rows = rows_of(source, column, (sequences + HELD_OUT) * length, length, chat)
     except HubUnreachable as error:
         raise CalibrationError(
             f"cannot reach the Hub for {source} ({error}); give --data FILE or --data self"
         ) from None
-    random.Random(seed).shuffle(rows)
-    running = source in RUNNING_TEXT or Path(source).suffix in RUNNING_TEXT
-    end = [] if running or tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    remaining = iter(rows)
+    shuffled = list(rows)
+    random.Random(seed).shuffle(shuffled)
+    end = [] if rows.running or tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    remaining = iter(shuffled)
     # the held-out part comes first, so that it is the same text for any number of steps
     held_out, train = (_packed(remaining, tokenizer, end, count, length) for count in (HELD_OUT, sequences))
     if len(train) < 1:
@@ -108,7 +118,9 @@ def tuning_text(
             f"{source} holds less than {(HELD_OUT + 1) * length} tokens ({HELD_OUT} sequences are held out): give "
             "more text or a smaller --length"
         )
-    return TuningText(train, held_out, Path(source).name)
+    name = Path(source).name
+    say(f"text: {name}: {rows.line()}; tokens: {train.numel():,} to train on, {held_out.numel():,} held out")
+    return TuningText(train, held_out, name, rows)
 
 
 def _packed(rows: Iterator[str], tokenizer: Any, end: list[int], count: int, length: int) -> Tensor:
@@ -123,15 +135,17 @@ def _packed(rows: Iterator[str], tokenizer: Any, end: list[int], count: int, len
 def _self_text(
     tokenizer: Any,
     report: Mapping[str, Any],
+    folder: Path,
     sequences: int,
     length: int,
     seed: int,
+    trust: bool,
     say: Callable[[str], None],
     progress: Callable[[int, int], None] | None,
 ) -> Tensor:
     """Text sampled from the dense model, not that which calibration with the same seed would be."""
+    recipe = recorded_recipe(report, folder, {TRUST_KEY: trust})
     about = report["model"]
-    recipe = Recipe.build(report["recipe"], {"revision": about["revision"]} if about["revision"] else {})
     dense, _ = load_dense(resolve(recipe, say), recipe)
     if fingerprint(dense) != about["fingerprint"]:
         raise ConfigError(f"{about['description']} has other weights now than when it was pruned; give --data FILE")

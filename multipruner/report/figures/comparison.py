@@ -12,7 +12,7 @@ from matplotlib.ticker import FuncFormatter
 
 from multipruner.eval.comparison import Contrast
 from multipruner.report.inputs import RunFiles
-from multipruner.report.words import COSTS, amount
+from multipruner.report.words import amount, label_of
 
 from .drawing import (
     BLUE,
@@ -35,7 +35,7 @@ def costs_figure(run: RunFiles, name: str) -> Drawing:
     """What is left of every cost, as a share of the dense model's."""
     costs = {"parameters": run.report.parameters, **run.report.costs}
     shares = {cost: pair.after / pair.before for cost, pair in costs.items() if pair.before}
-    labels = {cost: COSTS.get(cost, (cost, ""))[0] for cost in shares}
+    labels = {cost: label_of(cost) for cost in shares}
 
     def paint(width: float) -> Figure:
         figure, (axes,) = canvas(width, 0.75 + 0.42 * len(shares))

@@ -10,6 +10,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
+from multipruner.core.costs import reported_as
 from multipruner.report.inputs import Front, RunFiles
 
 from .drawing import BLUE, GRID, MUTED, NARROW, SERIES, Drawing, canvas, drawing, logarithmic, percent, printable
@@ -102,16 +103,6 @@ def perplexity_figure(found: Sequence[Curve], name: str) -> Drawing:
     )
 
 
-_AXES = {
-    "latency_ms": ("latency (ms)", 1.0),
-    "latency": ("latency (ms)", 1.0),
-    "parameters": ("parameters (millions)", 1e6),
-    "weight_bytes": ("weights (MiB)", 2.0**20),
-    "kv_bytes": ("KV cache per token (KiB)", 2.0**10),
-    "flops": ("operations per token (millions)", 1e6),
-}
-
-
 def best_points(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     """The (loss, cost) that no other beats in both, by rising cost."""
     best: list[tuple[float, float]] = []
@@ -125,7 +116,8 @@ def front_figure(front: Front, name: str) -> Drawing:
     """Loss against a cost, the best points joined."""
     best = best_points(front.points)
     others = [point for point in front.points if point not in best]
-    label, scale = _AXES[front.cost]
+    row = reported_as(front.cost)
+    label, scale = (row.axis_label, row.axis[0]) if row else (front.cost, 1.0)
 
     def paint(width: float) -> Figure:
         figure, (axes,) = canvas(width, 3.4)

@@ -8,24 +8,19 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
+from multipruner.core.costs import COSTS
 from multipruner.search.front import Front
 
 from .drawing import BLUE, GRID, INK, MUTED, SERIES, VERMILLION, drawing
 
 NAMES = {"nsga2": "evolution (NSGA-II)", "random": "random search"}
-UNITS = {
-    "loss": ("loss on the text that chose, nats", 1.0),
-    "parameters": ("parameters, millions", 1e6),
-    "latency": ("predicted latency, ms", 1.0),
-    "weight_bytes": ("weights, MiB", 2.0**20),
-    "kv_bytes": ("KV cache per token, KiB", 2.0**10),
-    "flops": ("operations per token, millions", 1e6),
-}
-"""What an axis is called, and what its numbers are divided by."""
 
 
 def _axis(name: str) -> tuple[str, float]:
-    return UNITS.get(name, (f"{name}: error", 1.0))
+    """What an axis is called, and what its numbers are divided by; what is no cost is a task's error."""
+    if name == "loss":
+        return "loss on the text that chose, nats", 1.0
+    return (COSTS[name].axis_label, COSTS[name].axis[0]) if name in COSTS else (f"{name}: error", 1.0)
 
 
 def convergence(histories: Mapping[str, Sequence[Mapping[str, Any]]], seeds: Mapping[str, float]) -> bytes:

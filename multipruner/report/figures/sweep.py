@@ -10,24 +10,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from multipruner.core.costs import Costs
+from multipruner.core.costs import Costs, cost_named, timed_first
 from multipruner.core.plan import PruningPlan
 from multipruner.report.inputs import Amount, Base, Report, RunFiles
 
 from .drawing import BLUE, INK, NARROW, VERMILLION, Drawing, canvas, drawing, printable
 from .structure import structures_figure
 
-_UNITS = {
-    "latency": (1.0, "milliseconds of one forward pass, by the table"),
-    "parameters": (1e6, "million parameters"),
-    "ratio": (1e6, "million parameters"),
-    "weight_bytes": (2.0**20, "MiB of weights"),
-    "kv_bytes": (2.0**10, "KiB of KV cache per token"),
-    "flops": (1e9, "billion operations per token"),
-}
-"""What a cost is divided by, and what the axis says, by budget."""
 _SERIES = {"sequential": (VERMILLION, "s", "sequential path"), "milp": (BLUE, "o", "exact program")}
-_COSTS = ("latency", "parameters", "weight_bytes", "kv_bytes", "flops")
 
 
 def loss_figure(
@@ -41,11 +31,11 @@ def loss_figure(
         objective: ``"kl"`` or ``"nll"``.
         workload: of the latency table, if there is one.
     """
-    divisor, axis = _UNITS[budget]
     cost = "parameters" if budget == "ratio" else budget
+    divisor, axis = cost_named(cost).axis[0], cost_named(cost).axis_label
     where = f", {workload}" if budget == "latency" and workload else ""
     dense = points[0][1]["costs"]
-    named = [name for name in _COSTS if name in dense]
+    named = [one.name for one in timed_first() if one.name in dense]
     return drawing(
         lambda width: _paint(points, width, cost, divisor, axis + where, objective),
         name="sweep",

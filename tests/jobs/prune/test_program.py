@@ -16,7 +16,8 @@ from transformers import AutoModelForCausalLM
 
 import multipruner
 from multipruner.commands.main import main
-from multipruner.config.recipe import METHODS, Recipe
+from multipruner.config.choices import METHODS
+from multipruner.config.recipe import Recipe
 from multipruner.core.plan import PruningPlan
 from multipruner.jobs import last_repair
 from multipruner.sources.calibration import load_calibration

@@ -36,6 +36,7 @@ from multipruner.jobs.sweep.path import along, first_within, path_within
 from multipruner.jobs.sweep.run import sweep
 from multipruner.latency.bench import shapes_of
 from multipruner.search import DIMENSIONS, Limit
+from multipruner.storage.files import write_atomically
 from tests.support.tiny import random_ranking, random_structure
 from tests.support.toys import COSTS, DENSE, Additive, problem
 
@@ -62,7 +63,8 @@ def table(dense: Path) -> Path:
     attention = {groups: entry(0.02 + (1.5 + groups) * bool(groups)) for groups in range(3)}
     mlp = {width: entry(0.01 + (2 + width / 10) * bool(width)) for width in range(0, 41, 8)}
     row = WorkloadTable(Workload("prefill", 1, 16), attention, mlp, entry(3.0))
-    LatencyTable(shapes_of(model), {"device": "cpu"}, "2026-01-01", {row.workload.name: row}).write(dense / "t.json")
+    table = LatencyTable(shapes_of(model), {"device": "cpu"}, "2026-01-01", {row.workload.name: row})
+    write_atomically(dense / "t.json", table.to_json())
     return dense / "t.json"
 
 
@@ -135,7 +137,7 @@ def asked(*flags: str) -> Asked:
         (("--sweep", "params=0.5x"), {"budgets": {"flops": "0.8x"}}, {},
          {"budgets": {"flops": "0.8x", "parameters": "0.5x"}}),
         (("--plan", "p.json"), {"ratio": 0.3}, {},
-         {"ratio": None, "strategy": "milp", "budgets": {"parameters": "1x"}}),
+         {"ratio": None, "strategy": "milp", "budgets": {}}),
         ((), {"ratio": 0.3}, {}, {"ratio": 0.3}),
     ],
 )  # fmt: skip
@@ -350,7 +352,7 @@ def costs_of(structure: Structure) -> dict[str, float]:
 def test_the_path_is_walked_until_every_limit_is_kept(parameters: float, cache: float, seed: int) -> None:
     full = costs_of(DENSE)
     shares = {"parameters": parameters, "kv_bytes": cache}
-    limits = [Limit(name, lambda *at: 0.0, 0.0, shares[name] * full[name]) for name in shares]
+    limits = [Limit.of_blocks(name, lambda *at: 0.0, 0.0, shares[name] * full[name]) for name in shares]
     judges = dict.fromkeys(DIMENSIONS, Additive(seed))
     steps = path_within(problem(0.05), judges, limits, costs_of)
     assume(steps is not None)  # shares leave little for the cache: not every pair of limits has a path
@@ -366,8 +368,8 @@ def test_the_path_is_walked_until_every_limit_is_kept(parameters: float, cache: 
 def test_easy_limits_are_reached_and_the_impossible_is_none() -> None:
     judges = dict.fromkeys(DIMENSIONS, Additive())
     for share in (0.95, 0.9, 0.8, 0.7):
-        limits = [Limit("parameters", lambda *at: 0.0, 0.0, share * COSTS.parameters(DENSE))]
+        limits = [Limit.of_blocks("parameters", lambda *at: 0.0, 0.0, share * COSTS.parameters(DENSE))]
         steps = path_within(problem(0.05), judges, limits, costs_of)
         assert steps is not None
         assert 1 - share <= steps[-1].ratio < 1 - share + 0.03, "aimed no further than needed"
-    assert path_within(problem(0.2), judges, [Limit("kv_bytes", lambda *at: 0.0, 0.0, 0.0)], costs_of) is None
+    assert path_within(problem(0.2), judges, [Limit.of_blocks("kv_bytes", lambda *at: 0.0, 0.0, 0.0)], costs_of) is None

@@ -296,11 +296,11 @@ def test_faults_are_told_before_any_work(
     shutil.rmtree(tmp_path / "out.partial")
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "thesis.txt").write_text("mine")
-    with pytest.raises(OutputError, match="not a model's folder"):
+    with pytest.raises(OutputError, match="not a folder that multipruner wrote"):
         _tune(run, words, tmp_path / "thesis", overwrite=True)
     with pytest.raises(OutputError, match="no folder"):
         _tune(tmp_path / "none", words, tmp_path / "out")
-    with pytest.raises(CalibrationError, match="less than 17000 tokens"):
+    with pytest.raises(CalibrationError, match="less than 2176 tokens"):
         _tune(run, words, tmp_path / "out", replace(SETTINGS, length=1000))
     with pytest.raises(CalibrationError, match="no calibration text"):
         _tune(run, tmp_path / "none.jsonl", tmp_path / "out")

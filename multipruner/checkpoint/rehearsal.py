@@ -1,0 +1,257 @@
+"""Before anything is measured: everything but the weights of a smaller model is written, and opened again.
+
+What a configuration, a tokenizer or a machine does not allow is found in seconds instead of after the search. The files
+are opened in this process each time, and once per kind of model and versions in a new one that knows nothing of us.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.utils.hub import HF_MODULES_CACHE
+
+from multipruner.core.errors import ConfigError, MultiprunerError, OutputError
+from multipruner.core.families import dense_structure, spec_for
+from multipruner.core.identity import digest
+from multipruner.core.plan import PruningPlan, Ranking
+from multipruner.core.structure import LayerSize, Structure
+from multipruner.storage.cache import cache_folder
+
+from .carry import SAMPLES, folder_of, ids_of, opens_as
+from .classes import family_of, model_class
+from .config import pruned_config
+from .save import write_model
+
+_ELSEWHERE = """
+import json, sys
+sys.modules["multipruner"] = None
+import torch, transformers
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+task = json.load(sys.stdin)
+for folder, parameters in task["folders"].items():
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=True)
+    assert model.num_parameters() == parameters, "another number of parameters"
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=task["trust"])
+    assert [tokenizer(text)["input_ids"] for text in task["texts"]] == task["ids"], "another tokenizer"
+"""
+"""What a stock program does with a folder; weights, which are not there, stay on the meta device."""
+
+
+class Rehearsal:
+    """A smaller model of a kind, written without weights and opened again; entered, and left before the search.
+
+    Entering does what this process can, and starts the new process; leaving waits for that.
+
+    Args:
+        model, tokenizer: the dense ones.
+        path_or_id, revision: where they were loaded from.
+        uniform: whether all layers of the result are to be alike.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: Any, path_or_id: str, revision: str | None, *, uniform: bool
+    ) -> None:
+        self._model, self._tokenizer, self._uniform = model, tokenizer, uniform
+        self._source = folder_of(path_or_id, revision)
+        self._work = tempfile.TemporaryDirectory(prefix="multipruner-rehearsal-")
+        self._process: subprocess.Popen[str] | None = None
+        self._known: Path | None = None
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether a new process opens the files too; one that did so before for this kind of model is enough."""
+        return self._process is not None
+
+    def __enter__(self) -> Rehearsal:
+        """Write and open.
+
+        Raises:
+            ConfigError: naming what of the model cannot be written or opened.
+            OutputError: when the module cache of transformers cannot be written.
+        """
+        try:
+            folders = {}
+            for number, structure in enumerate(structures(dense_structure(self._model.config), uniform=self._uniform)):
+                folder = Path(self._work.name, f"structure-{number}")
+                folders[str(folder)] = self._rehearse(folder, structure)
+            self._begin_elsewhere(folders)
+        except BaseException:
+            self._work.cleanup()
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        """Wait for the new process.
+
+        Raises:
+            ConfigError: with the last line that it said, if it failed.
+        """
+        try:
+            if self._process is None:
+                return
+            if kind is not None:
+                self._process.kill()
+            _, said = self._process.communicate()
+            if kind is None and self._process.returncode:
+                raise ConfigError(
+                    _unopened("a new process cannot open the smaller model", (said.splitlines() or [""])[-1][:400])
+                )
+            if kind is None and self._known is not None:
+                self._known.parent.mkdir(parents=True, exist_ok=True)
+                self._known.touch()
+        finally:
+            self._work.cleanup()
+
+    def _rehearse(self, folder: Path, structure: Structure) -> int:
+        """Write a model of a structure without its weights and open it here; its number of parameters."""
+        folder.mkdir()
+        with _explained(self._model, structure):
+            empty = empty_model(self._model, structure)
+        with _explained(self._model, structure):
+            write_model(folder, empty, self._tokenizer, self._source, state_dict={})
+            again = type(empty).config_class.from_pretrained(folder)  # pyright: ignore[reportOptionalMemberAccess]
+            with torch.device("meta"):
+                count = type(empty)(again).num_parameters()
+        if count != empty.num_parameters():
+            raise ConfigError(_unopened("the smaller configuration says another size when read again", ""))
+        if not opens_as(folder, self._tokenizer) and not self._own_code(folder):
+            raise ConfigError(_unopened("the tokenizer is another one when it is read again", str(self._source)))
+        return count
+
+    def _own_code(self, folder: Path) -> bool:
+        """Whether the tokenizer brings code, which only the process that trusts it may run."""
+        path = folder / "tokenizer_config.json"
+        return path.is_file() and "auto_map" in json.loads(path.read_text(encoding="utf-8"))
+
+    def _begin_elsewhere(self, folders: dict[str, int]) -> None:
+        self._known = cache_folder() / "rehearsals" / self._kind(list(map(Path, folders)))
+        if self._known.exists():
+            return
+        trust = any(self._own_code(Path(folder)) for folder in folders)
+        task = {"folders": folders, "texts": SAMPLES, "ids": ids_of(self._tokenizer), "trust": trust}
+        modules = {"HF_MODULES_CACHE": str(Path(self._work.name, "modules")), "HF_HUB_OFFLINE": "1"}
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", _ELSEWHERE], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE, text=True, env={**os.environ, **modules}, cwd=self._work.name,
+        )  # fmt: skip
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(task))
+        self._process.stdin.close()
+        self._process.stdin = None
+
+    def _kind(self, folders: Sequence[Path]) -> str:
+        """What a new process can find at fault: code, the keys of the settings, the tokenizer's class; not sizes."""
+        texts = [path.read_text(encoding="utf-8") for folder in folders for path in sorted(folder.glob("*.py"))]
+        configs = [json.loads((folder / "config.json").read_text(encoding="utf-8")) for folder in folders]
+        versions = {name: version(name) for name in ("torch", "transformers", "tokenizers", "huggingface_hub")}
+        settings, tokenizer = [_sizeless(config) for config in configs], type(self._tokenizer).__name__
+        kind = {"code": texts, "configs": settings, "tokenizer": tokenizer, "versions": versions,
+                "python": sys.version, "program": _ELSEWHERE}  # fmt: skip
+        return digest(kind)[:32]
+
+
+def _sizeless(value: Any) -> Any:
+    """A value of a configuration without its numbers: they make no other kind of model."""
+    if isinstance(value, dict):
+        return {key: _sizeless(inner) for key, inner in value.items() if key != "per_layer_config"}
+    if isinstance(value, list):
+        return sorted({json.dumps(_sizeless(inner), sort_keys=True) for inner in value})
+    return value if value is None or isinstance(value, (str, bool)) else "a number"
+
+
+def structures(dense: Structure, *, uniform: bool) -> list[Structure]:
+    """Small structures of the kind that a search may find: narrower everywhere in layers that are all alike, or layers
+    that differ in heads, channels and blocks."""
+
+    def narrow(size: LayerSize, *, heads: bool, channels: bool) -> LayerSize:
+        groups = max(1, size.kv_heads - 1) if heads else size.kv_heads
+        per_group = size.query_heads // size.kv_heads if size.kv_heads else 0
+        width = max(1, size.channels // 2) if channels else size.channels
+        return replace(size, query_heads=groups * per_group, kv_heads=groups, channels=width)
+
+    if uniform:
+        widths = Structure(tuple(narrow(size, heads=False, channels=True) for size in dense))
+        return [widths, Structure(tuple(narrow(size, heads=True, channels=True) for size in dense))]
+    kinds = (
+        lambda size: narrow(size, heads=True, channels=True),
+        lambda size: size,
+        lambda size: replace(size, query_heads=0, kv_heads=0),
+        lambda size: replace(size, channels=0),
+    )
+    return [Structure(tuple(kinds[number % len(kinds)](size) for number, size in enumerate(dense)))]
+
+
+def empty_model(model: PreTrainedModel, structure: Structure) -> PreTrainedModel:
+    """A smaller model of some structure without weights, on the meta device, in the dense model's type."""
+    dense = dense_structure(model.config)
+    plan = PruningPlan.from_structure(
+        structure, Ranking.identity(dense), dense, model="", model_type=spec_for(model.config).model_type
+    )
+    config = pruned_config(model.config, plan, model)
+    cls: Any = model_class(spec_for(model.config), model) if family_of(config) else type(model)
+    with torch.device("meta"):
+        empty = cls(config).to(model.dtype)
+    empty.generation_config = model.generation_config
+    return empty
+
+
+@contextmanager
+def _explained(model: PreTrainedModel, structure: Structure) -> Iterator[None]:
+    """Turn whatever goes wrong within into one line that names the key at fault, where one is, and the way out."""
+    try:
+        yield
+    except MultiprunerError:
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.filename is not None:
+            raise OutputError(
+                f"cannot write {error.filename}: {error.strerror}; transformers keep modules in {HF_MODULES_CACHE}: "
+                "make that writable, or name another folder with HF_MODULES_CACHE"
+            ) from error
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise ConfigError(_unopened(_culprit(model, structure), reason) + _cure(model, structure)) from error
+
+
+def _unopened(what: str, reason: str) -> str:
+    return f"{what}, so no result could be used; nothing was measured" + (f" ({reason})" if reason else "")
+
+
+def _culprit(model: PreTrainedModel, structure: Structure) -> str:
+    """The key of the configuration without which a smaller model can be made."""
+    record = model.config.to_dict()
+    for key in sorted(set(model.config.to_diff_dict()) - {"model_type", "transformers_version", "architectures"}):
+        try:
+            config: Any = type(model.config)(**{name: value for name, value in record.items() if name != key})
+            with torch.device("meta"):
+                other = AutoModelForCausalLM.from_config(config)
+            empty_model(other, structure)
+        except Exception:  # it is not this key, or not this key alone
+            continue
+        return f"config.json: {key} = {json.dumps(record[key], default=str)[:120]} does not go with a smaller model"
+    return "the configuration of a smaller model cannot be made"
+
+
+def _cure(model: PreTrainedModel, structure: Structure) -> str:
+    """What would work, if something does."""
+    if len(set(structure)) == 1:
+        return ""
+    try:
+        for other in structures(dense_structure(model.config), uniform=True):
+            empty_model(model, other)
+    except Exception:
+        return "; take it out of config.json if the model does not need it"
+    return "; --layout uniform (equal layers) goes with it"

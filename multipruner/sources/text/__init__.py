@@ -1,0 +1,1 @@
+"""Tables and files as text: read, the columns that are text told from the others, conversations rendered."""
