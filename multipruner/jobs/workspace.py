@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -69,12 +70,15 @@ class Workspace:
 
     def __exit__(self, *error: object) -> None:
         """Let others have the folder; leave nothing of a run that has not taken a step."""
-        measured = _read_identity(self.measurements_path)[1]
-        if self.trajectory_path.exists() and read_trajectory(self.trajectory_path) is None:
-            self.trajectory_path.unlink()
-        if not self.trajectory_path.exists() and not measured and not (self.partial / SEARCH).exists():
-            self._folder.remove()
-        self._lock.release()  # last: what another process has begun here must not be removed
+        try:
+            measured = _read_identity(self.measurements_path)[1]
+            with suppress(OutputError):  # what cannot be read is not ours to remove
+                if self.trajectory_path.exists() and read_trajectory(self.trajectory_path) is None:
+                    self.trajectory_path.unlink()
+            if not self.trajectory_path.exists() and not measured and not (self.partial / SEARCH).exists():
+                self._folder.remove()
+        finally:
+            self._lock.release()  # last: what another process has begun here must not be removed
 
     def _check(self) -> None:
         """Refuse an output folder that holds something else, or that another run writes to, before any work.

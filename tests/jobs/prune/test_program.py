@@ -200,7 +200,8 @@ def test_a_run_of_the_other_strategy_leaves_nothing_behind(finished: Path, dense
     output = tmp_path / "switched"
     partial = tmp_path / "switched.partial"
     partial.mkdir()
-    (partial / "trajectory.jsonl").write_text("what an interrupted run of the paper's path left\n")
+    left = {"format": "multipruner-trajectory", "of": "an interrupted run of the paper's path"}
+    (partial / "trajectory.jsonl").write_text(json.dumps(left) + "\n")
     assert main(arguments(dense, output)) == 2
     assert main(arguments(dense, output, "--overwrite")) == 0
     assert (output / "plan.json").read_text() == (finished / "plan.json").read_text()
