@@ -91,8 +91,8 @@ def modeling_source(spec: Family, dense: PreTrainedModel | None = None) -> str:
     Raises:
         ConfigError: when such a family's dense model is missing.
     """
-    text = _FAMILY.sub(lambda _: _family(spec, dense), _TEMPLATE.read_text(encoding="utf-8"))
-    return text.replace("Llama", spec.prefix).replace("llama", spec.model_type)
+    text = _TEMPLATE.read_text(encoding="utf-8").replace("Llama", spec.prefix).replace("llama", spec.model_type)
+    return _FAMILY.sub(lambda _: _family(spec, dense), text)
 
 
 def _family(spec: Family, dense: PreTrainedModel | None) -> str:
