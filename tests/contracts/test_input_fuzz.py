@@ -140,7 +140,7 @@ def test_edits_end_well(plain: Path, edits: list[Any]) -> None:
 
 
 @pytest.mark.slow
-@settings(STEADY, max_examples=300)
+@settings(STEADY, max_examples=1500)
 @given(edits=EDITS)
 def test_many_edits_end_well(plain: Path, edits: list[Any]) -> None:
     check(plain, edits)
