@@ -13,10 +13,10 @@ from filelock import FileLock, Timeout
 
 from multipruner.checkpoint.run_folder import check_name, is_written, unwritten
 from multipruner.core.errors import OutputError
+from multipruner.core.identity import differences
+from multipruner.search.step import Trajectory, TrajectoryJournal, read_trajectory
 from multipruner.storage.files import write_atomically
 from multipruner.storage.partial import LOCK, PartialFolder, header_of
-
-from .trajectory import Trajectory, TrajectoryJournal, read_trajectory
 
 TRAJECTORY = "trajectory.jsonl"
 MEASUREMENTS = "measurements.jsonl"
@@ -124,7 +124,9 @@ class Workspace:
             return there, journal
         for folder, found in ((self.partial, interrupted), (self.output, there)):
             if found is not None and not overwrite:
-                raise OutputError(_conflict(folder, found, identity, ratio))
+                raise OutputError(
+                    _conflict(folder, found.identity, identity, f"to a ratio of {found.ratio:g}, not {ratio:g}")
+                )
             other = _read_identity(folder / MEASUREMENTS)[1] or (folder / SEARCH).exists()
             other = other or (folder is self.output and _is_run(folder))
             if found is None and other and not overwrite:
@@ -150,7 +152,7 @@ class Workspace:
             if not overwrite and (measured or _is_run(folder)):
                 if found is None:
                     raise OutputError(_other_kind(folder, "none of the exact program"))
-                raise OutputError(_conflict(folder, Trajectory(found, 0.0, (), True), identity, 0.0))
+                raise OutputError(_conflict(folder, found, identity))
         self.trajectory_path.unlink(missing_ok=True)  # of a given-up run of the other strategy
         self._give_up_search()
         header = json.dumps({**MEASUREMENTS_FORMAT, "identity": dict(identity)}) + "\n"
@@ -196,16 +198,14 @@ def _read_identity(path: Path) -> tuple[dict[str, Any] | None, bool]:
 
 def _serves(found: Trajectory, identity: Mapping[str, Any], ratio: float) -> bool:
     """Whether a trajectory is of this run, or of a finished one that this is a part of."""
-    return not found.differences(identity) and (ratio == found.ratio or (found.finished and ratio < found.ratio))
+    same = not differences(found.identity, identity)
+    return same and (ratio == found.ratio or (found.finished and ratio < found.ratio))
 
 
-def _conflict(folder: Path, found: Trajectory, identity: Mapping[str, Any], ratio: float) -> str:
-    differences = found.differences(identity)
-    what = (
-        f"with other settings ({'; '.join(differences)})"
-        if differences
-        else f"to a ratio of {found.ratio:g}, not {ratio:g}"
-    )
+def _conflict(folder: Path, theirs: Mapping[str, Any], ours: Mapping[str, Any], otherwise: str = "") -> str:
+    """What is in the way: a run with other settings, or with the same ones and different ``otherwise``."""
+    found = differences(theirs, ours)
+    what = f"with other settings ({'; '.join(found)})" if found else otherwise
     return f"{folder} holds a run {what}; {_WAYS_OUT}"
 
 

@@ -20,6 +20,7 @@ from multipruner.core.plan import PruningPlan
 from multipruner.core.structure import Structure
 from multipruner.eval.comparison import Contrast
 from multipruner.search import Step
+from multipruner.search.step import TrajectoryJournal
 
 REPORT, PLAN, TRAJECTORY, FRONT = "report.json", "plan.json", "trajectory.jsonl", "front.json"
 T = TypeVar("T")
@@ -241,21 +242,21 @@ def _read_run(folder: Path, label: str) -> RunFiles:
 
 
 def _read_steps(path: Path, report: Report, dense: Structure) -> tuple[Step, ...]:
-    """The steps up to the run's ratio; a torn last line (the writer was killed) does not count."""
-    if not path.exists():
-        return ()
-    steps = []
-    for number, line in enumerate(_text(path).split("\n")[:-1], start=1):
-        record = _parsed(line, path, f"line {number}")
-        if not isinstance(record, dict):
-            raise ConfigError(f"{path}, line {number}: not a mapping; make the run again")
-        if number == 1 and record.get("format") != "multipruner-trajectory":
-            raise ConfigError(f"{path} is not a trajectory that this version of multipruner reads")
-        if number > 1 and "finished" not in record:
-            step = _checked(Step, record, path, f"line {number}")
-            if not 0 <= step.layer < len(dense):
-                raise ConfigError(f"{path}, line {number}: the dense model has no layer {step.layer}")
-            steps.append(step)
+    """The steps up to the run's ratio; a torn last line (the writer was killed) does not count.
+
+    Raises:
+        OutputError: naming the line that is damaged.
+    """
+
+    def parsed(record: dict[str, Any]) -> Step | None:
+        if "finished" in record:
+            return None
+        step = _checked(Step, record, path)
+        if not 0 <= step.layer < len(dense):
+            raise ValueError(f"the dense model has no layer {step.layer}")
+        return step
+
+    steps = [step for step in TrajectoryJournal(path, "make the run again").refresh(parsed) if step is not None]
     return tuple(steps if report.search.steps is None else steps[: report.search.steps])
 
 
@@ -268,16 +269,11 @@ def _text(path: Path) -> str:
         raise ConfigError(f"{path} cannot be read: {error}") from None
 
 
-def _parsed(text: str, path: Path, where: str = "") -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        place = f"{path}, {where}" if where else str(path)
-        raise ConfigError(f"{place} is not JSON ({error}); make the run again or restore the file") from None
-
-
 def _mapping(path: Path) -> Mapping[str, Any]:
-    record = _parsed(_text(path), path)
+    try:
+        record = json.loads(_text(path))
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{path} is not JSON ({error}); make the run again or restore the file") from None
     if not isinstance(record, dict):
         raise ConfigError(f"{path} holds no mapping; make the run again or restore the file")
     return record

@@ -63,15 +63,18 @@ class Journal:
 
         Raises:
             OutputError: when a whole line is no record, or one that ``parse`` refuses, or the header is another one;
-                names the line and the way out.
+                names the line and the way out. Also when the file cannot be read.
         """
         if not self.path.exists():
             return []
-        with self.path.open("rb") as stream:
-            if stream.seek(0, os.SEEK_END) < self._read_to:  # another file than before
-                self._read_to = self._lines = 0
-            stream.seek(self._read_to)
-            data = stream.read()
+        try:
+            with self.path.open("rb") as stream:
+                if stream.seek(0, os.SEEK_END) < self._read_to:  # another file than before
+                    self._read_to = self._lines = 0
+                stream.seek(self._read_to)
+                data = stream.read()
+        except OSError as error:
+            raise OutputError(f"cannot read {self.path}: {error.strerror}") from error
         whole = data[: data.rfind(b"\n") + 1]  # the rest is torn, or still being written
         found = []
         for number, line in enumerate(whole.splitlines(), start=self._lines + 1):
@@ -132,7 +135,7 @@ class Journal:
             if not isinstance(record, dict):
                 raise ValueError("not a mapping")
             return parse(record)
-        except (AttributeError, KeyError, TypeError, ValueError, ConfigError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError, RecursionError, ConfigError) as error:
             reason = f"{error} is missing" if isinstance(error, KeyError) else error
             raise OutputError(f"{self.path}, line {number}: no {self._what} ({reason}); {self._way_out}") from None
 

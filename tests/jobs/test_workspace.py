@@ -13,8 +13,8 @@ from transformers import AutoTokenizer
 
 from multipruner.commands.main import main
 from multipruner.engine.fingerprint import configuration
-from multipruner.jobs.trajectory import TrajectoryJournal
 from multipruner.search import Memo
+from multipruner.search.step import TrajectoryJournal
 from tests.support.commands import arguments
 from tests.support.tiny import tiny_model, tiny_tokenizer
 

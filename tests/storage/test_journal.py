@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from multipruner.core.errors import NumericsError, OutputError
-from multipruner.jobs.trajectory import TrajectoryJournal, read_trajectory
+from multipruner.jobs.search.files import FORMAT, read_history, write_history
 from multipruner.search import Step
+from multipruner.search.step import TrajectoryJournal, read_trajectory
 from multipruner.storage.journal import Journal
 
 HEADER = {"format": "toy", "version": 1}
@@ -94,3 +95,26 @@ def test_a_trajectory_with_a_loss_that_is_no_number_is_refused(tmp_path: Path, l
     journal.path.write_text(journal.path.read_text().replace("4.25", loss))
     with pytest.raises(OutputError, match=r"line 2: no step of a trajectory \(.+\); remove the file to start anew"):
         read_trajectory(journal.path)
+
+
+def test_a_search_history_survives_a_kill_and_names_its_damage(tmp_path: Path) -> None:
+    path = tmp_path / "search.jsonl"
+    write_history(path, {**FORMAT, "identity": {"a": 1}}, [{"generation": 0}, {"generation": 1}])
+    path.write_bytes(path.read_bytes() + b'{"genera')
+    header, records = read_history(path)
+    assert header["identity"] == {"a": 1} and [record["generation"] for record in records] == [0, 1]
+    path.write_text(path.read_text().replace('{"generation": 0}', '{"generation": NaN}'))
+    with pytest.raises(OutputError, match=r"search\.jsonl, line 2: no line of a search history"):
+        read_history(path)
+    with pytest.raises(OutputError, match="no search history"):
+        read_history(tmp_path / "none.jsonl")
+
+
+def test_what_cannot_be_read_or_is_nested_too_deeply_is_named(path: Path) -> None:
+    path.write_text(path.read_text() + "[" * 100_000 + "\n")
+    with pytest.raises(OutputError, match=r"toy\.jsonl, line 5: no number"):
+        _journal(path).refresh(_number)
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(OutputError, match=r"cannot read .*toy\.jsonl"):
+        _journal(path).refresh(_number)

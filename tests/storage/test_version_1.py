@@ -13,11 +13,11 @@ from multipruner.core.latency_table import LatencyTable
 from multipruner.core.plan import PruningPlan
 from multipruner.core.structure import Structure
 from multipruner.jobs.search.files import read_history
-from multipruner.jobs.trajectory import read_trajectory
 from multipruner.jobs.workspace import Workspace
 from multipruner.latency.probe_journal import ProbeJournal, ProbeRecord
 from multipruner.report.inputs import read_folders
 from multipruner.search import Memo, replay
+from multipruner.search.step import read_trajectory
 
 FILES = Path(__file__).parents[1] / "fixtures" / "v1"
 

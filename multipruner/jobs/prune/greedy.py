@@ -13,9 +13,9 @@ from multipruner.engine.objective import CalibrationObjective
 from multipruner.engine.spread_objective import SpreadObjective
 from multipruner.jobs.remembered import objective_of
 from multipruner.jobs.setting import Found, Setting
-from multipruner.jobs.trajectory import Trajectory
 from multipruner.jobs.workspace import Workspace
 from multipruner.search import Dimension, Problem, Step, expected_candidates, replay, sequential_path, steps_to
+from multipruner.search.step import Trajectory
 
 
 def _path_objectives(setting: Setting) -> Mapping[Dimension, CalibrationObjective | SpreadObjective]:

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from multipruner.core.errors import OutputError
-from multipruner.core.identity import digest
-from multipruner.jobs.trajectory import Trajectory
+from multipruner.core.identity import differences, digest
 from multipruner.jobs.workspace import Workspace
 from multipruner.search import Memo
 from multipruner.search.front import Front
 from multipruner.storage.cache import cache_folder
 from multipruner.storage.files import write_atomically
+from multipruner.storage.journal import Journal
 
 HISTORY = "search.jsonl"
 """A line that says what was searched, one line per generation, one for what was picked."""
@@ -93,8 +93,8 @@ def _read_header(path: Path) -> dict[str, Any] | None:
 def _conflict(folder: Path, known: Mapping[str, Any] | None, identity: Mapping[str, Any]) -> str:
     what = "another run, no search"
     if known is not None:
-        differences = Trajectory(known, 0.0, (), False).differences(json.loads(json.dumps(dict(identity))))
-        what = f"a search with other settings ({'; '.join(differences)})"
+        found = differences(known, json.loads(json.dumps(dict(identity))))
+        what = f"a search with other settings ({'; '.join(found)})"
     return f"{folder} holds {what}; choose another --output, or give that up with --overwrite"
 
 
@@ -104,18 +104,16 @@ def write_history(path: Path, header: Mapping[str, Any], records: Iterable[Mappi
 
 
 def read_history(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Header and records of a history.
+    """Header and records of a history; a torn last line (the writer was killed) does not count.
 
     Raises:
-        OutputError: when it is none.
+        OutputError: when it is none, or a line inside is damaged.
     """
-    try:
-        header, *records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        if {name: header[name] for name in FORMAT} != FORMAT:
-            raise ValueError("another format")
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        raise OutputError(f"{path} is no search history ({error})") from error
-    return header, records
+    journal = Journal(path, "line of a search history", "make the search again", header=FORMAT)
+    records = journal.refresh(dict)
+    if not journal.header:
+        raise OutputError(f"{path} is no search history: there is no such file, or nothing in it")
+    return journal.header, records
 
 
 def front_record(front: Front[Any], picked: int, encode: Any) -> str:
