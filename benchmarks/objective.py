@@ -137,7 +137,7 @@ def whole_run(prunable: Prunable, ids: torch.Tensor, recipe: Recipe) -> list[Cel
     """A whole run to 20 %, both ways."""
     spec = recipe.calibration
     grid = Grid(recipe.channel_group, recipe.kv_group_step, recipe.partial_groups)
-    problem = Problem(prunable.costs, 0.2, recipe.order, recipe.shares, grid, recipe.stop)
+    problem = Problem(prunable.costs, 0.2, recipe.stages, recipe.shares, grid, recipe.stop)
     sides, paths = [], []
     for name, make in (("prefix re-use", CalibrationObjective), ("plain full forwards", PlainObjective)):
         blocks = make(prunable, ids, batch_size=spec.batch_size)

@@ -86,7 +86,7 @@ def passes(model: Any, ids: torch.Tensor) -> dict[str, Callable[[], object]]:
         "an attention block": lambda: prunable.block(inputs.hidden, inputs, 0, "attention", prunable.dense[0]),
         f"one more token of {SAMPLED} sequences": token,
         "second moments of one MLP": moments,
-        "all statistics": lambda: statistics.gather(prunable, ids),
+        "all moments": lambda: statistics.gather(prunable, ids),
     }
 
 

@@ -17,6 +17,7 @@ from rich.console import Console
 from multipruner.commands.base import Parser, add_fields, nested
 from multipruner.commands.recipe_flags import model_flags, recipe_of
 from multipruner.config.recipe import EvaluationSpec
+from multipruner.config.spellings import FOUND_BY
 from multipruner.core.plan import PruningPlan
 from multipruner.eval import evaluate
 from multipruner.jobs.finish import cut_model
@@ -25,7 +26,7 @@ from multipruner.jobs.prepare import prepare
 from multipruner.jobs.setting import Found, Setting
 from multipruner.storage.files import write_atomically
 
-_ITS_OWN = ("ratio", "method", "strategy", "refine", "layout", "latency_table", "workload")
+_ITS_OWN = ("ratio", "method", "refine", "layout", "latency_table", "workload")
 """Keys of a recipe that the benchmark says itself."""
 
 
@@ -67,7 +68,7 @@ def _json_or_text(value: str) -> Any:
 def settings_of(typed: dict[str, Any], ratios: Sequence[float]) -> dict[float, Setting]:
     """The same model, calibration, ranking and repair for every ratio."""
     typed = {"model": "llama", **typed}
-    recipe = recipe_of(typed, {"strategy": "milp", "ratio": ratios[0]})
+    recipe = recipe_of(typed, {FOUND_BY: "program", "ratio": ratios[0]})
     setting = prepare(recipe, Console(), {})
     return {ratio: replace(setting, recipe=recipe.model_copy(update={"ratio": ratio})) for ratio in ratios}
 

@@ -7,15 +7,15 @@
 Every cell is one run folder and one JSON file in ``--work``; a cell that is there is not computed again (unless it is
 of other settings or tasks), so the command can be interrupted and goes on. ``table.md`` is written after every cell;
 ``quality.png`` (perplexity against the ratio) and ``sizes.png`` (against calibration tokens) when all theirs are there.
-The method ``global`` is calibrated on text sampled from the model (``--calibration self``, no data at all) or on the
+The method ``program`` is calibrated on text sampled from the model (``--calibration self``, no data at all) or on the
 first three quarters of the Alpaca file, which the published procedure and removing blocks only always see. Perplexities
 are of raw WikiText-2 test (sequences of 2,048 tokens) and of the last quarter of the Alpaca file, which no calibration
 sees. Nothing here chooses a setting.
 
-``--ablations`` adds rows in which one setting differs from the method ``global`` (two, where the name says so), at the
+``--ablations`` adds rows in which one setting differs from the method ``program`` (two, where the name says so), at the
 second ratio and the first seed; that it is so is checked against the recipes before anything runs.
 
-``--sizes`` varies, for the method ``global`` at ``--size-ratio`` and the first seed, the tokens that the statistics are
+``--sizes`` varies, for the method ``program`` at ``--size-ratio`` and the first seed, the tokens that the moments are
 of: order and repair, the last repair included, come from them. The sequences that score structures, and decide whether
 the last repair is taken, shrink in proportion (never below one) and never grow beyond the default. The length of the
 sequences stays. Text is drawn anew for every size: a smaller one need not be a part of a larger one.
@@ -50,16 +50,16 @@ from multipruner.sources.resolve import resolve
 ALPACA = {"source": "alpaca"}
 """Stands for the first part of the Alpaca file."""
 METHODS: dict[str, dict[str, Any]] = {
-    "global": {"method": "global"},
+    "program": {"method": "program"},
     "paper": {"method": "paper", "calibration": ALPACA},
     "blocks only": {"method": "paper", "shares": "100:0:0", "calibration": ALPACA},
 }
 ABLATIONS: dict[str, dict[str, Any]] = {
     "last norm as it was": {"final_norm": "keep"},
     "no repair of what adds up": {"accumulate": 0},
-    "no repair": {"compensation": "none"},
+    "no repair": {"repair": "none"},
     "magnitude order": {"importance": "magnitude"},
-    "magnitude order, no repair": {"importance": "magnitude", "compensation": "none"},
+    "magnitude order, no repair": {"importance": "magnitude", "repair": "none"},
     "nll instead of kl": {"objective": "nll"},
     "tables once": {"rounds": 0},
 }
@@ -178,7 +178,7 @@ class Bench:
         if settings.get("method") == "paper" and "shares" not in settings:
             return self.args.work / self._stem(f"{name}-{ratio:g}", seed)
         own_losses = name in METHODS or not settings.keys() <= LAST
-        return self.args.work / self._stem(name if own_losses else "global", seed)
+        return self.args.work / self._stem(name if own_losses else "program", seed)
 
     def cell(
         self, name: str, settings: Mapping[str, Any], ratio: float, seed: int, tasks: bool = False
@@ -199,7 +199,7 @@ class Bench:
             return kept.write({**own, "impossible": str(error)})
         result = self.judge(run.model, run.tokenizer, tasks) | own
         result |= {"ratio": run.report["ratio"], "parameters": run.report["parameters"]["after"]}
-        scored = {"statistics_tokens": run.report["search"]["statistics_tokens"]}
+        scored = {"moments_tokens": run.report["search"]["moments_tokens"]}
         result |= {"seconds": run.report["seconds"], "calibration": {**run.report["calibration"], **scored}}
         del run
         gc.collect()
@@ -209,13 +209,13 @@ class Bench:
         """All rows with one setting changed.
 
         Raises:
-            ConfigError: when a row differs from the method ``global`` in other fields than its own.
+            ConfigError: when a row differs from the method ``program`` in other fields than its own.
         """
         ratio, seed = self.ratios[min(1, len(self.ratios) - 1)], self.seeds[0]
-        default, train = self.recipe(METHODS["global"], ratio, seed), str(self.train)
+        default, train = self.recipe(METHODS["program"], ratio, seed), str(self.train)
         text, rows = default.calibration, dict(ABLATIONS)
         if (times := text.length // SHORT) > 1:
-            counts = {key: times * getattr(text, key) for key in ("sequences", "statistics_sequences")}
+            counts = {key: times * getattr(text, key) for key in ("sequences", "moments_sequences")}
             rows[f"{SHORT}-token sequences"] = {"calibration": {"length": SHORT, **counts}}
         other = (
             ("Alpaca instead of own text", train) if text.source == "self" else ("own text instead of Alpaca", "self")
@@ -232,14 +232,14 @@ class Bench:
         return rows
 
     def sizes(self, tokens: int) -> tuple[str, dict[str, Any]]:
-        """Name and settings of the cell whose statistics are of so many tokens; the default's own, where it is that."""
-        text = self.recipe(METHODS["global"], self.args.size_ratio, self.seeds[0]).calibration
+        """Name and settings of the cell whose moments are of so many tokens; the default's own, where it is that."""
+        text = self.recipe(METHODS["program"], self.args.size_ratio, self.seeds[0]).calibration
         count = max(1, tokens // text.length)
-        if count == text.statistics_sequences:
-            return "global", METHODS["global"]
-        scoring = max(1, min(text.sequences, text.sequences * count // text.statistics_sequences))
-        settings = {"statistics_sequences": count, "sequences": scoring}
-        return f"{tokens} tokens", {"method": "global", "calibration": settings}
+        if count == text.moments_sequences:
+            return "program", METHODS["program"]
+        scoring = max(1, min(text.sequences, text.sequences * count // text.moments_sequences))
+        settings = {"moments_sequences": count, "sequences": scoring}
+        return f"{tokens} tokens", {"method": "program", "calibration": settings}
 
 
 def _digest(path: Path) -> str:
@@ -283,15 +283,15 @@ def fill(bench: Bench) -> None:
     quality_figure(args.work / "quality.png", dense, tables.groups("Methods"))
     if changed:
         ratio = bench.ratios[min(1, len(bench.ratios) - 1)]
-        for name, settings in {"global": METHODS["global"], **changed}.items():
+        for name, settings in {"program": METHODS["program"], **changed}.items():
             tables.add(
                 f"One setting changed, at {ratio:.0%}", name, "", bench.cell(name, settings, ratio, bench.seeds[0])
             )
-    section = f"Tokens of the statistics, at {args.size_ratio:.0%}"
+    section = f"Tokens of the moments, at {args.size_ratio:.0%}"
     for tokens in (int(size) for size in args.sizes.split(",") if size):
         cell = bench.cell(*bench.sizes(tokens), args.size_ratio, bench.seeds[0])
-        text = {"statistics_tokens": tokens, **cell.get("calibration", {})}
-        label = f"{text['statistics_tokens']:,}" + (f" (scored on {text['tokens']:,})" if "tokens" in text else "")
+        text = {"moments_tokens": tokens, **cell.get("calibration", {})}
+        label = f"{text['moments_tokens']:,}" + (f" (scored on {text['tokens']:,})" if "tokens" in text else "")
         tables.add(section, label, str(tokens), {**cell, "calibration": text})
     sizes_figure(args.work / "sizes.png", dense, tables.groups(section))
     print(tables.text())

@@ -169,19 +169,19 @@ def quality_figure(path: Path, dense: Cell, groups: Sequence[tuple[str, Sequence
 
 
 def sizes_figure(path: Path, dense: Cell, groups: Sequence[tuple[str, Sequence[Cell]]]) -> None:
-    """Perplexity over dense against the tokens that the statistics are of."""
+    """Perplexity over dense against the tokens that the moments are of."""
     cells = [one for _, group in groups for one in group if "impossible" not in one]
-    cells.sort(key=lambda one: one["calibration"]["statistics_tokens"])
+    cells.sort(key=lambda one: one["calibration"]["moments_tokens"])
 
     def panel(axes: Axes, text: str) -> None:
-        tokens, values = [one["calibration"]["statistics_tokens"] for one in cells], times(text, dense, cells)
+        tokens, values = [one["calibration"]["moments_tokens"] for one in cells], times(text, dense, cells)
         axes.plot(tokens, values, "o-", color=SERIES[0], markersize=4)
         for place in zip(tokens, values, strict=True):
             axes.annotate(f"{place[1]:.2f}x", place, xytext=(5, 4), textcoords="offset points", fontsize=7)
         logarithmic(axes.xaxis, axes.set_xscale)
         axes.set_xticks(tokens, [f"{one / 1024:g}k" for one in tokens])
         axes.margins(0.12)
-        axes.set_xlabel("calibration tokens (statistics), k = 1,024")
+        axes.set_xlabel("calibration tokens (moments), k = 1,024")
 
     if cells:
         _draw(path, "Perplexity against calibration tokens", panel)

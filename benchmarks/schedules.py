@@ -3,7 +3,7 @@
     python benchmarks/schedules.py --work runs/schedules [--ratio 0.2] [--wikitext wiki.test.raw]
         [--orders all] [--shares 44:52:4,100:0:0,...] [--of-orders 44:52:4]
 
-Every cell walks the sequential path (blocks judged on all calibration sequences, widths on the first few) and prints
+Every cell walks the greedy path (blocks judged on all calibration sequences, widths on the first few) and prints
 the loss on the text that judged, the loss on text that nothing was chosen by, and WikiText-2 perplexity. Paths share
 every loss that they have in common. A cell that is in ``--work`` is not computed again; the command can be interrupted
 at any time and goes on. Writes ``table.md`` and ``schedules.png``.
@@ -37,11 +37,11 @@ COLUMNS = (("order", "{}"), ("blocks:mlp:heads", "{}:{}:{}"), ("removed", "{:.2%
            ("loss, unseen text", "{:.4f}"), ("WikiText-2", "{:.2f}"), ("minutes", "{:.1f}"))  # fmt: skip
 
 
-def schedules(typed: Any, group: int, importance: str, compensation: bool) -> list[tuple[str, Schedule]]:
+def schedules(typed: Any, group: int, importance: str, repair: bool) -> list[tuple[str, Schedule]]:
     """(panel, schedule) for every line of the table."""
 
     def schedule(order: Sequence[Any], shares: str) -> Schedule:
-        return Schedule(tuple(order), tuple(int(part) for part in shares.split(":")), group, importance, compensation)
+        return Schedule(tuple(order), tuple(int(part) for part in shares.split(":")), group, importance, repair)
 
     orders = permutations(DIMENSIONS) if typed.orders == "all" else [tuple(typed.orders.split(","))]
     found = [("order", schedule(order, typed.of_orders)) for order in orders]
@@ -106,7 +106,7 @@ def figure(rows: list[tuple[str, dict[str, Any]]], path: Path) -> None:
 
     table = [(labels["order"](row), labels["shares"](row), row["losses"]["held_out"]) for _, row in possible]
     picture = drawing(
-        paint, name="schedules", title="Order and shares of the sequential path", caption="", alt="",
+        paint, name="schedules", title="Stages and shares of the greedy path", caption="", alt="",
         columns=("order", "shares", "loss"), rows=table,
     )  # fmt: skip
     path.write_bytes(picture.png)
@@ -126,7 +126,7 @@ def main() -> int:
     setting = settings_of(flags, [typed.ratio])[typed.ratio]
     engine = ScheduleEngine(setting, SearchOptions(genome="schedule"), Team())
     recipe, rows = setting.recipe, []
-    for panel, schedule in schedules(typed, recipe.channel_group, recipe.importance, recipe.compensation != "none"):
+    for panel, schedule in schedules(typed, recipe.channel_group, recipe.importance, recipe.repair != "none"):
         rows.append((panel, cell(engine, schedule, typed)))
         print(line(COLUMNS, cells(rows[-1][1])), flush=True)
     table = [cells(row) for _, row in rows]

@@ -1,9 +1,9 @@
-"""What evolution adds: the sequential plan, the exact program's, evolution's and random search's, all else equal.
+"""What evolution adds: the greedy plan, the exact program's, evolution's and random search's, all else equal.
 
     python benchmarks/search.py --work runs/search-benchmark --wikitext wiki.test.raw --calibration self
         [--ratios 0.2,0.3] [--population 24] [--generations 20] [--search-seeds 0,1]
 
-Model, calibration text, importance and compensation are the same for all plans (flags as for pruning). Printed are the
+Model, calibration text, importance and repair are the same for all plans (flags as for pruning). Printed are the
 loss on the text that the searches look at, the loss on text that nothing was chosen by, WikiText-2 perplexity of the
 finished model, and what it took. Evolution starts from the exact program's plan (its evaluations and minutes are not
 counted again) or from nothing; random search gets as many evaluations. Every cell is one JSON file in ``--work``; the
@@ -76,7 +76,7 @@ class Bench:
         memo = evaluations({**self.engine.identity, "cell": str(cell.path.resolve()), "sequences": sequences})
         return RememberedObjective(objective, memo, cell.tick), objective
 
-    def sequential(self, cell: Cell) -> tuple[Structure, list[int]]:
+    def greedy(self, cell: Cell) -> tuple[Structure, list[int]]:
         """The paper's path with this recipe's order, shares and losses."""
         spec = self.setting.recipe.calibration
         blocks, first = self.remembering(spec.sequences, cell)
@@ -85,7 +85,7 @@ class Bench:
         structure, _ = walk(self.setting, self.setting.problem, blocks, widths)
         return structure, [len(memo) for memo in {m.namespace: m for m in (widths.memo, blocks.memo)}.values()]
 
-    def milp(self, cell: Cell) -> tuple[Structure, list[int]]:
+    def program(self, cell: Cell) -> tuple[Structure, list[int]]:
         """Tables and the exact program."""
         objective, _ = self.remembering(self.setting.recipe.calibration.sequences, cell)
         return allocate(self.setting.task, objective).structure, [len(objective.memo)]
@@ -115,7 +115,7 @@ class Bench:
 
 def rows_of(bench: Bench, search_seeds: list[int]) -> list[dict[str, Any]]:
     """All cells of one ratio."""
-    rows = [bench.cell("sequential", bench.sequential), bench.cell("exact program", bench.milp)]
+    rows = [bench.cell("greedy", bench.greedy), bench.cell("exact program", bench.program)]
     start = [Structure.from_json(rows[1]["structure"])]
     for seed in search_seeds:
         rows.append(bench.cell(f"evolution, seed {seed}", bench.evolved(evolve, start, seed)))

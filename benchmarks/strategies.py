@@ -1,9 +1,9 @@
-"""The exact program against the sequential path at equal budgets: what each loses, before and after the last repair.
+"""The exact program against the greedy path at equal budgets: what each loses, before and after the last repair.
 
     python benchmarks/strategies.py --work runs/strategies [--table table.json] [--wikitext wiki.test.raw]
 
 Both see the same calibration text, objective, order and repair; the model is loaded once. Budgets are ratios of the
-parameters and, with a table of ``multipruner latency``, shares of the dense latency by that table. The sequential path
+parameters and, with a table of ``multipruner latency``, shares of the dense latency by that table. The greedy path
 knows a ratio only: it is walked to the first structure that keeps the budget, and aimed further until there is one.
 Every ratio has a path of its own; latencies share one, which ``--one-path`` does with all budgets (much cheaper, and
 worse for the looser ones, whose path has spent more of its share on whole blocks).
@@ -11,7 +11,7 @@ worse for the looser ones, whose path has spent more of its share on whole block
 Losses are in nats by the recipe's objective, on the calibration text and on as much held-out text of the same source
 that nothing saw; "repaired" is after the repair of all blocks and the last norm, whether or not a run would take it.
 Seconds and token-layers are those of all structures that a search asks for, as if it ran alone, and of the solver; a
-real sequential run saves the part of the output head of candidates that it gives up early. Every loss and every cell is
+real greedy run saves the part of the output head of candidates that it gives up early. Every loss and every cell is
 kept in ``--work``: the same command goes on.
 """
 
@@ -53,7 +53,7 @@ from multipruner.search import Dimension, Limit, allocate, expected_candidates
 from multipruner.sources.calibration import CalibrationSet, load_calibration
 from multipruner.storage.files import write_atomically
 
-STRATEGIES = ("milp", "sequential")
+METHODS = ("program", "greedy")
 
 
 class Bench:
@@ -93,10 +93,10 @@ class Bench:
             costs["latency"] = self.table[0].milliseconds(structure, self.table[1])
         return costs
 
-    def find(self, strategy: str, budget: str) -> tuple[Structure, dict[str, Any]]:
-        """The structure of one strategy under one budget, and what finding it took."""
+    def find(self, method: str, budget: str) -> tuple[Structure, dict[str, Any]]:
+        """The structure of one method under one budget, and what finding it took."""
         with self._in_order():
-            if strategy == "sequential":
+            if method == "greedy":
                 return self._walked(budget)
             task = replace(self.setting, recipe=with_budget(self.setting.recipe, budget)).task
             with counting_display(self.console, "search") as display:
@@ -117,7 +117,7 @@ class Bench:
             steps = path_within(problem, judges, together, self.costs, display)
         structure = first_within(self.dense, steps or (), self._limits(budget), self.costs)
         if steps is None or structure is None:
-            raise InfeasibleError(f"the sequential path does not get to {budget}; leave it out of the budgets")
+            raise InfeasibleError(f"the greedy path does not get to {budget}; leave it out of the budgets")
         return structure, {**self.bill.to_json(), "steps": len(steps), "path_to": steps[-1].ratio}
 
     def judged(self, structure: Structure) -> dict[str, Any]:
@@ -152,11 +152,11 @@ class Bench:
             found = evaluate(pruned, setting.tokenizer, spec, progress=display)
         return next(iter(found.perplexities.values())).to_json()
 
-    def cell(self, strategy: str, budget: str) -> dict[str, Any]:
+    def cell(self, method: str, budget: str) -> dict[str, Any]:
         """One line of the table."""
-        structure, taken = self.find(strategy, budget)
+        structure, taken = self.find(method, budget)
         costs, dense = self.costs(structure), self.costs(self.dense)
-        row = {"strategy": strategy, "budget": budget, "structure": structure.to_json(), "search": taken}
+        row = {"method": method, "budget": budget, "structure": structure.to_json(), "search": taken}
         row |= {"ratio": 1 - costs["parameters"] / dense["parameters"], **self.judged(structure)}
         if "latency" in costs:
             row |= {"latency_ms": costs["latency"], "dense_ms": dense["latency"]}
@@ -178,7 +178,7 @@ def with_budget(recipe: Recipe, budget: str) -> Recipe:
 
 
 def groups(args: argparse.Namespace) -> list[list[str]]:
-    """Budgets that share a sequential path."""
+    """Budgets that share a greedy path."""
     if args.one_path:
         return [list(args.budgets)]
     latencies = [budget for budget in args.budgets if ratio_of(budget) is None]
@@ -191,7 +191,7 @@ def columns_of(cell: Mapping[str, Any]) -> list[tuple[str, str]]:
     latency = [("of the latency", "{:.3f}x")] if timed else []
     perplexity = [("WikiText-2", "{:.2f}"), ("repaired", "{:.2f}")] if judged else []
     names = ("calibration", "held out", "calibration, repaired", "held out, repaired")
-    return [("budget", "{}"), ("strategy", "{}"), ("removed", "{:.2%}"), *latency, *((name, loss) for name in names),
+    return [("budget", "{}"), ("method", "{}"), ("removed", "{:.2%}"), *latency, *((name, loss) for name in names),
             *perplexity, ("losses", "{:,}"), ("seconds", "{:,.0f}"), ("token-layers", "{:,.0f}")]  # fmt: skip
 
 
@@ -202,7 +202,7 @@ def row_of(cell: Mapping[str, Any]) -> list[Any]:
     losses = [of.get(name) for of in both for name in ("calibration", "held_out")]
     scores = [of["wikitext2"]["value"] if of else None for of in both] if "wikitext2" in both[0] else []
     work = (search["measured"], search["seconds"], search["token_layers"])
-    return [cell["budget"], cell["strategy"], cell["ratio"], *latency, *losses, *scores, *work]
+    return [cell["budget"], cell["method"], cell["ratio"], *latency, *losses, *scores, *work]
 
 
 def parsed() -> argparse.Namespace:
@@ -212,8 +212,8 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--table", type=Path, help="of `python -m multipruner latency`, for the latencies")
     parser.add_argument("--ratios", default="0.1,0.2,0.3", help="may be empty")
     parser.add_argument("--latencies", default="0.8x,0.7x", help="shares of dense, with --table")
-    parser.add_argument("--one-path", action="store_true", help="one sequential path for all budgets")
-    parser.add_argument("--strategies", default=",".join(STRATEGIES))
+    parser.add_argument("--one-path", action="store_true", help="one greedy path for all budgets")
+    parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--wikitext", type=Path, help="a text for perplexity, such as the raw test split")
     parser.add_argument("--max-tokens", type=int, default=8 * 2048, help="of it")
     parser.add_argument("--eval-length", type=int, default=2048, help="tokens per sequence of it")
@@ -242,15 +242,15 @@ def main() -> int:
         about = {**recipe.model_dump(mode="json"), "wikitext": str(args.wikitext), "max_tokens": args.max_tokens,
                  "eval_length": args.eval_length, "one_path": args.one_path}  # fmt: skip
         for budget in args.budgets:
-            for strategy in args.strategies.split(","):
-                path = args.work / f"{strategy}-{budget.replace('=', '-')}.json"
+            for method in args.methods.split(","):
+                path = args.work / f"{method}-{budget.replace('=', '-')}.json"
                 known = json.loads(path.read_text()) if path.exists() else {}
                 # other latencies in the group mean another path
                 shared = next(group for group in groups(args) if budget in group)
-                about["group"] = shared if strategy == "sequential" else None
+                about["group"] = shared if method == "greedy" else None
                 if known.get("about") != about:
                     bench = bench or Bench(args, recipe, console)
-                    known = {"about": dict(about), **bench.cell(strategy, budget)}
+                    known = {"about": dict(about), **bench.cell(method, budget)}
                     write_atomically(path, json.dumps(known, indent=1) + "\n")
                 cells.append(known)
                 console.print(line(columns_of(known), row_of(known)), markup=False, highlight=False, soft_wrap=True)

@@ -249,7 +249,8 @@ def _default(field: FieldInfo) -> str:
 def methods() -> str:
     """What each method sets, and what it is by default."""
     rows = []
-    for name, values in METHODS.items():
+    for name, row in METHODS.items():
+        values = row.preset
         flat = {key: value for key, value in values.items() if not isinstance(value, dict)}
         for prefix, inner in values.items():
             if isinstance(inner, dict):
@@ -282,7 +283,7 @@ def importances() -> str:
         (code(name), "yes" if row.moments else "no", _plain(loaded(row.by).__doc__))
         for name, row in IMPORTANCES.items()
     )
-    return table(("name", "needs statistics", "what it looks at"), rows)
+    return table(("name", "needs moments", "what it looks at"), rows)
 
 
 def faults() -> str:

@@ -1,4 +1,4 @@
-"""The schedule of a sequential path as a genome: in which order the dimensions are pruned, and how far each goes."""
+"""The schedule of a greedy path as a genome: in which order the dimensions are pruned, and how far each goes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TOTAL = 100  # shares are whole percentages of the target ratio: nearby schedule
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """How a sequential path is walked.
+    """How a greedy path is walked.
 
     Attributes:
         order: the dimensions in the order in which they are pruned.
@@ -42,13 +42,13 @@ class Schedule:
             raise ConfigError(f"shares {self.shares!r}: give blocks, mlp, heads in whole per cent, {TOTAL} in all")
 
     def decode(self) -> dict[str, Any]:
-        """Settings by keyword, as a recipe has them (and ``compensation``)."""
+        """Settings by keyword, as a recipe has them (and whether there is a ``repair``)."""
         return {
-            "order": self.order,
+            "stages": self.order,
             "shares": dict(zip(DIMENSIONS, map(float, self.shares), strict=True)),
             "channel_group": self.channel_group,
             "importance": self.importance,
-            "compensation": self.compensation,
+            "repair": self.compensation,
         }
 
     def share(self, dimension: Dimension) -> int:

@@ -72,6 +72,6 @@ def run(dense: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
         output=tmp_path_factory.mktemp("notebook") / "small",
         ratio=0.3,
         channel_group=8,
-        calibration={"source": text, "sequences": 4, "length": 16, "statistics_sequences": 12},
+        calibration={"source": text, "sequences": 4, "length": 16, "moments_sequences": 12},
         evaluation={"text": text},
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Mapping
 from copy import copy
+from functools import partial
 from typing import Any, NoReturn
 
 from multipruner.core.errors import ConfigError
@@ -84,6 +85,7 @@ def add_fields(
     """
     from multipruner.config.fields import flags_of
     from multipruner.config.recipe import Recipe
+    from multipruner.config.spellings import old_flags, value_now
 
     groups = {group.title: group for group in parser._action_groups}
     for field in filter(lambda field: wanted(field.key), flags_of(Recipe)):
@@ -94,12 +96,17 @@ def add_fields(
         if field.kind is bool:
             options["action"] = "store_true"
         elif field.choices:
-            options["choices"] = field.choices
+            options |= {"choices": field.choices, "type": partial(value_now, "recipe", field.key)}
         else:
             options |= {"type": field.kind, "metavar": field.metavar}
         groups[title].add_argument((names or {}).get(field.key, field.flag), **options)
         if field.everyday:
             parser.everyday.setdefault(field.key, field.brief)
+    known = {action.dest for action in parser._actions}
+    for old, new in old_flags("recipe"):
+        if new in known:
+            flag = f"--{old.rpartition('.')[2].replace('_', '-')}"
+            parser.add_argument(flag, dest=old, help=argparse.SUPPRESS, default=argparse.SUPPRESS)
 
 
 def nested(arguments: dict[str, Any]) -> dict[str, Any]:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
+from typing import Any
 
 from multipruner.commands import COMMANDS
+from multipruner.config.spellings import OldSpelling
 from multipruner.core.errors import MultiprunerError
 from multipruner.storage.memory import memory_shortage
 
@@ -19,13 +23,33 @@ def _terminate(number: int, frame: object) -> None:
     raise KeyboardInterrupt
 
 
+@contextmanager
+def _old_spellings_in_one_line() -> Iterator[None]:
+    """Say every old name once, in a line on standard error; other warnings stay as they are."""
+    said: set[str] = set()
+    with warnings.catch_warnings():
+        others = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], *rest: Any, **options: Any) -> None:
+            if category is not OldSpelling:
+                others(message, category, *rest, **options)
+            elif str(message) not in said:
+                said.add(str(message))
+                print(f"multipruner: {message}", file=sys.stderr)
+
+        warnings.showwarning = show
+        warnings.simplefilter("always", OldSpelling)
+        yield
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; user errors become one line on standard error and exit code 2."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     command = arguments.pop(0) if arguments and arguments[0] in COMMANDS else "prune"
     try:
         signal.signal(signal.SIGTERM, _terminate)
-        return import_module(f".{command}", __package__).run(arguments)
+        with _old_spellings_in_one_line():
+            return import_module(f".{command}", __package__).run(arguments)
     except MultiprunerError as error:
         if "--debug" in arguments:
             raise

@@ -37,7 +37,7 @@ examples
   python -m multipruner --model list
 
 A run that was interrupted goes on with the same command. Another --ratio in the same --output re-uses the losses
-that were measured; with --strategy sequential a smaller one costs no search.
+that were measured; with --method greedy a smaller one costs no search.
 Budgets (--max-...) hold together: each a share of the dense model (0.7x) or a number (12ms, 200MiB, 100M); with one
 of them --ratio is not needed."""
 

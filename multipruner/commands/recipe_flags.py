@@ -27,7 +27,7 @@ def set_flag(parser: argparse.ArgumentParser) -> None:
     """Any key of a recipe (:func:`taken_settings` reads it)."""
     parser.add_argument("--set", dest="set", action="append", metavar="KEY=VALUE",
                        help="any key of a recipe, dotted, with a YAML value, such as calibration.seed=3 or "
-                       "order=[mlp,heads,blocks]; may be given several times")  # fmt: skip
+                       "stages=[mlp,heads,blocks]; may be given several times")  # fmt: skip
 
 
 def taken_settings(typed: dict[str, Any]) -> None:
@@ -41,14 +41,16 @@ def taken_settings(typed: dict[str, Any]) -> None:
     """
     from multipruner.config.fields import BUDGETS, keys_of
     from multipruner.config.recipe import Recipe
+    from multipruner.config.spellings import old_flags
     from multipruner.recipes import value_of
 
     known = [*keys_of(Recipe), *(f"{BUDGETS}.{name}" for name in COSTS)]
+    accepted = {*known, *(old for old, _ in old_flags("recipe"))}
     for text in typed.pop("set", None) or ():
         key, given, written = (part.strip() for part in text.partition("="))
         if not given:
             raise ConfigError(f"--set {text!r}: give KEY=VALUE, such as calibration.seed=3")
-        if key not in known:
+        if key not in accepted:
             raise ConfigError(f"--set {text}: a recipe has no key {key!r}{did_you_mean(key, known)}")
         value = value_of(written, f"--set {text}")
         for name, part in (_flat(key, value) if isinstance(value, dict) else {key: value}).items():

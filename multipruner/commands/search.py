@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from multipruner.config.choices import IMPORTANCES, STRATEGIES
+from multipruner.config.choices import IMPORTANCES
+from multipruner.config.spellings import FOUND_BY, old_flags, respelled
 from multipruner.core.costs import COSTS
 from multipruner.core.errors import ConfigError, MultiprunerError, did_you_mean
 
@@ -44,12 +45,14 @@ A search that was interrupted goes on with the same command. Every evaluation is
 the same model and text does not repeat it."""
 
 PICKS = ("knee", "best")
+SEEDS = ("program", "greedy")
+"""What may be computed to start from."""
 _EVERYDAY = {
     **dict.fromkeys(("model", "recipe", "objectives", "population", "generations", "genome", "pick", "output"), ""),
     "set": "any key of a recipe, such as calibration.seed=3",
 }
 """Flags beside the recipe's own that the short help shows."""
-_ITS_OWN = ("method", "strategy", "refine", "layout")
+_ITS_OWN = ("method", "refine", "layout")
 """Keys of a recipe that the search says itself."""
 
 
@@ -68,17 +71,19 @@ def _search_flags(parser: argparse.ArgumentParser) -> None:
          "of a width)"),
         ("--ratio-range", str, "LOW:HIGH", "what may go, with several objectives (default: half to one and a half of "
          "--ratio)"),
-        ("--seeds", str, "NAMES", "computed to start from: milp, sequential, or none (default milp)"),
+        ("--seeds", str, "NAMES", "computed to start from: program, greedy, or none (default program)"),
         ("--pick", str, "HOW", "point of the front that becomes the model: knee, best (lowest loss) or its number "
          "(default best; knee with several objectives)"),
         ("--channel-groups", str, "N,N", "schedule: choices (default: the recipe's)"),
         ("--importances", str, "NAMES", "schedule: choices (default: the recipe's)"),
-        ("--compensations", str, "NAMES", "schedule: choices, none and/or one of bias, lstsq (default: the recipe's)"),
+        ("--repairs", str, "NAMES", "schedule: choices, none and/or one of bias, lstsq (default: the recipe's)"),
         ("--consent", str, "SENTENCE", "allows an evaluation task as an objective; the refusal says which sentence"),
     ):  # fmt: skip
         group.add_argument(flag, type=kind, metavar=metavar, help=text)
+    for old, _ in old_flags("search"):
+        group.add_argument(f"--{old}", help=argparse.SUPPRESS)
     group.add_argument("--genome", choices=("structure", "schedule"),
-                       help="sizes of every layer (default), or order and shares of a sequential path")  # fmt: skip
+                       help="sizes of every layer (default), or stages and shares of a greedy path")  # fmt: skip
     group.add_argument("--algorithm", choices=("nsga2", "random"), help="random: the same number of random candidates")
     group.add_argument("--seeds-from", nargs="+", type=Path, metavar="RUN", help="folders of runs to start from, too")
     group.add_argument("--compare-random", action="store_true", help="also run random search, for comparison")
@@ -105,6 +110,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+_OLD = tuple(old for old, _ in old_flags("search"))
 _PLAIN = ("genome", "algorithm", "population", "generations", "offspring", "screen", "tolerance", "compare_random",
           "consent")  # fmt: skip
 
@@ -117,21 +123,22 @@ def options_of(typed: dict[str, Any]) -> SearchOptions:
     """
     from multipruner.jobs.search.options import SearchOptions
 
+    typed |= respelled("search", {name: typed.pop(name) for name in ("repairs", *_OLD, "seeds") if name in typed})
     given: dict[str, Any] = {name: typed.pop(name) for name in _PLAIN if name in typed}
     if "search_seed" in typed:
         given["seed"] = typed.pop("search_seed")
-    for name in ("objectives", "importances", "compensations"):
+    for name in ("objectives", "importances", "repairs"):
         if name in typed:
             given[name] = _names(typed.pop(name))
     _check_choices("--importances", given, tuple(IMPORTANCES))
-    _check_choices("--compensations", given, ("none", "bias", "lstsq"))
+    _check_choices("--repairs", given, ("none", "bias", "lstsq"))
     if "channel_groups" in typed:
         given["channel_groups"] = tuple(
             _number("--channel-groups", part) for part in _names(typed.pop("channel_groups"))
         )
     if "seeds" in typed:
         given["seeds"] = tuple(name for name in _names(typed.pop("seeds")) if name != "none")
-        _check_choices("--seeds", given, tuple(STRATEGIES))
+        _check_choices("--seeds", given, SEEDS)
     if "seeds_from" in typed:
         given["seeds_from"] = tuple(typed.pop("seeds_from"))
     if "ratio_range" in typed:
@@ -182,9 +189,9 @@ def _timed(flags: dict[str, Any], sources: Sequence[Mapping[str, Any]]) -> None:
 
 def _fixed(options: SearchOptions) -> dict[str, Any]:
     """What the search asks of the recipe, whatever it says."""
-    fixed: dict[str, Any] = {"strategy": "milp"}
-    if repairs := [name for name in options.compensations if name != "none"]:
-        fixed["compensation"] = repairs[0]
+    fixed: dict[str, Any] = {FOUND_BY: "program"}
+    if repairs := [name for name in options.repairs if name != "none"]:
+        fixed["repair"] = repairs[0]
     return fixed
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from multipruner.config.spellings import old_flags, respelled
 from multipruner.core.costs import COSTS
 from multipruner.core.errors import ConfigError
 
@@ -26,8 +27,10 @@ def sweep_flags(parser: argparse.ArgumentParser) -> None:
                       help="one budget at many values, figures and a plan for each, no model: latency=0.9x,0.8x "
                       f"ratio=0.1,0.2 {words}; bare shares such as 0.9,0.8 are of the latency where there is a "
                       "--latency-table, else of the parameters")  # fmt: skip
-    many.add_argument("--sweep-sequential", action="store_true",
-                      help="with the points of the sequential path, which takes much longer")  # fmt: skip
+    many.add_argument("--sweep-greedy", action="store_true",
+                      help="with the points of the greedy path, which takes much longer")  # fmt: skip
+    for old, _ in old_flags("sweep"):
+        many.add_argument(f"--{old.replace('_', '-')}", action="store_true", help=argparse.SUPPRESS)
     many.add_argument("--plan", type=Path, metavar="FILE",
                       help="make the model of this plan, such as SWEEP/plans/0.8x.json; give the sweep's other "
                       "flags again")  # fmt: skip
@@ -39,12 +42,12 @@ class Asked:
 
     Attributes:
         sweep: text of ``--sweep``.
-        sequential: whether the sequential path is walked too.
+        greedy: whether the greedy path is walked too.
         plan: file of ``--plan``.
     """
 
     sweep: str | None
-    sequential: bool
+    greedy: bool
     plan: Path | None
 
     def __bool__(self) -> bool:
@@ -96,7 +99,7 @@ class Asked:
             from multipruner.jobs.sweep.run import sweep
 
             sweep(recipe, self._points(recipe), folder, console=console, command=command, overwrite=overwrite,
-                  sequential=self.sequential)  # fmt: skip
+                  greedy=self.greedy)  # fmt: skip
 
 
 def take(typed: dict[str, Any]) -> Asked:
@@ -105,9 +108,11 @@ def take(typed: dict[str, Any]) -> Asked:
     Raises:
         ConfigError: when they contradict each other.
     """
-    asked = Asked(typed.pop("sweep", None), typed.pop("sweep_sequential", False), typed.pop("plan", None))
+    names = ("sweep", "sweep_greedy", "plan", *(old for old, _ in old_flags("sweep")))
+    said = respelled("sweep", {name: typed.pop(name) for name in names if name in typed})
+    asked = Asked(said.get("sweep"), said.get("sweep_greedy", False), said.get("plan"))
     if asked.sweep is not None and asked.plan is not None:
         raise ConfigError("--sweep finds plans, --plan makes one into a model: give one of them")
-    if asked.sequential and asked.sweep is None:
-        raise ConfigError("--sweep-sequential adds to a --sweep")
+    if asked.greedy and asked.sweep is None:
+        raise ConfigError("--sweep-greedy adds to a --sweep")
     return asked

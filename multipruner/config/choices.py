@@ -24,7 +24,7 @@ class Importance:
 
     Attributes:
         by: LayerView -> LayerRanking.
-        moments: whether it looks at second moments of calibration text.
+        moments: whether it looks at moments of calibration text.
     """
 
     by: Where
@@ -46,32 +46,48 @@ class Export:
     options: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Method:
+    """How a structure is found, and the settings that go with it.
+
+    Attributes:
+        by: (setting, workspace, console, say, overwrite) -> what was found.
+        preset: what the recipe's keys are where nothing else is said.
+        greedy: whether it goes step by step to a ratio, and so knows no other budgets.
+    """
+
+    by: Where
+    preset: Mapping[str, Any]
+    greedy: bool = False
+
+
 IMPORTANCES: dict[str, Importance] = {
     "magnitude": Importance("multipruner.importance.orders:by_magnitude"),
     "activation": Importance("multipruner.importance.orders:by_activation", moments=True),
     "second-order": Importance("multipruner.importance.orders:by_second_order", moments=True),
     "none": Importance("multipruner.importance.orders:as_it_is"),
 }
-STRATEGIES: dict[str, Where] = {
-    "milp": "multipruner.jobs.prune.program:program",
-    "sequential": "multipruner.jobs.prune.greedy:greedy",
-}
-"""How a structure is found."""
 EXPORTS: dict[str, Export] = {
     "gguf": Export("multipruner.export.gguf:export_gguf", "f16", ("base_gguf",)),
     "onnx": Export("multipruner.export.onnx:export_onnx", "f32", ("trust_remote_code",)),
 }
-METHODS: dict[str, dict[str, Any]] = {
-    "global": {"calibration": {"source": "self", "sequences": 8, "length": 512, "statistics_sequences": 256}},
-    "paper": {
-        "strategy": "sequential",
-        "objective": "nll",
-        "importance": "magnitude",
-        "compensation": "none",
-        "calibration": {"sequences": 8, "length": 128},
-    },
+_PROGRAM, _GREEDY = "multipruner.jobs.prune.program:program", "multipruner.jobs.prune.greedy:greedy"
+_OWN_TEXT = {"calibration": {"source": "self", "sequences": 8, "length": 512, "moments_sequences": 256}}
+METHODS: dict[str, Method] = {
+    "program": Method(_PROGRAM, _OWN_TEXT),
+    "greedy": Method(_GREEDY, _OWN_TEXT, greedy=True),
+    "paper": Method(
+        _GREEDY,
+        {
+            "objective": "nll",
+            "importance": "magnitude",
+            "repair": "none",
+            "calibration": {"sequences": 8, "length": 128},
+        },
+        greedy=True,
+    ),
 }
-"""Presets: what a method stands for; whatever is given explicitly wins."""
+"""The first is the default; whatever is given explicitly wins over a preset."""
 
 
 def row_of(table: Mapping[str, Row], name: str, what: str) -> Row:

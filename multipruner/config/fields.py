@@ -99,7 +99,7 @@ def _kind(field: FieldInfo) -> tuple[type, tuple[str, ...]]:
 
 def _default(field: FieldInfo, key: str) -> str:
     """What is taken where nothing is said, for every method; nothing for what is off then."""
-    by_method = {name: _within(values, key) for name, values in METHODS.items()}
+    by_method = {name: _within(row.preset, key) for name, row in METHODS.items()}
     own = None if field.is_required() else field.get_default(call_default_factory=True)
     said = {name: _text(own if value is None else value) for name, value in by_method.items()}
     (_, usual), *others = said.items()

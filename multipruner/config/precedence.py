@@ -6,6 +6,9 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from .choices import METHODS
+from .spellings import FOUND_BY
+
 TRUST = "MULTIPRUNER_TRUST_REMOTE_CODE"
 """The environment variable by which a user lets every model's own code be run."""
 TRUST_KEY = "trust_remote_code"
@@ -34,6 +37,20 @@ def asked_ratio(sources: Sequence[Mapping[str, Any]], default: Any) -> Any:
         elif source.get("budgets"):
             ratio = None
     return ratio
+
+
+def settled_preset(given: dict[str, Any]) -> Mapping[str, Any]:
+    """The preset of the method that is asked for.
+
+    Args:
+        given: what was said; what a command wants the structure to be found by, whatever the recipe says, becomes its
+            method, and the preset stays that of the recipe's own.
+    """
+    method, finder = given.get("method", next(iter(METHODS))), given.pop(FOUND_BY, None)
+    row, other = METHODS.get(method), METHODS.get(finder)
+    if finder is not None and not (row and other and row.by == other.by):
+        given["method"] = finder
+    return row.preset if row is not None else {}
 
 
 def trusts(asked: bool) -> bool:

@@ -16,10 +16,11 @@ from multipruner.core.axes import DIMENSIONS, Dimension
 from multipruner.core.costs import COSTS, cost_named
 from multipruner.core.errors import ConfigError, did_you_mean
 
-from .choices import A_BUDGET, IMPORTANCES, METHODS, STRATEGIES, OneOf
+from .choices import A_BUDGET, IMPORTANCES, METHODS, OneOf
 from .fields import keys_of, shown
-from .precedence import asked_ratio, merge_into
+from .precedence import asked_ratio, merge_into, settled_preset
 from .sections import CalibrationSpec, EvaluationSpec, Frozen, PackageSource
+from .spellings import respelled
 
 __all__ = ["CalibrationSpec", "EvaluationSpec", "PackageSource", "Recipe", "default_output"]
 
@@ -66,7 +67,7 @@ class Recipe(Frozen):
     )
     budgets: dict[Annotated[str, A_BUDGET], str] = Field(
         default_factory=dict,
-        description="upper bounds that hold together, for milp: a number (12ms, 200MiB) or a share of the dense "
+        description="upper bounds that hold together, for program: a number (12ms, 200MiB) or a share of the dense "
         "model (0.7x)",
         json_schema_extra=shown(SIZE),
     )
@@ -81,19 +82,14 @@ class Recipe(Frozen):
         json_schema_extra=shown(SIZE, "NAME"),
     )
     method: Annotated[str, OneOf(METHODS, "method")] = Field(
-        default="global",
-        description="a set of defaults: global (measured losses, an exact program, closed-form repair) or paper (the "
-        "published greedy procedure)",
+        default="program",
+        description="program: tables of measured losses and an exact integer program; greedy: one smallest step after "
+        "another to the ratio; paper: greedy as published, a preset of its objective, importance, text and no repair",
         json_schema_extra=shown(METHOD, everyday=True),
-    )
-    strategy: Annotated[str, OneOf(STRATEGIES, "strategy")] = Field(
-        default="milp",
-        description="milp: tables of measured losses and an exact integer program; sequential: the paper's greedy path",
-        json_schema_extra=shown(METHOD),
     )
     rounds: Annotated[int, Field(ge=0)] = Field(
         default=2,
-        description="times the program is solved again with losses measured around its answer, for milp",
+        description="times the program is solved again with losses measured around its answer, for program",
         json_schema_extra=shown(METHOD, "N"),
     )
     refine: Annotated[float, Field(ge=0)] = Field(
@@ -111,20 +107,20 @@ class Recipe(Frozen):
         description="nll of the calibration text, or kl: the divergence from the dense model on it",
         json_schema_extra=shown(METHOD),
     )
-    order: tuple[Dimension, ...] = Field(
+    stages: tuple[Dimension, ...] = Field(
         default=DIMENSIONS,
-        description="which dimension is pruned first, for sequential",
+        description="which dimension is pruned first, which then, for greedy",
         json_schema_extra=shown(METHOD, "NAMES"),
     )
     shares: dict[Dimension, Annotated[float, Field(ge=0)]] = Field(
         default_factory=lambda: {"blocks": 44.0, "mlp": 52.0, "heads": 4.0},
-        description="shares of the ratio that blocks:mlp:heads have, for sequential",
+        description="shares of the ratio that blocks:mlp:heads have, for greedy",
         json_schema_extra=shown(METHOD, "B:M:H"),
     )
     stop: Literal["nearest", "reach"] = Field(
         default="nearest",
         description="when a dimension ends: nearest to its cumulative share, or the first step that reaches it "
-        "(what the official code does), for sequential",
+        "(what the official code does), for greedy",
         json_schema_extra=shown(METHOD),
     )
     importance: Annotated[str, OneOf(IMPORTANCES, "importance")] = Field(
@@ -155,7 +151,7 @@ class Recipe(Frozen):
         "none: whole KV groups leave and nothing else",
         json_schema_extra=shown(PARTS, "N"),
     )
-    compensation: Literal["none", "bias", "lstsq"] = Field(
+    repair: Literal["none", "bias", "lstsq"] = Field(
         default="lstsq",
         description="the closed-form repair; lstsq: what stays of an output projection, and its bias where it has one, "
         "is refitted to what all of it gave; bias: only the bias takes over the mean of what left, in models whose "
@@ -167,7 +163,7 @@ class Recipe(Frozen):
         description="ridge of the lstsq repair, relative to the mean moment",
         json_schema_extra=shown(REPAIR, "R"),
     )
-    compensate: Literal["search", "final"] = Field(
+    repair_stage: Literal["search", "final"] = Field(
         default="search",
         description="search: candidates are scored with their repair; final: only the result is repaired",
         json_schema_extra=shown(REPAIR),
@@ -198,14 +194,14 @@ class Recipe(Frozen):
     calibration: CalibrationSpec = CalibrationSpec()
     evaluation: EvaluationSpec = EvaluationSpec()
 
-    @field_validator("order", mode="before")
+    @field_validator("stages", mode="before")
     @classmethod
-    def _parse_order(cls, value: Any) -> Any:
+    def _parse_stages(cls, value: Any) -> Any:
         return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value
 
-    @field_validator("order")
+    @field_validator("stages")
     @classmethod
-    def _check_order(cls, value: tuple[Dimension, ...]) -> tuple[Dimension, ...]:
+    def _check_stages(cls, value: tuple[Dimension, ...]) -> tuple[Dimension, ...]:
         if sorted(value) != sorted(DIMENSIONS):
             raise ValueError(f"name each of {', '.join(DIMENSIONS)} once, such as 'blocks,mlp,heads'")
         return value
@@ -225,8 +221,8 @@ class Recipe(Frozen):
 
     @model_validator(mode="after")
     def _check_budgets(self) -> Recipe:
-        if self.strategy == "sequential" and (self.budgets or self.ratio is None or self.latency_table is not None):
-            raise ValueError("the sequential path knows a ratio only; budgets need --strategy milp")
+        if self.greedy and (self.budgets or self.ratio is None or self.latency_table is not None):
+            raise ValueError(f"--method {self.method} knows a ratio only; budgets need --method program")
         if any(cost_named(name).needs_table for name in self.budgets) and self.latency_table is None:
             raise ValueError("a latency budget needs a latency table (multipruner latency makes tables)")
         if self.query_head_step is not None and self.latency_table is not None:
@@ -237,17 +233,18 @@ class Recipe(Frozen):
     def build(cls, *sources: Mapping[str, Any]) -> Recipe:
         """Merge plain mappings, later ones winning, and validate once.
 
-        Budgets without a ratio replace the ratio of the sources before, and its default.
+        Budgets without a ratio replace the ratio of the sources before, and its default. Old names are accepted with
+        a warning (:mod:`.spellings`).
 
         Raises:
             ConfigError: listing every fault at once, one line each.
         """
         given: dict[str, Any] = {}
         for source in sources:
-            merge_into(given, source)
+            merge_into(given, respelled("recipe", source))
         given["ratio"] = asked_ratio(sources, cls.model_fields["ratio"].default)
         merged: dict[str, Any] = {}
-        merge_into(merged, METHODS.get(given.get("method", "global"), {}))
+        merge_into(merged, settled_preset(given))
         merge_into(merged, given)
         try:
             return cls.model_validate(merged)
@@ -262,6 +259,11 @@ class Recipe(Frozen):
         """
         if self.ratio is None and not self.budgets:
             raise ConfigError(f"how much goes? give --ratio R, or one of {', '.join(c.flag for c in COSTS.values())}")
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the structure is found step by step."""
+        return METHODS[self.method].greedy
 
     def shares_text(self) -> str:
         """``"44:52:4"``."""

@@ -32,8 +32,8 @@ class CalibrationSpec(Frozen):
     """The text that decides what goes.
 
     ``sequences`` x ``length`` tokens score structures; the first ``width_sequences`` of them score what has very many
-    candidates: channels and heads on the sequential path, the first tables of the exact program.
-    ``statistics_sequences`` sequences, which cost one forward pass, give the second moments that order and repair need.
+    candidates: channels and heads on the greedy path, the first tables of the exact program.
+    ``moments_sequences`` sequences, which cost one forward pass, give the moments that order and repair need.
     """
 
     source: str = Field(
@@ -41,7 +41,7 @@ class CalibrationSpec(Frozen):
         description="alpaca, wikitext2, c4 (through datasets), self (text sampled from the dense model), a "
         "data set of the Hub (owner/name[:config][:split][:column]), a local file or folder of .txt, .jsonl, .json, "
         ".csv, .tsv, .parquet or .arrow (also .gz, .zst), or a .safetensors file with ready token ids (tensor "
-        "input_ids; heldout_ids for the comparison at the end; statistics_ids for the moments, which are otherwise "
+        "input_ids; heldout_ids for the comparison at the end; moments_ids for the moments, which are otherwise "
         "those of input_ids as well); several joined by + share the sequences evenly (alpaca+self) or by weights "
         "(alpaca:1+self:3)",
         json_schema_extra=shown(
@@ -65,10 +65,10 @@ class CalibrationSpec(Frozen):
     )
     width_sequences: Count = Field(
         default=4,
-        description="how many of them judge channels and heads on the sequential path, and the first tables",
+        description="how many of them judge channels and heads on the greedy path, and the first tables",
         json_schema_extra=shown(TEXT, "N"),
     )
-    statistics_sequences: Count = Field(
+    moments_sequences: Count = Field(
         default=256,
         description="further sequences, for the moments behind order and repair",
         json_schema_extra=shown(TEXT, "N"),

@@ -80,7 +80,7 @@ class PlainLines:
         return time.monotonic() - self._began
 
     def _line(self) -> str:
-        """Such as ``statistics 24/60 (40 %), 35 s, about 52 s left``."""
+        """Such as ``moments 24/60 (40 %), 35 s, about 52 s left``."""
         head, times = self._part, [spoken(self._taken())]
         if self._total:
             share = f"{100 * min(self._done / self._total, 1):.0f} %"

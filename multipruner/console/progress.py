@@ -122,7 +122,7 @@ def detailed(width: int) -> tuple[ProgressColumn, ...]:
 def search_display(
     console: Console, expected: Mapping[Dimension, float], target: float, *, every: float | None = None
 ) -> Iterator[SearchDisplay]:
-    """The progress of a sequential search on a console."""
+    """The progress of a greedy search on a console."""
     with display(console, *detailed(6), what="search", every=every) as show:
         found = SearchDisplay(show, expected, target)
         yield found

@@ -1,7 +1,7 @@
 """Nested orders of KV groups and MLP channels, most important first.
 
-An importance looks at one dense decoder layer, and where it wants at calibration statistics, and orders the layer's
-parts; every width is a prefix of the order it gives. To add one, write a function and a row in ``IMPORTANCES``
+An importance looks at one dense decoder layer, and where it wants at moments of calibration text, and orders the
+layer's parts; every width is a prefix of the order it gives. To add one, write a function and a row in ``IMPORTANCES``
 (:mod:`multipruner.importance.table`).
 """
 
@@ -51,7 +51,7 @@ def by_activation(layer: LayerView) -> LayerRanking:
 
 
 def by_second_order(layer: LayerView) -> LayerRanking:
-    """Backward elimination with exact compensation (OBS; ZipLM, arXiv 2302.04089): see :mod:`.second_order`.
+    """Backward elimination with exact repair (OBS; ZipLM, arXiv 2302.04089): see :mod:`.second_order`.
 
     Query heads inside the KV groups stand in the order in which they leave when any head of the layer may.
     """

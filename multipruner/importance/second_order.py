@@ -58,7 +58,7 @@ def _inverse(gram: Tensor) -> Tensor:
     damped.diagonal().add_(DAMPING * float(gram.diagonal().mean()) or 1.0)
     factor, status = torch.linalg.cholesky_ex(damped)
     if int(status) or not bool(torch.isfinite(factor).all()):
-        raise NumericsError("the calibration statistics are not finite or singular: check the weights for NaN")
+        raise NumericsError("the moments of the calibration text are not finite or singular: check the weights for NaN")
     return torch.cholesky_inverse(factor)
 
 

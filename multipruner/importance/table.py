@@ -29,16 +29,16 @@ def rank(
     Args:
         name: a key of :data:`multipruner.config.choices.IMPORTANCES`.
         prunable: the dense model.
-        statistics: its second moments, for importances that look at them.
+        statistics: its moments, for importances that look at them.
         progress: called with (layers done, layers in all).
         within_groups: order the query heads of every KV group as well; they stay in the dense order otherwise.
 
     Raises:
-        ConfigError: when there is no such importance, or it needs calibration statistics and gets none.
+        ConfigError: when there is no such importance, or it needs moments and gets none.
     """
     row = row_of(IMPORTANCES, name, "importance")
     if row.moments and statistics is None:
-        raise ConfigError(f"importance {name!r} needs calibration statistics")
+        raise ConfigError(f"importance {name!r} needs moments of calibration text")
     by = loaded(row.by)
     layers = []
     for number in range(len(prunable.dense)):

@@ -20,7 +20,7 @@ from multipruner.console.say import Say, teller
 from multipruner.core.plan import PruningPlan
 from multipruner.engine.prunable import Outputs
 from multipruner.eval import Comparison, Evaluation, compare, evaluate
-from multipruner.repair.write import compensate, write_outputs
+from multipruner.repair.write import repair_outputs, write_outputs
 from multipruner.report import notebook
 from multipruner.report.card import model_card
 from multipruner.report.summary import next_commands, render
@@ -120,7 +120,7 @@ def cut_model(setting: Setting, plan: PruningPlan, outputs: Outputs, gain: torch
     if outputs:  # they cover every block that stays
         write_outputs(pruned, setting.prunable, plan, setting.ranking, outputs, gain)
     elif setting.repair is not None and setting.statistics is not None:
-        compensate(pruned, setting.prunable, plan, setting.statistics, setting.recipe.ridge, setting.repair.how)
+        repair_outputs(pruned, setting.prunable, plan, setting.statistics, setting.recipe.ridge, setting.repair.how)
     return pruned
 
 

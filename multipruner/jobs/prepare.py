@@ -74,7 +74,7 @@ def prepare(
         say(precision.line())
         prunable = Prunable.of(model, precision.stored)
         check_reachable(recipe, prunable)
-        if warning := unrepaired(recipe.compensation, prunable):
+        if warning := unrepaired(recipe.repair, prunable):
             say(warning)
         held = precision.held(model)
         rehearsal = nullcontext()
@@ -87,18 +87,18 @@ def prepare(
             texts = CalibrationText(recipe.calibration, tokenizer, model, say=say, progress=text)
             calibration, held_out = texts.part("calibration"), held_out_text(recipe, texts)
             _check_loss(recipe, model, tokenizer, calibration)
-            more = _statistics_text(recipe, texts, say)
+            more = _moments_text(recipe, texts, say)
             say(texts.line())
-        with timed(seconds, "statistics"):
+        with timed(seconds, "moments"):
             place = OnDisk if recipe.moments == "disk" else dict
-            shown = named(display, "statistics")
+            shown = named(display, "moments")
             statistics = gather(prunable, more, shown, place) if more is not None else None
             order = named(display, "order")
             finer = grid_of(recipe, prunable).query_head_step is not None
             ranking = rank(recipe.importance, prunable, statistics, order, within_groups=finer)
     repair = None
-    if statistics is not None and recipe.compensation != "none":
-        repair = Repair(prunable, statistics, ranking, recipe.ridge, recipe.compensation)
+    if statistics is not None and recipe.repair != "none":
+        repair = Repair(prunable, statistics, ranking, recipe.ridge, recipe.repair)
     return Setting(
         recipe,
         source,
@@ -140,14 +140,14 @@ def _check_loss(recipe: Recipe, model: Any, tokenizer: Any, calibration: Calibra
         ) from None
 
 
-def _statistics_text(recipe: Recipe, texts: CalibrationText, say: Callable[[str], None]) -> torch.Tensor | None:
-    """More of the calibration text for second moments, where something needs them; token ids."""
-    if recipe.compensation == "none" and not IMPORTANCES[recipe.importance].moments:
+def _moments_text(recipe: Recipe, texts: CalibrationText, say: Callable[[str], None]) -> torch.Tensor | None:
+    """More of the calibration text for the moments, where something needs them; token ids."""
+    if recipe.repair == "none" and not IMPORTANCES[recipe.importance].moments:
         return None
-    ids = texts.part("statistics").ids
-    if len(ids) < (asked := recipe.calibration.statistics_sequences):
+    ids = texts.part("moments").ids
+    if len(ids) < (asked := recipe.calibration.moments_sequences):
         say(
-            f"statistics of {len(ids)} sequences, not of {asked}: the text has no more of its own for them; order and "
+            f"moments of {len(ids)} sequences, not of {asked}: the text has no more of its own for them; order and "
             f"repair gain from more (a longer text, or --calibration {recipe.calibration.source}+self)"
         )
     return ids

@@ -7,7 +7,7 @@ from math import floor
 from multipruner.config.recipe import Recipe
 from multipruner.core.errors import InfeasibleError
 from multipruner.engine.prunable import Prunable
-from multipruner.repair.scoring import check_compensation
+from multipruner.repair.scoring import check_repair
 from multipruner.search import DIMENSIONS, Problem, reachable_ratio, too_small
 from multipruner.search.allocation import check_feasible
 
@@ -21,13 +21,13 @@ def check_reachable(recipe: Recipe, prunable: Prunable) -> None:
         ConfigError: when the grid or the repair does not fit the model.
         InfeasibleError: naming the nearest budget that can be kept.
     """
-    check_compensation(recipe.compensation, prunable)
-    if recipe.strategy == "milp":
+    check_repair(recipe.repair, prunable)
+    if recipe.greedy:
+        _check_path(problem_of(recipe, prunable))
+    else:
         task = task_of(recipe, prunable)
         task.grid.check(task.dense)
         check_feasible(task)
-    else:
-        _check_path(problem_of(recipe, prunable))
 
 
 def _check_path(problem: Problem) -> None:

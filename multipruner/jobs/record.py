@@ -71,7 +71,7 @@ def record(
                         "tokens": setting.calibration.ids.numel(), "sequences": len(setting.calibration.ids),
                         **setting.texts},
         "search": {
-            "strategy": path.by or setting.recipe.strategy,
+            "method": path.by or ("greedy" if setting.recipe.greedy else "program"),
             "objective": setting.recipe.objective,
             "loss": path.loss,
             "loss_before_repair_of_all": path.loss_before_outputs,
@@ -80,7 +80,7 @@ def record(
             "steps": len(path.steps),
             "seconds_of_all_steps": sum(step.seconds for step in path.steps),
             "rounds": [round_.to_json() for round_ in path.rounds],
-            "statistics_tokens": setting.statistics.tokens if setting.statistics is not None else 0,
+            "moments_tokens": setting.statistics.tokens if setting.statistics is not None else 0,
             "work_of_this_process": {name: asdict(work) for name, work in path.work.items()},
         },
         **comparison.to_json(),

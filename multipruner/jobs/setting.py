@@ -52,7 +52,7 @@ def task_of(recipe: Recipe, prunable: Prunable, latency: Timed | None = None) ->
 def problem_of(recipe: Recipe, prunable: Prunable) -> Problem:
     """The search problem that a recipe asks for."""
     assert recipe.ratio is not None, "checked by the recipe"
-    return Problem(prunable.costs, recipe.ratio, recipe.order, recipe.shares, grid_of(recipe, prunable), recipe.stop)
+    return Problem(prunable.costs, recipe.ratio, recipe.stages, recipe.shares, grid_of(recipe, prunable), recipe.stop)
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class Setting:
     @property
     def search_repair(self) -> Repair | None:
         """What candidates are repaired with while they are scored."""
-        return self.repair if self.recipe.compensate == "search" else None
+        return self.repair if self.recipe.repair_stage == "search" else None
 
     @property
     def repairs_all(self) -> bool:
@@ -111,7 +111,10 @@ class Setting:
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """Everything that losses and decisions depend on, except the ratio."""
+        """Everything that losses and decisions depend on, except the ratio.
+
+        In the words of version 1 (:mod:`multipruner.config.spellings`): what was measured stays valid.
+        """
         recipe, grid = self.recipe, self.grid
         identity = {
             "model": self.fingerprint,
@@ -119,13 +122,13 @@ class Setting:
             "calibration": self.calibration.hash,
             "ignored_label": self.calibration.ignore_id,
             "batch_size": recipe.calibration.batch_size,
-            "strategy": recipe.strategy,
+            "strategy": "sequential" if recipe.greedy else "milp",
             "objective": recipe.objective,
             "channel_group": grid.channel_group,
             "partial_groups": grid.partial,
             "kv_group_step": grid.kv_group_step,
             "importance": recipe.importance,
-            "compensation": recipe.compensation if recipe.compensate == "search" else "none",
+            "compensation": recipe.repair if recipe.repair_stage == "search" else "none",
             "dtype": str(self.prunable.head_weight.dtype),
             "device": self.prunable.model.device.type,
         }
@@ -135,10 +138,10 @@ class Setting:
             identity |= {"statistics": self.statistics.hash, "ridge": recipe.ridge}
         if self.repair is not None and any(has_output_bias(self.prunable).values()):
             identity["output_biases"] = "repaired"  # losses of versions that left them alone are others
-        if recipe.strategy == "sequential":
+        if recipe.greedy:
             identity |= {
                 "width_sequences": min(recipe.calibration.width_sequences, len(self.calibration.ids)),
-                "order": ",".join(recipe.order),
+                "order": ",".join(recipe.stages),
                 "shares": recipe.shares_text(),
                 "stop": recipe.stop,
             }
@@ -154,10 +157,10 @@ class Found:
         loss: its calibration loss in nats, by the recipe's objective.
         outputs: output projections that were refitted at the end, or none.
         gain: of the last norm, refitted after them, [hidden_size].
-        by: what found it, where it is not the recipe's strategy.
+        by: what found it, where it is not the recipe's method.
         searched_to: the ratio of the search that found it.
         work: what this process computed for it.
-        steps: of the sequential path, where there is one.
+        steps: of the greedy path, where there is one.
         rounds: of the integer program, where there is one.
     """
 

@@ -12,6 +12,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from multipruner.checkpoint.run_folder import check_name, is_written, unwritten
+from multipruner.config.spellings import now_called
 from multipruner.core.errors import OutputError
 from multipruner.core.identity import differences
 from multipruner.search.step import Trajectory, TrajectoryJournal, read_trajectory
@@ -130,8 +131,8 @@ class Workspace:
             other = _read_identity(folder / MEASUREMENTS)[1] or (folder / SEARCH).exists()
             other = other or (folder is self.output and _is_run(folder))
             if found is None and other and not overwrite:
-                raise OutputError(_other_kind(folder, "no sequential path"))
-        self.measurements_path.unlink(missing_ok=True)  # of a given-up run of the other strategy
+                raise OutputError(_other_kind(folder, "no greedy path"))
+        self.measurements_path.unlink(missing_ok=True)  # of a given-up run of the other method
         self._give_up_search()
         journal.start(identity, ratio)
         return None, journal
@@ -153,7 +154,7 @@ class Workspace:
                 if found is None:
                     raise OutputError(_other_kind(folder, "none of the exact program"))
                 raise OutputError(_conflict(folder, found, identity))
-        self.trajectory_path.unlink(missing_ok=True)  # of a given-up run of the other strategy
+        self.trajectory_path.unlink(missing_ok=True)  # of a given-up run of the other method
         self._give_up_search()
         header = json.dumps({**MEASUREMENTS_FORMAT, "identity": dict(identity)}) + "\n"
         write_atomically(self.measurements_path, header)
@@ -204,7 +205,7 @@ def _serves(found: Trajectory, identity: Mapping[str, Any], ratio: float) -> boo
 
 def _conflict(folder: Path, theirs: Mapping[str, Any], ours: Mapping[str, Any], otherwise: str = "") -> str:
     """What is in the way: a run with other settings, or with the same ones and different ``otherwise``."""
-    found = differences(theirs, ours)
+    found = differences(now_called(theirs), now_called(ours))
     what = f"with other settings ({'; '.join(found)})" if found else otherwise
     return f"{folder} holds a run {what}; {_WAYS_OUT}"
 

@@ -41,7 +41,7 @@ def repaired_columns(weight: Tensor, gram: Tensor, kept: Tensor, ridge: float, *
         float32 [hidden_size, k].
 
     Raises:
-        NumericsError: when the statistics are not finite, or singular in spite of the ridge.
+        NumericsError: when the moments are not finite, or singular in spite of the ridge.
     """
     full, dense = gram.float(), weight.detach().float()
     r = max(ridge * float(full.diagonal().mean()), least)
@@ -56,8 +56,8 @@ def repaired_columns(weight: Tensor, gram: Tensor, kept: Tensor, ridge: float, *
     factor, status = torch.linalg.cholesky_ex(among)
     if int(status) or not bool(torch.isfinite(target).all()):
         raise NumericsError(
-            "the calibration statistics cannot be inverted: raise --ridge, give more calibration text, or check the "
-            "weights for NaN"
+            "the moments of the calibration text cannot be inverted: raise --ridge, give more of that text, or check "
+            "the weights for NaN"
         )
     return dense[:, kept] + torch.cholesky_solve(target.T, factor).T
 

@@ -27,27 +27,27 @@ def has_output_bias(prunable: Prunable) -> dict[BlockKind, bool]:
     return found
 
 
-def check_compensation(compensation: str, prunable: Prunable) -> None:
+def check_repair(how: str, prunable: Prunable) -> None:
     """Refuse a repair that a model has no place for.
 
     Raises:
         ConfigError: for ``"bias"`` where no output projection has one.
     """
-    if compensation == "bias" and not any(has_output_bias(prunable).values()):
+    if how == "bias" and not any(has_output_bias(prunable).values()):
         spec = prunable.spec
         raise ConfigError(
-            f"compensation bias: the output projections of this {spec.model_type} model ({spec.attention.output}, "
-            f"{spec.mlp.output}) have no bias that could take the mean of what leaves; use --compensation lstsq"
+            f"repair bias: the output projections of this {spec.model_type} model ({spec.attention.output}, "
+            f"{spec.mlp.output}) have no bias that could take the mean of what leaves; use --repair lstsq"
         )
 
 
-def unrepaired(compensation: str, prunable: Prunable) -> str | None:
+def unrepaired(how: str, prunable: Prunable) -> str | None:
     """What to tell where ``"bias"`` finds a bias in one kind of block only."""
     there = has_output_bias(prunable)
-    if compensation != "bias" or all(there.values()):
+    if how != "bias" or all(there.values()):
         return None
     names = [prunable.spec.block(kind).output for kind, has in there.items() if not has]
-    return f"compensation bias: {', '.join(names)} has no bias and is cut without repair (lstsq repairs it)"
+    return f"repair bias: {', '.join(names)} has no bias and is cut without repair (lstsq repairs it)"
 
 
 class Repair:

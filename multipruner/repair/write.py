@@ -16,7 +16,7 @@ from .columns import How, repaired
 
 
 @torch.no_grad()
-def compensate(
+def repair_outputs(
     pruned: nn.Module,
     prunable: Prunable,
     plan: PruningPlan,

@@ -288,7 +288,7 @@ def _reproduction(report: Mapping[str, Any]) -> str:
         lines.append(f"Recipe: {code(said)}." if "\n" not in said else f"Recipe:\n\n{fenced(said, 'yaml')}")
     if versions := report.get("versions"):
         lines.append("Made with " + ", ".join(f"{package} {version}" for package, version in versions.items()) + ".")
-    repaired = isinstance(recipe, Mapping) and recipe.get("compensation", "none") != "none"
+    repaired = isinstance(recipe, Mapping) and recipe.get("repair", "none") != "none"
     gain = " So was the gain of the last norm." if (report.get("search") or {}).get("last_norm_refitted") else ""
     lines.append(
         REFITTED + gain if repaired else "`plan.json` and the dense weights give these weights again, bit for bit."

@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
+from multipruner.config.spellings import respelled
 from multipruner.core.costs import timed_first
 from multipruner.core.errors import ConfigError
 from multipruner.core.plan import PruningPlan
@@ -52,7 +53,7 @@ class Calibration:
     hash: str | None = None
     tokens: int | None = None
     sequences: int | None = None
-    statistics_tokens: int | None = None
+    moments_tokens: int | None = None
     held_out_tokens: int | None = None
 
 
@@ -228,7 +229,7 @@ def _labels(folders: Sequence[Path]) -> list[str]:
 
 def _read_run(folder: Path, label: str) -> RunFiles:
     path = folder / REPORT
-    record = _mapping(path)
+    record = respelled("report", _mapping(path), str(path))
     if record.get("format") != "multipruner-report" or record.get("version") != 1:
         raise ConfigError(f"{path} is not a report that this version of multipruner reads")
     report = _checked(Report, record, path)

@@ -28,7 +28,7 @@ from .sampled_text import self_text
 from .text.chat import Chat
 
 SEED_STEP = 1_000_003
-"""Between the seed of the text that scores and of the text that statistics are of, where the model writes both."""
+"""Between the seed of the text that scores and of the text that moments are of, where the model writes both."""
 MOST_SAMPLED = 1 << 31
 """Tokens that a model is asked to write at most; their ids alone take 16 GiB."""
 
@@ -63,12 +63,12 @@ class CalibrationText:
     """The text of a recipe in its three parts, from one pass over every source.
 
     ``"calibration"`` is what structures are judged on. ``"heldout"`` is as many sequences of the text after it, and
-    ``"statistics"`` ``spec.statistics_sequences`` after both; fewer where the text ends. No part shares a row with
+    ``"moments"`` ``spec.moments_sequences`` after both; fewer where the text ends. No part shares a row with
     another.
 
     Sources joined by ``+`` are mixed (:func:`mixture`). ``alpaca`` becomes text sampled from the model where the Hub
-    cannot be reached. A file of ready token ids may have tensors ``heldout_ids`` and ``statistics_ids``; without the
-    first, text sampled from the model takes its place, without the second, statistics are of the calibration part.
+    cannot be reached. A file of ready token ids may have tensors ``heldout_ids`` and ``moments_ids``; without the
+    first, text sampled from the model takes its place, without the second, moments are of the calibration part.
     """
 
     def __init__(
@@ -146,7 +146,7 @@ class CalibrationText:
 
     def _read(self, spec: CalibrationSpec) -> Packing | None:
         """The rows of a source, read once for all parts."""
-        wanted, more = 2 * spec.sequences * spec.length, spec.statistics_sequences * spec.length
+        wanted, more = 2 * spec.sequences * spec.length, spec.moments_sequences * spec.length
         try:
             chat = Chat(self._tokenizer, spec.chat_template)
             rows = rows_of(spec.source, spec.text_column, wanted, spec.length, chat, more)
@@ -162,15 +162,15 @@ class CalibrationText:
     def _sampled(self, spec: CalibrationSpec, split: Split) -> torch.Tensor:
         if self._model is None:
             raise CalibrationError("text sampled from the model needs the model")
-        count = spec.statistics_sequences if split == "statistics" else 2 * spec.sequences
+        count = spec.moments_sequences if split == "moments" else 2 * spec.sequences
         if count * spec.length > MOST_SAMPLED:
             raise CalibrationError(
                 f"{count} sequences of {spec.length} tokens are more than a model writes here ({MOST_SAMPLED:,} "
-                "tokens); lower --sequences, --statistics-sequences or --length"
+                "tokens); lower --sequences, --moments-sequences or --length"
             )
-        seed = spec.seed + SEED_STEP if split == "statistics" else spec.seed
+        seed = spec.seed + SEED_STEP if split == "moments" else spec.seed
         ids = self_text(self._model, self._tokenizer, count, spec.length, seed, self._progress)
-        if split == "statistics":
+        if split == "moments":
             return ids
         return ids[: spec.sequences] if split == "calibration" else ids[spec.sequences :]
 
@@ -186,7 +186,7 @@ class CalibrationText:
                 used = {"rows_used": packing.used, "rows_too_short": packing.short, "truncated": packing.cut_off}
                 sources.append({"source": spec.source, **packing.rows.to_json(), **used})
         there = {split: part.ids.numel() for split, part in self._parts.items()}
-        tokens = {"statistics_tokens": there.get("statistics", 0), "held_out_tokens": there.get("heldout", 0)}
+        tokens = {"moments_tokens": there.get("moments", 0), "held_out_tokens": there.get("heldout", 0)}
         return {"sources": sources, **tokens}
 
     def line(self) -> str:
@@ -203,7 +203,7 @@ class CalibrationText:
 
 _WORDS: dict[Split, str] = {
     "calibration": "for scores",
-    "statistics": "for statistics (order and repair)",
+    "moments": "for moments (order and repair)",
     "heldout": "held out",
 }
 

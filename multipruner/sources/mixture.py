@@ -21,14 +21,14 @@ def mixture(spec: CalibrationSpec) -> list[CalibrationSpec]:
     named = [_weighted(part) for part in spec.source.split("+")]
     total = sum(weight for _, weight in named)
     score = _shared(spec.sequences, [weight / total for _, weight in named])
-    statistics = _shared(spec.statistics_sequences, [weight / total for _, weight in named])
-    if min(*score, *statistics) < 1:
+    moments = _shared(spec.moments_sequences, [weight / total for _, weight in named])
+    if min(*score, *moments) < 1:
         raise CalibrationError(
             f"{spec.sequences} sequences are too few for every source of {spec.source}: raise --sequences"
         )
     return [
-        spec.model_copy(update={"source": name, "sequences": few, "statistics_sequences": many})
-        for (name, _), few, many in zip(named, score, statistics, strict=True)
+        spec.model_copy(update={"source": name, "sequences": few, "moments_sequences": many})
+        for (name, _), few, many in zip(named, score, moments, strict=True)
     ]
 
 
@@ -55,7 +55,7 @@ def _shared(count: int, shares: list[float]) -> list[int]:
 
 def together(parts: list[CalibrationSpec]) -> CalibrationSpec:
     """One section for all that the model has to write: also what a source that is out of reach would have given."""
-    sums = {key: sum(getattr(part, key) for part in parts) for key in ("sequences", "statistics_sequences")}
+    sums = {key: sum(getattr(part, key) for part in parts) for key in ("sequences", "moments_sequences")}
     return parts[0].model_copy(update=sums)
 
 

@@ -13,8 +13,8 @@ from multipruner.core.errors import CalibrationError
 
 from .rows import Rows
 
-Split = Literal["calibration", "heldout", "statistics"]
-ORDER: tuple[Split, ...] = ("calibration", "heldout", "statistics")
+Split = Literal["calibration", "heldout", "moments"]
+ORDER: tuple[Split, ...] = ("calibration", "heldout", "moments")
 LOWER = "lower --sequences or --length, or give more text"
 
 
@@ -119,7 +119,7 @@ class Packing:
 
 
 def _shuffled(rows: Rows, seed: int) -> list[str]:
-    """All rows, those that were read for statistics only after the others."""
+    """All rows, those that were read for moments only after the others."""
     first, later = rows[: rows.first], rows[rows.first :]
     random.Random(seed).shuffle(first)
     random.Random(seed).shuffle(later)
@@ -127,10 +127,10 @@ def _shuffled(rows: Rows, seed: int) -> list[str]:
 
 
 def _needed(spec: CalibrationSpec, split: Split) -> int:
-    """How many sequences there must be: all for calibration, one of held-out text or for statistics."""
+    """How many sequences there must be: all for calibration, one of held-out text or for moments."""
     return spec.sequences if split == "calibration" else 1
 
 
 def wanted_sequences(spec: CalibrationSpec, split: Split) -> int:
     """How many sequences a part has where there is text enough."""
-    return spec.statistics_sequences if split == "statistics" else spec.sequences
+    return spec.moments_sequences if split == "moments" else spec.sequences

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from multipruner.config.spellings import respelled
 from multipruner.core.errors import CalibrationError
 
 from .packing import Split
@@ -23,9 +24,10 @@ def ready_ids(path: Path, split: Split, tokenizer: Any, model: Any) -> torch.Ten
         tensors = load_file(path)
     except (SafetensorError, OSError) as error:
         raise CalibrationError(f"cannot read {path}: {error}") from error
-    heldout, statistics = tensors.pop("heldout_ids", None), tensors.pop("statistics_ids", None)
-    if split == "statistics" and statistics is not None:
-        return _checked(path, statistics, tokenizer, model)
+    tensors = respelled("text", tensors, str(path))
+    heldout, moments = tensors.pop("heldout_ids", None), tensors.pop("moments_ids", None)
+    if split == "moments" and moments is not None:
+        return _checked(path, moments, tokenizer, model)
     if split == "heldout":
         return None if heldout is None else _checked(path, heldout, tokenizer, model)
     if "input_ids" not in tensors and len(tensors) != 1:

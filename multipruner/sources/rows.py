@@ -30,7 +30,7 @@ class Rows(Sequence[str]):
         columns: that were taken; none of running text.
         how: what conversations were rendered with; empty where there are none.
         found: rows with text, repeated ones included.
-        first: how many rows are shuffled for calibration and held-out text; the others follow for statistics only.
+        first: how many rows are shuffled for calibration and held-out text; the others follow for moments only.
         running: whether the rows are stretches of a running text rather than texts of their own.
         refused: how many conversations the chat template refused.
     """
@@ -84,7 +84,7 @@ def rows_of(source: str, column: str | None, tokens: int, length: int, chat: Cha
         tokens: how many tokens are wanted at least (bounds what is read of a stream).
         length: tokens per sequence.
         chat: renders conversations; default: as paragraphs "role: text".
-        more: tokens that are wanted beside, for statistics.
+        more: tokens that are wanted beside, for moments.
 
     Raises:
         CalibrationError: when the source does not exist, is damaged or empty, or holds nothing that is text.

@@ -70,6 +70,6 @@ def memory_shortage(error: BaseException) -> MemoryShortError | None:
     gpu = re.search(r"of which ([\d.]+ [KMG]iB) is free", text)
     there = f"the GPU has {gpu[1]}" if gpu else f"{size_text(free_memory())} are free"
     return MemoryShortError(
-        f"out of memory: {amount} was needed, {there}; lower --batch-size, --length or --statistics-sequences, give "
+        f"out of memory: {amount} was needed, {there}; lower --batch-size, --length or --moments-sequences, give "
         "--moments disk, or take a machine with more memory"
     )

@@ -290,15 +290,15 @@ def test_card_names_the_model_that_a_fallback_stood_in_for() -> None:
     assert _metadata(model_card({"recipe": recipe}, plan))["base_model"] == "HuggingFaceTB/SmolLM2-135M"
 
 
-@pytest.mark.parametrize("compensation", ["none", "lstsq"])
+@pytest.mark.parametrize("repair", ["none", "lstsq"])
 @pytest.mark.parametrize("refitted", [True, False])
-def test_card_says_what_was_repaired(compensation: str, refitted: bool) -> None:
+def test_card_says_what_was_repaired(repair: str, refitted: bool) -> None:
     _, plan = _pruned()
-    report = {"recipe": {"model": "m", "compensation": compensation}, "search": {"last_norm_refitted": refitted}}
+    report = {"recipe": {"model": "m", "repair": repair}, "search": {"last_norm_refitted": refitted}}
     card = model_card(report, plan)
-    assert ("output projections of what stays were then refitted" in card) == (compensation == "lstsq")
-    assert ("gain of the last norm" in card) == (compensation == "lstsq" and refitted)
-    assert ("these weights again, bit for bit" in card) == (compensation == "none")
+    assert ("output projections of what stays were then refitted" in card) == (repair == "lstsq")
+    assert ("gain of the last norm" in card) == (repair == "lstsq" and refitted)
+    assert ("these weights again, bit for bit" in card) == (repair == "none")
 
 
 def test_card_of_an_empty_report() -> None:

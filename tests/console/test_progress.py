@@ -68,17 +68,17 @@ def test_a_count_is_told_while_nobody_calls() -> None:
     console, said = piped()
     with counting_display(console, "text", every=SOON) as tell:
         until(saw(said, r"^text, \d+ s$"))
-        tell("statistics", 24, 60)
-        until(saw(said, r"^statistics 24/60 \(40 %\), \d+ s, about \d+ s left$"))
+        tell("moments", 24, 60)
+        until(saw(said, r"^moments 24/60 \(40 %\), \d+ s, about \d+ s left$"))
         count = said().count("24/60")
         until(lambda: said().count("24/60") > count + 3)
-        tell("statistics", 60, 60)
-        until(saw(said, r"^statistics 60/60 \(100 %\), \d+ s$"))
+        tell("moments", 60, 60)
+        until(saw(said, r"^moments 60/60 \(100 %\), \d+ s$"))
         tell("order", 0, 0)
         until(saw(said, r"^order, \d+ s$"))
-    assert re.search(r"^text: \d+ s\n(.*\n)*statistics: 60 in \d+ s\n(.*\n)*order: \d+ s\n$", said(), re.MULTILINE)
+    assert re.search(r"^text: \d+ s\n(.*\n)*moments: 60 in \d+ s\n(.*\n)*order: \d+ s\n$", said(), re.MULTILINE)
     lines = said().splitlines()
-    assert all(re.fullmatch(r"(text|statistics|order).* s( left)?", line) for line in lines), "a line each"
+    assert all(re.fullmatch(r"(text|moments|order).* s( left)?", line) for line in lines), "a line each"
 
 
 def test_a_display_says_what_it_knows() -> None:
@@ -139,8 +139,8 @@ def test_the_bar_of_a_count_is_as_it_was() -> None:
     file = io.StringIO()
     console = Console(file=file, force_terminal=True, width=100, color_system=None, _environ={})
     with counting_display(console, "text") as tell:
-        tell("statistics", 24, 60)
-        until(lambda: re.search(r"statistics +━+.* 24/60 ", file.getvalue()))
+        tell("moments", 24, 60)
+        until(lambda: re.search(r"moments +━+.* 24/60 ", file.getvalue()))
 
 
 def test_an_error_ends_the_lines_and_is_not_summed_up() -> None:
@@ -273,7 +273,7 @@ def test_a_piped_run_is_never_silent(text: Path, tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(finish, "evaluate", watched)
     recipe = Recipe.build(
         {
-            "model": str(tmp_path / "dense"), "ratio": 0.2, "channel_group": 10, "compensation": "none",
+            "model": str(tmp_path / "dense"), "ratio": 0.2, "channel_group": 10, "repair": "none",
             "importance": "magnitude",
             "calibration": {"source": str(text), "sequences": 2, "length": 16},
             "evaluation": {"text": str(text), "length": 32, "max_tokens": 96},

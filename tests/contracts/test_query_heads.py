@@ -33,7 +33,7 @@ from multipruner.jobs.prepare import prepare
 from multipruner.jobs.prune.given_plan import leading
 from multipruner.repair.scoring import Repair
 from multipruner.repair.stream import accumulated
-from multipruner.repair.write import compensate, write_outputs
+from multipruner.repair.write import repair_outputs, write_outputs
 from tests.support import tiny
 
 HEADS: dict[str, Any] = {"num_attention_heads": 12, "num_key_value_heads": 3}
@@ -184,7 +184,7 @@ def test_scores_are_those_of_the_model_that_is_written(variant: str, repaired: s
                 loss = CalibrationObjective(prunable, ids)(structure)
             write_outputs(pruned, prunable, plan, ranking, outputs)
     if repaired == "repaired":
-        assert compensate(pruned, prunable, plan, statistics, 1e-2) == 5
+        assert repair_outputs(pruned, prunable, plan, statistics, 1e-2) == 5
     assert loss == pytest.approx(_loss(pruned, ids), rel=1e-4)
 
 
@@ -241,7 +241,7 @@ def test_a_saved_model_gives_the_same_logits(variant: str, structure: Structure,
 def _arguments(dense: Path, output: Path, *more: str) -> list[str]:
     return [
         "--model", str(dense), "--ratio", "0.15", "--calibration", str(dense / "text.txt"), "--sequences", "4",
-        "--length", "16", "--statistics-sequences", "12", "--channel-group", "40", "--query-head-step", "1",
+        "--length", "16", "--moments-sequences", "12", "--channel-group", "40", "--query-head-step", "1",
         "--eval-text", str(dense / "text.txt"), "--output", str(output), *more,
     ]  # fmt: skip
 
@@ -276,7 +276,7 @@ def test_the_command_takes_query_heads_out_of_groups(importance: str, dense: Pat
     assert header["identity"]["query_head_step"] == 1
 
 
-def test_the_sequential_path_takes_them_too(dense: Path, tmp_path: Path) -> None:
+def test_the_greedy_path_takes_them_too(dense: Path, tmp_path: Path) -> None:
     output = tmp_path / "run"
     more = ("--method", "paper", "--shares", "0:0:1", "--ratio", "0.08", "--width-sequences", "2")
     assert main(_arguments(dense, output, *more)) == 0
@@ -286,7 +286,7 @@ def test_the_sequential_path_takes_them_too(dense: Path, tmp_path: Path) -> None
 
 
 def test_without_the_key_losses_are_remembered_as_before(dense: Path) -> None:
-    text = {"source": str(dense / "text.txt"), "length": 16, "statistics_sequences": 8}
+    text = {"source": str(dense / "text.txt"), "length": 16, "moments_sequences": 8}
     recipe = Recipe.build({"model": str(dense), "channel_group": 8, "calibration": text})
     setting = prepare(recipe, Console(quiet=True), {})
     assert "query_head_step" not in setting.identity

@@ -30,11 +30,11 @@ from tests.support.tiny import tiny_model, tiny_tokenizer
 
 LINES = [" ".join(f"w{4 + (7 * row + word * word) % 93}" for word in range(5 + row % 9)) for row in range(400)]
 LINES += LINES[3:40]
-SPLITS = ("calibration", "heldout", "statistics")
+SPLITS = ("calibration", "heldout", "moments")
 
 
 def spec(source: Any, **more: Any) -> CalibrationSpec:
-    values = {"source": str(source), "sequences": 5, "statistics_sequences": 30, "length": 16, **more}
+    values = {"source": str(source), "sequences": 5, "moments_sequences": 30, "length": 16, **more}
     return CalibrationSpec.model_validate(values)
 
 
@@ -56,7 +56,7 @@ def protocol(rows: list[str], settings: CalibrationSpec, running: bool) -> dict[
     shuffled = list(dict.fromkeys(row for row in rows if row.strip()))
     random.Random(settings.seed).shuffle(shuffled)
     parts = {}
-    counts = (settings.sequences, settings.sequences, settings.statistics_sequences)
+    counts = (settings.sequences, settings.sequences, settings.moments_sequences)
     for split, count in zip(SPLITS, counts, strict=True):
         found: list[list[int]] = []
         taken: list[str] = []
@@ -73,7 +73,7 @@ def protocol(rows: list[str], settings: CalibrationSpec, running: bool) -> dict[
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.json", "a.parquet"])
-@pytest.mark.parametrize("more", [{}, {"seed": 3}, {"packing": "rows", "length": 8}, {"statistics_sequences": 999}])
+@pytest.mark.parametrize("more", [{}, {"seed": 3}, {"packing": "rows", "length": 8}, {"moments_sequences": 999}])
 def test_the_ids_are_those_of_the_protocol(name: str, more: dict[str, Any], tmp_path: Path) -> None:
     import pyarrow.parquet
 
@@ -95,24 +95,22 @@ def test_the_ids_are_those_of_the_protocol(name: str, more: dict[str, Any], tmp_
         )
 
 
-def test_a_stream_gives_the_same_text_with_and_without_statistics(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What is read more of it for statistics comes after the rest, and shares no row with it."""
+def test_a_stream_gives_the_same_text_with_and_without_moments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is read more of it for moments comes after the rest, and shares no row with it."""
     import datasets
 
     many = [f"w{4 + n % 93} w{4 + n // 93} w{4 + n * n % 89}" for n in range(8000)]
     stream = datasets.Dataset.from_dict({"text": many}).to_iterable_dataset()
     monkeypatch.setattr(hub, "repo_info", lambda *_: None)
     monkeypatch.setattr(datasets, "load_dataset", lambda **_: stream)
-    asked = spec("c4", statistics_sequences=8000)
+    asked = spec("c4", moments_sequences=8000)
     texts = CalibrationText(asked, tiny_tokenizer())
     expected = protocol(many[: 1000 + 2 * 5 * 16 // 50], spec("c4"), running=False)
     for split in ("calibration", "heldout"):
         assert texts.part(split).hash == hash_of(expected[split])
     packing = next(iter(texts._packed.values()))
     assert packing is not None and packing.rows.first == len(set(many[:1003])) < len(packing.rows)
-    assert texts.part("statistics").ids.numel() > 1000
+    assert texts.part("moments").ids.numel() > 1000
 
 
 def test_a_source_is_read_once(dense: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,7 +127,7 @@ def test_a_source_is_read_once(dense: Path, tmp_path: Path, monkeypatch: pytest.
     assert main(command[:at] + command[at + 2 :]) == 0
     assert read == [str(dense / "text.txt")]
     about = json.loads((output / "report.json").read_text())["calibration"]
-    assert about["tokens"] == 64 and about["statistics_tokens"] == 12 * 16 and about["held_out_tokens"] == 64
+    assert about["tokens"] == 64 and about["moments_tokens"] == 12 * 16 and about["held_out_tokens"] == 64
     (source,) = about["sources"]
     assert source["columns"] == [] and source["rows"] > source["rows_used"] > 0 and 0 <= source["truncated"] < 1
 
@@ -150,7 +148,7 @@ def test_what_was_taken_is_said_in_one_line(dense: Path, tmp_path: Path, capsys:
         'calibration: sharegpt.json: column conversations, rendered with paragraphs "role: text", '
         f"437 rows, {repeated} duplicates, "
     )
-    assert line.endswith("tokens: 64 for scores, 192 for statistics (order and repair)")
+    assert line.endswith("tokens: 64 for scores, 192 for moments (order and repair)")
     assert "64 tokens for scores, 192 for order and repair" in " ".join(re.sub("[│\n]", " ", printed).split())
     source = json.loads((output / "report.json").read_text())["calibration"]["sources"][0]
     assert (source["columns"], source["duplicates"], source["refused"]) == (["conversations"], repeated, 0)
@@ -175,7 +173,7 @@ def test_lengths_are_cut_to_the_context(dense: Path, tmp_path: Path) -> None:
 BIG = str(2**64)
 BAD = {
     "many sequences": (["--sequences", BIG], "calibration.sequences = 18446744073709551616"),
-    "many statistics": (["--statistics-sequences", BIG], "calibration.statistics_sequences"),
+    "many moments": (["--moments-sequences", BIG], "calibration.moments_sequences"),
     "a long text": (["--length", BIG], "calibration.length"),
     "a large seed": (["--seed", BIG], "calibration.seed"),
     "a negative seed": (["--seed", "-1"], "calibration.seed = -1"),

@@ -101,7 +101,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[torch.dtype, Path]
 
 def _prune(folder: Path, output: Path, *more: str) -> int:
     typed = [
-        "--model", str(folder), "--ratio", "0.3", "--sequences", "4", "--statistics-sequences", "64", "--length", "16",
+        "--model", str(folder), "--ratio", "0.3", "--sequences", "4", "--moments-sequences", "64", "--length", "16",
         "--channel-group", "8", "--calibration", "self", "--eval-text", str(folder / "text.txt"),
         "--output", str(output), *more,
     ]  # fmt: skip

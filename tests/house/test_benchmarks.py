@@ -39,10 +39,10 @@ def _bench(folder: Path, *settings: str, calibration: str = "self", **flags: Any
 def test_every_ablation_changes_what_it_names_and_nothing_else(calibration: str, tmp_path: Path) -> None:
     bench = _bench(tmp_path, "rounds=3", "calibration.batch_size=4", calibration=calibration)
     rows = bench.ablations()
-    default = bench.recipe({"method": "global"}, 0.2, 0)
+    default = bench.recipe({"method": "program"}, 0.2, 0)
     assert (default.rounds, default.calibration.batch_size, default.calibration.seed) == (3, 4, 0)
     short = bench.recipe(rows["256-token sequences"], 0.2, 0).calibration
-    assert (short.length, short.sequences, short.statistics_sequences) == (256, 16, 512)
+    assert (short.length, short.sequences, short.moments_sequences) == (256, 16, 512)
     sources = {bench.recipe(settings, 0.2, 0).calibration.source for settings in rows.values()}
     assert sources == {"self", str(bench.train), f"{bench.train}+self"}
     assert "own text" in " ".join(rows) and len(rows) == 10
@@ -55,13 +55,13 @@ def test_a_row_that_is_no_ablation_under_the_settings_given_is_refused(tmp_path:
         _bench(tmp_path, "importence=magnitude").ablations()
 
 
-def test_sizes_change_the_statistics_and_scoring_only_downwards(tmp_path: Path) -> None:
+def test_sizes_change_the_moments_and_scoring_only_downwards(tmp_path: Path) -> None:
     bench = _bench(tmp_path)
     cells = [bench.sizes(tokens) for tokens in (100, 4096, 32768, 131072, 262144)]
-    names = ["100 tokens", "4096 tokens", "32768 tokens", "global", "262144 tokens"]
+    names = ["100 tokens", "4096 tokens", "32768 tokens", "program", "262144 tokens"]
     assert [name for name, _ in cells] == names
     texts = [bench.recipe(settings, 0.2, 0).calibration for _, settings in cells]
-    assert [text.statistics_sequences for text in texts] == [1, 8, 64, 256, 512]
+    assert [text.moments_sequences for text in texts] == [1, 8, 64, 256, 512]
     assert [text.sequences for text in texts] == [1, 1, 2, 8, 8]
     assert {text.length for text in texts} == {512}
 
@@ -72,7 +72,7 @@ def test_the_published_procedure_sees_the_text_it_was_published_with(calibration
     recipes = {name: bench.recipe(settings, 0.2, 1) for name, settings in _module("quality").METHODS.items()}
     alpaca = str(bench.train)
     sources = {name: recipe.calibration.source for name, recipe in recipes.items()}
-    assert sources.pop("global") == ("self" if calibration == "self" else alpaca)
+    assert sources.pop("program") == ("self" if calibration == "self" else alpaca)
     assert sources == {"paper": alpaca, "blocks only": alpaca}
     assert {recipe.calibration.seed for recipe in recipes.values()} == {1}
 
@@ -82,10 +82,10 @@ def test_only_the_published_procedure_has_a_folder_for_every_ratio(tmp_path: Pat
     folders = {
         name: {bench.folder(name, settings, ratio, 0) for ratio in (0.1, 0.2)} for name, settings in methods.items()
     }
-    assert {name: len(found) for name, found in folders.items()} == {"global": 1, "paper": 2, "blocks only": 1}
+    assert {name: len(found) for name, found in folders.items()} == {"program": 1, "paper": 2, "blocks only": 1}
     other = bench.folder("last norm as it was", {"final_norm": "keep"}, 0.2, 0)
-    assert folders["global"] == {other}, "the same losses"
-    assert bench.folder("no repair", {"compensation": "none"}, 0.2, 0) not in folders["global"]
+    assert folders["program"] == {other}, "the same losses"
+    assert bench.folder("no repair", {"repair": "none"}, 0.2, 0) not in folders["program"]
     assert len(set().union(*folders.values())) == 4
 
 
@@ -134,9 +134,9 @@ def test_a_ratio_that_was_missed_says_what_was_asked(tmp_path: Path) -> None:
     assert report.removed([{"ratio": 0.17, "target": 0.2}]) == "17.00% (asked: 20.0%)"
     tables = report.Tables(tmp_path / "table.md", _cell())
     tables.add("Methods", "blocks only", "0.2", {"impossible": "no", "target": 0.2})
-    tables.add("Methods", "global", "0.2", _cell())
+    tables.add("Methods", "program", "0.2", _cell())
     written = (tmp_path / "table.md").read_text()
-    assert "20% is out of reach" in written and written.count("| global | 20.00% | 100.00M | 10.0 (1.00x)") == 1
+    assert "20% is out of reach" in written and written.count("| program | 20.00% | 100.00M | 10.0 (1.00x)") == 1
     assert len({line.count("|") for line in written.splitlines() if line.startswith("|")}) == 1
 
 
@@ -174,7 +174,7 @@ def test_passes_records_what_it_prints(dense: Path, tmp_path: Path, capsys: pyte
         assert _module("passes").main() == 0
     found = _module("results").read(path)
     assert _module("results").markdown(found["columns"], found["rows"]) in capsys.readouterr().out
-    assert [row[0] for row in found["rows"]][::3] == ["an attention block", "all statistics"]
+    assert [row[0] for row in found["rows"]][::3] == ["an attention block", "all moments"]
     assert found["setting"]["model"] == str(dense)
 
 
@@ -242,7 +242,7 @@ def test_rows_of_plans_fit_their_columns() -> None:
     )
     impossible = schedules.cells({"order": ["mlp"], "shares": [0, 100, 0], "impossible": "no"})
     assert "out of reach" in results.line(schedules.COLUMNS, impossible)
-    cell = {"budget": "ratio=0.2", "strategy": "program", "ratio": 0.2, "plain": {"calibration": 0.5, "held_out": 0.75},
+    cell = {"budget": "ratio=0.2", "method": "program", "ratio": 0.2, "plain": {"calibration": 0.5, "held_out": 0.75},
             "search": {"measured": 1234, "seconds": 5.4, "token_layers": 67890.0}}  # fmt: skip
     assert results.line(strategies.columns_of(cell), strategies.row_of(cell)) == (
         "| ratio=0.2 | program | 20.00% | 0.5000 | 0.7500 |  |  | 1,234 | 5 | 67,890 |"
@@ -258,9 +258,12 @@ def test_rows_of_plans_fit_their_columns() -> None:
 def test_rows_of_the_quality_tables_fit_their_heading(tmp_path: Path) -> None:
     report = _module("quality_report")
     tables = report.Tables(tmp_path / "table.md", _cell(a=0.6))
-    tables.add("Methods", "global", "0.2", {**_cell(a=0.5), "asked": {}})
-    assert [(cell["row"], cell["wikitext2"]["value"]) for cell in tables.cells()] == [("dense", 10.0), ("global", 10.0)]
+    tables.add("Methods", "program", "0.2", {**_cell(a=0.5), "asked": {}})
+    assert [(cell["row"], cell["wikitext2"]["value"]) for cell in tables.cells()] == [
+        ("dense", 10.0),
+        ("program", 10.0),
+    ]
     assert "asked" not in tables.cells()[1]
     names = report.heading(_cell(a=0.6))[0][1:-1].split("|")
     assert [len(row) for row in tables.rows()] == [len(names) + 1] * 2
-    assert tables.rows()[1][:3] == ["Methods", "global", "20.00%"]
+    assert tables.rows()[1][:3] == ["Methods", "program", "20.00%"]

@@ -10,7 +10,7 @@ from unittest.mock import patch
 import pytest
 
 from multipruner.commands.main import main
-from multipruner.config.choices import EXPORTS, IMPORTANCES, METHODS, STRATEGIES, Importance, loaded
+from multipruner.config.choices import EXPORTS, IMPORTANCES, METHODS, Importance, loaded
 from multipruner.config.recipe import Recipe
 from multipruner.core.errors import ConfigError
 from multipruner.engine.prunable import Prunable
@@ -21,8 +21,8 @@ DOCS = Path(__file__).parents[2] / "docs"
 
 
 def test_every_row_leads_to_its_code() -> None:
-    rows = [*(row.by for row in IMPORTANCES.values()), *STRATEGIES.values(), *(row.by for row in EXPORTS.values())]
-    assert all(callable(loaded(row)) for row in rows)
+    rows = [row for table in (IMPORTANCES, METHODS, EXPORTS) for row in table.values()]
+    assert all(callable(loaded(row.by)) for row in rows)
     for name in METHODS:
         assert Recipe.build({"model": "m", "method": name}).method == name
 
@@ -31,8 +31,7 @@ def test_every_row_leads_to_its_code() -> None:
     ("key", "value", "expected"),
     [
         ("importance", "magnitud", r"did you mean 'magnitude'.*second-order"),
-        ("strategy", "sequentil", r"did you mean 'sequential'.*milp"),
-        ("method", "papers", r"did you mean 'paper'.*global"),
+        ("method", "papers", r"did you mean 'paper'.*program, greedy"),
     ],
 )
 def test_what_is_not_in_a_table_is_said_with_what_is(key: str, value: str, expected: str) -> None:

@@ -51,7 +51,7 @@ def test_the_version(capsys) -> None:
 def test_set_reaches_what_has_no_flag_with_values_of_yaml() -> None:
     said = [
         "evaluation.length=64",
-        "order=[mlp, heads, blocks]",
+        "stages=[mlp, heads, blocks]",
         "shares=30:70:0",
         "ratio=null",
         "budgets.kv_bytes=0.5x",
@@ -59,7 +59,11 @@ def test_set_reaches_what_has_no_flag_with_values_of_yaml() -> None:
         "calibration.source=alpaca:1+self:3",
     ]
     recipe = recipe_of({"model": "llama", "set": said, "calibration.seed": 3})
-    assert (recipe.evaluation.length, recipe.order, recipe.shares_text()) == (64, ("mlp", "heads", "blocks"), "30:70:0")
+    assert (recipe.evaluation.length, recipe.stages, recipe.shares_text()) == (
+        64,
+        ("mlp", "heads", "blocks"),
+        "30:70:0",
+    )
     assert recipe.ratio is None and recipe.budgets == {"kv_bytes": "0.5x"}
     assert recipe.fallback is not None and recipe.fallback.file == "c.gguf"
     assert (recipe.calibration.source, recipe.calibration.seed) == ("alpaca:1+self:3", 3)

@@ -53,7 +53,7 @@ def test_published_settings(name: str) -> None:
     recipe = Recipe.build(recipes.read(name))
     assert (recipe.shares_text(), recipe.channel_group, recipe.importance) == (shares, group, importance)
     assert recipe.ratio == pytest.approx(percent / 100)
-    assert recipe.kv_group_step == 1 and recipe.stop == "reach" and recipe.order == ("blocks", "mlp", "heads")
+    assert recipe.kv_group_step == 1 and recipe.stop == "reach" and recipe.stages == ("blocks", "mlp", "heads")
     calibration = recipe.calibration
     assert (calibration.source, calibration.packing, calibration.length) == ("alpaca", "concat", 2048)
     assert (calibration.sequences, calibration.width_sequences) == (14, width)

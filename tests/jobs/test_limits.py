@@ -99,7 +99,7 @@ def test_latency_is_measured_bounded_and_reported(dense: Path, tmp_path: Path, c
     [
         (("--max-latency", "0.7x"), "latency table"),
         (("--max-params", "lots"), "share"),
-        (("--max-params", "0.7x", "--method", "paper"), "milp"),
+        (("--max-params", "0.7x", "--method", "paper"), "program"),
         (("--max-params", "0.7x", "--latency-table", "t.json"), "latency"),
     ],
 )

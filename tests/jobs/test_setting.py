@@ -26,7 +26,7 @@ def setting(dense: Path, tmp_path: Path) -> Setting:
     table.write_text(LatencyTable(shapes, {}, "2026-01-01", {row.workload.name: row}).to_json())
     recipe = Recipe.build({
         "model": str(dense), "budgets": {"latency": "0.9x"}, "latency_table": str(table), "channel_group": 8,
-        "calibration": {"source": text, "sequences": 2, "length": 16, "statistics_sequences": 4},
+        "calibration": {"source": text, "sequences": 2, "length": 16, "moments_sequences": 4},
         "evaluation": {"text": text},
     })  # fmt: skip
     made = prepare(recipe, Console(quiet=True), {})

@@ -122,8 +122,8 @@ def test_a_linked_folder_stays_a_link(finished: Path, dense: Path, tmp_path: Pat
     assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "real"]
 
 
-def test_too_little_text_for_statistics_is_said(dense: Path, tmp_path: Path, capsys) -> None:
-    assert main(arguments(dense, tmp_path / "run", "--statistics-sequences", "5000", "--rounds", "0")) == 0
+def test_too_little_text_for_moments_is_said(dense: Path, tmp_path: Path, capsys) -> None:
+    assert main(arguments(dense, tmp_path / "run", "--moments-sequences", "5000", "--rounds", "0")) == 0
     assert "not of 5000" in " ".join(capsys.readouterr().out.split())
 
 
@@ -142,7 +142,7 @@ def overflowing(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("flags", [PAPER, ("--compensation", "none")], ids=["path", "program"])
+@pytest.mark.parametrize("flags", [PAPER, ("--repair", "none")], ids=["path", "program"])
 def test_a_candidate_that_overflows_is_the_worst_and_no_end(
     flags: tuple[str, ...], overflowing: Path, tmp_path: Path
 ) -> None:

@@ -26,7 +26,7 @@ from multipruner.importance.table import rank
 from multipruner.repair.columns import How, repaired, repaired_columns
 from multipruner.repair.scoring import Repair, unrepaired
 from multipruner.repair.stream import accumulated
-from multipruner.repair.write import compensate, write_outputs
+from multipruner.repair.write import repair_outputs, write_outputs
 from multipruner.sources.calibration import load_calibration
 from tests.support.commands import arguments
 from tests.support.tiny import VARIANTS, random_ids, random_structure, tiny_model, tiny_tokenizer
@@ -204,7 +204,7 @@ def test_scores_with_a_repaired_bias_are_those_of_the_model_that_is_written(vari
     plan = PruningPlan.from_structure(structure, ranking, prunable.dense, model="m", model_type=family)
     pruned = apply_plan(model, plan)
     before = {name: tensor.clone() for name, tensor in pruned.state_dict().items()}
-    assert compensate(pruned, prunable, plan, statistics, 1e-2, how) > 0
+    assert repair_outputs(pruned, prunable, plan, statistics, 1e-2, how) > 0
     with torch.no_grad():
         logs = pruned(input_ids=ids).logits[:, :-1].flatten(0, 1).log_softmax(-1)
     assert loss == pytest.approx(float(-logs.gather(1, ids[:, 1:].reshape(-1, 1)).mean()), rel=1e-4)
@@ -254,10 +254,10 @@ def biased(dense: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_run_with_the_bias_alone_changes_nothing_else(biased: Path, tmp_path: Path) -> None:
     """End to end: the loss of the report is that of the model on disk, whose weights are the plan's."""
     output = tmp_path / "bias"
-    assert main(arguments(biased, output, "--compensation", "bias", "--rounds", "0")) == 0
+    assert main(arguments(biased, output, "--repair", "bias", "--rounds", "0")) == 0
     report, original = json.loads((output / "report.json").read_text()), AutoModelForCausalLM.from_pretrained(biased)
     recipe = Recipe.build(report["recipe"])
-    assert recipe.compensation == "bias" and "repair" not in report["seconds"], "the last repair is one of columns"
+    assert recipe.repair == "bias" and "repair" not in report["seconds"], "the last repair is one of columns"
     text, pruned = load_calibration(recipe.calibration, tiny_tokenizer(), original), multipruner.load(output)
     with torch.no_grad():
         p = original.eval()(input_ids=text.ids).logits[:, :-1].log_softmax(-1)
@@ -274,29 +274,29 @@ def test_a_model_without_output_biases_is_refused_before_anything_is_measured(
     dense: Path, tmp_path: Path, capsys
 ) -> None:
     output = tmp_path / "refused"
-    assert main(arguments(dense, output, "--compensation", "bias")) == 2
+    assert main(arguments(dense, output, "--repair", "bias")) == 2
     printed = capsys.readouterr().err
     assert printed.count("\n") == 1 and "o_proj" in printed and "lstsq" in printed
     assert not output.exists() and not output.with_name("refused.partial").exists()
-    assert main(arguments(dense, output, "--compensation", "mean")) == 2
+    assert main(arguments(dense, output, "--repair", "mean")) == 2
     assert "bias" in capsys.readouterr().err, "the choices are listed"
 
 
 def test_a_search_over_schedules_knows_one_repair_at_a_time() -> None:
-    options = options_of({"compensations": "none,bias", "genome": "schedule"})
+    options = options_of({"repairs": "none,bias", "genome": "schedule"})
     assert options.repair(Recipe.build({"model": "m"})) == "bias"
-    assert options_of({}).repair(Recipe.build({"model": "m", "compensation": "bias"})) == "bias"
-    assert options_of({"compensations": "none,lstsq"}).repair(Recipe.build({"model": "m"})) == "lstsq"
+    assert options_of({}).repair(Recipe.build({"model": "m", "repair": "bias"})) == "bias"
+    assert options_of({"repairs": "none,lstsq"}).repair(Recipe.build({"model": "m"})) == "lstsq"
     with pytest.raises(ConfigError, match="one of them"):
-        options_of({"compensations": "lstsq,bias"})
+        options_of({"repairs": "lstsq,bias"})
 
 
 def test_a_schedule_with_the_repair_of_biases_is_walked_with_it(biased: Path, dense: Path, tmp_path: Path) -> None:
     output, engine = tmp_path / "schedule", ("--genome", "schedule", "--generations", "1", "--population", "4")
-    flags = [*arguments(biased, output, *engine, "--compensations", "bias", "--seeds", "none")]
+    flags = [*arguments(biased, output, *engine, "--repairs", "bias", "--seeds", "none")]
     assert main(["search", *flags]) == 0
     report = json.loads((output / "report.json").read_text())
-    assert report["search"]["picked_candidate"]["compensation"] is True and report["recipe"]["compensation"] == "bias"
+    assert report["search"]["picked_candidate"]["compensation"] is True and report["recipe"]["repair"] == "bias"
     assert "repair" not in report["seconds"]
-    refused = [*arguments(dense, tmp_path / "refused", *engine, "--compensations", "none,bias")]
+    refused = [*arguments(dense, tmp_path / "refused", *engine, "--repairs", "none,bias")]
     assert main(["search", *refused]) == 2

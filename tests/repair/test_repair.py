@@ -21,7 +21,7 @@ from multipruner.importance.table import rank
 from multipruner.repair.columns import repaired_columns
 from multipruner.repair.scoring import Repair
 from multipruner.repair.stream import RIDGES, _best_ridges, _Equations, _Fit, accumulated
-from multipruner.repair.write import compensate, write_outputs
+from multipruner.repair.write import repair_outputs, write_outputs
 from tests.support.tiny import VARIANTS, random_ids, random_structure, tiny_model
 
 seeds = st.integers(0, 10**6)
@@ -106,7 +106,7 @@ def test_every_importance_orders_everything_once(variant: str, name: str) -> Non
         assert sorted(layer.kv_groups) == list(range(full.kv_heads))
         assert sorted(layer.channels) == list(range(full.channels))
     if name in ("activation", "second-order"):
-        with pytest.raises(ConfigError, match="statistics"):
+        with pytest.raises(ConfigError, match="moments"):
             rank(name, prunable)
 
 
@@ -161,12 +161,12 @@ def test_repair_finds_its_layer_where_whole_layers_are_gone(variant: str, ridge:
         with prunable.with_outputs(outputs):
             scored_all = CalibrationObjective(prunable, ids)(structure)
     single, everything = apply_plan(model, plan), apply_plan(model, plan)
-    assert compensate(single, prunable, plan, statistics, ridge) == 6
+    assert repair_outputs(single, prunable, plan, statistics, ridge) == 6
     write_outputs(everything, prunable, plan, ranking, outputs)
     assert scored == pytest.approx(_nll(single, ids), rel=1e-4)
     assert scored_all == pytest.approx(_nll(everything, ids), rel=1e-4)
     other = apply_plan(model, plan)
-    compensate(other, prunable, plan, statistics, 10 * ridge)
+    repair_outputs(other, prunable, plan, statistics, 10 * ridge)
     assert scored != pytest.approx(_nll(other, ids), rel=1e-5), "the ridge counts"
 
 
@@ -192,7 +192,7 @@ def test_scores_with_repair_are_those_of_the_model_that_is_written(variant: str,
         structure, ranking, prunable.dense, model="m", model_type=prunable.spec.model_type
     )
     pruned = apply_plan(model, plan)
-    assert compensate(pruned, prunable, plan, statistics, 1e-2) > 0
+    assert repair_outputs(pruned, prunable, plan, statistics, 1e-2) > 0
     with torch.no_grad():
         logs = pruned(input_ids=ids).logits[:, :-1].flatten(0, 1).log_softmax(-1)
     expected = -logs.gather(1, ids[:, 1:].reshape(-1, 1)).mean()

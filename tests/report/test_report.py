@@ -52,7 +52,7 @@ def test_a_run_of_the_exact_program_shows_its_rounds(runs: list[Path]) -> None:
     base = runs[0].parent
     dense, text = base / "tiny", base / "tiny" / "text.txt"
     flags = ["--model", str(dense), "--ratio", "0.3", "--calibration", str(text), "--sequences", "4", "--length", "16",
-             "--statistics-sequences", "8", "--channel-group", "8", "--eval-text", str(text),
+             "--moments-sequences", "8", "--channel-group", "8", "--eval-text", str(text),
              "--output", str(base / "program")]  # fmt: skip
     assert command_line(flags) == 0
     page = write_report([base / "program"])

@@ -175,9 +175,9 @@ def test_schedules_stay_permutations_and_shares_of_a_hundred(seed: int) -> None:
         assert SCHEDULES.admit(schedule, rng) == schedule
         assert SCHEDULES.from_json(SCHEDULES.to_json(schedule)) == schedule
         decoded = schedule.decode()
-        assert decoded.pop("compensation") in (False, True)
+        assert decoded.pop("repair") in (False, True)
         recipe = Recipe.build({"model": "m", **decoded})
-        assert (recipe.order, recipe.channel_group) == (schedule.order, schedule.channel_group)
+        assert (recipe.stages, recipe.channel_group) == (schedule.order, schedule.channel_group)
 
 
 def test_schedules_that_walk_the_same_path_are_one() -> None:

@@ -25,12 +25,12 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def spec(source: str, sequences: int = 4) -> CalibrationSpec:
-    return CalibrationSpec(source=source, sequences=sequences, statistics_sequences=2 * sequences, length=8)
+    return CalibrationSpec(source=source, sequences=sequences, moments_sequences=2 * sequences, length=8)
 
 
 def ready(path: Path, value: int, sequences: int = 16, length: int = 8) -> Path:
     ids = torch.full((sequences, length), value)
-    save_file({"input_ids": ids, "heldout_ids": ids + 1, "statistics_ids": ids.repeat(3, 1)}, path)
+    save_file({"input_ids": ids, "heldout_ids": ids + 1, "moments_ids": ids.repeat(3, 1)}, path)
     return path
 
 
@@ -39,7 +39,7 @@ def test_the_sequences_are_shared_by_weight(weights: list[int], sequences: int) 
     parts = mixture(spec("+".join(f"source{i}:{weight}" for i, weight in enumerate(weights)), sequences))
     assert [part.source for part in parts] == [f"source{i}" for i in range(len(weights))]
     assert sum(part.sequences for part in parts) == sequences
-    assert sum(part.statistics_sequences for part in parts) == 2 * sequences
+    assert sum(part.moments_sequences for part in parts) == 2 * sequences
     for part, weight in zip(parts, weights, strict=True):
         assert abs(part.sequences - sequences * weight / sum(weights)) < 1
 

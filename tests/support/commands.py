@@ -9,7 +9,7 @@ def arguments(dense: Path, output: Path, *more: str) -> list[str]:
     """A run by the default method."""
     return [
         "--model", str(dense), "--ratio", "0.3", "--calibration", str(dense / "text.txt"), "--sequences", "4",
-        "--length", "16", "--statistics-sequences", "12", "--channel-group", "8",
+        "--length", "16", "--moments-sequences", "12", "--channel-group", "8",
         "--eval-text", str(dense / "text.txt"), "--output", str(output), *more,
     ]  # fmt: skip
 

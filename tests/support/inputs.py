@@ -53,6 +53,6 @@ def short_run(folder: Path, output: Path, *more: str) -> list[str]:
     text = str(folder / "text.txt")
     return [
         "--model", str(folder), "--ratio", "0.2", "--calibration", text, "--sequences", "2", "--length", "16",
-        "--statistics-sequences", "4", "--rounds", "0", "--channel-group", "8", "--importance", "magnitude",
-        "--compensation", "none", "--eval-text", text, "--output", str(output), *more,
+        "--moments-sequences", "4", "--rounds", "0", "--channel-group", "8", "--importance", "magnitude",
+        "--repair", "none", "--eval-text", text, "--output", str(output), *more,
     ]  # fmt: skip

@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from multipruner.config.recipe import Recipe
+from multipruner.config.spellings import FOUND_BY
 from multipruner.console.progress import waiting_display
 from multipruner.core.errors import ConfigError, NumericsError
 from multipruner.core.identity import digest
@@ -40,7 +41,7 @@ def read_plan(path: Path) -> PruningPlan:
         raise ConfigError(f"{path}: {error}") from None
 
 
-NO_BUDGET: dict[str, Any] = {"ratio": None, "strategy": "milp", "budgets": {}}
+NO_BUDGET: dict[str, Any] = {"ratio": None, FOUND_BY: "program", "budgets": {}}
 """Recipe fields of a run whose plan says what stays; with a latency table both models are timed all the same."""
 
 

@@ -1,4 +1,4 @@
-"""The paper's sequential path as a strategy."""
+"""The paper's greedy path as a method."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tables and the exact program as a strategy."""
+"""Tables and the exact program as a method."""
 
 from __future__ import annotations
 

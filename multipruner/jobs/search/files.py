@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from multipruner.config.spellings import now_called
 from multipruner.core.errors import OutputError
 from multipruner.core.identity import differences, digest
 from multipruner.jobs.workspace import Workspace
@@ -93,7 +94,8 @@ def _read_header(path: Path) -> dict[str, Any] | None:
 def _conflict(folder: Path, known: Mapping[str, Any] | None, identity: Mapping[str, Any]) -> str:
     what = "another run, no search"
     if known is not None:
-        found = differences(known, json.loads(json.dumps(dict(identity))))
+        ours = json.loads(json.dumps(dict(identity)))
+        found = differences(now_called(known), now_called(ours))
         what = f"a search with other settings ({'; '.join(found)})"
     return f"{folder} holds {what}; choose another --output, or give that up with --overwrite"
 

@@ -21,7 +21,7 @@ class SearchOptions:
 
     Attributes:
         objectives: what is minimised, loss first; with costs beside it the result is a front.
-        genome: what is bred: per-layer sizes, or the schedule of a sequential path.
+        genome: what is bred: per-layer sizes, or the schedule of a greedy path.
         algorithm: ``"nsga2"``, or ``"random"`` for as many random candidates.
         population, generations, offspring, seed: see :class:`multipruner.search.settings.Settings`.
         tolerance: how much more than the ratio may be removed, as a share of all parameters; ``None``: one step.
@@ -32,7 +32,7 @@ class SearchOptions:
         seeds: what is computed to start from.
         seeds_from: folders of other runs whose structures are started from.
         compare_random: whether random search runs beside it.
-        channel_groups, importances, compensations: choices of the genome ``"schedule"``; empty: the recipe's.
+        channel_groups, importances, repairs: choices of the genome ``"schedule"``; empty: the recipe's.
         consent: the sentence that allows an evaluation task as an objective.
     """
 
@@ -47,17 +47,17 @@ class SearchOptions:
     ratios: tuple[float, float] | None = None
     screen: int | None = None
     pick: Literal["knee", "best"] | int | None = None
-    seeds: tuple[Literal["milp", "sequential"], ...] = ("milp",)
+    seeds: tuple[Literal["program", "greedy"], ...] = ("program",)
     seeds_from: tuple[Path, ...] = ()
     compare_random: bool = False
     channel_groups: tuple[int, ...] = ()
     importances: tuple[str, ...] = ()
-    compensations: tuple[str, ...] = ()
+    repairs: tuple[str, ...] = ()
     consent: str | None = None
 
     def __post_init__(self) -> None:
-        if {"lstsq", "bias"} <= set(self.compensations):
-            raise ConfigError("--compensations lstsq,bias: a schedule is with one repair or without; name one of them")
+        if {"lstsq", "bias"} <= set(self.repairs):
+            raise ConfigError("--repairs lstsq,bias: a schedule is with one repair or without; name one of them")
         object.__setattr__(self, "objectives", tuple(_loss_first(check_objectives(self.objectives, self.consent))))
         if "loss" not in self.objectives:
             raise ConfigError("loss must be among the objectives, also where a task is")
@@ -73,7 +73,7 @@ class SearchOptions:
 
     def repair(self, recipe: Recipe) -> Literal["lstsq", "bias"]:
         """The repair that schedules are with or without: what was asked for, else the recipe's."""
-        return "bias" if "bias" in (self.compensations or (recipe.compensation,)) else "lstsq"
+        return "bias" if "bias" in (self.repairs or (recipe.repair,)) else "lstsq"
 
     @property
     def several(self) -> bool:
@@ -114,7 +114,8 @@ class SearchOptions:
         return self.ratios or (ratio / 2, min(WIDEST, 1.5 * ratio))
 
     def to_json(self) -> dict[str, Any]:
-        """What decisions depend on."""
+        """What decisions depend on, in the words of version 1 (:mod:`multipruner.config.spellings`)."""
+        seeds = {"program": "milp", "greedy": "sequential"}
         return {
             "objectives": ",".join(self.objectives),
             "genome": self.genome,
@@ -125,11 +126,11 @@ class SearchOptions:
             "tolerance": self.tolerance,
             "ratio_range": list(self.ratios) if self.ratios else None,
             "screen": self.screen,
-            "seeds": ",".join(self.seeds),
+            "seeds": ",".join(seeds[name] for name in self.seeds),
             "seeds_from": [str(path) for path in self.seeds_from],
             "channel_groups": list(self.channel_groups),
             "importances": list(self.importances),
-            "compensations": list(self.compensations),
+            "compensations": list(self.repairs),
         }
 
 

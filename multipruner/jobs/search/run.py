@@ -92,7 +92,7 @@ def search(
         raise ConfigError("search has no layout 'uniform'; use the exact program for that")
     if recipe.query_head_step is not None:
         raise ConfigError(
-            "search breeds whole KV groups and has no query_head_step; use the exact program or the sequential path"
+            "search breeds whole KV groups and has no query_head_step; use the exact program or the greedy path"
         )
     if not options.several:
         recipe.check_bounded()
@@ -204,7 +204,7 @@ def _report(engine: Engine, options: SearchOptions, outcome: Outcome, seconds: M
     """What ``report.json`` says about the search."""
     first = outcome.results[options.algorithm]
     return {
-        "strategy": "evolution" if options.algorithm == "nsga2" else "random search",
+        "method": "evolution" if options.algorithm == "nsga2" else "random search",
         "genome": options.genome,
         "objectives": list(options.objectives),
         "population": options.population,

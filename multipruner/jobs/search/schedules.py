@@ -1,4 +1,4 @@
-"""The schedule of a sequential path as the genome: what evolution asks about schedules, answered by walking them."""
+"""The schedule of a greedy path as the genome: what evolution asks about schedules, answered by walking them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from multipruner.importance.table import rank
 from multipruner.jobs.remembered import RememberedObjective
 from multipruner.jobs.setting import Found, Setting
 from multipruner.repair.columns import How
-from multipruner.repair.scoring import Repair, check_compensation
+from multipruner.repair.scoring import Repair, check_repair
 from multipruner.search import DIMENSIONS, Grid, Problem, Step
 from multipruner.search.schedule import Schedule, ScheduleSpace, rounded
 from multipruner.sources.calibration import CalibrationSet
@@ -39,7 +39,7 @@ _TEXTS = {"cheap": 0, "widths": 1, "calibration": 2, "choice": 3, "held_out": 4}
 
 @dataclass
 class _Variant:
-    """One importance with or without compensation: a setting of its own, and losses in its order of widths."""
+    """One importance with or without repair: a setting of its own, and losses in its order of widths."""
 
     setting: Setting
     losses: Losses
@@ -47,20 +47,20 @@ class _Variant:
 
 
 def check_recipe(recipe: Recipe) -> None:
-    """Refuse what a sequential path does not know.
+    """Refuse what a greedy path does not know.
 
     Raises:
         ConfigError: when there are other budgets than a ratio.
     """
     if recipe.ratio is None or recipe.budgets:
-        raise ConfigError("--genome schedule searches sequential paths, which know a ratio only; give --ratio alone")
+        raise ConfigError("--genome schedule searches greedy paths, which know a ratio only; give --ratio alone")
 
 
 class ScheduleEngine:
     """Walks schedules; their loss is that of the structure they lead to, on held-out text that chooses.
 
     Args:
-        setting: model and recipe; with the statistics that the choices of importance and compensation need.
+        setting: model and recipe; with the statistics that the choices of importance and repair need.
         options: what is asked.
         team: the processes that share the work.
     """
@@ -74,8 +74,8 @@ class ScheduleEngine:
         recipe = setting.recipe
         self.setting, self.options, self.team = setting, options, team
         self._repair: How = options.repair(recipe)
-        if "bias" in options.compensations:
-            check_compensation("bias", setting.prunable)
+        if "bias" in options.repairs:
+            check_repair("bias", setting.prunable)
         self.texts = SearchTexts.of(setting)
         count = len(setting.calibration.ids)
         self.cheap = options.screened(count) or count
@@ -86,7 +86,7 @@ class ScheduleEngine:
         self.space = ScheduleSpace(
             groups,
             options.importances or (recipe.importance,),
-            tuple(name != "none" for name in options.compensations or (recipe.compensation,)),
+            tuple(name != "none" for name in options.repairs or (recipe.repair,)),
         )
         self.measured = ("loss", *options.cost_names)
         self.costs: dict[str, Callable[[Schedule], float]] = {}
@@ -117,7 +117,7 @@ class ScheduleEngine:
     @property
     def losses(self) -> Losses:
         """Of the recipe's own variant."""
-        return self._variant(self.setting.recipe.importance, self.setting.recipe.compensation != "none").losses
+        return self._variant(self.setting.recipe.importance, self.setting.recipe.repair != "none").losses
 
     @contextmanager
     def ready(self) -> Iterator[None]:
@@ -171,7 +171,7 @@ class ScheduleEngine:
         assert recipe.ratio is not None, "checked before"
         grid = Grid(schedule.channel_group, recipe.kv_group_step, recipe.partial_groups)
         return Problem(
-            self.setting.prunable.costs, recipe.ratio, decoded["order"], decoded["shares"], grid, recipe.stop
+            self.setting.prunable.costs, recipe.ratio, decoded["stages"], decoded["shares"], grid, recipe.stop
         )
 
     @contextmanager
@@ -192,11 +192,9 @@ class ScheduleEngine:
         repair = None
         if compensation:
             if setting.statistics is None:
-                raise ConfigError("compensation among the choices needs --compensation lstsq")
+                raise ConfigError("repair among the choices needs --repair lstsq")
             repair = Repair(setting.prunable, setting.statistics, ranking, recipe.ridge, self._repair)
-        own = recipe.model_copy(
-            update={"importance": importance, "compensation": self._repair if compensation else "none"}
-        )
+        own = recipe.model_copy(update={"importance": importance, "repair": self._repair if compensation else "none"})
         own_setting = replace(setting, recipe=own, ranking=ranking, repair=repair)
         calibration = self.texts.calibration
         texts = [
@@ -211,7 +209,7 @@ class ScheduleEngine:
             objective = variant.losses.objective(text)
             own = variant.setting.recipe
             ids = CalibrationSet(variant.losses.texts[text], "").hash
-            what = {"text": ids, "importance": own.importance, "compensation": own.compensation, "kind": "path"}
+            what = {"text": ids, "importance": own.importance, "compensation": own.repair, "kind": "path"}
             memo = evaluations(self._model | what)
             variant.memos[text] = RememberedObjective(objective, memo, variant.losses.on_loss)
         return variant.memos[text]
@@ -230,7 +228,7 @@ class ScheduleEngine:
         if self.options.seeds_from:
             raise ConfigError("--seeds-from is for --genome structure")
         own = Schedule(
-            tuple(recipe.order), rounded([recipe.shares[name] for name in DIMENSIONS]), self.space.channel_groups[0],
+            tuple(recipe.stages), rounded([recipe.shares[name] for name in DIMENSIONS]), self.space.channel_groups[0],
             self.space.importances[0], self.space.compensations[0],
         )  # fmt: skip
         return {"recipe": own}
@@ -241,8 +239,8 @@ class ScheduleEngine:
         loss = self.all_losses(schedule)["calibration"]
         decoded = schedule.decode()
         setting = self._variant(schedule.importance, schedule.compensation).setting
-        update = {name: decoded[name] for name in ("order", "shares", "channel_group")}
-        recipe = setting.recipe.model_copy(update={**update, "strategy": "sequential", "budgets": {}})
+        update = {name: decoded[name] for name in ("stages", "shares", "channel_group")}
+        recipe = setting.recipe.model_copy(update={**update, "method": "greedy", "budgets": {}})
         reached = setting.prunable.costs.ratio(structure)
         return replace(setting, recipe=recipe), Found(structure, loss, reached, {"paths": self.work}, steps)
 

@@ -131,17 +131,17 @@ class StructureEngine:
     # What a search starts from.
 
     def seeds(self, say: Say, counting: Counting) -> dict[str, Structure]:
-        """Structures by name: the exact program's, the sequential path's, those of other runs."""
+        """Structures by name: the exact program's, the greedy path's, those of other runs."""
         found: dict[str, Structure] = {}
         for path in self.options.seeds_from:
-            taken = path.name in found or path.name in ("milp", "sequential")
+            taken = path.name in found or path.name in ("program", "greedy")
             found[str(path) if taken else path.name] = self._of_run(path)
         memo = evaluations({**self.identity, "fidelities": ["calibration"], "screened": 0, "choice": ""})
         objective = RememberedObjective(self.losses.objective(self.home), memo)
-        if "milp" in self.options.seeds:
+        if "program" in self.options.seeds:
             found |= self._programs(objective, say, counting)
-        if "sequential" in self.options.seeds:
-            found["sequential"] = walk(self.setting, self.setting.problem, objective, objective)[0]
+        if "greedy" in self.options.seeds:
+            found["greedy"] = walk(self.setting, self.setting.problem, objective, objective)[0]
         return found
 
     def _programs(self, objective: RememberedObjective, say: Say, counting: Counting) -> dict[str, Structure]:
@@ -151,7 +151,7 @@ class StructureEngine:
         if self.options.several and recipe.ratio is not None:
             ratios += [ratio for ratio in self.options.range(recipe.ratio) if ratio > 0]
         for ratio in ratios:
-            name = "milp" if ratio == recipe.ratio or ratio is None else f"milp {ratio:g}"
+            name = "program" if ratio == recipe.ratio or ratio is None else f"program {ratio:g}"
             wanted = recipe.model_copy(update={"ratio": ratio})
             try:
                 result = allocate(task_of(wanted, self.setting.prunable), objective, counting)

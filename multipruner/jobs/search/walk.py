@@ -1,4 +1,4 @@
-"""The sequential path of a schedule, with every loss of it on disk: paths share their beginnings."""
+"""The greedy path of a schedule, with every loss of it on disk: paths share their beginnings."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from multipruner.search import Dimension, Objective, Problem, Step, replay, sequ
 
 
 def walk(setting: Setting, problem: Problem, blocks: Objective, widths: Objective) -> tuple[Structure, list[Step]]:
-    """The structure that a sequential path leads to, and its steps.
+    """The structure that a greedy path leads to, and its steps.
 
     Args:
         setting: of the model (inside :meth:`~multipruner.engine.prunable.Prunable.in_order`).

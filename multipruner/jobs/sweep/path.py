@@ -1,4 +1,4 @@
-"""What the sequential path reaches under any budget: walked until a structure keeps all limits.
+"""What the greedy path reaches under any budget: walked until a structure keeps all limits.
 
 The path itself knows a ratio of the parameters only. It is aimed at a ratio, walked, and aimed further where its end
 does not keep the limits yet; losses of one walk serve the next where the objectives remember them.
@@ -25,13 +25,13 @@ CostsOf = Callable[[Structure], Mapping[str, float]]
 
 
 def problem_to(setting: Setting, ratio: float) -> Problem:
-    """The path's problem with the recipe's order, shares and grid, whatever budgets the recipe has."""
+    """The path's problem with the recipe's stages, shares and grid, whatever budgets the recipe has."""
     recipe = setting.recipe
-    return Problem(setting.prunable.costs, ratio, recipe.order, recipe.shares, setting.grid, recipe.stop)
+    return Problem(setting.prunable.costs, ratio, recipe.stages, recipe.shares, setting.grid, recipe.stop)
 
 
 def judged_by(blocks: Objective, widths: Objective) -> dict[Dimension, Objective]:
-    """Blocks are judged by one objective, channels and heads by another, as the sequential strategy does."""
+    """Blocks are judged by one objective, channels and heads by another, as the greedy method does."""
     return {"blocks": blocks, "mlp": widths, "heads": widths}
 
 

@@ -41,7 +41,7 @@ class Point:
     """One structure of a sweep.
 
     Attributes:
-        strategy: ``"dense"``, ``"milp"`` or ``"sequential"``.
+        method: ``"dense"``, ``"program"`` or ``"greedy"``.
         value: of the budget, as typed; ``None`` for the dense model.
         limit: the same as an upper bound, in the cost's unit.
         structure: what stays.
@@ -51,7 +51,7 @@ class Point:
         rounds: of the exact program.
     """
 
-    strategy: str
+    method: str
     value: str | None
     limit: float | None
     structure: Structure
@@ -62,15 +62,15 @@ class Point:
 
     @property
     def name(self) -> str:
-        """Such as ``0.8x``, ``sequential-0.8x``, ``dense``; the plan's file is called so."""
+        """Such as ``0.8x``, ``greedy-0.8x``, ``dense``; the plan's file is called so."""
         value = (self.value or "").replace(" ", "")
-        return "-".join(part for part in (self.strategy if self.strategy != "milp" else "", value) if part)
+        return "-".join(part for part in (self.method if self.method != "program" else "", value) if part)
 
     def to_json(self) -> dict[str, Any]:
         """A plain mapping."""
         best = min(self.rounds, key=lambda one: one.loss, default=None)
         return {
-            "strategy": self.strategy,
+            "method": self.method,
             "value": self.value,
             "limit": self.limit,
             "loss": self.loss,
@@ -91,7 +91,7 @@ def sweep(
     console: Console | None = None,
     command: str | None = None,
     overwrite: bool = False,
-    sequential: bool = False,
+    greedy: bool = False,
 ) -> Path:
     """Find the structure with the lowest loss for every value of a budget, and draw them.
 
@@ -104,7 +104,7 @@ def sweep(
         console: where progress goes; default: nowhere.
         command: the command line, for the record.
         overwrite: give up what a sweep with other settings left in the folder.
-        sequential: also walk the published sequential path to the tightest value, with the same calibration,
+        greedy: also walk the published greedy path to the tightest value, with the same calibration,
             objective, order and repair, and show the first structure on it that keeps each value. It takes many more
             losses than all other points together.
 
@@ -114,8 +114,8 @@ def sweep(
     Raises:
         MultiprunerError: see :mod:`multipruner.core.errors`; nothing half-written is left.
     """
-    if recipe.strategy != "milp":
-        raise ConfigError("a sweep is of --strategy milp; its --sweep-sequential adds points of the sequential path")
+    if recipe.greedy:
+        raise ConfigError("a sweep is of --method program; its --sweep-greedy adds points of the greedy path")
     console = console or Console(quiet=True)
     check_free(output)
     recipes = {value: points.recipe(recipe, value) for value in points.values}
@@ -125,7 +125,7 @@ def sweep(
         setting = prepare(recipes[points.values[-1]], console, seconds)
         run = _Sweep(setting, points, recipes, console, workspace.open_measurements(setting.identity, overwrite))
         began = time.perf_counter()
-        found = run.points(sequential)
+        found = run.points(greedy)
         seconds["search"] = time.perf_counter() - began
         _write(workspace, run, found, seconds, command)
         workspace.close()
@@ -148,8 +148,8 @@ class _Sweep:
         """Every cost of a structure by the name of its budget."""
         return self.measures.of_all(structure)
 
-    def points(self, sequential: bool) -> list[Point]:
-        """Dense, the exact program's for every value, and those of the sequential path."""
+    def points(self, greedy: bool) -> list[Point]:
+        """Dense, the exact program's for every value, and those of the greedy path."""
         setting = self.setting
         with setting.prunable.in_order(setting.ranking, setting.search_repair):
             with waiting_display(self.console, "dense model"):
@@ -158,7 +158,7 @@ class _Sweep:
                 self.say(f"{known} losses were measured before and are not measured again")
             found = [self._point("dense", None, self.dense, losses(self.dense))]
             found += [self._solved(value, losses, rough) for value in self.at.values]
-            if sequential:
+            if greedy:
                 found += self._walked(found[-1].ratio, losses, rough or losses)
         return found
 
@@ -169,25 +169,25 @@ class _Sweep:
                 display(f"{value} {what}", done, total)
 
             found = allocate(self.settings[value].task, losses, tell, sketch=rough)
-        point = self._point("milp", value, found.structure, found.loss, found.rounds)
+        point = self._point("program", value, found.structure, found.loss, found.rounds)
         self.say(self._line(point))
         return point
 
     def _walked(self, aim: float, losses: RememberedObjective, widths: RememberedObjective) -> list[Point]:
-        """The sequential path to the tightest value; every value's first structure on it."""
+        """The greedy path to the tightest value; every value's first structure on it."""
         setting, tightest = self.setting, self.at.values[-1]
         problem, judges = problem_to(setting, aim), judged_by(losses, widths)
         expected: dict[Dimension, float] = dict(expected_candidates(problem).items())
         with search_display(self.console, expected, aim) as display:
             steps = path_within(problem, judges, self._limits(tightest), self.costs, display)
         if steps is None:
-            self.say(f"the sequential path does not get to {tightest} with shares {setting.recipe.shares_text()}")
+            self.say(f"the greedy path does not get to {tightest} with shares {setting.recipe.shares_text()}")
             return []
         found = []
         for value in self.at.values:
             structure = first_within(self.dense, steps, self._limits(value), self.costs)
             assert structure is not None, "the end keeps the tightest value"
-            found.append(self._point("sequential", value, structure, losses(structure)))
+            found.append(self._point("greedy", value, structure, losses(structure)))
             self.say(self._line(found[-1]))
         return found
 
@@ -205,7 +205,7 @@ class _Sweep:
 
     def _line(self, point: Point) -> str:
         speed = f"{point.costs['latency']:.1f} ms by the table, " if self.measures.table else ""
-        who = "" if point.strategy == "milp" else f" {point.strategy}"
+        who = "" if point.method == "program" else f" {point.method}"
         return f"{point.value}{who}: {speed}{point.ratio:.2%} of the parameters removed, {point.loss:.4f} nats"
 
     def plan(self, structure: Structure) -> PruningPlan:

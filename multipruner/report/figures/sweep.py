@@ -17,7 +17,7 @@ from multipruner.report.inputs import Amount, Base, Report, RunFiles
 from .drawing import BLUE, INK, NARROW, VERMILLION, Drawing, canvas, drawing, printable
 from .structure import structures_figure
 
-_SERIES = {"sequential": (VERMILLION, "s", "sequential path"), "milp": (BLUE, "o", "exact program")}
+_SERIES = {"greedy": (VERMILLION, "s", "greedy path"), "program": (BLUE, "o", "exact program")}
 
 
 def loss_figure(
@@ -42,9 +42,9 @@ def loss_figure(
         title=f"Calibration loss against {axis.partition(',')[0]}{where}",
         caption="Every point is the structure with the lowest measured loss that was found within its budget.",
         alt="; ".join(f"{name}: {row['costs'][cost]:.6g}, {row['loss']:.4g} nats" for name, row in points),
-        columns=("point", "strategy", "value", "limit", "loss", "predicted_loss", "ratio", *named,
+        columns=("point", "method", "value", "limit", "loss", "predicted_loss", "ratio", *named,
                  *(f"{name}_share" for name in named), "rounds", "plan"),
-        rows=[(name, row["strategy"], row["value"], row["limit"], row["loss"], row["predicted_loss"], row["ratio"],
+        rows=[(name, row["method"], row["value"], row["limit"], row["loss"], row["predicted_loss"], row["ratio"],
                *(row["costs"][c] for c in named), *(row["costs"][c] / dense[c] for c in named), len(row["rounds"]),
                row["plan"]) for name, row in points],
     )  # fmt: skip
@@ -57,12 +57,12 @@ def _paint(
     dense = points[0][1]
     at = (dense["costs"][cost] / divisor, dense["loss"])
     for strategy, (colour, marker, label) in _SERIES.items():
-        rows = [row for _, row in points if row["strategy"] == strategy]
+        rows = [row for _, row in points if row["method"] == strategy]
         if rows:
             places = [(row["costs"][cost] / divisor, row["loss"]) for row in rows]
             axes.plot(*zip(*sorted([*places, at]), strict=True), color=colour, linewidth=1.4, zorder=2)
             axes.plot(*zip(*places, strict=True), marker, color=colour, markersize=6, label=label, zorder=3)
-            _label(axes, rows, cost, divisor, colour, above=strategy == "sequential")
+            _label(axes, rows, cost, divisor, colour, above=strategy == "greedy")
     axes.plot(*at, "D", color=INK, markersize=7, label="dense", zorder=4)
     axes.margins(x=0.1, y=0.16)
     axes.grid(visible=True)

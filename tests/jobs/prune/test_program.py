@@ -43,7 +43,7 @@ def _measured(folder: Path) -> int:
 def test_the_budget_is_kept_and_nearly_used_up(finished: Path) -> None:
     report = _report(finished)
     assert 0.3 <= report["ratio"] < 0.33
-    assert report["search"]["strategy"] == "milp" and report["search"]["objective"] == "kl"
+    assert report["search"]["method"] == "program" and report["search"]["objective"] == "kl"
     assert report["search"]["rounds"][0]["round"] == 0
     best = min(r["loss"] for r in report["search"]["rounds"])
     before = report["search"]["loss_before_repair_of_all"]
@@ -165,19 +165,19 @@ def test_nan_weights_are_named(dense: Path, tmp_path: Path, capsys) -> None:
     assert "NaN" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("compensation", ["none", "lstsq"])
+@pytest.mark.parametrize("repair", ["none", "lstsq"])
 @pytest.mark.parametrize("importance", ["magnitude", "activation", "second-order", "none"])
-def test_ingredients_combine(importance: str, compensation: str, dense: Path, tmp_path: Path) -> None:
+def test_ingredients_combine(importance: str, repair: str, dense: Path, tmp_path: Path) -> None:
     output = tmp_path / "mixed"
-    flags = ("--importance", importance, "--compensation", compensation, "--rounds", "0", "--objective", "nll")
+    flags = ("--importance", importance, "--repair", repair, "--rounds", "0", "--objective", "nll")
     assert main(arguments(dense, output, *flags)) == 0
     assert _report(output)["ratio"] >= 0.3
 
 
 def test_repair_at_the_end_only_leaves_the_search_without_it(dense: Path, tmp_path: Path) -> None:
-    """The search decides as without compensation, and the model is repaired all the same."""
-    runs = {"none": ("--compensation", "none"), "final": ("--compensate", "final", "--accumulate", "0"),
-            "all": ("--compensate", "final", "--accumulate-ridge", "auto")}  # fmt: skip
+    """The search decides as without repair, and the model is repaired all the same."""
+    runs = {"none": ("--repair", "none"), "final": ("--repair-stage", "final", "--accumulate", "0"),
+            "all": ("--repair-stage", "final", "--accumulate-ridge", "auto")}  # fmt: skip
     for name, flags in runs.items():
         assert main(arguments(dense, tmp_path / name, *flags)) == 0
     plans = {name: json.loads((tmp_path / name / "plan.json").read_text())["layers"] for name in runs}
@@ -190,13 +190,13 @@ def test_repair_at_the_end_only_leaves_the_search_without_it(dense: Path, tmp_pa
 
 def test_a_method_is_a_set_of_defaults_that_gives_way() -> None:
     paper = Recipe.build({"model": "m", "method": "paper", "importance": "none"})
-    assert (paper.strategy, paper.importance, paper.calibration.length) == ("sequential", "none", 128)
+    assert (paper.method, paper.importance, paper.calibration.length) == ("paper", "none", 128)
     default = Recipe.build({"model": "m"})
-    assert (default.strategy, default.objective, default.compensation) == ("milp", "kl", "lstsq")
-    assert METHODS["paper"]["calibration"] == {"sequences": 8, "length": 128}, "building changes no table"
+    assert (default.method, default.objective, default.repair) == ("program", "kl", "lstsq")
+    assert METHODS["paper"].preset["calibration"] == {"sequences": 8, "length": 128}, "building changes no table"
 
 
-def test_a_run_of_the_other_strategy_leaves_nothing_behind(finished: Path, dense: Path, tmp_path: Path, capsys) -> None:
+def test_a_run_of_the_other_method_leaves_nothing_behind(finished: Path, dense: Path, tmp_path: Path, capsys) -> None:
     output = tmp_path / "switched"
     partial = tmp_path / "switched.partial"
     partial.mkdir()
@@ -213,7 +213,7 @@ def test_a_run_of_the_other_strategy_leaves_nothing_behind(finished: Path, dense
 
 def test_the_card_promises_no_more_than_holds(finished: Path, dense: Path, tmp_path: Path) -> None:
     assert "bit for bit" not in (finished / "README.md").read_text()
-    assert main(arguments(dense, tmp_path / "plain", "--compensation", "none", "--rounds", "0")) == 0
+    assert main(arguments(dense, tmp_path / "plain", "--repair", "none", "--rounds", "0")) == 0
     assert "bit for bit" in (tmp_path / "plain" / "README.md").read_text()
 
 
@@ -228,7 +228,7 @@ def test_a_repair_of_all_that_does_no_good_is_not_taken(
         return {block: output._replace(weight=factor * output.weight) for block, output in outputs.items()}, gain
 
     monkeypatch.setattr(last_repair, "refitted", broken)
-    assert main(arguments(dense, tmp_path / "run", "--compensate", "final", "--rounds", "0")) == 0
+    assert main(arguments(dense, tmp_path / "run", "--repair-stage", "final", "--rounds", "0")) == 0
     assert "(no better: not taken)" in capsys.readouterr().out
     search = _report(tmp_path / "run")["search"]
     assert not search["last_norm_refitted"]

@@ -144,7 +144,7 @@ def test_other_settings_do_not_touch_a_finished_folder(finished: Path, dense: Pa
     assert main([*paper_arguments(dense, finished), "--shares", "1:1:1"]) == 2
     assert main([*paper_arguments(dense, finished), "--ratio", "0.5"]) == 2
     errors = capsys.readouterr().err
-    assert "shares: '44:52:4' -> '1:1:1'" in errors
+    assert "shares: 44:52:4 -> 1:1:1" in errors
     assert "to a ratio of 0.3, not 0.5" in errors
     assert {path.name: path.stat().st_mtime_ns for path in finished.iterdir()} == before
 
@@ -159,7 +159,7 @@ def test_ready_token_ids(dense: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("order", ["heads,mlp,blocks", "mlp,blocks,heads"])
 def test_any_order_and_shares(dense: Path, tmp_path: Path, order: str) -> None:
     output = tmp_path / "order"
-    assert main([*paper_arguments(dense, output), "--order", order, "--shares", "20:50:30", "--ratio", "0.2"]) == 0
+    assert main([*paper_arguments(dense, output), "--stages", order, "--shares", "20:50:30", "--ratio", "0.2"]) == 0
     lines = (output / "trajectory.jsonl").read_text().splitlines()[1:-1]
     stages = list(dict.fromkeys(json.loads(line)["stage"] for line in lines))
     assert stages == [stage for stage in order.split(",") if stage in stages]
@@ -171,7 +171,7 @@ BAD = {
     "ratio of all": (["--ratio", "1"], "ratio"),
     "unreachable ratio": (["--ratio", "0.9", "--shares", "0:1:0"], "maximum is about"),
     "shares that do not parse": (["--shares", "44:52"], "44:52:4"),
-    "order that does not parse": (["--order", "blocks,mlp"], "blocks,mlp,heads"),
+    "stages that do not parse": (["--stages", "blocks,mlp"], "blocks,mlp,heads"),
     "group that does not divide": (["--channel-group", "7"], "these do: 1, 2, 4, 5, 8, 10, 20, 40"),
     "text that is not there": (["--calibration", "nowhere.txt"], "nowhere.txt"),
     "too little text": (["--sequences", "4000"], "tokens"),

@@ -63,7 +63,7 @@ def arguments(dense: Path, output: Path, *more: str) -> list[str]:
     text = str(dense / "text.txt")
     return [
         "search", "--model", str(dense), "--ratio", "0.3", "--calibration", text, "--eval-text", text,
-        "--sequences", "4", "--length", "16", "--statistics-sequences", "8", "--channel-group", "8",
+        "--sequences", "4", "--length", "16", "--moments-sequences", "8", "--channel-group", "8",
         "--population", "8", "--generations", "2", "--output", str(output), *more,
     ]  # fmt: skip
 
@@ -142,8 +142,8 @@ def test_the_folder_is_a_run_within_the_budget_and_never_worse_than_its_seed(fin
     assert counted == report["parameters"]["after"] <= 0.7 * report["parameters"]["before"]
     front, found = json.loads((finished / "front.json").read_text()), report["search"]
     assert front["points"][front["picked"]]["structure"] == plan.structure.to_json()
-    assert found["strategy"] == "evolution"
-    assert found["losses"]["picked"]["choice"] <= found["losses"]["milp"]["choice"]
+    assert found["method"] == "evolution"
+    assert found["losses"]["picked"]["choice"] <= found["losses"]["program"]["choice"]
     assert (found["loss_before_repair_of_all"] or found["loss"]) == found["losses"]["picked"]["calibration"]
     assert found["loss_held_out"] == found["losses"]["picked"]["held_out"]
     assert found["tokens"] == {"calibration": 64, "choice": 32, "held_out": 32}
@@ -278,18 +278,18 @@ def test_structures_of_other_runs_are_started_from(finished: Path, dense: Path, 
     assert "runs of the same dense model" in capsys.readouterr().err
 
 
-def test_a_schedule_is_found_that_the_sequential_path_repeats(dense: Path, tmp_path: Path) -> None:
+def test_a_schedule_is_found_that_the_greedy_path_repeats(dense: Path, tmp_path: Path) -> None:
     output = tmp_path / "schedule"
     more = ["--genome", "schedule", "--channel-groups", "8,20", "--importances", "magnitude,second-order"]
-    assert main(arguments(dense, output, *more, "--compensations", "none,lstsq", "--generations", "1")) == 0
+    assert main(arguments(dense, output, *more, "--repairs", "none,lstsq", "--generations", "1")) == 0
     report = json.loads((output / "report.json").read_text())
     chosen = report["search"]["picked_candidate"]
     again = tmp_path / "again"
-    flags = arguments(dense, again, "--strategy", "sequential", "--order", ",".join(chosen["order"]))[1:]
+    flags = arguments(dense, again, "--method", "greedy", "--stages", ",".join(chosen["order"]))[1:]
     for name in ("--population", "--generations"):
         del flags[flags.index(name) : flags.index(name) + 2]
     flags += ["--shares", ":".join(map(str, chosen["shares"])), "--channel-group", str(chosen["channel_group"])]
-    flags += ["--importance", chosen["importance"], "--compensation", "lstsq" if chosen["compensation"] else "none"]
+    flags += ["--importance", chosen["importance"], "--repair", "lstsq" if chosen["compensation"] else "none"]
     assert main(flags) == 0
     assert (again / "plan.json").read_bytes() == (output / "plan.json").read_bytes()
 
@@ -301,7 +301,7 @@ def test_random_search_runs_beside_it_at_equal_evaluations(dense: Path, tmp_path
     scored = {r["algorithm"]: r["scored"] for r in records if r.get("stage") == "generation"}
     assert scored["nsga2"] == scored["random"]
     losses = json.loads((output / "report.json").read_text())["search"]["losses"]
-    assert set(losses) == {"picked", "milp", "random search"}
+    assert set(losses) == {"picked", "program", "random search"}
 
 
 def test_a_task_is_an_objective_by_consent_and_the_report_says_so(dense: Path, tmp_path: Path, capsys) -> None:
@@ -442,12 +442,20 @@ def test_a_rank_alone_does_not_silence_errors(
 
 
 def test_runs_of_the_same_name_are_seeds_of_their_own(finished: Path, dense: Path, tmp_path: Path) -> None:
-    for name in ("a/milp", "b/milp"):
+    for name in ("a/program", "b/program"):
         shutil.copytree(finished, tmp_path / name)
-    more = ["--seeds", "none", "--seeds-from", str(tmp_path / "a/milp"), str(tmp_path / "b/milp"), "--generations", "0"]
+    more = [
+        "--seeds",
+        "none",
+        "--seeds-from",
+        str(tmp_path / "a/program"),
+        str(tmp_path / "b/program"),
+        "--generations",
+        "0",
+    ]
     assert main(arguments(dense, tmp_path / "out", *more)) == 0
     losses = json.loads((tmp_path / "out" / "report.json").read_text())["search"]["losses"]
-    assert {str(tmp_path / "a/milp"), str(tmp_path / "b/milp")} <= set(losses)
+    assert {str(tmp_path / "a/program"), str(tmp_path / "b/program")} <= set(losses)
 
 
 def test_other_settings_do_not_touch_a_finished_folder(finished: Path, dense: Path, capsys) -> None:

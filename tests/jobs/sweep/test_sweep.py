@@ -46,7 +46,7 @@ def fields(dense: Path, **more: Any) -> dict[str, Any]:
     return {
         "model": str(dense), "name": "tiny", "ratio": 0.3, "channel_group": 8,
         "calibration": {"source": text, "sequences": 4, "width_sequences": 2, "length": 16,
-                        "statistics_sequences": 12},
+                        "moments_sequences": 12},
         "evaluation": {"text": text}, **more,
     }  # fmt: skip
 
@@ -75,7 +75,7 @@ def timed(dense: Path, table: Path) -> Recipe:
 @pytest.fixture(scope="module")
 def swept(dense: Path, table: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     points = parse_sweep("latency=0.6x,0.9x,0.75x")
-    return sweep(timed(dense, table), points, tmp_path_factory.mktemp("sweep") / "swept", sequential=True)
+    return sweep(timed(dense, table), points, tmp_path_factory.mktemp("sweep") / "swept", greedy=True)
 
 
 def record(folder: Path) -> dict[str, Any]:
@@ -83,7 +83,7 @@ def record(folder: Path) -> dict[str, Any]:
 
 
 def rows(folder: Path, strategy: str) -> list[dict[str, Any]]:
-    return [point for point in record(folder)["points"] if point["strategy"] == strategy]
+    return [point for point in record(folder)["points"] if point["method"] == strategy]
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ def asked(*flags: str) -> Asked:
         (("--sweep", "params=0.5x"), {"budgets": {"flops": "0.8x"}}, {},
          {"budgets": {"flops": "0.8x", "parameters": "0.5x"}}),
         (("--plan", "p.json"), {"ratio": 0.3}, {},
-         {"ratio": None, "strategy": "milp", "budgets": {}}),
+         {"ratio": None, "method": "program", "budgets": {}}),
         ((), {"ratio": 0.3}, {}, {"ratio": 0.3}),
     ],
 )  # fmt: skip
@@ -157,7 +157,7 @@ def test_a_table_without_workloads_is_refused(dense: Path, table: Path, tmp_path
         multipruner.prune(given, output=tmp_path / "out")
 
 
-@pytest.mark.parametrize("flags", [("--sweep", "0.9", "--plan", "p.json"), ("--sweep-sequential",)])
+@pytest.mark.parametrize("flags", [("--sweep", "0.9", "--plan", "p.json"), ("--sweep-greedy",)])
 def test_flags_that_contradict_each_other_are_refused(flags: tuple[str, ...]) -> None:
     with pytest.raises(ConfigError, match="--sweep"):
         asked(*flags)
@@ -167,14 +167,14 @@ def test_every_point_keeps_its_budget(swept: Path) -> None:
     found = record(swept)
     (whole,) = rows(swept, "dense")
     assert whole["loss"] == pytest.approx(0, abs=1e-4) and whole["structure"] == found["dense"]
-    for strategy in ("milp", "sequential"):
+    for strategy in ("program", "greedy"):
         points = rows(swept, strategy)
         assert [point["value"] for point in points] == ["0.9x", "0.75x", "0.6x"]
         for point, share in zip(points, (0.9, 0.75, 0.6), strict=True):
             assert point["limit"] == pytest.approx(share * whole["costs"]["latency"])
             assert point["costs"]["latency"] <= point["limit"] * (1 + 1e-9)
             assert point["loss"] > 0
-    assert all(point["rounds"] and point["predicted_loss"] is not None for point in rows(swept, "milp"))
+    assert all(point["rounds"] and point["predicted_loss"] is not None for point in rows(swept, "program"))
 
 
 def test_a_point_is_what_a_run_of_its_own_finds_and_its_plan_what_that_run_writes(
@@ -182,7 +182,7 @@ def test_a_point_is_what_a_run_of_its_own_finds_and_its_plan_what_that_run_write
 ) -> None:
     alone = Recipe.build(timed(dense, table).model_dump(), {"budgets": {"latency": "0.75x"}})
     run = prune_recipe(alone, tmp_path / "alone")
-    point = rows(swept, "milp")[1]
+    point = rows(swept, "program")[1]
     assert run.plan.structure.to_json() == point["structure"]
     rounds = run.report["search"]["rounds"]
     assert min(one["loss"] for one in rounds) == pytest.approx(point["loss"], rel=1e-6)
@@ -203,7 +203,7 @@ def test_the_table_holds_every_number(swept: Path) -> None:
     lines = list(csv.DictReader(io.StringIO((swept / "sweep.csv").read_text())))
     assert len(lines) == len(points) == 7
     for line, point in zip(lines, points, strict=True):
-        assert float(line["loss"]) == point["loss"] and line["strategy"] == point["strategy"]
+        assert float(line["loss"]) == point["loss"] and line["method"] == point["method"]
         assert {name: float(line[name]) for name in point["costs"]} == point["costs"]
         assert float(line["latency_share"]) == point["costs"]["latency"] / points[0]["costs"]["latency"]
 
@@ -223,14 +223,14 @@ def test_figures_are_pictures_and_plans_hold_the_structures(swept: Path) -> None
 
 def test_more_values_in_the_same_folder_measure_little_more(swept: Path, dense: Path, table: Path) -> None:
     (swept / "note.txt").write_text("mine")
-    before, measured = rows(swept, "milp"), (swept / "measurements.jsonl").read_text()
+    before, measured = rows(swept, "program"), (swept / "measurements.jsonl").read_text()
     sweep(timed(dense, table), parse_sweep("latency=0.75x,0.9x,0.6x,0.5x"), swept)
-    after = rows(swept, "milp")
+    after = rows(swept, "program")
     assert after[:3] == [{**old, "rounds": new["rounds"]} for old, new in zip(before, after, strict=False)]
     now = (swept / "measurements.jsonl").read_text()
     assert now.startswith(measured) and now.count("\n") < 1.5 * measured.count("\n")
     assert (swept / "note.txt").read_text() == "mine"
-    assert not (swept / "plans" / "sequential-0.9x.json").exists(), "an earlier sweep's plans are gone"
+    assert not (swept / "plans" / "greedy-0.9x.json").exists(), "an earlier sweep's plans are gone"
 
 
 PROGRAM = """
@@ -239,7 +239,7 @@ from pathlib import Path
 from multipruner.config.recipe import Recipe
 from multipruner.config.sweep_points import parse_sweep
 from multipruner.jobs.sweep.run import sweep
-sweep(Recipe.build(json.loads(sys.argv[1])), parse_sweep("ratio=0.2,0.35"), Path(sys.argv[2]), sequential=True)
+sweep(Recipe.build(json.loads(sys.argv[1])), parse_sweep("ratio=0.2,0.35"), Path(sys.argv[2]), greedy=True)
 """
 
 
@@ -255,8 +255,8 @@ def test_a_killed_sweep_goes_on_and_ends_the_same(dense: Path, tmp_path: Path) -
     assert not output.exists() and kept.count(b"\n") > 40
     kept = kept[: kept.rfind(b"\n") + 1]
     for folder in (output, whole):
-        sweep(recipe(dense), parse_sweep("ratio=0.2,0.35"), folder, sequential=True)
-    for strategy in ("milp", "sequential"):
+        sweep(recipe(dense), parse_sweep("ratio=0.2,0.35"), folder, greedy=True)
+    for strategy in ("program", "greedy"):
         for one, other in zip(rows(output, strategy), rows(whole, strategy), strict=True):
             assert (one["structure"], one["value"]) == (other["structure"], other["value"])
             assert one["loss"] == pytest.approx(other["loss"], rel=1e-5)
@@ -272,7 +272,7 @@ def test_what_cannot_be_kept_is_refused_before_anything_is_measured(dense: Path,
         sweep(recipe(dense), parse_sweep("params=0.9x,0.01x"), tmp_path / "no")
     with pytest.raises(ConfigError, match="latency table"):
         sweep(recipe(dense), parse_sweep("latency=0.9x"), tmp_path / "no")
-    with pytest.raises(ConfigError, match="milp"):
+    with pytest.raises(ConfigError, match="program"):
         sweep(recipe(dense, method="paper"), parse_sweep("ratio=0.1"), tmp_path / "no")
     assert not list(tmp_path.iterdir())
 
@@ -300,7 +300,7 @@ def test_any_plan_of_the_model_is_followed_to_the_index(seed: int, dense: Path, 
     assert seed % 2 or any(0 < size.query_heads < 2 * size.kv_heads for size in plan.structure)
     (tmp_path / "p.json").write_text(plan.to_json())
     run = apply_given_plan(recipe(dense, rounds=0), tmp_path / "p.json", tmp_path / "made")
-    assert run.plan.layers == plan.layers and run.report["search"]["strategy"] == "given plan"
+    assert run.plan.layers == plan.layers and run.report["search"]["method"] == "given plan"
     sliced = multipruner.apply_plan(AutoModelForCausalLM.from_pretrained(dense), plan).state_dict()
     written = multipruner.load(tmp_path / "made").state_dict()
     assert written.keys() == sliced.keys()

@@ -52,7 +52,7 @@ def _run(folder: Path, variant: str = "llama-tied", **kind: Any) -> Path:
         "format": "multipruner-report", "version": 1, "ratio": 0.3, "backbone_ratio": 0.3,
         "structure": plan.structure.to_json(), "parameters": amount, "costs": {"weight_bytes": amount},
         "model": {"name": "dense", "revision": None, "description": "d", "fingerprint": fingerprint(dense)},
-        "recipe": {"model": str(folder.with_name("dense")), "compensation": "none"}, "perplexity": {"text": CONTRAST},
+        "recipe": {"model": str(folder.with_name("dense")), "repair": "none"}, "perplexity": {"text": CONTRAST},
         "tasks": {}, "average": None, "tasks_markdown": "| piqa |", "command": "python -m multipruner --model tiny",
     }  # fmt: skip
     return save(folder, apply_plan(dense, plan), tiny.tiny_tokenizer(), plan=plan, report=report, card="# card\n")
@@ -233,11 +233,11 @@ def test_the_folder_is_a_run_that_says_it_was_trained(run: Path, words: Path, tm
     write_report([tmp_path / "out"], tmp_path / "report.html")
 
 
-@pytest.mark.parametrize("compensation", ["none", "lstsq"])
-def test_nothing_in_the_card_says_that_nothing_was_trained(compensation: str, words: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("repair", ["none", "lstsq"])
+def test_nothing_in_the_card_says_that_nothing_was_trained(repair: str, words: Path, tmp_path: Path) -> None:
     folder = _run(tmp_path / "run")
     report = json.loads((folder / "report.json").read_text())
-    report["recipe"]["compensation"] = compensation
+    report["recipe"]["repair"] = repair
     report["search"] = {"last_norm_refitted": True}
     (folder / "report.json").write_text(json.dumps(report))
     untrained = model_card(report, read_run(folder).plan)
@@ -246,9 +246,9 @@ def test_nothing_in_the_card_says_that_nothing_was_trained(compensation: str, wo
     for lie in ("no weight was trained", "Nothing was trained", "give these weights again", "has not been evaluated"):
         assert lie not in card
     assert "Nothing was trained" in untrained and "no weight was trained" in untrained, "words of the card changed"
-    assert ("give these weights again" in untrained) == (compensation == "none")
+    assert ("give these weights again" in untrained) == (repair == "none")
     repaired = "refitted in closed form, before the training. So was the gain of the last norm."
-    assert (repaired in card) == (compensation == "lstsq")
+    assert (repaired in card) == (repair == "lstsq")
     assert not is_untouched(card), "a push must not write it anew"
 
 
