@@ -26,6 +26,7 @@ from multipruner.commands import COMMANDS
 from multipruner.commands.base import Parser
 from multipruner.config.choices import IMPORTANCES, METHODS, OneOf, loaded
 from multipruner.config.counts import MOST
+from multipruner.config.fields import described
 from multipruner.config.recipe import CalibrationSpec, EvaluationSpec, PackageSource, Recipe
 from multipruner.core import errors
 from multipruner.core.blocks import BlockSpec
@@ -174,7 +175,7 @@ def keys() -> str:
                 continue
             flag, said = flags.get(f"{prefix}.{name}".lstrip("."), ("", ""))
             rows.append((code(name), code(flag) if flag else "", _values(field), _default(field),
-                         field.description or said))  # fmt: skip
+                         described(field) or said))  # fmt: skip
         parts.append(f"### {heading}\n\n{about}{table(('key', 'flag', 'values', 'default', 'meaning'), rows)}")
     return "\n\n".join(parts)
 

@@ -7,6 +7,8 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
+from multipruner.config.choices import TEXTS, listed_texts
+
 from .base import Parser
 
 _HELP = """\
@@ -39,8 +41,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", type=Path, metavar="DIR", help="default FOLDER-tuned")
     parser.add_argument("--overwrite", action="store_true", help="replace what is there")
     text = parser.add_argument_group("text")
-    text.add_argument("--data", metavar="TEXT", help="alpaca (default), wikitext2, c4, self, owner/name of the Hub, or "
-                      "a local file or folder: .txt .jsonl .json .csv .tsv .parquet .arrow")  # fmt: skip
+    text.add_argument("--data", metavar="TEXT", help=f"{listed_texts(TEXTS, ids=False)} (default alpaca)")
     text.add_argument("--text-column", dest="text_column", help="column of a table that is the text")
     text.add_argument("--chat-template", dest="chat_template", metavar="FILE|NAME",
                       help="for conversations and question-answer columns; default: the tokenizer's own")  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any, TypeVar
 
@@ -61,12 +61,71 @@ class Method:
     greedy: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Text:
+    """Where calibration text comes from.
+
+    Attributes:
+        by: (source, wanted, options) -> rows of text, or, where it gives token ids, (path, part, tokenizer, model) ->
+            ids; ``None``: the dense model writes it.
+        about: how help lists it; default: its name.
+        brief: the same in a few words.
+        takes: source -> whether it is of this kind; ``None`` where the source is the row's name.
+        options: further arguments of ``by``.
+        ids: whether it gives token ids rather than rows of text.
+        or_own: whether text of the dense model's own takes its place where the Hub is out of reach.
+    """
+
+    by: Where | None
+    about: str = ""
+    brief: str = ""
+    takes: Where | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    ids: bool = False
+    or_own: bool = False
+
+
 IMPORTANCES: dict[str, Importance] = {
     "magnitude": Importance("multipruner.importance.orders:by_magnitude"),
     "activation": Importance("multipruner.importance.orders:by_activation", moments=True),
     "second-order": Importance("multipruner.importance.orders:by_second_order", moments=True),
     "none": Importance("multipruner.importance.orders:as_it_is"),
 }
+_NAMED = "multipruner.sources.rows:of_named_set"
+TEXTS: dict[str, Text] = {
+    "alpaca": Text(_NAMED, options={"path": "tatsu-lab/alpaca"}, or_own=True),
+    "wikitext2": Text(_NAMED, options={"path": "Salesforce/wikitext", "name": "wikitext-2-raw-v1", "running": True}),
+    "c4": Text(
+        _NAMED,
+        options={
+            "path": "allenai/c4",
+            "data_files": {"train": "en/c4-train.00000-of-01024.json.gz"},
+            "streaming": True,
+        },
+    ),
+    "self": Text(None, "self (text sampled from the dense model)", "self (sampled from the model)"),
+    "token ids": Text(
+        "multipruner.sources.ready_ids:ready_ids",
+        "a .safetensors file with ready token ids (tensor input_ids; heldout_ids for the comparison at the end; "
+        "moments_ids for the moments, which are otherwise those of input_ids as well)",
+        "ready token ids",
+        takes="multipruner.sources.ready_ids:is_ready",
+        ids=True,
+    ),
+    "files": Text(
+        "multipruner.sources.rows:of_files",
+        "a local file or folder of .txt, .jsonl, .json, .csv, .tsv, .parquet or .arrow (also .gz, .zst)",
+        "local files",
+        takes="multipruner.sources.rows:is_local",
+    ),
+    "data set": Text(
+        "multipruner.sources.rows:of_data_set",
+        "a data set of the Hub (owner/name[:config][:split][:column])",
+        "a Hub id",
+        takes="multipruner.sources.rows:is_data_set",
+    ),
+}
+"""Sources that are called by name come first; of the others the first one that takes a source gets it."""
 EXPORTS: dict[str, Export] = {
     "gguf": Export("multipruner.export.gguf:export_gguf", "f16", ("base_gguf",)),
     "onnx": Export("multipruner.export.onnx:export_onnx", "f32", ("trust_remote_code",)),
@@ -140,6 +199,30 @@ class OneOf:
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         return core_schema.no_info_after_validator_function(self.checked, handler(source))
+
+
+@dataclass(frozen=True)
+class ListsTexts:
+    """Metadata of a text field: ``{texts}`` in what is said of it stands for the sources there are now."""
+
+    table: Mapping[str, Text]
+
+    def put_into(self, text: str, *, brief: bool = False) -> str:
+        """A description with the list of sources in its place."""
+        return text.replace("{texts}", listed_texts(self.table, brief=brief))
+
+
+def listed_texts(table: Mapping[str, Text], *, brief: bool = False, ids: bool = True) -> str:
+    """The sources of a table, for help.
+
+    Args:
+        table: by name.
+        brief: whether in a few words each.
+        ids: whether those of token ids are listed, too.
+    """
+    rows = {name: row for name, row in table.items() if ids or not row.ids}
+    *others, last = [(row.brief if brief else row.about) or name for name, row in rows.items()]
+    return f"{', '.join(others)} or {last}"
 
 
 A_BUDGET = OneOf(COSTS, "budget")

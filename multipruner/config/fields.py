@@ -11,7 +11,7 @@ from pydantic.fields import FieldInfo
 
 from multipruner.core.costs import COSTS
 
-from .choices import METHODS, OneOf
+from .choices import METHODS, ListsTexts, OneOf
 
 BUDGETS = "budgets"
 """The key whose flags are the rows of :data:`multipruner.core.costs.COSTS`."""
@@ -67,10 +67,19 @@ def flags_of(model: type[BaseModel], prefix: str = "") -> Iterator[Flag]:
             kind, choices = _kind(field)
             flag = str(about["flag"]) or f"--{name.replace('_', '-')}"
             default = _default(field, key)
-            help_ = f"{field.description}{default}"
-            brief = f"{about['brief']}{default}" if about["brief"] else ""
+            help_ = f"{described(field)}{default}"
+            brief = f"{described(field, str(about['brief']))}{default}" if about["brief"] else ""
             yield Flag(key, flag, str(about["group"]), str(about["metavar"]), bool(about["everyday"]), help_, kind,
                        choices, brief)  # fmt: skip
+
+
+def described(field: FieldInfo, brief: str = "") -> str:
+    """What a field says of itself, or the short form of it, with what its table holds now."""
+    text = brief or field.description or ""
+    for item in field.metadata:
+        if isinstance(item, ListsTexts):
+            text = item.put_into(text, brief=bool(brief))
+    return text
 
 
 def keys_of(model: type[BaseModel], prefix: str = "") -> list[str]:

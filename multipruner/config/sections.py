@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from .choices import TEXTS, ListsTexts
 from .counts import Count, Length, Seed
 from .fields import shown
 
@@ -36,20 +37,16 @@ class CalibrationSpec(Frozen):
     ``moments_sequences`` sequences, which cost one forward pass, give the moments that order and repair need.
     """
 
-    source: str = Field(
+    source: Annotated[str, ListsTexts(TEXTS)] = Field(
         default="alpaca",
-        description="alpaca, wikitext2, c4 (through datasets), self (text sampled from the dense model), a "
-        "data set of the Hub (owner/name[:config][:split][:column]), a local file or folder of .txt, .jsonl, .json, "
-        ".csv, .tsv, .parquet or .arrow (also .gz, .zst), or a .safetensors file with ready token ids (tensor "
-        "input_ids; heldout_ids for the comparison at the end; moments_ids for the moments, which are otherwise "
-        "those of input_ids as well); several joined by + share the sequences evenly (alpaca+self) or by weights "
+        description="{texts}; several joined by + share the sequences evenly (alpaca+self) or by weights "
         "(alpaca:1+self:3)",
         json_schema_extra=shown(
             TEXT,
             "TEXT",
             flag="--calibration",
             everyday=True,
-            brief="alpaca, wikitext2, c4, self (sampled from the model), a Hub id, or local files",
+            brief="{texts}",
         ),
     )
     text_column: str | None = Field(

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from multipruner.config.choices import loaded
 from multipruner.config.recipe import CalibrationSpec, Recipe
 from multipruner.core.errors import CalibrationError
 from multipruner.eval.scoring import context_length
@@ -22,8 +23,7 @@ from multipruner.storage.hub import HubUnreachable, hub_answers
 
 from .mixture import interleaved, mixture, together
 from .packing import Packing, Split, wanted_sequences
-from .ready_ids import ready_ids
-from .rows import IDS, rows_of
+from .rows import kind_of, rows_of
 from .sampled_text import self_text
 from .text.chat import Chat
 
@@ -126,17 +126,18 @@ class CalibrationText:
 
     def _given_ids(self, spec: CalibrationSpec, split: Split) -> torch.Tensor | None:
         """What the source gives; ``None`` where text sampled from the model is wanted or has to take its place."""
-        if spec.source == "self":
+        row = kind_of(spec.source)
+        if row.by is None:
             return None
-        if Path(spec.source).suffix.lower() == IDS:
-            return self._ready_ids(spec, split)
+        if row.ids:
+            return self._ready_ids(loaded(row.by), spec, split)
         if spec not in self._packed:
             self._packed[spec] = self._read(spec)
         packing = self._packed[spec]
         return packing and packing.part(split)
 
-    def _ready_ids(self, spec: CalibrationSpec, split: Split) -> torch.Tensor | None:
-        ready = ready_ids(Path(spec.source).expanduser(), split, self._tokenizer, self._model)
+    def _ready_ids(self, by: Callable[..., Any], spec: CalibrationSpec, split: Split) -> torch.Tensor | None:
+        ready = by(Path(spec.source).expanduser(), split, self._tokenizer, self._model)
         if ready is None:
             self._say(f"{spec.source} has no heldout_ids: held-out text is sampled from the model itself")
         elif self._model is not None and ready.shape[1] > self._context:
@@ -151,11 +152,11 @@ class CalibrationText:
             chat = Chat(self._tokenizer, spec.chat_template)
             rows = rows_of(spec.source, spec.text_column, wanted, spec.length, chat, more)
         except HubUnreachable as error:
-            if spec.source != "alpaca" or self._model is None:
+            if not kind_of(spec.source).or_own or self._model is None:
                 raise CalibrationError(
                     f"cannot reach the Hub for {spec.source} ({error}); give --calibration self or a local file"
                 ) from None
-            self._say(f"calibration: text sampled from the model itself, in place of alpaca (no Hub: {error})")
+            self._say(f"calibration: text sampled from the model itself, in place of {spec.source} (no Hub: {error})")
             return None
         return Packing(rows, spec, self._tokenizer)
 

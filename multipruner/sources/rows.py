@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, overload
 
-from multipruner.core.errors import CalibrationError
+from multipruner.config.choices import TEXTS, Text, listed_texts, loaded
+from multipruner.core.errors import CalibrationError, did_you_mean
 
 from .text.chat import Chat
 from .text.columns import Taken, choose, listed, texts_of
 from .text.files import Table, is_known, read
-from .text.hub import HUB_TEXTS, hub_request, load
+from .text.hub import hub_request, load
 from .text.words import has_words
 
-IDS = ".safetensors"
 TOKENS_PER_ROW = 50
 """Rows taken from a stream are so many that this average length suffices."""
 
@@ -73,41 +73,121 @@ class Rows(Sequence[str]):
         return ", ".join(parts)
 
 
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What is asked of a source of rows.
+
+    Attributes:
+        column: of a table that holds the text; ``None``: found by what is in it.
+        tokens: how many are wanted at least (bounds what is read of a stream).
+        length: tokens per sequence. Running text is cut into stretches of about twice as many, so that a shuffled row
+            is still coherent.
+        chat: renders conversations.
+        more: tokens that are wanted beside, for moments.
+    """
+
+    column: str | None
+    tokens: int
+    length: int
+    chat: Chat
+    more: int = 0
+
+
+def kind_of(source: str) -> Text:
+    """The row of ``TEXTS`` that a source belongs to: that of its name, or the first that takes it.
+
+    Raises:
+        CalibrationError: naming the closest source, and all that there are.
+    """
+    if source in TEXTS and TEXTS[source].takes is None:
+        return TEXTS[source]
+    for row in TEXTS.values():
+        if row.takes is not None and loaded(row.takes)(source):
+            return row
+    named = [name for name, row in TEXTS.items() if row.takes is None]
+    raise CalibrationError(
+        f"no calibration text {source!r}{did_you_mean(source, named)}: give {listed_texts(TEXTS, brief=True)}; "
+        "a data set of the Hub is owner/name[:config][:split][:column]"
+    )
+
+
 def rows_of(source: str, column: str | None, tokens: int, length: int, chat: Chat | None = None, more: int = 0) -> Rows:
     """The texts of a source.
 
-    Running text is cut into stretches of about twice ``length`` tokens, so that a shuffled row is still coherent.
-
     Args:
-        source: a name in :data:`HUB_TEXTS`, a local file or folder, or ``owner/name[:config][:split][:column]``.
-        column: the column of a table that holds the text.
-        tokens: how many tokens are wanted at least (bounds what is read of a stream).
-        length: tokens per sequence.
-        chat: renders conversations; default: as paragraphs "role: text".
-        more: tokens that are wanted beside, for moments.
+        source: a name in ``TEXTS``, a local file or folder, or ``owner/name[:config][:split][:column]``.
+        column, tokens, length, chat, more: see :class:`Wanted`; without a chat, conversations become paragraphs
+            "role: text".
 
     Raises:
         CalibrationError: when the source does not exist, is damaged or empty, or holds nothing that is text.
         HubUnreachable: when the Hub cannot be asked and the data set is not cached.
     """
-    chat, path = chat or Chat(None), Path(source).expanduser()
-    if source not in HUB_TEXTS and (path.is_file() or path.is_dir()):
-        texts, taken, running = _local(path, column, length, chat)
-        return _rows(source, texts, taken, chat, running=running)
-    request = None if is_known(Path(source)) or path.is_absolute() else hub_request(source)
-    if request is None:
-        known = ", ".join((*HUB_TEXTS, "self"))
-        raise CalibrationError(
-            f"no calibration text {source!r}: give {known}, a local file or folder, or a data set of the Hub "
-            "(owner/name[:config][:split][:column])"
-        )
-    arguments, named = request
-    limit, all_rows = (1000 + wanted // TOKENS_PER_ROW for wanted in (tokens, tokens + more))
-    table = load(arguments, named or column, all_rows)
-    taken = choose(table, source, named or column)
+    row = kind_of(source)
+    if row.by is None or row.ids:
+        raise CalibrationError(f"{source} gives no rows of text; give {listed_texts(TEXTS, brief=True, ids=False)}")
+    return loaded(row.by)(source, Wanted(column, tokens, length, chat or Chat(None), more), **row.options)
+
+
+def is_local(source: str) -> bool:
+    """Whether a source is a file or folder that is there."""
+    path = Path(source).expanduser()
+    return path.is_file() or path.is_dir()
+
+
+def of_files(source: str, wanted: Wanted) -> Rows:
+    """Rows of a file, or of all files of a folder."""
+    path, chat = Path(source).expanduser(), wanted.chat
+    texts, taken, running = _local(path, wanted.column, wanted.length, chat)
+    return _rows(source, texts, taken, chat, running=running)
+
+
+def is_data_set(source: str) -> bool:
+    """Whether a source is written as a data set of the Hub, and not as a file."""
+    path = Path(source).expanduser()
+    return not is_known(Path(source)) and not path.is_absolute() and hub_request(source) is not None
+
+
+def of_data_set(source: str, wanted: Wanted) -> Rows:
+    """Rows of any data set of the Hub, which is streamed."""
+    request = hub_request(source)
+    assert request is not None, "it was taken for one"
+    arguments, column = request
+    return _loaded(source, arguments, column, wanted)
+
+
+def of_named_set(source: str, wanted: Wanted, *, running: bool = False, **arguments: Any) -> Rows:
+    """Rows of a data set with a name of its own: the column ``text`` of its train split.
+
+    Args:
+        source: its name.
+        wanted: what is asked.
+        running: whether its rows are lines of a running text.
+        arguments: what ``datasets.load_dataset`` is asked for.
+    """
+    return _loaded(source, {"split": "train", **arguments}, "text", wanted, running=running)
+
+
+def of_texts(source: str, texts: Iterable[str]) -> Rows:
+    """Rows of texts that a source of its own has made.
+
+    Raises:
+        CalibrationError: when there are none, or they hold no words.
+    """
+    return _rows(source, list(texts), None, Chat(None))
+
+
+def _loaded(
+    source: str, arguments: dict[str, Any], column: str | None, wanted: Wanted, *, running: bool = False
+) -> Rows:
+    """Rows through ``datasets``, as many as are wanted where they are streamed."""
+    column, chat = column or wanted.column, wanted.chat
+    limit, every = (1000 + tokens // TOKENS_PER_ROW for tokens in (wanted.tokens, wanted.tokens + wanted.more))
+    table = load(arguments, column, every)
+    taken = choose(table, source, column)
     texts = list(texts_of(table, taken, source, chat))
-    if source == "wikitext2":
-        return _rows(source, stretches("\n".join(texts), 8 * length), None, chat, running=True)
+    if running:
+        return _rows(source, stretches("\n".join(texts), 8 * wanted.length), None, chat, running=True)
     return _rows(source, texts, taken, chat, limit if arguments.get("streaming") else None)
 
 

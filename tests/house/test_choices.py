@@ -10,12 +10,15 @@ from unittest.mock import patch
 import pytest
 
 from multipruner.commands.main import main
-from multipruner.config.choices import EXPORTS, IMPORTANCES, METHODS, Importance, loaded
-from multipruner.config.recipe import Recipe
-from multipruner.core.errors import ConfigError
+from multipruner.config.choices import EXPORTS, IMPORTANCES, METHODS, TEXTS, Importance, Text, loaded
+from multipruner.config.recipe import CalibrationSpec, Recipe
+from multipruner.core.errors import CalibrationError, ConfigError
 from multipruner.engine.prunable import Prunable
 from multipruner.importance.table import rank
-from tests.support.tiny import tiny_model
+from multipruner.jobs.tune.text import tuning_text
+from multipruner.sources.calibration import load_calibration
+from multipruner.sources.rows import Rows, Wanted, of_texts
+from tests.support.tiny import tiny_model, tiny_tokenizer
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -23,6 +26,8 @@ DOCS = Path(__file__).parents[2] / "docs"
 def test_every_row_leads_to_its_code() -> None:
     rows = [row for table in (IMPORTANCES, METHODS, EXPORTS) for row in table.values()]
     assert all(callable(loaded(row.by)) for row in rows)
+    texts = [where for row in TEXTS.values() for where in (row.by, row.takes) if where is not None]
+    assert texts and all(callable(loaded(where)) for where in texts)
     for name in METHODS:
         assert Recipe.build({"model": "m", "method": name}).method == name
 
@@ -52,3 +57,34 @@ def test_a_new_importance_is_one_row(capsys) -> None:
         assert "| `backwards` | no |" in generated.importances()
         listed = generated.keys()
         assert "`none`, `backwards`" in listed
+
+
+def proverbs(source: str, wanted: Wanted, *, times: int) -> Rows:
+    """Rows of a throw-away source."""
+    return of_texts(source, (f"a stitch in time saves nine or {number} more" for number in range(times)))
+
+
+def test_a_new_text_is_one_row(capsys, tmp_path: Path) -> None:
+    row = Text("tests.house.test_choices:proverbs", "proverbs (said often)", "proverbs", options={"times": 90})
+    with patch.dict(TEXTS, {"proverbs": row}), patch.object(sys, "path", [str(DOCS), *sys.path]):
+        for command in (["--help-all"], ["--help"], ["tune", "--help"]):
+            with pytest.raises(SystemExit):
+                main(command)
+            assert "proverbs" in capsys.readouterr().out
+        generated = import_module("generated")
+        listed = generated.keys()
+        assert "proverbs (said often)" in listed
+        spec = CalibrationSpec(source="proverbs", sequences=3, length=8)
+        assert Recipe.build({"model": "m", "calibration": {"source": "proverbs"}}).calibration.source == "proverbs"
+        found = load_calibration(spec, tiny_tokenizer())
+        assert (found.ids.shape, found.name) == ((3, 8), "proverbs")
+        mixed = load_calibration(
+            spec.model_copy(update={"source": "proverbs+self"}), tiny_tokenizer(), tiny_model("llama")
+        )
+        assert (len(mixed.ids), mixed.name) == (3, "proverbs+self")
+        trained = tuning_text("proverbs", tiny_tokenizer(), {}, tmp_path, sequences=2, length=8, seed=0)
+        assert trained.train.shape == (2, 8)
+        with pytest.raises(CalibrationError, match=r"no calibration text 'proverb' \(did you mean 'proverbs'\?\)"):
+            load_calibration(spec.model_copy(update={"source": "proverb"}), tiny_tokenizer())
+    with pytest.raises(CalibrationError, match="no calibration text 'proverbs'"):
+        load_calibration(spec, tiny_tokenizer())

@@ -21,6 +21,7 @@ import pytest
 from multipruner.commands import COMMANDS
 from multipruner.commands.main import main
 from multipruner.config.choices import IMPORTANCES
+from multipruner.config.choices import TEXTS as SOURCES
 from multipruner.config.recipe import CalibrationSpec, EvaluationSpec, PackageSource, Recipe
 from multipruner.core.families import FAMILIES
 from multipruner.jobs.finish import Run
@@ -141,7 +142,7 @@ def place(run: Run, dense: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def _execute(page: str) -> dict[str, object]:
     """The examples of a page, top to bottom, in one namespace; those that prune a real model are left out."""
     space: dict[str, object] = {"__name__": page}
-    with patch.dict(FAMILIES), patch.dict(IMPORTANCES):
+    with patch.dict(FAMILIES), patch.dict(IMPORTANCES), patch.dict(SOURCES):
         for block in _blocks(DOCS / page, "python"):
             if "multipruner.prune(" not in block:
                 exec(compile(block, page, "exec"), space)
@@ -155,7 +156,8 @@ def test_the_examples_of_an_importance_and_an_objective_run(place: Path) -> None
     assert prunable.costs.ratio(structure) == pytest.approx(0.1, abs=0.05)  # pyright: ignore[reportAttributeAccessIssue]
     counted = sum(parameter.numel() for parameter in space["pruned"].parameters())  # pyright: ignore[reportAttributeAccessIssue]
     assert counted == prunable.costs.parameters(structure)  # pyright: ignore[reportAttributeAccessIssue]
-    assert "output-norm" not in IMPORTANCES
+    assert "output-norm" not in IMPORTANCES and "proverbs" not in SOURCES
+    assert space["proverbs"].ids.shape == (2, 16)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def test_the_example_of_a_family_runs(place: Path) -> None:

@@ -19,6 +19,7 @@ from huggingface_hub import constants
 from safetensors.torch import save_file
 from tokenizers import processors
 
+from multipruner.config.choices import TEXTS
 from multipruner.config.recipe import CalibrationSpec
 from multipruner.core.errors import CalibrationError
 from multipruner.engine.prunable import Prunable
@@ -330,7 +331,7 @@ def test_hub_texts(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(texts, "repo_info", lambda *_: None)
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     assert load_calibration(spec(source), tiny_tokenizer()).ids.shape == (4, 16)
-    assert asked["split"] == "train" and asked["path"] == texts.HUB_TEXTS[source]["path"]
+    assert asked["split"] == "train" and asked["path"] == TEXTS[source].options["path"]
 
 
 def test_a_dead_network_is_noticed_within_seconds(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from multipruner.jobs.record import recorded_recipe
 from multipruner.sources.calibration import SEED_STEP
 from multipruner.sources.dense import load_dense
 from multipruner.sources.resolve import resolve
-from multipruner.sources.rows import IDS, Rows, rows_of
+from multipruner.sources.rows import Rows, kind_of, rows_of
 from multipruner.sources.sampled_text import self_text
 from multipruner.sources.text.chat import Chat
 from multipruner.storage.hub import HubUnreachable
@@ -94,11 +94,12 @@ def tuning_text(
         CalibrationError: when the text is missing, damaged or too short, or the Hub cannot be reached for it.
         ConfigError: for a file of token ids, or when the dense model has other weights now.
     """
-    if source == SELF:
+    row = kind_of(source)
+    if row.by is None:
         count = min(sequences, SELF_SEQUENCES) + HELD_OUT
         ids = _self_text(tokenizer, report, folder, count, length, seed, trust, say, progress)
         return TuningText(ids[HELD_OUT:], ids[:HELD_OUT], SELF)
-    if Path(source).suffix.lower() == IDS:
+    if row.ids:
         raise ConfigError(f"--data {source}: text is needed, not token ids")
     try:
         chat = Chat(tokenizer, template)

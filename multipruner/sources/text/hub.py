@@ -1,4 +1,4 @@
-"""Data sets of the Hub, through ``datasets``: those with a name here, and any ``owner/name``."""
+"""Data sets of the Hub, through ``datasets``."""
 
 from __future__ import annotations
 
@@ -11,12 +11,6 @@ from multipruner.storage.hub import HubUnreachable, offline, repo_info
 
 from .files import Table
 
-HUB_TEXTS: dict[str, dict[str, Any]] = {
-    "alpaca": {"path": "tatsu-lab/alpaca"},
-    "wikitext2": {"path": "Salesforce/wikitext", "name": "wikitext-2-raw-v1"},
-    "c4": {"path": "allenai/c4", "data_files": {"train": "en/c4-train.00000-of-01024.json.gz"}, "streaming": True},
-}
-"""What ``datasets.load_dataset`` is asked for; the train split and its ``text`` column are used."""
 _OTHER = re.compile(r"(\w[\w.-]*/\w[\w.-]*)(?::([^:]*))?(?::([^:]*))?(?::([^:]*))?")
 
 
@@ -25,8 +19,6 @@ def hub_request(source: str) -> tuple[dict[str, Any], str | None] | None:
 
     ``owner/name[:config][:split][:column]``, where empty parts are the defaults: ``me/notes::train:body``.
     """
-    if source in HUB_TEXTS:
-        return {"split": "train", **HUB_TEXTS[source]}, "text"
     if (parts := _OTHER.fullmatch(source)) is None:
         return None
     repo, config, split, column = parts.groups()
