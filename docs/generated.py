@@ -8,7 +8,6 @@ pages say with what the code does.
 
 from __future__ import annotations
 
-import argparse
 import inspect
 import os
 import re
@@ -70,27 +69,9 @@ def result(name: str) -> str:
     return results.markdown(found["columns"], found["rows"])
 
 
-class _Caught(Exception):
-    """Carries a parser out of the command that made it."""
-
-    def __init__(self, parser: argparse.ArgumentParser) -> None:
-        super().__init__()
-        self.parser = parser
-
-
-def parser_of(command: str) -> argparse.ArgumentParser:
-    """The parser that a command itself makes, whatever its module calls the function."""
-
-    def catch(parser: argparse.ArgumentParser, *arguments: Any, **options: Any) -> Any:
-        raise _Caught(parser)
-
-    run = import_module(f"multipruner.commands.{command}").run
-    with patch.object(Parser, "parse_args", catch):
-        try:
-            run([])
-        except _Caught as caught:
-            return caught.parser
-    raise RuntimeError(f"{command} parses nothing")
+def parser_of(command: str) -> Parser:
+    """The parser of a command."""
+    return import_module(f"multipruner.commands.{command}").make_parser()
 
 
 def help_of(command: str) -> str:
@@ -103,7 +84,7 @@ def full_help_of(command: str) -> str:
     """What ``--help-all`` of a command prints; empty where ``--help`` shows everything."""
     parser = parser_of(command)
     with patch.dict(os.environ, {"COLUMNS": WIDTH, "NO_COLOR": "1"}):
-        return parser.format_all().rstrip() if isinstance(parser, Parser) and parser.everyday else ""
+        return parser.format_all().rstrip() if parser.everyday else ""
 
 
 def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -6,9 +6,14 @@ import argparse
 from collections.abc import Callable, Mapping
 from copy import copy
 from functools import partial
+from importlib import import_module
 from typing import Any, NoReturn
 
 from multipruner.core.errors import ConfigError
+
+from . import COMMANDS
+
+SHELLS = ("bash", "zsh", "fish")
 
 
 class Parser(argparse.ArgumentParser):
@@ -67,6 +72,44 @@ class _HelpAll(argparse.Action):
         assert isinstance(parser, Parser)
         print(parser.format_all(), end="")
         parser.exit()
+
+
+class PrintCompletion(argparse.Action):
+    """Prints the script by which a shell completes the commands, their flags and what these are chosen from."""
+
+    def __call__(self, parser: argparse.ArgumentParser, space: Any, values: Any, *rest: Any) -> None:
+        print(completion(str(values)))
+        parser.exit()
+
+
+def completion(shell: str) -> str:
+    """Write the script that makes a shell complete ``multipruner`` (one of :data:`SHELLS`)."""
+    import shtab
+
+    parsers = {name: _completable(import_module(f".{name}", __package__).make_parser()) for name in COMMANDS}
+    root = parsers["prune"]
+    # a ready parser for every command, in place of a new one
+    commands = root.add_subparsers(metavar="COMMAND", parser_class=lambda **made: parsers[made["prog"]])
+    for name, text in COMMANDS.items():
+        if name != "prune":
+            commands.add_parser(name, prog=name, help=text)
+    return shtab.complete(root, shell)
+
+
+def _completable(parser: Parser) -> Parser:
+    """A parser whose flags know what their values are completed with: folders, files or recipes."""
+    import shtab
+
+    from multipruner.recipes import names
+
+    for action in parser._actions:
+        if action.dest == "model":
+            action.choices = ("list", *names())
+        elif action.metavar in ("DIR", "FOLDER", "RUN"):
+            action.complete = shtab.DIRECTORY  # pyright: ignore[reportAttributeAccessIssue]
+        elif action.metavar and "FILE" in str(action.metavar):
+            action.complete = shtab.FILE  # pyright: ignore[reportAttributeAccessIssue]
+    return parser
 
 
 def add_fields(

@@ -9,7 +9,8 @@ from pathlib import Path
 from .base import Parser, add_fields, evaluation_values, nested
 
 
-def _eval_parser() -> argparse.ArgumentParser:
+def make_parser() -> Parser:
+    """Make the command's parser."""
     parser = Parser(
         prog="multipruner eval",
         description="Compare models on perplexity and lm-eval tasks: standard errors, and paired differences "
@@ -28,7 +29,7 @@ def _eval_parser() -> argparse.ArgumentParser:
 
 
 def run(arguments: Sequence[str]) -> int:
-    typed = vars(_eval_parser().parse_args(arguments))
+    typed = vars(make_parser().parse_args(arguments))
     typed.pop("debug", None)
     from rich.console import Console
 

@@ -28,7 +28,8 @@ examples
   python -m multipruner export runs/llama-0.2 --format onnx"""
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> Parser:
+    """Make the command's parser."""
     parser = Parser(prog="multipruner export", description=_HELP, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="the folder of a finished run")
     parser.add_argument("--format", choices=tuple(EXPORTS), default="gguf", help="what to write; default gguf")
@@ -45,7 +46,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def run(arguments: Sequence[str]) -> int:
-    typed = _parser().parse_args(arguments)
+    typed = make_parser().parse_args(arguments)
     row = EXPORTS[typed.format]
     outtype = typed.outtype or row.outtype
     if typed.format == "onnx" and typed.base_gguf:

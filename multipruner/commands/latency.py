@@ -33,7 +33,8 @@ RESTLESS = 0.15
 """Relative spread from which other programs must have been at work: a quiet machine's is a few per cent."""
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> Parser:
+    """Make the command's parser."""
     parser = Parser(prog="multipruner latency", description=_HELP, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, metavar="NAME", help="recipe, Hub id, local folder or .gguf file")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="the table, JSON")
@@ -78,7 +79,7 @@ def workloads_of(typed: argparse.Namespace) -> list[Workload]:
 
 
 def run(arguments: Sequence[str]) -> int:
-    typed = _parser().parse_args(arguments)
+    typed = make_parser().parse_args(arguments)
     workloads = workloads_of(typed)
     if typed.channel_step < 1 or (typed.threads is not None and typed.threads < 1):
         raise ConfigError("--channel-step and --threads must be at least 1")

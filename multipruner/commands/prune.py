@@ -12,7 +12,7 @@ from multipruner.core.errors import ConfigError
 from multipruner.core.version import __version__
 
 from . import COMMANDS, recipes
-from .base import Parser, add_fields
+from .base import SHELLS, Parser, PrintCompletion, add_fields
 from .recipe_flags import model_flags, recipe_of, set_flag
 from .sweep_flags import sweep_flags, take
 
@@ -61,7 +61,8 @@ def _epilog() -> str:
     return _EPILOG.format(commands="\n".join(others))
 
 
-def _prune_parser() -> argparse.ArgumentParser:
+def make_parser() -> Parser:
+    """Make the command's parser."""
     parser = Parser(
         prog="multipruner",
         usage="multipruner [COMMAND] --model NAME [FLAGS]",
@@ -80,13 +81,15 @@ def _prune_parser() -> argparse.ArgumentParser:
     output.add_argument("--output", type=Path, metavar="DIR", help="default runs/NAME-RATIO")
     output.add_argument("--overwrite", action="store_true", help="give up what another run left there")
     output.add_argument("--debug", action="store_true", help="show tracebacks")
+    output.add_argument("--print-completion", action=PrintCompletion, choices=SHELLS,
+                        help="print the script by which a shell completes commands and flags, and end")  # fmt: skip
     output.add_argument("--version", action="version", version=f"multipruner {__version__}", help="say it and end")
     PushLater.flags(parser.add_argument_group("sharing"))
     return parser
 
 
 def run(arguments: Sequence[str]) -> int:
-    typed = vars(_prune_parser().parse_args(arguments))
+    typed = vars(make_parser().parse_args(arguments))
     typed.pop("debug", None)
     later = PushLater.take(typed)
     if typed.get("model") == "list":

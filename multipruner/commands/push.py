@@ -22,7 +22,8 @@ The token comes from --token-file, HF_TOKEN or `hf auth login`, and must be able
 token itself: others can read a command line. HF_ENDPOINT names another Hub."""
 
 
-def _push_parser() -> argparse.ArgumentParser:
+def make_parser() -> Parser:
+    """Make the command's parser."""
     parser = Parser(
         prog="multipruner push",
         description=_HELP,
@@ -47,7 +48,7 @@ def _push_parser() -> argparse.ArgumentParser:
 
 
 def run(arguments: Sequence[str]) -> int:
-    typed = vars(_push_parser().parse_args(arguments))
+    typed = vars(make_parser().parse_args(arguments))
     typed.pop("debug")
     from multipruner.publish.push import push
 

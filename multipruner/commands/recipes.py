@@ -7,8 +7,13 @@ from collections.abc import Sequence
 from .base import Parser
 
 
+def make_parser() -> Parser:
+    """Make the command's parser."""
+    return Parser(prog="multipruner recipes", description="List the recipes.")
+
+
 def run(arguments: Sequence[str]) -> int:
-    Parser(prog="multipruner recipes", description="List the recipes.").parse_args(arguments)
+    make_parser().parse_args(arguments)
     from multipruner.recipes import catalogue
 
     for recipe in catalogue():

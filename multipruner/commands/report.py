@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
 from .base import Parser
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> Parser:
+    """Make the command's parser."""
     parser = Parser(
         prog="multipruner report",
         description="Write one self-contained HTML page about what runs wrote: structure, path, costs, scores, and "
@@ -27,7 +27,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def run(arguments: Sequence[str]) -> int:
-    typed = _parser().parse_args(arguments)
+    typed = make_parser().parse_args(arguments)
     from multipruner.report.write import write_report
 
     target = write_report(typed.folders, typed.output)

@@ -89,7 +89,8 @@ def _search_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--compare-random", action="store_true", help="also run random search, for comparison")
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> Parser:
+    """Make the command's parser."""
     parser = Parser(
         prog="multipruner search",
         usage="multipruner search --model NAME [FLAGS]",
@@ -209,7 +210,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _run(arguments: Sequence[str]) -> int:
-    typed = vars(_parser().parse_args(arguments))
+    typed = vars(make_parser().parse_args(arguments))
     typed.pop("debug", None)
     if typed.get("model") == "list":
         return recipes.run([])

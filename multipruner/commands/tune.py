@@ -30,7 +30,8 @@ A training that was stopped goes on with the same command. The folder's card and
 what was done."""
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> Parser:
+    """Make the command's parser."""
     parser = Parser(
         prog="multipruner tune",
         description=_HELP,
@@ -69,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def run(arguments: Sequence[str]) -> int:
-    typed = vars(_parser().parse_args(arguments))
+    typed = vars(make_parser().parse_args(arguments))
     typed.pop("debug", None)
     from rich.console import Console
 

@@ -174,7 +174,7 @@ def test_light_packages_leave_torch_alone(package: str) -> None:
     assert not loaded(f"import multipruner.{package}") & HEAVY
 
 
-HELPS = ["import multipruner", HELP.format(["--help"]), HELP.format(["--help-all"])]
+HELPS = ["import multipruner", *(HELP.format([word]) for word in ("--help", "--help-all", "--print-completion=bash"))]
 
 
 @pytest.mark.parametrize("code", [*HELPS, *(HELP.format([name, "--help"]) for name in COMMANDS)])
