@@ -22,33 +22,23 @@ at odd addresses there (safetensors aligns to 8 bytes), which costs decoding on 
 from __future__ import annotations
 
 import argparse
-import copy
-import json
-import random
-import re
-import statistics
 import sys
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-import transformers
+from latency_check import CHECKED, check
+from latency_structures import Results, compare
 from results import Cell, flag, record
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
-from multipruner.checkpoint.cut import apply_plan
 from multipruner.config.recipe import Recipe
 from multipruner.console.quiet import quiet_libraries
-from multipruner.core.costs import Costs
-from multipruner.core.errors import ConfigError, MultiprunerError
+from multipruner.core.errors import MultiprunerError
 from multipruner.core.latency_table import LatencyTable, Workload
-from multipruner.core.plan import LayerRanking, PruningPlan, Ranking
-from multipruner.core.structure import LayerSize, Structure
 from multipruner.engine.prunable import Prunable
 from multipruner.latency.bench import measure_table, shapes_of
 from multipruner.latency.environment import environment_of
-from multipruner.latency.timing import Timing, compile_blocks, room_for_sizes, side_by_side_samples, time_side_by_side
+from multipruner.latency.timing import room_for_sizes
 from multipruner.recipes import mapping_for
 from multipruner.sources.dense import load_dense
 from multipruner.sources.resolve import resolve
@@ -56,184 +46,6 @@ from multipruner.sources.resolve import resolve
 WORKLOADS = (Workload("prefill", 1, 128), Workload("prefill", 1, 512), Workload("decode", 1, 256))
 COMPARED = (("workload", "{}"), ("structures", "{}"), ("of the milliseconds, median / worst", "{:.1%} / {:.1%}"),
             ("of the ratio to dense, median / worst", "{:.1%} / {:.1%}"))  # fmt: skip
-CHECKED = (("workload", "{}"), ("dense, ms", "{:.1f}"), ("pruned, ms", "{:.1f}"), ("ratio", "{:.3f}"),
-           ("predicted", "{:.3f}"), ("error", "{:+.1%}"))  # fmt: skip
-
-
-def random_structure(costs: Costs, ratio: float, rng: random.Random, step: int) -> Structure:
-    """Remove random blocks, KV groups and channel groups of a dense model until a ratio of the parameters is gone."""
-    structure = costs.dense
-    while costs.ratio(structure) < ratio:
-        layer = rng.randrange(len(structure))
-        size = structure[layer]
-        per_kv = costs.dense[layer].query_heads // costs.dense[layer].kv_heads
-        draw = rng.random()
-        if draw < 0.25:
-            smaller = size.without(rng.choice(("attention", "mlp")))
-        elif draw < 0.4:
-            groups = max(size.kv_heads - 1, 0)
-            smaller = LayerSize(groups * per_kv, groups, size.channels)
-        else:
-            gone = step * rng.randint(1, 4)
-            smaller = LayerSize(size.query_heads, size.kv_heads, max(size.channels - gone, 0))
-        structure = structure.replace(layer, smaller)
-    return structure
-
-
-def smaller_model(model: PreTrainedModel, structure: Structure, dense: Structure) -> PreTrainedModel:
-    """The dense model cut to a structure."""
-    order = Ranking(tuple(LayerRanking(tuple(range(s.kv_heads)), tuple(range(s.channels))) for s in dense))
-    plan = PruningPlan.from_structure(structure, order, dense, model="random", model_type=model.config.model_type)
-    return apply_plan(model, plan).eval()
-
-
-@dataclass(frozen=True)
-class Measured:
-    """One structure, timed beside dense: medians of the samples, and the least of them, in milliseconds."""
-
-    workload: str
-    number: int
-    structure: Structure
-    smaller: Timing
-    dense: Timing
-
-    def to_json(self) -> str:
-        return json.dumps({**asdict(self), "structure": self.structure.to_json()})
-
-    @classmethod
-    def from_json(cls, line: str) -> Measured:
-        record = json.loads(line)
-        timings = {name: Timing(**record[name]) for name in ("smaller", "dense")}
-        return cls(record["workload"], record["number"], Structure.from_json(record["structure"]), **timings)
-
-
-class Results:
-    """What was timed, kept in a file, so that the benchmark goes on where it was stopped."""
-
-    def __init__(self, path: Path | None) -> None:
-        self._path = path
-        lines = path.read_text().splitlines() if path and path.exists() else []
-        self._known = {(m.workload, m.number): m for m in map(Measured.from_json, lines)}
-
-    def find(self, workload: Workload, number: int, structure: Structure) -> Measured | None:
-        found = self._known.get((workload.name, number))
-        return found if found and found.structure == structure else None
-
-    def add(self, measured: Measured) -> None:
-        if self._path:
-            with self._path.open("a") as stream:
-                stream.write(measured.to_json() + "\n")
-
-
-def measure(
-    prunable: Prunable,
-    dense: PreTrainedModel,
-    workload: Workload,
-    number: int,
-    arguments: argparse.Namespace,
-    results: Results,
-) -> Measured:
-    """Build the random structure of this number and time it in alternation with dense."""
-    ratio = 0.05 + 0.45 * number / max(arguments.structures - 1, 1)
-    structure = random_structure(prunable.costs, ratio, random.Random(number), arguments.width_step)
-    known = results.find(workload, number, structure)
-    if known:
-        return known
-    models = {"dense": dense, "smaller": smaller_model(prunable.model, structure, prunable.dense)}
-    if arguments.compile:
-        for model in models.values():
-            compile_blocks(model)
-    timings = time_side_by_side(models, workload, rounds=arguments.rounds)
-    measured = Measured(workload.name, number, structure, timings["smaller"], timings["dense"])
-    results.add(measured)
-    return measured
-
-
-def compare(
-    prunable: Prunable, table: LatencyTable, workload: Workload, arguments: argparse.Namespace, results: Results
-) -> list[Cell]:
-    """Predict and measure the random structures of one workload, and print the errors; they are the result's row."""
-    print(f"\n{workload.name}\n{'removed':>8}{'predicted':>12}{'measured':>12}{'error':>9}{'of dense':>10}{'error':>9}")
-    errors: dict[str, list[float]] = {"milliseconds": [], "ratio to dense": [], "least milliseconds": []}
-    dense, copied = table.milliseconds(prunable.dense, workload.name), copy.deepcopy(prunable.model)
-    for number in range(arguments.structures):
-        found = measure(prunable, copied, workload, number, arguments, results)
-        predicted = table.milliseconds(found.structure, workload.name)
-        of_dense = found.smaller.median_ms / found.dense.median_ms
-        error, ratio_error = predicted / found.smaller.median_ms - 1, predicted / dense / of_dense - 1
-        errors["milliseconds"].append(error)
-        errors["ratio to dense"].append(ratio_error)
-        errors["least milliseconds"].append(predicted / found.smaller.best_ms - 1)
-        print(
-            f"{prunable.costs.ratio(found.structure):>8.1%}{predicted:>12.2f}{found.smaller.median_ms:>12.2f}"
-            f"{error:>+9.1%}{of_dense:>9.2f}x{ratio_error:>+9.1%}",
-            flush=True,
-        )
-    for name, values in errors.items():
-        sizes = [abs(value) for value in values]
-        print(
-            f"error of {name:<20} median {statistics.median(sizes):.1%}, worst {max(sizes):.1%}, "
-            f"mean with sign {statistics.fmean(values):+.1%}, {len(values)} structures"
-        )
-    ends = {name: [statistics.median(map(abs, values)), max(map(abs, values))] for name, values in errors.items()}
-    return [workload.name, arguments.structures, ends["milliseconds"], ends["ratio to dense"]]
-
-
-def workload_named(name: str) -> Workload:
-    """The inverse of a workload's name."""
-    match = re.fullmatch(r"(prefill|decode)-b(\d+)-t(\d+)", name)
-    if match is None:
-        raise ConfigError(f"{name!r} is no workload, such as prefill-b1-t512")
-    return Workload("prefill" if match[1] == "prefill" else "decode", int(match[2]), int(match[3]))
-
-
-def predictions(folder: Path) -> dict[str, Any]:
-    """What a finished run's report says of its latency, by workload."""
-    report = folder / "report.json"
-    phases = json.loads(report.read_text()).get("latency", {}).get("phases") if report.is_file() else None
-    if not phases:
-        raise ConfigError(
-            f"{folder} is no finished run with a latency budget; make one with: python -m multipruner --model MODEL "
-            f"--max-latency 0.7x --latency-table table.json --output {folder}"
-        )
-    return phases
-
-
-def as_anyone_opens_it(folder: Path, arguments: argparse.Namespace) -> PreTrainedModel:
-    """By transformers alone, with the code that the folder brings along."""
-    how = {"attn_implementation": arguments.attn_implementation} if arguments.attn_implementation else {}
-    how["dtype"] = arguments.dtype or "auto"
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, **how)
-    return model.to(arguments.device or "cpu").eval()
-
-
-def check(arguments: argparse.Namespace) -> list[list[Cell]]:
-    """Time a run's folder and the dense one as they are opened by others, against the report's prediction."""
-    phases = predictions(arguments.check)
-    asked = json.loads((arguments.check / "report.json").read_text())["recipe"]["budgets"].get("latency")
-    places, rows = {"dense": arguments.dense, "pruned": arguments.check}, []
-    models = {name: as_anyone_opens_it(folder, arguments) for name, folder in places.items()}
-    environment = environment_of(models["dense"])
-    print(", ".join(f"{name} {value}" for name, value in environment.items()))
-    for name, phase in phases.items():
-        if name not in (arguments.workload or [name]):
-            continue
-        print(
-            f"\n{name}, both folders opened by transformers {transformers.__version__}, asked for {asked}\n"
-            f"{'dense ms':>10}{'pruned ms':>12}{'ratio':>9}{'predicted':>11}{'error':>8}"
-        )
-        predicted, ratios = phase["predicted_ms"] / phase["predicted_dense_ms"], []
-        for _ in range(arguments.repeats):
-            samples = side_by_side_samples(models, workload_named(name), rounds=arguments.rounds)
-            ratios += [p / d for p, d in zip(samples["pruned"], samples["dense"], strict=True)]
-            dense, pruned = (statistics.median(samples[model]) for model in ("dense", "pruned"))
-            error = predicted / (pruned / dense) - 1
-            print(f"{dense:>10.1f}{pruned:>12.1f}{pruned / dense:>8.3f}x{predicted:>10.3f}x{error:>+8.1%}", flush=True)
-            rows.append([name, dense, pruned, pruned / dense, predicted, error])
-        low, middle, high = torch.tensor(ratios).quantile(torch.tensor([0.25, 0.5, 0.75])).tolist()
-        print(f"median of {len(ratios)} neighbouring pairs {middle:.3f}x (middle half {low:.3f} to {high:.3f}), "
-              f"predicted {predicted:.3f}x, error {predicted / middle - 1:+.1%}")  # fmt: skip
-    return rows
 
 
 def load_model(arguments: argparse.Namespace) -> PreTrainedModel:

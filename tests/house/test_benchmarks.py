@@ -32,7 +32,7 @@ def _bench(folder: Path, *settings: str, calibration: str = "self", **flags: Any
     given = {"model": "llama", "work": folder, "alpaca": folder / "alpaca.jsonl", "wikitext": folder / "wiki.raw",
              "set": list(settings), "seeds": "0,1", "ratios": "0.1,0.2", "calibration": calibration,
              "size_ratio": 0.2, **flags}  # fmt: skip
-    return _module("quality").Bench(argparse.Namespace(**given))
+    return _module("quality_cells").Bench(argparse.Namespace(**given))
 
 
 @pytest.mark.parametrize("calibration", ["self", "alpaca"])
@@ -69,7 +69,7 @@ def test_sizes_change_the_moments_and_scoring_only_downwards(tmp_path: Path) -> 
 @pytest.mark.parametrize("calibration", ["self", "alpaca"])
 def test_the_published_procedure_sees_the_text_it_was_published_with(calibration: str, tmp_path: Path) -> None:
     bench = _bench(tmp_path, calibration=calibration)
-    recipes = {name: bench.recipe(settings, 0.2, 1) for name, settings in _module("quality").METHODS.items()}
+    recipes = {name: bench.recipe(settings, 0.2, 1) for name, settings in _module("quality_cells").METHODS.items()}
     alpaca = str(bench.train)
     sources = {name: recipe.calibration.source for name, recipe in recipes.items()}
     assert sources.pop("program") == ("self" if calibration == "self" else alpaca)
@@ -78,7 +78,7 @@ def test_the_published_procedure_sees_the_text_it_was_published_with(calibration
 
 
 def test_only_the_published_procedure_has_a_folder_for_every_ratio(tmp_path: Path) -> None:
-    bench, methods = _bench(tmp_path), _module("quality").METHODS
+    bench, methods = _bench(tmp_path), _module("quality_cells").METHODS
     folders = {
         name: {bench.folder(name, settings, ratio, 0) for ratio in (0.1, 0.2)} for name, settings in methods.items()
     }
@@ -90,7 +90,7 @@ def test_only_the_published_procedure_has_a_folder_for_every_ratio(tmp_path: Pat
 
 
 def test_a_cell_serves_what_asks_for_the_same_recipe_and_no_other_tasks() -> None:
-    of = _module("quality")._of
+    of = _module("quality_cells")._of
     recipe, tasks = {"ratio": 0.2}, [["piqa"], 200]
     judged = {"asked": {"recipe": recipe, "tasks": tasks}}
     assert of(judged, {"recipe": recipe, "tasks": tasks}) and of(judged, {"recipe": recipe, "tasks": []})
@@ -181,9 +181,11 @@ def test_passes_records_what_it_prints(dense: Path, tmp_path: Path, capsys: pyte
 def test_latency_records_the_errors_of_every_workload(dense: Path, tmp_path: Path) -> None:
     path = tmp_path / "latency.json"
     given = ["latency.py", "--model", str(dense), "--workload", "prefill-b1-t128", "--structures", "2", "--rounds", "2",
-             "--width-step", "8", "--record", str(path)]  # fmt: skip
-    with patch.object(sys, "argv", given):
-        assert _module("latency").main() == 0
+             "--width-step", "8", "--results", str(tmp_path / "timed.jsonl"), "--record", str(path)]  # fmt: skip
+    for _ in range(2):
+        with patch.object(sys, "argv", given):
+            assert _module("latency").main() == 0
+    assert len((tmp_path / "timed.jsonl").read_text().splitlines()) == 2, "nothing is timed twice"
     (row,) = _module("results").read(path)["rows"]
     assert row[:2] == ["prefill-b1-t128", 2]
     assert all(0 <= middle <= worst for middle, worst in row[2:])
@@ -267,3 +269,11 @@ def test_rows_of_the_quality_tables_fit_their_heading(tmp_path: Path) -> None:
     names = report.heading(_cell(a=0.6))[0][1:-1].split("|")
     assert [len(row) for row in tables.rows()] == [len(names) + 1] * 2
     assert tables.rows()[1][:3] == ["Methods", "program", "20.00%"]
+
+
+@pytest.mark.parametrize("path", sorted(BENCHMARKS.glob("*.py")), ids=lambda path: path.stem)
+def test_benchmarks_stay_small_and_share_one_writer_of_results(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 300, "one file, one thing"
+    if '"--record"' in text:
+        assert path.stem == "results", "results.flag and results.record are for all"

@@ -62,4 +62,5 @@ def test_every_shell_has_a_script_that_it_can_read(shell: str, tmp_path: Path, c
 
 def test_another_shell_is_refused_with_those_there_are(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--print-completion", "dos"]) == 2
-    assert all(shell in capsys.readouterr().err for shell in SHELLS)
+    said = capsys.readouterr().err
+    assert all(shell in said for shell in SHELLS)

@@ -1,0 +1,149 @@
+"""Random smaller models of ``latency.py``: built, timed beside dense, and compared with what a table predicts."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import random
+import statistics
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from results import Cell
+from transformers import PreTrainedModel
+
+from multipruner.checkpoint.cut import apply_plan
+from multipruner.core.costs import Costs
+from multipruner.core.latency_table import LatencyTable, Workload
+from multipruner.core.plan import LayerRanking, PruningPlan, Ranking
+from multipruner.core.structure import LayerSize, Structure
+from multipruner.engine.prunable import Prunable
+from multipruner.latency.timing import Timing, compile_blocks, time_side_by_side
+from multipruner.storage.journal import Journal
+
+
+def random_structure(costs: Costs, ratio: float, rng: random.Random, step: int) -> Structure:
+    """Remove random blocks, KV groups and channel groups of a dense model until a ratio of the parameters is gone."""
+    structure = costs.dense
+    while costs.ratio(structure) < ratio:
+        layer = rng.randrange(len(structure))
+        size = structure[layer]
+        per_kv = costs.dense[layer].query_heads // costs.dense[layer].kv_heads
+        draw = rng.random()
+        if draw < 0.25:
+            smaller = size.without(rng.choice(("attention", "mlp")))
+        elif draw < 0.4:
+            groups = max(size.kv_heads - 1, 0)
+            smaller = LayerSize(groups * per_kv, groups, size.channels)
+        else:
+            gone = step * rng.randint(1, 4)
+            smaller = LayerSize(size.query_heads, size.kv_heads, max(size.channels - gone, 0))
+        structure = structure.replace(layer, smaller)
+    return structure
+
+
+def smaller_model(model: PreTrainedModel, structure: Structure, dense: Structure) -> PreTrainedModel:
+    """The dense model cut to a structure."""
+    order = Ranking(tuple(LayerRanking(tuple(range(s.kv_heads)), tuple(range(s.channels))) for s in dense))
+    plan = PruningPlan.from_structure(structure, order, dense, model="random", model_type=model.config.model_type)
+    return apply_plan(model, plan).eval()
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One structure, timed beside dense: medians of the samples, and the least of them, in milliseconds."""
+
+    workload: str
+    number: int
+    structure: Structure
+    smaller: Timing
+    dense: Timing
+
+    def to_json(self) -> dict[str, Any]:
+        """A plain mapping."""
+        return {**asdict(self), "structure": self.structure.to_json()}
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> Measured:
+        """The inverse of :meth:`to_json`."""
+        timings = {name: Timing(**record[name]) for name in ("smaller", "dense")}
+        return cls(record["workload"], record["number"], Structure.from_json(record["structure"]), **timings)
+
+
+class Results:
+    """What was timed, kept in a file, so that the benchmark goes on where it was stopped.
+
+    Args:
+        path: of the file; ``None``: nothing is kept.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self._journal = None if path is None else Journal(path, "timed structure", "remove the line: it is timed again")
+        known = self._journal.refresh(Measured.from_json) if self._journal is not None else []
+        self._known = {(one.workload, one.number): one for one in known}
+
+    def find(self, workload: Workload, number: int, structure: Structure) -> Measured | None:
+        """What was timed of a structure; ``None`` where it is another one by now."""
+        found = self._known.get((workload.name, number))
+        return found if found and found.structure == structure else None
+
+    def add(self, measured: Measured) -> None:
+        """Keep one."""
+        if self._journal is not None:
+            self._journal.append([measured.to_json()])
+
+
+def measure(
+    prunable: Prunable,
+    dense: PreTrainedModel,
+    workload: Workload,
+    number: int,
+    arguments: argparse.Namespace,
+    results: Results,
+) -> Measured:
+    """Build the random structure of this number and time it in alternation with dense."""
+    ratio = 0.05 + 0.45 * number / max(arguments.structures - 1, 1)
+    structure = random_structure(prunable.costs, ratio, random.Random(number), arguments.width_step)
+    known = results.find(workload, number, structure)
+    if known:
+        return known
+    models = {"dense": dense, "smaller": smaller_model(prunable.model, structure, prunable.dense)}
+    if arguments.compile:
+        for model in models.values():
+            compile_blocks(model)
+    timings = time_side_by_side(models, workload, rounds=arguments.rounds)
+    measured = Measured(workload.name, number, structure, timings["smaller"], timings["dense"])
+    results.add(measured)
+    return measured
+
+
+def compare(
+    prunable: Prunable, table: LatencyTable, workload: Workload, arguments: argparse.Namespace, results: Results
+) -> list[Cell]:
+    """Predict and measure the random structures of one workload, and print the errors; they are the result's row."""
+    print(f"\n{workload.name}\n{'removed':>8}{'predicted':>12}{'measured':>12}{'error':>9}{'of dense':>10}{'error':>9}")
+    errors: dict[str, list[float]] = {"milliseconds": [], "ratio to dense": [], "least milliseconds": []}
+    dense, copied = table.milliseconds(prunable.dense, workload.name), copy.deepcopy(prunable.model)
+    for number in range(arguments.structures):
+        found = measure(prunable, copied, workload, number, arguments, results)
+        predicted = table.milliseconds(found.structure, workload.name)
+        of_dense = found.smaller.median_ms / found.dense.median_ms
+        error, ratio_error = predicted / found.smaller.median_ms - 1, predicted / dense / of_dense - 1
+        errors["milliseconds"].append(error)
+        errors["ratio to dense"].append(ratio_error)
+        errors["least milliseconds"].append(predicted / found.smaller.best_ms - 1)
+        print(
+            f"{prunable.costs.ratio(found.structure):>8.1%}{predicted:>12.2f}{found.smaller.median_ms:>12.2f}"
+            f"{error:>+9.1%}{of_dense:>9.2f}x{ratio_error:>+9.1%}",
+            flush=True,
+        )
+    for name, values in errors.items():
+        sizes = [abs(value) for value in values]
+        print(
+            f"error of {name:<20} median {statistics.median(sizes):.1%}, worst {max(sizes):.1%}, "
+            f"mean with sign {statistics.fmean(values):+.1%}, {len(values)} structures"
+        )
+    ends = {name: [statistics.median(map(abs, values)), max(map(abs, values))] for name, values in errors.items()}
+    return [workload.name, arguments.structures, ends["milliseconds"], ends["ratio to dense"]]
