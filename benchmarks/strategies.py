@@ -18,7 +18,6 @@ kept in ``--work``: the same command goes on.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Mapping
@@ -27,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from metered import Bill, Metered
-from plans import set_flag, settings_given
+from plans import Cell, set_flag, settings_given
 from results import flag, line, markdown, record
 from rich.console import Console
 from torch import Tensor
@@ -51,7 +50,6 @@ from multipruner.jobs.sweep.path import first_within, judged_by, path_within, pr
 from multipruner.recipes import mapping_for
 from multipruner.search import Dimension, Limit, allocate, expected_candidates
 from multipruner.sources.calibration import CalibrationSet, load_calibration
-from multipruner.storage.files import write_atomically
 
 METHODS = ("program", "greedy")
 
@@ -243,15 +241,14 @@ def main() -> int:
                  "eval_length": args.eval_length, "one_path": args.one_path}  # fmt: skip
         for budget in args.budgets:
             for method in args.methods.split(","):
-                path = args.work / f"{method}-{budget.replace('=', '-')}.json"
-                known = json.loads(path.read_text()) if path.exists() else {}
+                kept = Cell(args.work / f"{method}-{budget.replace('=', '-')}.json")
+                known = kept.done or {}
                 # other latencies in the group mean another path
                 shared = next(group for group in groups(args) if budget in group)
                 about["group"] = shared if method == "greedy" else None
                 if known.get("about") != about:
                     bench = bench or Bench(args, recipe, console)
-                    known = {"about": dict(about), **bench.cell(method, budget)}
-                    write_atomically(path, json.dumps(known, indent=1) + "\n")
+                    known = kept.write({"about": dict(about), **bench.cell(method, budget)})
                 cells.append(known)
                 console.print(line(columns_of(known), row_of(known)), markup=False, highlight=False, soft_wrap=True)
     except MultiprunerError as error:
