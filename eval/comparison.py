@@ -53,7 +53,7 @@ class Comparison:
     average: Contrast | None
 
     def to_json(self) -> dict[str, Any]:
-        """A plain dict, without the single examples, for ``report.json``."""
+        """Return a plain dict, without the single examples, for ``report.json``."""
         return {
             "perplexity": {name: asdict(contrast) for name, contrast in self.perplexity.items()},
             "tasks": {
@@ -65,7 +65,7 @@ class Comparison:
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Comparison:
-        """The inverse of :meth:`to_json`; other keys, as a report has them, are left alone.
+        """Return the inverse of :meth:`to_json`; other keys, as a report has them, are left alone.
 
         Raises:
             ConfigError: when the record is no comparison.
@@ -81,7 +81,7 @@ class Comparison:
         return cls(perplexity, tasks, average)
 
     def table(self, title: str | None = None) -> Table:
-        """Both models side by side, narrow enough for a terminal of 80 columns; ± is one standard error."""
+        """Show both models side by side, narrow enough for a terminal of 80 columns; ± is one standard error."""
         from rich import box
         from rich.markup import escape
         from rich.table import Table
@@ -95,7 +95,9 @@ class Comparison:
         return table
 
     def markdown(self, *, perplexity: bool = False) -> str:
-        """The tasks as a markdown table (and the perplexities above them, if asked); empty when there is none."""
+        """Return the tasks as a markdown table (and the perplexities above them, if asked); empty when there is
+        none.
+        """
         rows = [*(self._perplexity_rows(3) if perplexity else []), *self._task_rows(4)]
         if not rows:
             return ""
@@ -118,7 +120,7 @@ class Comparison:
 
 
 def _cell(text: str) -> str:
-    """A name in a Markdown table: on one line, without columns or markup of its own."""
+    """Return a name in a Markdown table: on one line, without columns or markup of its own."""
     return re.sub(r"([\\`|])", r"\\\1", " ".join(text.split())).replace("<", "&lt;")
 
 
@@ -148,7 +150,7 @@ def _paired(dense: MetricResult, pruned: MetricResult) -> Contrast:
 
 
 def _perplexities(dense: Perplexity, pruned: Perplexity) -> Contrast:
-    """Contrast of ``exp(nll)``, with standard errors to first order: d exp(nll) = exp(nll) d nll."""
+    """Return contrast of ``exp(nll)``, with standard errors to first order: d exp(nll) = exp(nll) d nll."""
     sides = (
         dense.value,
         _scaled(dense.stderr, dense.value),
@@ -168,7 +170,7 @@ def _scaled(stderr: float | None, factor: float) -> float | None:
 
 
 def _headlines(tasks: Mapping[str, Mapping[str, Contrast]]) -> list[Contrast]:
-    """The metric that stands for each task, of the tasks that have one."""
+    """Return the metric that stands for each task, of the tasks that have one."""
     choices = [next((metrics[name] for name in _HEADLINE if name in metrics), None) for metrics in tasks.values()]
     return [choice for choice in choices if choice is not None]
 

@@ -42,7 +42,7 @@ def evaluate(
     say: Callable[[str], None] = lambda text: None,
     progress: Callable[[str, int, int], None] = lambda what, done, total: None,
 ) -> Evaluation:
-    """Perplexity and lm-eval tasks of one model; evaluate dense and pruned alike and :func:`compare` the two.
+    """Measure perplexity and lm-eval tasks of one model; evaluate dense and pruned alike and :func:`compare` the two.
 
     Args:
         model: a causal language model on the device to run on; its training flags are as before afterwards.
@@ -81,7 +81,7 @@ def _perplexity_ids(
     fallback_name: str,
     say: Callable[[str], None],
 ) -> tuple[str, torch.Tensor]:
-    """The name of a text and its token ids."""
+    """Return the name of a text and its token ids."""
     try:
         name, text = wikitext_text(spec)
     except CalibrationError as error:

@@ -101,7 +101,7 @@ def _simple_evaluate(
 
 
 def _load(manager: Any, names: list[str]) -> list[Any]:
-    """Task and group objects, each task once, although a pattern may match a group and its members."""
+    """Return task and group objects, each task once, although a pattern may match a group and its members."""
     groups: dict[str, Any] = {}
     tasks: dict[str, Any] = {}
     for name in names:
@@ -124,7 +124,7 @@ def _load(manager: Any, names: list[str]) -> list[Any]:
 
 
 def resolve_tasks(tasks: tuple[str, ...], include_path: str | Path | None) -> tuple[Any, list[str]]:
-    """A task manager that knows all tasks, and their names with patterns expanded."""
+    """Return a task manager that knows all tasks, and their names with patterns expanded."""
     if include_path is not None and not Path(include_path).is_dir():
         raise ConfigError(f"evaluation.include_path = {str(include_path)!r} is no folder with lm-eval task files")
     folder = None if include_path is None else str(Path(include_path).resolve())
@@ -153,7 +153,9 @@ def _manager(folder: str | None, defaults: bool) -> Any:
 
 @contextmanager
 def _random_state_restored() -> Iterator[None]:
-    """lm-eval seeds the global generators (some tasks shuffle their choices); a run's own draws must not notice."""
+    """Restore the random state: lm-eval seeds the global generators (some tasks shuffle their choices); a run's own
+    draws must not notice.
+    """
     import numpy as np
 
     python, numpy = random.getstate(), np.random.get_state()
@@ -189,7 +191,7 @@ def _silence() -> Iterator[None]:
 
 @contextmanager
 def _children_silenced() -> Iterator[None]:
-    """Standard error of the process goes nowhere: lm-eval asks git for a commit, which complains outside of one."""
+    """Send the process's standard error nowhere: lm-eval asks git for a commit, which complains outside of one."""
     try:
         kept = os.dup(2)
     except OSError:  # a process without standard error
@@ -217,13 +219,13 @@ def _refuse_nan(documents: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
 
 
 def _is_nan(answer: Any) -> bool:
-    """Whether one of lm-eval's answers, a log-likelihood alone or with whether it is greedy, is NaN."""
+    """Tell whether one of lm-eval's answers, a log-likelihood alone or with whether it is greedy, is NaN."""
     score = answer[0] if isinstance(answer, (tuple, list)) and answer else answer
     return isinstance(score, float) and math.isnan(score)
 
 
 def _read(output: Mapping[str, Any], names: list[str]) -> dict[str, TaskResult]:
-    """lm-eval's results, groups first; a member of a group that is shown is not shown again."""
+    """Return lm-eval's results, groups first; a member of a group that is shown is not shown again."""
     groups = [name for name in names if name in output.get("groups", {})]
     members = {group: _members(group, output) for group in groups}
     covered = {name for leaves in members.values() for name in leaves}
@@ -240,7 +242,7 @@ def _read(output: Mapping[str, Any], names: list[str]) -> dict[str, TaskResult]:
 
 
 def _members(group: str, output: Mapping[str, Any]) -> list[str]:
-    """The tasks in a group and its subgroups."""
+    """Return the tasks in a group and its subgroups."""
     children = output["group_subtasks"].get(group)
     if children is None:
         return [group] if group in output["samples"] else []
@@ -248,7 +250,9 @@ def _members(group: str, output: Mapping[str, Any]) -> list[str]:
 
 
 def _metrics(row: Mapping[str, Any], examples: list[tuple[str, Mapping[str, Any]]]) -> dict[str, MetricResult]:
-    """The metrics in one row of lm-eval's results, whose keys are ``metric,filter`` and ``metric_stderr,filter``."""
+    """Return the metrics in one row of lm-eval's results, whose keys are ``metric,filter`` and
+    ``metric_stderr,filter``.
+    """
     results = {}
     for key, value in row.items():
         metric, _, filter_name = key.partition(",")

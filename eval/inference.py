@@ -10,7 +10,7 @@ import torch
 
 @contextmanager
 def inference(model: torch.nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; every module's training flag is restored, on errors too."""
+    """Put a model into evaluation mode without gradients; every module's training flag is restored, on errors too."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:

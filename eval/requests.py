@@ -48,6 +48,6 @@ class _Counter:
         self._progress, self._done, self._total = progress, 0, total
 
     def add_partial(self, attr: str, req: Any, res: Any) -> None:
-        """One more request has its answer."""
+        """Count one more request that has its answer."""
         self._done += 1
         self._progress(self._done, self._total)

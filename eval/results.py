@@ -47,13 +47,13 @@ class Perplexity:
         return len(self.sequence_nll)
 
     def to_json(self) -> dict[str, Any]:
-        """A plain dict; derived numbers are there for readers and ignored by :meth:`from_json`."""
+        """Return a plain dict; derived numbers are there for readers and ignored by :meth:`from_json`."""
         derived = {"value": self.value, "nll": self.nll, "stderr": self.stderr, "tokens": self.tokens}
         return {**derived, "length": self.length, "sequence_nll": list(self.sequence_nll)}
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Perplexity:
-        """The inverse of :meth:`to_json`."""
+        """Return the inverse of :meth:`to_json`."""
         return cls(tuple(record["sequence_nll"]), record["length"])
 
 
@@ -73,7 +73,7 @@ class MetricResult:
     examples: Mapping[str, float]
 
     def to_json(self) -> dict[str, Any]:
-        """A plain dict."""
+        """Return a plain dict."""
         return {"value": self.value, "stderr": self.stderr, "examples": dict(self.examples)}
 
 
@@ -86,13 +86,13 @@ class TaskResult:
     shots: int | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """A plain dict."""
+        """Return a plain dict."""
         metrics = {name: metric.to_json() for name, metric in self.metrics.items()}
         return {"version": self.version, "shots": self.shots, "metrics": metrics}
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> TaskResult:
-        """The inverse of :meth:`to_json`."""
+        """Return the inverse of :meth:`to_json`."""
         metrics = {name: MetricResult(**metric) for name, metric in record["metrics"].items()}
         return cls(metrics, record["version"], record["shots"])
 
@@ -109,7 +109,7 @@ class Evaluation:
     tasks: TaskResults
 
     def to_json(self) -> dict[str, Any]:
-        """A plain dict, every example included."""
+        """Return a plain dict, every example included."""
         return {
             "perplexities": {name: result.to_json() for name, result in self.perplexities.items()},
             "tasks": {name: result.to_json() for name, result in self.tasks.items()},
@@ -117,7 +117,7 @@ class Evaluation:
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Evaluation:
-        """The inverse of :meth:`to_json`.
+        """Return the inverse of :meth:`to_json`.
 
         Raises:
             ConfigError: when the record is no evaluation.
@@ -132,7 +132,9 @@ class Evaluation:
 
 
 def standard_error(values: tuple[float, ...]) -> float | None:
-    """Standard error of the mean, ``sd / sqrt(n)`` with n-1 degrees of freedom; ``None`` for fewer than two values."""
+    """Return standard error of the mean, ``sd / sqrt(n)`` with n-1 degrees of freedom; ``None`` for fewer than two
+    values.
+    """
     count = len(values)
     if count < 2:
         return None

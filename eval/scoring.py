@@ -30,7 +30,7 @@ def perplexity(
     batch_size: int = 1,
     progress: Progress | None = None,
 ) -> Perplexity:
-    """Perplexity of a causal language model on token ids.
+    """Return perplexity of a causal language model on token ids.
 
     Args:
         model: any causal language model; its training flags are as before afterwards.
@@ -66,7 +66,7 @@ def perplexity(
 
 
 def context_length(config: Any) -> int:
-    """The longest sequence a model was made for; very large where its configuration does not say."""
+    """Return the longest sequence a model was made for; very large where its configuration does not say."""
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     names = ("max_position_embeddings", "n_positions", "model_max_length")
     known = [value for name in names if isinstance(value := getattr(text, name, None), int) and value > 1]
@@ -74,7 +74,7 @@ def context_length(config: Any) -> int:
 
 
 def _cut(ids: Tensor, length: int, max_tokens: int | None) -> Tensor:
-    """Sequences of one length, [sequences, length]."""
+    """Return sequences of one length, [sequences, length]."""
     if ids.ndim not in (1, 2):
         raise ConfigError(f"token ids of shape {tuple(ids.shape)}: [tokens] or [sequences, tokens] expected")
     if ids.ndim == 2:
@@ -105,14 +105,14 @@ def _check_vocabulary(model: PreTrainedModel, rows: Tensor) -> None:
 
 
 def _parts(model: Any) -> tuple[Any, Any] | None:
-    """The decoder and the output projection, where a model tells them apart."""
+    """Return the decoder and the output projection, where a model tells them apart."""
     decoder = model.get_decoder() if hasattr(model, "get_decoder") else None
     head = model.get_output_embeddings()
     return None if decoder is None or decoder is model or head is None else (decoder, head)
 
 
 def _head_stands_alone(model: PreTrainedModel, rows: Tensor) -> bool:
-    """Whether ``head(decoder(ids))`` is all that the stock forward does.
+    """Tell whether ``head(decoder(ids))`` is all that the stock forward does.
 
     Some families scale or cap their logits. Asking them beats a list of their names: equal to the bit on a few
     tokens, or the stock forward with all its logits is used.
@@ -127,7 +127,7 @@ def _head_stands_alone(model: PreTrainedModel, rows: Tensor) -> bool:
 
 
 def _token_losses(model: PreTrainedModel, batch: Tensor, chunked: bool) -> Tensor:
-    """Negative log-likelihood of every predicted token in float64, [sequences, length - 1]."""
+    """Return negative log-likelihood of every predicted token in float64, [sequences, length - 1]."""
     labels = batch[:, 1:].flatten()
     parts = _parts(model) if chunked else None
     if parts is None:
@@ -146,7 +146,7 @@ def _token_losses(model: PreTrainedModel, batch: Tensor, chunked: bool) -> Tenso
 
 
 def _logits(head: Any, hidden: Tensor) -> Iterator[Tensor]:
-    """Logits of a chunk of positions at a time, [chunk, vocabulary], from [positions, hidden size]."""
+    """Yield logits of a chunk of positions at a time, [chunk, vocabulary], from [positions, hidden size]."""
     for piece in hidden.split(_chunk(hidden)):
         yield head(piece)
 
@@ -156,7 +156,7 @@ def _chunk(tensor: Tensor) -> int:
 
 
 def _cause(model: PreTrainedModel) -> str:
-    """Why a loss is not finite: a broken weight, or activations that overflow."""
+    """Tell why a loss is not finite: a broken weight, or activations that overflow."""
     for name, weight in model.named_parameters():
         if not weight.isfinite().all():
             return f"weight {name!r} holds NaN or infinity; make or download the checkpoint again"

@@ -16,7 +16,7 @@ _INSTEAD = "give a text file (evaluation.text, --eval-text), such as wiki.test.r
 
 
 def wikitext_text(spec: EvaluationSpec) -> tuple[str, str]:
-    """The name and content of the text for perplexity: ``spec.text`` as it is, or the test split of WikiText-2.
+    """Return the name and content of the text for perplexity: ``spec.text`` as it is, or the test split of WikiText-2.
 
     A file may begin with a byte order mark, and be compressed.
 

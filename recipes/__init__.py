@@ -50,7 +50,7 @@ _Loader.add_implicit_resolver(
 
 
 def parse(text: str, origin: str) -> dict[str, Any]:
-    """The mapping that a recipe's YAML text holds, for :meth:`Recipe.build` (which checks keys and values).
+    """Return the mapping that a recipe's YAML text holds, for :meth:`Recipe.build` (which checks keys and values).
 
     Args:
         text: YAML.
@@ -71,7 +71,7 @@ def parse(text: str, origin: str) -> dict[str, Any]:
 
 
 def value_of(text: str, origin: str) -> Any:
-    """The value that a piece of YAML is, read as a recipe's are.
+    """Return the value that a piece of YAML is, read as a recipe's are.
 
     Raises:
         ConfigError: when it is no YAML.
@@ -80,7 +80,7 @@ def value_of(text: str, origin: str) -> Any:
 
 
 def read_file(path: str | Path) -> dict[str, Any]:
-    """The mapping in a recipe file, which may not decide that a model's own code is run (:func:`from_file`).
+    """Return the mapping in a recipe file, which may not decide that a model's own code is run (:func:`from_file`).
 
     Raises:
         ConfigError: when the file cannot be read or parsed.
@@ -93,12 +93,12 @@ def read_file(path: str | Path) -> dict[str, Any]:
 
 
 def names() -> list[str]:
-    """The recipes' names, sorted."""
+    """Return the recipes' names, sorted."""
     return sorted(entry.name.removesuffix(SUFFIX) for entry in files(__name__).iterdir() if entry.name.endswith(SUFFIX))
 
 
 def read(name: str) -> dict[str, Any]:
-    """The mapping of one recipe of the catalogue.
+    """Return the mapping of one recipe of the catalogue.
 
     Raises:
         UnknownModelError: naming the closest recipe, when there is none of this name.
@@ -110,12 +110,13 @@ def read(name: str) -> dict[str, Any]:
 
 
 def catalogue() -> list[Recipe]:
-    """Every recipe, validated, sorted by name."""
+    """Return every recipe, validated, sorted by name."""
     return [Recipe.build(read(name)) for name in names()]
 
 
 def mapping_for(model: str) -> dict[str, Any]:
-    """What ``--model`` means: a recipe of the catalogue, or a bare recipe for a Hub id, folder or ``.gguf`` file.
+    """Return what ``--model`` means: a recipe of the catalogue, or a bare recipe for a Hub id, folder or ``.gguf``
+    file.
 
     A recipe's name wins over a folder of the same name; write ``./llama`` for the folder.
 

@@ -30,7 +30,9 @@ SAMPLES = (
 
 
 def folder_of(path_or_id: str, revision: str | None = None) -> Path | None:
-    """Where the files of a model lie: its folder, or that of its revision in the Hub's cache; ``None`` if nowhere."""
+    """Tell where the files of a model lie: its folder, or that of its revision in the Hub's cache; ``None`` if
+    nowhere.
+    """
     if Path(path_or_id).is_dir():
         return Path(path_or_id)
     found = try_to_load_from_cache(path_or_id, "config.json", revision=revision)
@@ -75,7 +77,7 @@ def write_tokenizer(folder: Path, tokenizer: Any, source: Path | None) -> None:
 
 
 def opens_as(folder: Path, tokenizer: Any) -> bool:
-    """Whether a folder's tokenizer, opened without running code, does what the one in memory does."""
+    """Tell whether a folder's tokenizer, opened without running code, does what the one in memory does."""
     try:
         with _quiet():
             opened = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
@@ -97,12 +99,12 @@ def _quiet() -> Iterator[None]:
 
 
 def ids_of(tokenizer: Any) -> list[list[int]]:
-    """The token ids of texts that tell tokenizers apart."""
+    """Return the token ids of texts that tell tokenizers apart."""
     return [list(tokenizer(text)["input_ids"]) for text in SAMPLES]
 
 
 def _copied(folder: Path, source: Path) -> list[Path]:
-    """Copies of a model's tokenizer files, links followed."""
+    """Return copies of a model's tokenizer files, links followed."""
     copies = []
     for path in sorted((*source.iterdir(), *source.glob("additional_chat_templates/*"))):
         name = path.relative_to(source)

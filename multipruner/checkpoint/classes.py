@@ -82,7 +82,7 @@ def modeling_file(spec: Family) -> str:
 
 
 def modeling_source(spec: Family, dense: PreTrainedModel | None = None) -> str:
-    """Text of the file in a checkpoint that defines a family's pruned classes.
+    """Return text of the file in a checkpoint that defines a family's pruned classes.
 
     Args:
         spec: the family's row.
@@ -96,7 +96,9 @@ def modeling_source(spec: Family, dense: PreTrainedModel | None = None) -> str:
 
 
 def _family(spec: Family, dense: PreTrainedModel | None) -> str:
-    """The part of the modelling code in which families differ: imports, names of modules, how a layer is built."""
+    """Return the part of the modelling code in which families differ: imports, names of modules, how a layer is
+    built.
+    """
     blocks = {kind: (spec.block(kind).path, spec.block(kind).norms) for kind in KINDS}
     heads = spec.key("kv_groups * queries") or spec.key("kv_groups")
     names = _NAMES.format(
@@ -111,7 +113,7 @@ def _family(spec: Family, dense: PreTrainedModel | None) -> str:
 
 
 def _imports(spec: Family, dense: PreTrainedModel | None) -> str:
-    """Where the stock classes come from.
+    """Tell where the stock classes come from.
 
     Raises:
         ConfigError: when the family's code travels with the model, and there is none.
@@ -133,7 +135,7 @@ def _imports(spec: Family, dense: PreTrainedModel | None) -> str:
 
 
 def _sizes(spec: Family, resized: list[BlockSpec]) -> dict[str, Any]:
-    """Statements that read a layer's sizes off its configuration, and those that cut its blocks to them."""
+    """Return statements that read a layer's sizes off its configuration, and those that cut its blocks to them."""
     axes = {axis.name for block in resized for axis in BLOCK_KINDS[block.kind].axes}
     cuts = [
         f'cut_to(layer, "{block.path}.{tensor.path}", ({", ".join(layout.text for layout in tensor.dims)},))'
@@ -147,7 +149,7 @@ def _sizes(spec: Family, resized: list[BlockSpec]) -> dict[str, Any]:
 
 
 def model_class(spec: Family, dense: PreTrainedModel | None = None) -> type[PreTrainedModel]:
-    """The pruned causal language model of a family; its ``config_class`` is the pruned configuration.
+    """Return the pruned causal language model of a family; its ``config_class`` is the pruned configuration.
 
     Args:
         spec: the family's row.
@@ -163,7 +165,7 @@ def model_class(spec: Family, dense: PreTrainedModel | None = None) -> type[PreT
 
 
 def _code_of(defined: type) -> dict[str, str]:
-    """The source files that define a class, by name: its own and those it imports from beside it."""
+    """Return the source files that define a class, by name: its own and those it imports from beside it."""
     own = str(sys.modules[defined.__module__].__file__)
     return {Path(file).name: Path(file).read_text(encoding="utf-8") for file in (own, *get_relative_import_files(own))}
 
@@ -186,6 +188,8 @@ def _load_class(reference: str, files: tuple[tuple[str, str], ...]) -> type[PreT
 
 
 def family_of(config: Any) -> Family | None:
-    """The row of a pruned model's configuration (object or dictionary), or ``None`` when it is not a pruned one's."""
+    """Return the row of a pruned model's configuration (object or dictionary), or ``None`` when it is not a pruned
+    one's.
+    """
     model_type = config.get("model_type") if isinstance(config, dict) else getattr(config, "model_type", None)
     return FAMILIES.get(str(model_type).removeprefix(MODEL_TYPE)) if str(model_type).startswith(MODEL_TYPE) else None

@@ -19,7 +19,7 @@ from .classes import model_class
 
 
 def pruned_config(config: Any, plan: PruningPlan, dense: PreTrainedModel | None = None) -> PreTrainedConfig:
-    """The configuration that a plan leaves of a dense one: a stock one where that can say it.
+    """Return the configuration that a plan leaves of a dense one: a stock one where that can say it.
 
     Args:
         config: the dense model's configuration; not modified.
@@ -53,7 +53,7 @@ def pruned_config(config: Any, plan: PruningPlan, dense: PreTrainedModel | None 
 
 
 def _per_layer_lists(record: Mapping[str, Any], layers: int) -> list[str]:
-    """Keys that hold one value for every layer; lists of tokens and labels may be as long by chance."""
+    """Return keys that hold one value for every layer; lists of tokens and labels may be as long by chance."""
     return [
         key
         for key, value in record.items()
@@ -62,7 +62,7 @@ def _per_layer_lists(record: Mapping[str, Any], layers: int) -> list[str]:
 
 
 def _stock_config(config: Any, record: dict[str, Any], sizes: Structure, spec: Family) -> PreTrainedConfig | None:
-    """The family's own configuration for these sizes, or ``None`` where it has no words for them."""
+    """Return the family's own configuration for these sizes, or ``None`` where it has no words for them."""
     size, constants = sizes[0], dimensions(config).constants
     widths = any(block.resized for block in map(spec.block, KINDS))
     if spec.remote_code or widths or len(set(sizes)) > 1 or not (size.has_attention and size.has_mlp):
@@ -96,20 +96,20 @@ def _check_plan(config: Any, plan: PruningPlan) -> None:
 
 
 def _layer_types(types: list[str], sizes: Structure) -> list[str]:
-    """Layers without attention take the type of one that has it: a type only says which cache slot there is."""
+    """Give layers without attention the type of one that has it: a type only says which cache slot there is."""
     living = [kind for kind, size in zip(types, sizes, strict=True) if size.has_attention]
     return [kind if size.has_attention or not living else living[0] for kind, size in zip(types, sizes, strict=True)]
 
 
 def _sizes(size: LayerSize, spec: Family, constants: Counts) -> dict[str, int]:
-    """What the keys of a family's configuration say of a layer of this size."""
+    """Return what the keys of a family's configuration say of a layer of this size."""
     counts = {**constants, **leading(size)}
     layouts = {key: Layout(text) for key, text in spec.config.items()}
     return {key: layout.size(counts) for key, layout in layouts.items() if layout.axes}
 
 
 def _overrides(size: LayerSize, spec: Family, constants: Counts) -> dict[str, Any]:
-    """One layer's entry of ``per_layer_config``; :func:`sizes_in` reads it.
+    """Return one layer's entry of ``per_layer_config``; :func:`sizes_in` reads it.
 
     A removed block is written with size 1, the least that stock constructors take: building the layer costs nothing,
     and a stock class that knows no ``skip`` meets differing sizes and refuses.
@@ -120,7 +120,7 @@ def _overrides(size: LayerSize, spec: Family, constants: Counts) -> dict[str, An
 
 
 def sizes_in(record: Mapping[str, Any], spec: Family) -> Structure:
-    """The sizes of all layers that a checkpoint's ``config.json`` says, stock or ours.
+    """Return the sizes of all layers that a checkpoint's ``config.json`` says, stock or ours.
 
     Args:
         record: its content. ``per_layer_config`` says what differs from the rest (its keys may be padded: ``"02"``).

@@ -44,7 +44,7 @@ def apply_plan(model: PreTrainedModel, plan: PruningPlan) -> PreTrainedModel:
 
 
 def _own(weights: dict[str, torch.Tensor], dense: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Copies of the tensors that still share memory with the dense model's."""
+    """Return copies of the tensors that still share memory with the dense model's."""
     shared = {tensor.data_ptr() for tensor in dense.values()}
     return {name: tensor.clone() if tensor.data_ptr() in shared else tensor for name, tensor in weights.items()}
 

@@ -69,7 +69,7 @@ def _whole(cls: Any, source: str, **kwargs: Any) -> Any:
 
 
 def load_run(folder: str | Path, **kwargs: Any) -> Any:
-    """:func:`load` for a folder that somebody names: whatever is wrong with it is one line.
+    """Call :func:`load` for a folder that somebody names: whatever is wrong with it is one line.
 
     Raises:
         OutputError: when it is damaged, or weights hold NaN or infinity.
@@ -91,7 +91,7 @@ def load_run(folder: str | Path, **kwargs: Any) -> Any:
 
 
 def _is_stock_result(source: str, config: Mapping[str, Any], options: Mapping[str, Any]) -> bool:
-    """Whether this is a stock checkpoint that a plan was applied to (see :func:`multipruner.apply_plan`)."""
+    """Tell whether this is a stock checkpoint that a plan was applied to (see :func:`multipruner.apply_plan`)."""
     family = FAMILIES.get(str(config.get("model_type")))
     if family is None or family.remote_code:
         return False

@@ -133,7 +133,7 @@ class Rehearsal:
         return count
 
     def _own_code(self, folder: Path) -> bool:
-        """Whether the tokenizer brings code, which only the process that trusts it may run."""
+        """Tell whether the tokenizer brings code, which only the process that trusts it may run."""
         path = folder / "tokenizer_config.json"
         return path.is_file() and "auto_map" in json.loads(path.read_text(encoding="utf-8"))
 
@@ -154,7 +154,9 @@ class Rehearsal:
         self._process.stdin = None
 
     def _kind(self, folders: Sequence[Path]) -> str:
-        """What a new process can find at fault: code, the keys of the settings, the tokenizer's class; not sizes."""
+        """Return what a new process can find at fault: code, the keys of the settings, the tokenizer's class; not
+        sizes.
+        """
         texts = [path.read_text(encoding="utf-8") for folder in folders for path in sorted(folder.glob("*.py"))]
         configs = [json.loads((folder / "config.json").read_text(encoding="utf-8")) for folder in folders]
         versions = {name: version(name) for name in ("torch", "transformers", "tokenizers", "huggingface_hub")}
@@ -165,7 +167,7 @@ class Rehearsal:
 
 
 def _sizeless(value: Any) -> Any:
-    """A value of a configuration without its numbers: they make no other kind of model."""
+    """Return a value of a configuration without its numbers: they make no other kind of model."""
     if isinstance(value, dict):
         return {key: _sizeless(inner) for key, inner in value.items() if key != "per_layer_config"}
     if isinstance(value, list):
@@ -174,8 +176,9 @@ def _sizeless(value: Any) -> Any:
 
 
 def structures(dense: Structure, *, uniform: bool) -> list[Structure]:
-    """Small structures of the kind that a search may find: narrower everywhere in layers that are all alike, or layers
-    that differ in heads, channels and blocks."""
+    """Return small structures of the kind that a search may find: narrower everywhere in layers that are all alike, or
+    layers that differ in heads, channels and blocks.
+    """
 
     def narrow(size: LayerSize, *, heads: bool, channels: bool) -> LayerSize:
         groups = max(1, size.kv_heads - 1) if heads else size.kv_heads
@@ -196,7 +199,7 @@ def structures(dense: Structure, *, uniform: bool) -> list[Structure]:
 
 
 def empty_model(model: PreTrainedModel, structure: Structure) -> PreTrainedModel:
-    """A smaller model of some structure without weights, on the meta device, in the dense model's type."""
+    """Return a smaller model of some structure without weights, on the meta device, in the dense model's type."""
     dense = dense_structure(model.config)
     plan = PruningPlan.from_structure(
         structure, Ranking.identity(dense), dense, model="", model_type=spec_for(model.config).model_type
@@ -231,7 +234,7 @@ def _unopened(what: str, reason: str) -> str:
 
 
 def _culprit(model: PreTrainedModel, structure: Structure) -> str:
-    """The key of the configuration without which a smaller model can be made."""
+    """Return the key of the configuration without which a smaller model can be made."""
     record = model.config.to_dict()
     for key in sorted(set(model.config.to_diff_dict()) - {"model_type", "transformers_version", "architectures"}):
         try:
@@ -246,7 +249,7 @@ def _culprit(model: PreTrainedModel, structure: Structure) -> str:
 
 
 def _cure(model: PreTrainedModel, structure: Structure) -> str:
-    """What would work, if something does."""
+    """Return what would work, if something does."""
     if len(set(structure)) == 1:
         return ""
     try:

@@ -53,7 +53,7 @@ def check_reopened(folder: Path, model: PreTrainedModel, ids: Tensor) -> None:
 
 @torch.no_grad()
 def _loss(model: PreTrainedModel, ids: Tensor) -> float:
-    """Mean loss of the next token in nats; one that is not finite counts as infinite."""
+    """Return mean loss of the next token in nats; one that is not finite counts as infinite."""
     logits = model(input_ids=ids, use_cache=False).logits[:, :-1].float()
     loss = cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten()).item()
     return loss if loss == loss else float("inf")

@@ -100,23 +100,23 @@ def check_name(path: Path) -> None:
 
 
 def is_known(name: str) -> bool:
-    """Whether a file of a run has this name, relative to its folder (weights and code apart)."""
+    """Tell whether a file of a run has this name, relative to its folder (weights and code apart)."""
     return any(fnmatch(name, known) for known in _KNOWN)
 
 
 def is_written(folder: Path) -> bool:
-    """Whether multipruner wrote a run into a folder: its plan or its report says so itself, not by a name."""
+    """Tell whether multipruner wrote a run into a folder: its plan or its report says so itself, not by a name."""
     return any(header_of(folder / name) is not None for name in ("plan.json", "report.json"))
 
 
 def written(folder: Path) -> frozenset[str] | None:
-    """The files that a run wrote into a folder, as its report lists them; ``None`` where it does not."""
+    """Return the files that a run wrote into a folder, as its report lists them; ``None`` where it does not."""
     names = (header_of(folder / "report.json") or {}).get("files")
     return frozenset(map(str, names)) if isinstance(names, list) else None
 
 
 def is_ours(name: str, listed: frozenset[str] | None) -> bool:
-    """Whether a run, or a report about it, wrote a file of its folder.
+    """Tell whether a run, or a report about it, wrote a file of its folder.
 
     Args:
         name: relative to the folder.
@@ -129,7 +129,7 @@ def is_ours(name: str, listed: frozenset[str] | None) -> bool:
 
 
 def unwritten(folder: Path) -> list[str]:
-    """Files that the run in a folder did not write, by whose names the next one there would be misread."""
+    """Return files that the run in a folder did not write, by whose names the next one there would be misread."""
     listed = written(folder)
     if listed is None:
         return []
@@ -138,7 +138,7 @@ def unwritten(folder: Path) -> list[str]:
 
 
 def left_over(names: set[str], files: set[str]) -> list[str]:
-    """Those of ``names`` that some run wrote and that are not among ``files``: stale weights would be loaded."""
+    """Return those of ``names`` that some run wrote and that are not among ``files``: stale weights would be loaded."""
     return sorted(name for name in names - files if any(fnmatch(name, ours) for ours in _OURS))
 
 
@@ -152,7 +152,7 @@ def _no_run(path: Path, missing: list[str]) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object that a file of a run holds.
+    """Return the object that a file of a run holds.
 
     Raises:
         OutputError: when it cannot be read, or holds something else.
@@ -173,7 +173,7 @@ def _walk(path: Path) -> Iterator[str]:
 
 
 def _weights(path: Path) -> set[str]:
-    """Files with weights, as transformers would find them."""
+    """Return files with weights, as transformers would find them."""
     single = (path / "model.safetensors").exists()
     if single or not (path / INDEX).exists():
         return {"model.safetensors"}
@@ -181,7 +181,7 @@ def _weights(path: Path) -> set[str]:
 
 
 def check_index(path: Path) -> set[str]:
-    """The files that an index of weights names, all of them beside it.
+    """Return the files that an index of weights names, all of them beside it.
 
     Raises:
         OutputError: when it cannot be read, or names something elsewhere.
@@ -215,7 +215,9 @@ def _check_whole(path: Path) -> None:
 
 
 def _code(path: Path, config: dict[str, Any]) -> set[str]:
-    """Python files that the checkpoint needs: named by an ``auto_map``, and what those import from beside them."""
+    """Return Python files that the checkpoint needs: named by an ``auto_map``, and what those import from beside
+    them.
+    """
     maps = [config.get("auto_map")]
     if (path / "tokenizer_config.json").exists():
         maps.append(read_json(path / "tokenizer_config.json").get("auto_map"))

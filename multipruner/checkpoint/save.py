@@ -78,7 +78,7 @@ def save(
 
 
 def _write_texts(folder: Path, plan: PruningPlan, report: Mapping[str, Any], card: str) -> None:
-    """Plan, card and, last, the report, which lists every file and knows the card that was written."""
+    """Write plan, card and, last, the report, which lists every file and knows the card that was written."""
     for name, text in {PLAN_FILE: plan.to_json(), CARD: card}.items():
         (folder / name).write_text(text, encoding="utf-8")
     names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
@@ -103,7 +103,7 @@ def _checked(partial: Path, target: Path, check: Callable[[Path], None]) -> None
 
 
 def weight_bytes(model: PreTrainedModel) -> int:
-    """Size of a model's weights in bytes, tied tensors counted once."""
+    """Return size of a model's weights in bytes, tied tensors counted once."""
     tensors = {tensor.data_ptr(): tensor for tensor in model.state_dict().values()}
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 

@@ -22,7 +22,7 @@ HEADS, KV_HEADS = "num_attention_heads", "num_key_value_heads"
 
 
 def stock_layer(config: Any, number: int, dense: dict[str, Any]) -> Any:
-    """The stock decoder layer of one layer's configuration; ``dense`` holds the dense model's."""
+    """Return the stock decoder layer of one layer's configuration; ``dense`` holds the dense model's."""
     return LlamaDecoderLayer(config, number)
 
 
@@ -61,7 +61,9 @@ class PrunedLlamaConfig(LlamaConfig):
         super().__post_init__(**kwargs)
 
     def validate_architecture(self) -> None:
-        """The stock check wants hidden_size to be a multiple of the heads; with an explicit head_dim it need not."""
+        """Accept what the stock check does not, which wants hidden_size to be a multiple of the heads; with an explicit
+        head_dim it need not.
+        """
         for number, layer in enumerate(self.per_layer_config or ()):  # None in 5.14 where all layers are alike
             heads = getattr(layer, HEADS)
             kv_heads = getattr(layer, KV_HEADS, None) or heads
@@ -90,7 +92,7 @@ def without_layers(config: Any) -> Iterator[None]:
 
 
 def pruned_layer(config: Any, number: int) -> nn.Module:
-    """The stock decoder layer in its own sizes, with null modules in the place of removed blocks."""
+    """Return the stock decoder layer in its own sizes, with null modules in the place of removed blocks."""
     own = config.per_layer_config[number]
     layer = stock_layer(own, number, vars(config))
     for kind, null in (("attention", NoHeads), ("mlp", NoMLP)):
@@ -143,7 +145,7 @@ class PrunedLlamaForCausalLM(LlamaForCausalLM):
         self.post_init()
 
     def _get_static_cache_init_shape(self) -> None:
-        """No shapes in advance: cache slots are not in the order of the layers (the first update shapes them)."""
+        """Give no shapes in advance: cache slots are not in the order of the layers (the first update shapes them)."""
         return
 
 

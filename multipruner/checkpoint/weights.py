@@ -18,7 +18,7 @@ from multipruner.engine.cutting import Cut, cuts, take
 def pruned_weights(
     weights: Mapping[str, Tensor], plan: PruningPlan, spec: Family, constants: Counts
 ) -> dict[str, Tensor]:
-    """The state dictionary that a plan leaves of the dense one: plan + dense weights => the same bits, always.
+    """Return the state dictionary that a plan leaves of the dense one: plan + dense weights => the same bits, always.
 
     Args:
         weights: dense state dictionary, names as in the stock model.
@@ -54,7 +54,7 @@ def pruned_weights(
 def _layer_cuts(
     kept: KeptLayer, full: LayerSize, spec: Family, constants: Counts
 ) -> dict[str, tuple[tuple[int, ...], Cut]]:
-    """Shape and cut of every tensor of a layer that depends on its size, by its name in the layer."""
+    """Return shape and cut of every tensor of a layer that depends on its size, by its name in the layer."""
     chosen, dense = units(kept, full), {**constants, **leading(full)}
     found: dict[str, tuple[tuple[int, ...], Cut]] = {}
     for block in (spec.block(kind) for kind in KINDS):
@@ -65,6 +65,6 @@ def _layer_cuts(
 
 
 def _belongs_to_removed(inner: str, size: LayerSize, spec: Family) -> bool:
-    """Whether a tensor of a layer belongs to a block, or to a norm that goes with it, that is gone."""
+    """Tell whether a tensor of a layer belongs to a block, or to a norm that goes with it, that is gone."""
     gone = (spec.block(kind) for kind in KINDS if not size.has(kind))
     return any(inner.startswith(f"{path}.") for block in gone for path in (block.path, *block.norms))

@@ -40,7 +40,7 @@ class Parser(argparse.ArgumentParser):
         raise ConfigError(f"{message} (--help{'-all' if self.everyday else ''} lists the flags)")
 
     def format_help(self) -> str:
-        """The everyday flags under one heading, where there is a short help."""
+        """Return the everyday flags under one heading, where there is a short help."""
         if not self.everyday:
             return self.format_all()
         first, last = self.brief
@@ -55,13 +55,13 @@ class Parser(argparse.ArgumentParser):
         return formatter.format_help()
 
     def _briefly(self, action: argparse.Action) -> argparse.Action:
-        """The same flag with the short help's words."""
+        """Return the same flag with the short help's words."""
         short = copy(action)
         short.help = self.everyday.get(action.dest) or action.help
         return short
 
     def format_all(self) -> str:
-        """Every flag under the heading of its group."""
+        """Return every flag under the heading of its group."""
         return super().format_help()
 
 
@@ -97,7 +97,7 @@ def completion(shell: str) -> str:
 
 
 def _completable(parser: Parser) -> Parser:
-    """A parser whose flags know what their values are completed with: folders, files or recipes."""
+    """Return a parser whose flags know what their values are completed with: folders, files or recipes."""
     import shtab
 
     from multipruner.recipes import names
@@ -153,7 +153,7 @@ def add_fields(
 
 
 def nested(arguments: dict[str, Any]) -> dict[str, Any]:
-    """``{"calibration.seed": 1}`` as ``{"calibration": {"seed": 1}}``."""
+    """Return ``{"calibration.seed": 1}`` as ``{"calibration": {"seed": 1}}``."""
     result: dict[str, Any] = {}
     for name, value in arguments.items():
         *parents, last = name.split(".")
@@ -165,7 +165,7 @@ def nested(arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def evaluation_values(mapping: dict[str, Any]) -> None:
-    """Task lists and batch sizes arrive as text.
+    """Turn task lists and batch sizes, which arrive as text, into what they mean.
 
     Raises:
         ConfigError: for a list without a task.

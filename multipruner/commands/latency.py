@@ -41,13 +41,13 @@ def make_parser() -> Parser:
     parser.add_argument("--overwrite", action="store_true", help="measure anew what FILE or FILE.partial holds")
     work = parser.add_argument_group("workloads")
     work.add_argument("--phase", choices=("prefill", "decode", "both"), default="both", help="default both")
-    work.add_argument("--batch", type=int, default=1, metavar="B", help="sequences (default 1)")
-    work.add_argument("--prompt", type=int, action="append", metavar="P",
+    work.add_argument("--batch", type=int, default=1, metavar="SEQUENCES", help="sequences (default 1)")
+    work.add_argument("--prompt", type=int, action="append", metavar="TOKENS",
                       help="tokens of the prompt (default 512); may be given several times")  # fmt: skip
     cache = work.add_mutually_exclusive_group()
-    cache.add_argument("--generate", type=int, metavar="G", help="decode: tokens generated behind the prompt; the "
+    cache.add_argument("--generate", type=int, metavar="TOKENS", help="decode: tokens generated behind the prompt; the "
                        "cache is measured half-way")  # fmt: skip
-    cache.add_argument("--cached", type=int, metavar="C", help="decode: tokens in the cache (default 256)")
+    cache.add_argument("--cached", type=int, metavar="TOKENS", help="decode: tokens in the cache (default 256)")
     how = parser.add_argument_group("how")
     how.add_argument("--attn-implementation", metavar="NAME", help="transformers' name: sdpa, eager, flash_attention_2")
     how.add_argument("--compile", action="store_true", help="compile every block (torch.compile)")
@@ -60,7 +60,7 @@ def make_parser() -> Parser:
 
 
 def workloads_of(typed: argparse.Namespace) -> list[Workload]:
-    """The workloads that the flags ask for.
+    """Return the workloads that the flags ask for.
 
     Raises:
         ConfigError: for numbers below one.
@@ -108,7 +108,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _check_output(output: Path, partial: Path, overwrite: bool) -> None:
-    """Only an earlier table, and what an interrupted measurement left, are ever replaced.
+    """Refuse to replace anything but an earlier table and what an interrupted measurement left.
 
     Raises:
         OutputError: naming what is there.
@@ -124,7 +124,7 @@ def _check_output(output: Path, partial: Path, overwrite: bool) -> None:
 
 
 def _load(typed: argparse.Namespace, console: Console) -> Any:
-    """The dense model, as the flags want it."""
+    """Return the dense model, as the flags want it."""
     import torch
 
     from multipruner.config.recipe import Recipe
@@ -170,13 +170,13 @@ def _measured(
 
 
 def _spread(table: LatencyTable, name: str) -> float:
-    """The median spread of a workload's blocks; those of removed ones take too little to tell."""
+    """Return the median spread of a workload's blocks; those of removed ones take too little to tell."""
     row = table.row(name)
     return median(entry.spread for kind in (row.attention, row.mlp) for width, entry in kind.items() if width)
 
 
 def _summary(table: LatencyTable, model: Any) -> Any:
-    """The dense model's prediction and the entries, as a table for the screen."""
+    """Return the dense model's prediction and the entries, as a table for the screen."""
     from rich.table import Table
 
     from multipruner.core.families import dense_structure

@@ -19,7 +19,7 @@ _RESUMABLE = ("prune", "search", "latency", "push", "tune")
 
 
 def _terminate(number: int, frame: object) -> None:
-    """A polite kill ends a run as Ctrl-C does."""
+    """End a run by a polite kill as Ctrl-C does."""
     raise KeyboardInterrupt
 
 

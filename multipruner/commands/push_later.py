@@ -40,7 +40,7 @@ class PushLater:
 
     @classmethod
     def take(cls, typed: dict[str, Any]) -> PushLater | None:
-        """What was typed about a push, taken out of ``typed``; ``None`` when nothing was.
+        """Return what was typed about a push, taken out of ``typed``; ``None`` when nothing was.
 
         Raises:
             ConfigError: for a flag that says how to push without one that says where.
@@ -53,13 +53,15 @@ class PushLater:
 
     @classmethod
     def without(cls, arguments: Sequence[str]) -> list[str]:
-        """A command line's arguments less these flags: how a result was made, not where its maker's token lies."""
+        """Return a command line's arguments less these flags: how a result was made, not where its maker's token
+        lies.
+        """
         parser = argparse.ArgumentParser(add_help=False)
         cls.flags(parser)
         return parser.parse_known_args(arguments)[1]
 
     def check(self, **options: Any) -> None:
-        """Before the work: everything that can be known about the push, see :func:`check_push`.
+        """Check before the work what can be known about the push, see :func:`check_push`.
 
         Raises:
             PublishError: as the push would.
@@ -67,7 +69,7 @@ class PushLater:
         check_push(self.repo, public=self.public, yes=self.yes, token_file=self.token_file, **options)
 
     def run(self, folder: str | Path, **options: Any) -> Pushed | None:
-        """After the work: :func:`push`, without asking again.
+        """Return after the work: :func:`push`, without asking again.
 
         Files in the folder that are not part of the run stay there, and are named.
 

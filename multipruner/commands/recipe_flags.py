@@ -17,14 +17,16 @@ if TYPE_CHECKING:
 
 
 def model_flags(parser: argparse.ArgumentParser) -> None:
-    """Which model, by which recipe; the recipe's fields follow under the same heading (:func:`.add_fields`)."""
+    """Add the flags that say which model, by which recipe; the recipe's fields follow under the same heading
+    (:func:`.add_fields`).
+    """
     model = parser.add_argument_group("model")
     model.add_argument("--model", metavar="NAME", help="recipe, Hub id, local folder or .gguf file; 'list' lists")
     model.add_argument("--recipe", type=Path, metavar="FILE", help="a recipe of your own (YAML)")
 
 
 def set_flag(parser: argparse.ArgumentParser) -> None:
-    """Any key of a recipe (:func:`taken_settings` reads it)."""
+    """Add the flag for any key of a recipe (:func:`taken_settings` reads it)."""
     parser.add_argument("--set", dest="set", action="append", metavar="KEY=VALUE",
                        help="any key of a recipe, dotted, with a YAML value, such as calibration.seed=3 or "
                        "stages=[mlp,heads,blocks]; may be given several times")  # fmt: skip
@@ -62,7 +64,7 @@ def taken_settings(typed: dict[str, Any]) -> None:
 
 
 def _flat(key: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    """A mapping's values by dotted keys."""
+    """Return a mapping's values by dotted keys."""
     found: dict[str, Any] = {}
     for name, value in values.items():
         found |= _flat(f"{key}.{name}", value) if isinstance(value, dict) else {f"{key}.{name}": value}
@@ -74,7 +76,8 @@ Amend = Callable[[dict[str, Any], Sequence[Mapping[str, Any]]], None]
 
 
 def recipe_of(typed: dict[str, Any], *fixed: dict[str, Any], amend: Amend | None = None) -> Recipe:
-    """The recipe that typed flags make: flags and --set over the --recipe file over the catalogue over the defaults.
+    """Return the recipe that typed flags make: flags and --set over the --recipe file over the catalogue over the
+    defaults.
 
     Args:
         typed: flags by dotted destination, nothing else left in it.

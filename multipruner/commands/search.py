@@ -72,7 +72,7 @@ def _search_flags(parser: argparse.ArgumentParser) -> None:
         ("--ratio-range", str, "LOW:HIGH", "what may go, with several objectives (default: half to one and a half of "
          "--ratio)"),
         ("--seeds", str, "NAMES", "computed to start from: program, greedy, or none (default program)"),
-        ("--pick", str, "HOW", "point of the front that becomes the model: knee, best (lowest loss) or its number "
+        ("--pick", str, "NAME|N", "point of the front that becomes the model: knee, best (lowest loss) or its number "
          "(default best; knee with several objectives)"),
         ("--channel-groups", str, "N,N", "schedule: choices (default: the recipe's)"),
         ("--importances", str, "NAMES", "schedule: choices (default: the recipe's)"),
@@ -117,7 +117,7 @@ _PLAIN = ("genome", "algorithm", "population", "generations", "offspring", "scre
 
 
 def options_of(typed: dict[str, Any]) -> SearchOptions:
-    """The search's own flags, taken out of the others.
+    """Return the search's own flags, taken out of the others.
 
     Raises:
         ConfigError: for what cannot be meant.
@@ -175,7 +175,7 @@ def _range(text: str) -> tuple[float, float]:
 
 
 def _timed(flags: dict[str, Any], sources: Sequence[Mapping[str, Any]]) -> None:
-    """Latency as an objective needs a table; a budget of it is not needed.
+    """Check that latency as an objective has a table; a budget of it is not needed.
 
     Args:
         flags: recipe fields that were typed.
@@ -189,7 +189,7 @@ def _timed(flags: dict[str, Any], sources: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _fixed(options: SearchOptions) -> dict[str, Any]:
-    """What the search asks of the recipe, whatever it says."""
+    """Return what the search asks of the recipe, whatever it says."""
     fixed: dict[str, Any] = {FOUND_BY: "program"}
     if repairs := [name for name in options.repairs if name != "none"]:
         fixed["repair"] = repairs[0]

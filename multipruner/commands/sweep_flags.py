@@ -79,7 +79,7 @@ class Asked:
                 del flags["budgets"]
 
     def folder(self, recipe: Recipe) -> Path:
-        """Where the result goes when no folder is named."""
+        """Tell where the result goes when no folder is named."""
         if self.plan is not None:
             return Path("runs") / f"{recipe.name}-{self.plan.stem}"
         return self._points(recipe).folder(recipe)
@@ -90,7 +90,7 @@ class Asked:
         return parse_sweep(self.sweep or "", timed=recipe.latency_table is not None)
 
     def run(self, recipe: Recipe, folder: Path, console: Console, command: str, overwrite: bool) -> None:
-        """Sweep, or make the plan's model."""
+        """Run the sweep, or make the plan's model."""
         if self.plan is not None:
             from multipruner.jobs.prune.given_plan import apply_given_plan
 

@@ -43,7 +43,7 @@ def make_parser() -> Parser:
     parser.add_argument("--overwrite", action="store_true", help="replace what is there")
     text = parser.add_argument_group("text")
     text.add_argument("--data", metavar="TEXT", help=f"{listed_texts(TEXTS, ids=False)} (default alpaca)")
-    text.add_argument("--text-column", dest="text_column", help="column of a table that is the text")
+    text.add_argument("--text-column", dest="text_column", metavar="NAME", help="column of a table that is the text")
     text.add_argument("--chat-template", dest="chat_template", metavar="FILE|NAME",
                       help="for conversations and question-answer columns; default: the tokenizer's own")  # fmt: skip
     text.add_argument("--length", type=int, metavar="N", help="tokens per sequence, default 256")
@@ -52,9 +52,9 @@ def make_parser() -> Parser:
     how.add_argument("--batch", type=int, metavar="N", help="sequences per step, default 8")
     how.add_argument("--micro-batch", dest="micro_batch", type=int, metavar="N",
                      help="sequences per forward pass, for less memory; default: the batch")  # fmt: skip
-    how.add_argument("--rank", type=int, metavar="R", help="of the adapters, default 16 (alpha is twice the rank)")
-    how.add_argument("--lr", type=float, metavar="X", help="peak learning rate, default 2e-4")
-    how.add_argument("--seed", type=int, help="default 0")
+    how.add_argument("--rank", type=int, metavar="N", help="of the adapters, default 16 (alpha is twice the rank)")
+    how.add_argument("--lr", type=float, metavar="RATE", help="peak learning rate, default 2e-4")
+    how.add_argument("--seed", type=int, metavar="N", help="default 0")
     how.add_argument("--gradient-checkpointing", dest="gradient_checkpointing", action="store_true",
                      help="less memory, a third more time")  # fmt: skip
     how.add_argument("--save-every", dest="save_every", type=int, metavar="N",

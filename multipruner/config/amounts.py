@@ -11,7 +11,7 @@ _AMOUNT = re.compile(r"\s*([0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?)\s*([a-zA-Z]*)\s*
 
 
 def amount_of(name: str, text: str, dense: float) -> float:
-    """An upper bound as typed: ``0.7x`` of the dense model, or a number with a unit of the cost's row.
+    """Return an upper bound as typed: ``0.7x`` of the dense model, or a number with a unit of the cost's row.
 
     Raises:
         ConfigError: for what is neither, or a share outside 0 to 1.

@@ -150,7 +150,7 @@ METHODS: dict[str, Method] = {
 
 
 def row_of(table: Mapping[str, Row], name: str, what: str) -> Row:
-    """The row of a table.
+    """Return the row of a table.
 
     Args:
         table: by name.
@@ -166,7 +166,7 @@ def row_of(table: Mapping[str, Row], name: str, what: str) -> Row:
 
 
 def loaded(where: Where) -> Callable[..., Any]:
-    """The function that a row names, its module imported only now."""
+    """Return the function that a row names, its module imported only now."""
     if not isinstance(where, str):
         return where
     module, _, name = where.partition(":")
@@ -186,7 +186,7 @@ class OneOf:
     what: str
 
     def checked(self, name: str) -> str:
-        """The name.
+        """Return the name.
 
         Raises:
             ValueError: when the table has no such row.
@@ -208,12 +208,12 @@ class ListsTexts:
     table: Mapping[str, Text]
 
     def put_into(self, text: str, *, brief: bool = False) -> str:
-        """A description with the list of sources in its place."""
+        """Return a description with the list of sources in its place."""
         return text.replace("{texts}", listed_texts(self.table, brief=brief))
 
 
 def listed_texts(table: Mapping[str, Text], *, brief: bool = False, ids: bool = True) -> str:
-    """The sources of a table, for help.
+    """Return the sources of a table, for help.
 
     Args:
         table: by name.

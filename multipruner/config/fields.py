@@ -18,7 +18,7 @@ BUDGETS = "budgets"
 
 
 def shown(group: str, metavar: str = "", *, flag: str = "", everyday: bool = False, brief: str = "") -> dict[str, Any]:
-    """Metadata of a field that has a flag.
+    """Return metadata of a field that has a flag.
 
     Args:
         group: under which ``--help-all`` lists it.
@@ -54,7 +54,7 @@ class Flag:
 
 
 def flags_of(model: type[BaseModel], prefix: str = "") -> Iterator[Flag]:
-    """The flags of a model's fields and of the sections within it, in the order of the fields."""
+    """Yield the flags of a model's fields and of the sections within it, in the order of the fields."""
     for name, field in model.model_fields.items():
         about, key = field.json_schema_extra, f"{prefix}{name}"
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
@@ -74,7 +74,7 @@ def flags_of(model: type[BaseModel], prefix: str = "") -> Iterator[Flag]:
 
 
 def described(field: FieldInfo, brief: str = "") -> str:
-    """What a field says of itself, or the short form of it, with what its table holds now."""
+    """Return what a field says of itself, or the short form of it, with what its table holds now."""
     text = brief or field.description or ""
     for item in field.metadata:
         if isinstance(item, ListsTexts):
@@ -83,7 +83,7 @@ def described(field: FieldInfo, brief: str = "") -> str:
 
 
 def keys_of(model: type[BaseModel], prefix: str = "") -> list[str]:
-    """Every key of a model, sections themselves and, dotted, what is within them."""
+    """Return every key of a model, sections themselves and, dotted, what is within them."""
     found = []
     for name, field in model.model_fields.items():
         found.append(f"{prefix}{name}")
@@ -95,7 +95,7 @@ def keys_of(model: type[BaseModel], prefix: str = "") -> list[str]:
 
 
 def _kind(field: FieldInfo) -> tuple[type, tuple[str, ...]]:
-    """What a flag's text becomes, and the names it is chosen from."""
+    """Return what a flag's text becomes, and the names it is chosen from."""
     for item in field.metadata:
         if isinstance(item, OneOf):
             return str, tuple(item.table)
@@ -107,7 +107,7 @@ def _kind(field: FieldInfo) -> tuple[type, tuple[str, ...]]:
 
 
 def _default(field: FieldInfo, key: str) -> str:
-    """What is taken where nothing is said, for every method; nothing for what is off then."""
+    """Return what is taken where nothing is said, for every method; nothing for what is off then."""
     by_method = {name: _within(row.preset, key) for name, row in METHODS.items()}
     own = None if field.is_required() else field.get_default(call_default_factory=True)
     said = {name: _text(own if value is None else value) for name, value in by_method.items()}

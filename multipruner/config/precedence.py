@@ -24,7 +24,7 @@ def merge_into(target: dict[str, Any], source: Mapping[str, Any]) -> None:
 
 
 def asked_ratio(sources: Sequence[Mapping[str, Any]], default: Any) -> Any:
-    """The ratio that several mappings ask for together; budgets without one replace it.
+    """Return the ratio that several mappings ask for together; budgets without one replace it.
 
     Args:
         sources: later ones win.
@@ -40,7 +40,7 @@ def asked_ratio(sources: Sequence[Mapping[str, Any]], default: Any) -> Any:
 
 
 def settled_preset(given: dict[str, Any]) -> Mapping[str, Any]:
-    """The preset of the method that is asked for.
+    """Return the preset of the method that is asked for.
 
     Args:
         given: what was said; what a command wants the structure to be found by, whatever the recipe says, becomes its
@@ -54,12 +54,12 @@ def settled_preset(given: dict[str, Any]) -> Mapping[str, Any]:
 
 
 def trusts(asked: bool) -> bool:
-    """Whether a model's own code may be run: the caller says so, or the user's environment (``1``)."""
+    """Tell whether a model's own code may be run: the caller says so, or the user's environment (``1``)."""
     return asked or os.environ.get(TRUST) == "1"
 
 
 def from_file(mapping: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields that a file may decide: everything but whether code that comes with a model is run.
+    """Return the fields that a file may decide: everything but whether code that comes with a model is run.
 
     Who writes a recipe or a report is not who runs it. A model that brings code is refused in a line that names the
     flag, whatever the file asks for.

@@ -37,7 +37,7 @@ class Recipe(Frozen):
     description: str = Field(default="", description="one line for the list of recipes")
     model: str = Field(description="Hub id, local folder or .gguf file")
     revision: str | None = Field(
-        default=None, description="branch, tag or commit on the Hub", json_schema_extra=shown(MODEL, "REV")
+        default=None, description="branch, tag or commit on the Hub", json_schema_extra=shown(MODEL, "REVISION")
     )
     fallback: PackageSource | None = Field(default=None, description="where the model is when the Hub is out of reach")
     trust_remote_code: bool = Field(
@@ -63,7 +63,7 @@ class Recipe(Frozen):
     ratio: Annotated[float, Field(gt=0, lt=1)] | None = Field(
         default=0.2,
         description="removed / all parameters; null: as the budgets say, or, where a plan is given, nothing is bounded",
-        json_schema_extra=shown(SIZE, "R", everyday=True),
+        json_schema_extra=shown(SIZE, "RATIO", everyday=True),
     )
     budgets: dict[Annotated[str, A_BUDGET], str] = Field(
         default_factory=dict,
@@ -95,7 +95,7 @@ class Recipe(Frozen):
     refine: Annotated[float, Field(ge=0)] = Field(
         default=0.0,
         description="minutes for further rounds, until no exchange between blocks lowers the loss",
-        json_schema_extra=shown(METHOD, "MIN"),
+        json_schema_extra=shown(METHOD, "MINUTES"),
     )
     layout: Literal["blocks-free", "uniform"] = Field(
         default="blocks-free",
@@ -115,7 +115,7 @@ class Recipe(Frozen):
     shares: dict[Dimension, Annotated[float, Field(ge=0)]] = Field(
         default_factory=lambda: {"blocks": 44.0, "mlp": 52.0, "heads": 4.0},
         description="shares of the ratio that blocks:mlp:heads have, for greedy",
-        json_schema_extra=shown(METHOD, "B:M:H"),
+        json_schema_extra=shown(METHOD, "BLOCKS:MLP:HEADS"),
     )
     stop: Literal["nearest", "reach"] = Field(
         default="nearest",
@@ -161,7 +161,7 @@ class Recipe(Frozen):
     ridge: Annotated[float, Field(gt=0)] = Field(
         default=1e-2,
         description="ridge of the lstsq repair, relative to the mean moment",
-        json_schema_extra=shown(REPAIR, "R"),
+        json_schema_extra=shown(REPAIR, "NUMBER"),
     )
     repair_stage: Literal["search", "final"] = Field(
         default="search",
@@ -177,7 +177,7 @@ class Recipe(Frozen):
         default=0.2,
         description="ridge of the last repair, relative to the mean moment; auto: every row of a matrix takes the one "
         "that a held-out quarter of the text prefers, or stays as it is where none helps there",
-        json_schema_extra=shown(REPAIR, "R|auto"),
+        json_schema_extra=shown(REPAIR, "NUMBER|auto"),
     )
     final_norm: Literal["refit", "keep"] = Field(
         default="refit",
@@ -209,7 +209,7 @@ class Recipe(Frozen):
     @field_validator("shares", mode="before")
     @classmethod
     def _parse_shares(cls, value: Any) -> Any:
-        """``"44:52:4"`` gives the shares of blocks, mlp and heads, whatever the order."""
+        """Return ``"44:52:4"`` gives the shares of blocks, mlp and heads, whatever the order."""
         return dict(zip(DIMENSIONS, _three_numbers(value), strict=True)) if isinstance(value, str) else value
 
     @field_validator("shares")
@@ -266,7 +266,7 @@ class Recipe(Frozen):
         return METHODS[self.method].greedy
 
     def shares_text(self) -> str:
-        """``"44:52:4"``."""
+        """Return ``"44:52:4"``."""
         return ":".join(f"{self.shares[dimension]:g}" for dimension in DIMENSIONS)
 
 
@@ -281,7 +281,7 @@ def _three_numbers(text: str) -> list[float]:
 
 
 def _explain(error: ValidationError) -> str:
-    """One line per fault: the field, the value, what is allowed."""
+    """Return one line per fault: the field, the value, what is allowed."""
     lines = []
     for fault in error.errors():
         field = ".".join(str(part) for part in fault["loc"]) or "recipe"
@@ -294,7 +294,7 @@ def _explain(error: ValidationError) -> str:
 
 
 def default_output(recipe: Recipe) -> Path:
-    """``runs/NAME-RATIO``, where a run goes when no folder is named."""
+    """Return ``runs/NAME-RATIO``, where a run goes when no folder is named."""
     limits = [f"{recipe.ratio:g}"] if recipe.ratio is not None else []
     limits += [f"{name}-{amount}" for name, amount in recipe.budgets.items()]
     return Path("runs") / "-".join((recipe.name, *limits))

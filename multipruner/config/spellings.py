@@ -66,12 +66,12 @@ SPELLINGS: tuple[Spelling, ...] = (
 
 
 def old_flags(where: str) -> Iterator[tuple[str, str]]:
-    """Old keys of flags and the keys they are now, for parsers."""
+    """Yield old keys of flags and the keys they are now, for parsers."""
     return ((row.old, row.new) for row in SPELLINGS if row.where == where and row.old != row.new)
 
 
 def respelled(where: str, given: Mapping[str, Any], origin: str = "") -> dict[str, Any]:
-    """A mapping in today's words; one warning says which old ones there were.
+    """Return a mapping in today's words; one warning says which old ones there were.
 
     Args:
         where: see :class:`Spelling`.
@@ -91,12 +91,12 @@ def respelled(where: str, given: Mapping[str, Any], origin: str = "") -> dict[st
 
 
 def value_now(where: str, key: str, value: str) -> str:
-    """A value of a flag in today's words; a warning names an old one."""
+    """Return a value of a flag in today's words; a warning names an old one."""
     return str(respelled(where, {key: value}).get(key, value))
 
 
 def now_called(identity: Mapping[str, Any]) -> dict[str, Any]:
-    """What losses depend on, in today's words, for messages."""
+    """Return what losses depend on, in today's words, for messages."""
     names = {row.old: row for row in SPELLINGS if row.where == "identity"}
     return {
         names[key].new if key in names else key: _now(names[key].values, value) if key in names else value
@@ -135,7 +135,7 @@ def _moved(row: Spelling, table: dict[str, Any], old: str) -> list[str]:
 
 
 def _now(values: Mapping[str, str], value: Any) -> Any:
-    """A value, the parts of a list, or those of a text with commas."""
+    """Return a value, the parts of a list, or those of a text with commas."""
     if isinstance(value, (list, tuple)):
         return type(value)(_now(values, one) for one in value)
     if isinstance(value, str) and values:

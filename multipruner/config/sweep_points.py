@@ -15,7 +15,7 @@ from .recipe import Recipe
 
 
 def budgets() -> dict[str, str]:
-    """What a sweep calls the budgets (as their flags do), and what a recipe calls them."""
+    """Return what a sweep calls the budgets (as their flags do), and what a recipe calls them."""
     return {"ratio": "ratio", **{cost.word: name for name, cost in COSTS.items()}}
 
 
@@ -32,11 +32,11 @@ class SweepPoints:
     values: tuple[str, ...]
 
     def overrides(self, value: str) -> dict[str, Any]:
-        """The recipe fields of one point."""
+        """Return the recipe fields of one point."""
         return {"ratio": float(value)} if self.budget == "ratio" else {"budgets": {self.budget: value}}
 
     def recipe(self, base: Recipe, value: str) -> Recipe:
-        """A recipe with this budget at one of the values; its other budgets stay.
+        """Return a recipe with this budget at one of the values; its other budgets stay.
 
         Raises:
             ConfigError: when the recipe cannot have that budget.
@@ -44,7 +44,7 @@ class SweepPoints:
         return Recipe.build(base.model_dump(), self.overrides(value))
 
     def folder(self, recipe: Recipe) -> Path:
-        """Where a sweep goes when no folder is named."""
+        """Tell where a sweep goes when no folder is named."""
         called = next(name for name, budget in budgets().items() if budget == self.budget)
         return Path("runs") / f"{recipe.name}-sweep-{called}"
 
@@ -77,7 +77,7 @@ def parse_sweep(text: str, *, timed: bool = False) -> SweepPoints:
 
 
 def _sizes(budget: str, values: list[str]) -> dict[str, float]:
-    """How much each value leaves, on one scale; equal ones once."""
+    """Tell how much each value leaves, on one scale; equal ones once."""
     if budget == "ratio":
         sizes = {value: 1 - _ratio(value) for value in values}
     else:

@@ -37,16 +37,16 @@ class GenerationDisplay:
         self._draw()
 
     def _expected(self, generations: int) -> int:
-        """Evaluations of the first so many generations."""
+        """Return evaluations of the first so many generations."""
         return (self._settings.population if generations else 0) + max(0, generations - 1) * self._per_generation
 
     def tick(self) -> None:
-        """One more loss was measured in this process."""
+        """Count one more loss that was measured in this process."""
         self._done += self._share
         self._draw()
 
     def generation(self, history: Sequence[Mapping[str, Any]]) -> None:
-        """A generation is over."""
+        """Show that a generation is over."""
         record = history[-1]
         if record["stage"] != "generation":
             return
@@ -69,6 +69,6 @@ class GenerationDisplay:
 def generation_display(
     console: Console, settings: Settings, name: str, share: int, *, every: float | None = None
 ) -> Iterator[GenerationDisplay]:
-    """The progress of an evolutionary search on a console."""
+    """Show the progress of an evolutionary search on a console."""
     with display(console, *detailed(9), what=name, every=every) as show:
         yield GenerationDisplay(show, settings, name, share)

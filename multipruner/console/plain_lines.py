@@ -80,7 +80,7 @@ class PlainLines:
         return time.monotonic() - self._began
 
     def _line(self) -> str:
-        """Such as ``moments 24/60 (40 %), 35 s, about 52 s left``."""
+        """Return such as ``moments 24/60 (40 %), 35 s, about 52 s left``."""
         head, times = self._part, [spoken(self._taken())]
         if self._total:
             share = f"{100 * min(self._done / self._total, 1):.0f} %"
@@ -94,7 +94,7 @@ class PlainLines:
 
 
 def spoken(seconds: float) -> str:
-    """A duration in a unit that suits it."""
+    """Return a duration in a unit that suits it."""
     if seconds < 600:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 10800 else f"{seconds / 3600:.1f} h"

@@ -64,7 +64,7 @@ class SearchDisplay:
 def display(
     console: Console, *columns: ProgressColumn, what: str, counts: bool = False, every: float | None = None
 ) -> Iterator[Show]:
-    """A live progress line on a terminal or in a notebook; elsewhere plain lines, also while nobody calls.
+    """Show a live progress line on a terminal or in a notebook; elsewhere plain lines, also while nobody calls.
 
     Args:
         console: where to show it; a quiet one shows nothing.
@@ -108,7 +108,7 @@ def _drawn(bar: Progress, what: str, counts: bool) -> Show:
 
 
 def detailed(width: int) -> tuple[ProgressColumn, ...]:
-    """The columns of a line with a description of some width, a percentage and a detail."""
+    """Return the columns of a line with a description of some width, a percentage and a detail."""
     return (
         TextColumn(f"{{task.description:<{width}}}"),
         BarColumn(bar_width=24),
@@ -122,7 +122,7 @@ def detailed(width: int) -> tuple[ProgressColumn, ...]:
 def search_display(
     console: Console, expected: Mapping[Dimension, float], target: float, *, every: float | None = None
 ) -> Iterator[SearchDisplay]:
-    """The progress of a greedy search on a console."""
+    """Show the progress of a greedy search on a console."""
     with display(console, *detailed(6), what="search", every=every) as show:
         found = SearchDisplay(show, expected, target)
         yield found
@@ -131,7 +131,9 @@ def search_display(
 
 @contextmanager
 def counting_display(console: Console, what: str, *, every: float | None = None) -> Iterator[Show]:
-    """The progress of a count on a console: called with (what, done, in all); ``what`` runs before the first call."""
+    """Show the progress of a count on a console: called with (what, done, in all); ``what`` runs before the first
+    call.
+    """
     columns = (
         TextColumn("{task.description:<18}"),
         BarColumn(bar_width=24),
@@ -145,7 +147,7 @@ def counting_display(console: Console, what: str, *, every: float | None = None)
 
 @contextmanager
 def sharing_display(console: Console, what: str, *, every: float | None = None) -> Iterator[Show]:
-    """The progress of something of which only a share is known: called with (what, share, 1)."""
+    """Show the progress of something of which only a share is known: called with (what, share, 1)."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=24),
@@ -159,7 +161,7 @@ def sharing_display(console: Console, what: str, *, every: float | None = None) 
 
 @contextmanager
 def waiting_display(console: Console, what: str, *, every: float | None = None) -> Iterator[None]:
-    """A sign of life on a console while something runs of which only the time is known."""
+    """Show a sign of life on a console while something runs of which only the time is known."""
     columns = (TextColumn("{task.description:<18}"), BarColumn(bar_width=24), TimeElapsedColumn())
     with display(console, *columns, what=what, every=every) as show:
         show(what, 0, 0)
@@ -170,12 +172,12 @@ def waiting_display(console: Console, what: str, *, every: float | None = None) 
 def judging_display(
     console: Console, who: str, *, every: float | None = None
 ) -> Iterator[Callable[[str, int, int], None]]:
-    """A :func:`counting_display` of an evaluation, with the name of the model that is evaluated."""
+    """Show a :func:`counting_display` of an evaluation, with the name of the model that is evaluated."""
     with counting_display(console, f"{who} evaluation", every=every) as tell:
         yield lambda what, done, total: tell(f"{who} {what}", done, total)
 
 
 def named(display: Callable[[str, int, int], None], what: str) -> Callable[[int, int], None]:
-    """A display that counts several things, for one of them, which begins."""
+    """Return a display that counts several things, for one of them, which begins."""
     display(what, 0, 0)
     return lambda done, total: display(what, done, total)

@@ -94,7 +94,7 @@ class Layout:
         return tuple(_names(_parsed(self.text)))
 
     def size(self, counts: Counts) -> int:
-        """The length of the dimension.
+        """Return the length of the dimension.
 
         Args:
             counts: of every name in the layout.
@@ -105,7 +105,7 @@ class Layout:
         return _size(_parsed(self.text), counts)
 
     def index(self, kept: Kept, dense: Counts) -> slice | tuple[int, ...]:
-        """What stays of the dimension, in the order of what stays of its axes.
+        """Return what stays of the dimension, in the order of what stays of its axes.
 
         Args:
             kept: what stays of the axes.
@@ -123,7 +123,7 @@ class Layout:
         return tuple(_elements(node, selected, dense, {})) if length is None else slice(0, length)
 
     def units(self, axis: str, dense: Counts) -> tuple[tuple[int, ...], ...]:
-        """For every unit of an axis, group by group where it is within another one, what leaves with it.
+        """Return for every unit of an axis, group by group where it is within another one, what leaves with it.
 
         Args:
             axis: a name in :data:`AXES`.
@@ -133,7 +133,7 @@ class Layout:
 
 
 def kept_counts(kept: Kept, dense: Counts) -> dict[str, int]:
-    """How many units of every axis stay, constants as they are.
+    """Tell how many units of every axis stay, constants as they are.
 
     Raises:
         ValueError: when units of an axis keep different numbers of those within them.
@@ -151,7 +151,7 @@ def _count(name: str, selection: Selection) -> int:
 
 
 def _beginning(selection: Selection) -> Selection:
-    """The same as a number, where it is so many from the beginning (in every unit)."""
+    """Return the same as a number, where it is so many from the beginning (in every unit)."""
     if isinstance(selection, int):
         return selection
     inner = [unit for unit in selection if not isinstance(unit, int)]
@@ -188,7 +188,7 @@ def _node(tree: ast.expr) -> _Node:
 
 
 def _times(left: _Node, right: _Node) -> _Node:
-    """A product whose left side is no product itself, so that the slowest factor always stands alone."""
+    """Return a product whose left side is no product itself, so that the slowest factor always stands alone."""
     if isinstance(left, tuple) and left[0] == "*":
         return ("*", left[1], _times(left[2], right))
     return ("*", left, right)
@@ -221,7 +221,7 @@ def _size(node: _Node, counts: Counts) -> int:
 
 
 def _leading(node: _Node, kept: Kept, dense: Counts) -> int | None:
-    """The length of what stays if it is the beginning, else ``None``."""
+    """Return the length of what stays if it is the beginning, else ``None``."""
     if isinstance(node, str):
         selection = kept.get(node, _size(node, dense))
         return selection if isinstance(selection, int) else None
@@ -241,7 +241,7 @@ def _leading(node: _Node, kept: Kept, dense: Counts) -> int | None:
 
 
 def _elements(node: _Node, kept: Kept, dense: Counts, place: Mapping[str, int]) -> list[int]:
-    """What stays, as numbers within the node.
+    """Return what stays, as numbers within the node.
 
     Args:
         node: a part of a layout.

@@ -25,7 +25,7 @@ class TensorSpec:
             layout.index({}, dict.fromkeys(layout.names, 1))
 
     def shape(self, counts: Counts) -> tuple[int, ...]:
-        """The lengths of its dimensions."""
+        """Return the lengths of its dimensions."""
         return tuple(layout.size(counts) for layout in self.dims)
 
 
@@ -33,12 +33,14 @@ Tensors = tuple[TensorSpec, ...]
 
 
 def linear(path: str, rows: str, columns: str) -> Tensors:
-    """The tensors of an ``nn.Linear``: weight [rows, columns], and a bias [rows] where there is one."""
+    """Return the tensors of an ``nn.Linear``: weight [rows, columns], and a bias [rows] where there is one."""
     return (TensorSpec(f"{path}.weight", (Layout(rows), Layout(columns))), TensorSpec(f"{path}.bias", (Layout(rows),)))
 
 
 def conv1d(path: str, rows: str, columns: str) -> Tensors:
-    """The tensors of transformers' ``Conv1D``, which holds a linear layer's weight transposed: [columns, rows]."""
+    """Return the tensors of transformers' ``Conv1D``, which holds a linear layer's weight transposed: [columns,
+    rows].
+    """
     return (TensorSpec(f"{path}.weight", (Layout(columns), Layout(rows))), TensorSpec(f"{path}.bias", (Layout(rows),)))
 
 

@@ -9,13 +9,13 @@ from typing import Any
 
 
 def differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
-    """The entries in which two records differ, as ``name: theirs -> ours``."""
+    """Return the entries in which two records differ, as ``name: theirs -> ours``."""
     names: Iterable[str] = dict.fromkeys((*theirs, *ours))
     return [f"{name}: {theirs.get(name)} -> {ours.get(name)}" for name in names if theirs.get(name) != ours.get(name)]
 
 
 def digest(record: Any, default: Callable[[Any], Any] | None = None) -> str:
-    """SHA-256 (hexadecimal) of a JSON value, the same for every order of its keys.
+    """Return SHA-256 (hexadecimal) of a JSON value, the same for every order of its keys.
 
     Args:
         record: the value.

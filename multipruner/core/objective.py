@@ -19,11 +19,11 @@ class Objective(Protocol):
     """
 
     def __call__(self, structure: Structure) -> float:
-        """The loss of one structure (mean NLL per token in nats, or KL to the dense model)."""
+        """Return the loss of one structure (mean NLL per token in nats, or KL to the dense model)."""
         ...
 
     def argmin(self, structures: Sequence[Structure], progress: Callable[[int, int], None] | None = None) -> Choice:
-        """The best and the second best of several structures; the first wins a tie."""
+        """Return the best and the second best of several structures; the first wins a tie."""
         ...
 
     def commit(self, structure: Structure) -> None:
@@ -49,7 +49,7 @@ class Choice:
 
 
 def best_two(structures: Sequence[Structure], losses: Sequence[float]) -> Choice:
-    """The structures with the lowest two losses; the first wins a tie, and what is not finite is never chosen.
+    """Return the structures with the lowest two losses; the first wins a tie, and what is not finite is never chosen.
 
     Raises:
         NumericsError: when no loss is finite.

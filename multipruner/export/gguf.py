@@ -49,7 +49,7 @@ class Exported:
     window: int | None
 
     def lines(self, outtype: str) -> list[str]:
-        """What a person is told."""
+        """Return what a person is told."""
         said = [
             f"{self.path}: architecture {self.architecture}, {self.layers} layers, {self.tensors} tensors, "
             f"{outtype}, {self.nbytes / 1e6:,.1f} MB"
@@ -118,7 +118,7 @@ def _jobs(model: GgufModel, weights: Weights) -> list[TensorJob]:
 
 
 def _add_general(writer: GGUFWriter, folder: Path, outtype: str) -> None:
-    """What the model is called and where it comes from, as far as the folder's model card says."""
+    """Write what the model is called and where it comes from, as far as the folder's model card says."""
     card = _card(folder)
     writer.add_type("model")
     writer.add_name(folder.absolute().name)
@@ -143,7 +143,7 @@ def _add_general(writer: GGUFWriter, folder: Path, outtype: str) -> None:
 
 
 def _card(folder: Path) -> dict[str, Any]:
-    """The metadata at the head of the folder's README.md."""
+    """Return the metadata at the head of the folder's README.md."""
     path = folder / "README.md"
     parts = path.read_text(encoding="utf-8").split("---\n", 2) if path.is_file() else []
     try:
@@ -154,7 +154,7 @@ def _card(folder: Path) -> dict[str, Any]:
 
 
 def _add_model(writer: GGUFWriter, model: GgufModel) -> None:
-    """Sizes: arrays for layers that differ, single numbers for the family's own architecture."""
+    """Write the sizes: arrays for layers that differ, single numbers for the family's own architecture."""
     config, head_dim = model.config, model.shape.head_dim
     sizes = [written_size(number, size, model.architecture.whole) for number, size in enumerate(model.sizes)]
     for add, values in (
@@ -185,7 +185,7 @@ def _add_fields(writer: GGUFWriter, fields: list[Field]) -> None:
 
 
 def _write(writer: GGUFWriter, jobs: list[TensorJob], weights: Weights, kind: GGMLQuantizationType) -> None:
-    """Header first, from shapes alone; then one tensor after another."""
+    """Write the header first, from shapes alone; then one tensor after another."""
     for job in jobs:
         stored = job.type(kind)
         writer.add_tensor_info(job.name, job.shape, np.dtype(np.float32), job.nbytes(kind), raw_dtype=stored)

@@ -121,7 +121,7 @@ def read_model(folder: Path) -> GgufModel:
 def _architecture(
     model_type: str, family: GgufFamily, config: Any, sizes: Structure, head_dim: int, plain: bool
 ) -> Architecture:
-    """The family's own architecture where it can say this model, else the one for layers that differ.
+    """Return the family's own architecture where it can say this model, else the one for layers that differ.
 
     Raises:
         UnsupportedModelError: when neither can; it says why, and what works instead.
@@ -165,7 +165,7 @@ def _refusal(model_type: str, stock: bool) -> str:
 
 
 def _rotary(config: Any, head_dim: int) -> tuple[tuple[float, ...], float]:
-    """What divides the plain rotary frequencies (nothing if they are plain), and the scale of cosine and sine.
+    """Return what divides the plain rotary frequencies (nothing if they are plain), and the scale of cosine and sine.
 
     transformers' own functions compute the frequencies, so every type that does not depend on the text's length fits.
     """

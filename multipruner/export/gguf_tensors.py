@@ -101,7 +101,7 @@ class Weights:
                 raise UnknownModelError(f"{path} cannot be read: {error}") from error
 
     def read(self, name: str) -> NDArray[np.float32]:
-        """One tensor's values."""
+        """Return one tensor's values."""
         with safe_open(self._files[name], "pt") as file:
             return file.get_tensor(name).float().numpy()
 
@@ -127,7 +127,7 @@ class TensorJob:
     values: tuple[float, ...] = ()
 
     def type(self, outtype: GGMLQuantizationType) -> GGMLQuantizationType:
-        """How it is stored: rows that the type's block does not divide stay 16-bit."""
+        """Tell how it is stored: rows that the type's block does not divide stay 16-bit."""
         if len(self.shape) == 1:
             return GGMLQuantizationType.F32
         return outtype if self.shape[-1] % GGML_QUANT_SIZES[outtype][0] == 0 else GGMLQuantizationType.F16
@@ -137,7 +137,7 @@ class TensorJob:
         return int(np.prod(self.shape)) // block * size
 
     def encode(self, weights: Weights, outtype: GGMLQuantizationType) -> NDArray:
-        """Its values as they are stored.
+        """Return its values as they are stored.
 
         Raises:
             NumericsError: for weights beyond the range of 16-bit floats.
@@ -160,12 +160,14 @@ class TensorJob:
 
 
 def interleave(rows: NDArray[np.float32], heads: int) -> NDArray[np.float32]:
-    """Rows of every head from (first half, second half) to pairs, which is where llama.cpp's plain rotation acts."""
+    """Return rows of every head from (first half, second half) to pairs, which is where llama.cpp's plain rotation
+    acts.
+    """
     return rows.reshape(heads, 2, -1, *rows.shape[1:]).swapaxes(1, 2).reshape(rows.shape)
 
 
 def written_size(number: int, size: LayerSize, whole: bool) -> LayerSize:
-    """What the file says of a layer: its size, or more where llama.cpp would fail or compute something else.
+    """Return what the file says of a layer: its size, or more where llama.cpp would fail or compute something else.
 
     ``deci`` skips a layer without MLP altogether, attention and all, and takes the width of a head from layer 0;
     ``openelm`` knows only layers with both blocks. Zero weights add nothing to the residual stream, so one zero head
@@ -195,7 +197,7 @@ class Shape:
 
 
 def tensor_jobs(spec: Family, sizes: Structure, shape: Shape, weights: Weights) -> list[TensorJob]:
-    """Every tensor of the file, in order; checked against the checkpoint.
+    """Return every tensor of the file, in order; checked against the checkpoint.
 
     Args:
         spec: the family's row.
@@ -237,7 +239,7 @@ def _layer_jobs(spec: Family, number: int, size: LayerSize, shape: Shape, weight
 
 
 def _fuse(jobs: Sequence[TensorJob]) -> Iterator[TensorJob]:
-    """One tensor of the matrices of queries, keys and values, in place of the first; the rest as it is."""
+    """Yield one tensor of the matrices of queries, keys and values, in place of the first; the rest as it is."""
     names = [_INPUTS[part] for part in ("q_proj", "k_proj", "v_proj")]
     parts = [job for name in names for job in jobs if job.name.endswith(f".{name}.weight")]
     for job in jobs:
@@ -252,7 +254,7 @@ def _fuse(jobs: Sequence[TensorJob]) -> Iterator[TensorJob]:
 def _block_jobs(
     block: BlockSpec, kind: BlockKind, target: str, prefix: str, size: LayerSize, shape: Shape
 ) -> Iterator[TensorJob]:
-    """A block's tensors, each matrix with the bias that it may have."""
+    """Yield a block's tensors, each matrix with the bias that it may have."""
     norm, output = _NORM_AND_OUTPUT[kind]
     yield _job(f"{target}.{norm}.weight", (shape.hidden_size,), f"{prefix}.{block.norms[0]}.weight", fill=1.0)
     counts = {"hidden": shape.hidden_size, "head_dim": shape.head_dim, **leading(size)}

@@ -46,7 +46,7 @@ _INSTEAD = "give the tokenizer of a GGUF file of the base model with --base-gguf
 
 
 def tokenizer_fields(folder: Path, config: Any) -> list[Field]:
-    """The metadata of the tokenizer in a checkpoint folder.
+    """Return the metadata of the tokenizer in a checkpoint folder.
 
     Args:
         folder: the checkpoint.
@@ -81,7 +81,7 @@ def tokenizer_fields(folder: Path, config: Any) -> list[Field]:
 
 
 def copied_fields(source: Path, folder: Path, config: Any) -> list[Field]:
-    """The tokenizer metadata of another GGUF file, value by value, and the base model's licence.
+    """Return the tokenizer metadata of another GGUF file, value by value, and the base model's licence.
 
     Args:
         source: a GGUF file of the same base model.
@@ -117,7 +117,7 @@ def copied_fields(source: Path, folder: Path, config: Any) -> list[Field]:
 
 
 def _load(folder: Path, config: Any) -> Any:
-    """The folder's tokenizer, or ``None`` without one that is described by ``tokenizer.json``.
+    """Return the folder's tokenizer, or ``None`` without one that is described by ``tokenizer.json``.
 
     With the stock configuration given, transformers neither look for code in the folder nor ask about it.
     """
@@ -129,7 +129,7 @@ def _load(folder: Path, config: Any) -> Any:
 
 
 def _tokens(record: dict[str, Any], vocab_size: int) -> list[str | None]:
-    """Tokens by id; ``None`` where the tokenizer has none."""
+    """Return tokens by id; ``None`` where the tokenizer has none."""
     vocabulary: dict[str, int] = dict(record["model"]["vocab"])
     vocabulary |= {added["content"]: added["id"] for added in record["added_tokens"]}
     tokens: list[str | None] = [None] * vocab_size
@@ -141,7 +141,7 @@ def _tokens(record: dict[str, Any], vocab_size: int) -> list[str | None]:
 
 
 def _token_type(model: dict[str, Any], token: str | None, special: bool | None) -> TokenType:
-    """A token's kind; ``special`` is ``None`` for one that was not added to the vocabulary."""
+    """Return a token's kind; ``special`` is ``None`` for one that was not added to the vocabulary."""
     if token is None:
         return TokenType.UNUSED
     if model.get("byte_fallback") and _BYTE.fullmatch(token):
@@ -154,7 +154,7 @@ def _token_type(model: dict[str, Any], token: str | None, special: bool | None) 
 
 
 def _byte_level(record: dict[str, Any]) -> list[Field]:
-    """llama.cpp's ``gpt2`` tokenizer: merges, and the pre-tokenizer's name."""
+    """Return llama.cpp's ``gpt2`` tokenizer: merges, and the pre-tokenizer's name."""
     steps, ignore_merges = tuple(_steps(record["pre_tokenizer"])), bool(record["model"].get("ignore_merges"))
     normalizer = (record["normalizer"] or {}).get("type", "NFC")
     pre = PRE.get((steps, ignore_merges)) if normalizer == "NFC" else None
@@ -172,7 +172,7 @@ def _byte_level(record: dict[str, Any]) -> list[Field]:
 
 
 def _steps(pre_tokenizer: dict[str, Any] | None) -> Iterator[str]:
-    """A pre-tokenizer as a list of regular expressions and names of steps, whatever it is nested in."""
+    """Yield a pre-tokenizer as a list of regular expressions and names of steps, whatever it is nested in."""
     step = pre_tokenizer or {"type": "none"}
     kind = step["type"]
     if kind == "Sequence":
@@ -189,12 +189,15 @@ def _steps(pre_tokenizer: dict[str, Any] | None) -> Iterator[str]:
 
 
 def _splits_off_matches(step: dict[str, Any]) -> bool:
-    """Whether the matches are the words (where a pattern covers all text, nothing is between them to be dropped)."""
+    """Tell whether the matches are the words (where a pattern covers all text, nothing is between them to be
+    dropped).
+    """
     return (step["behavior"], bool(step.get("invert"))) in (("Isolated", False), ("Removed", True))
 
 
 def _sentencepiece(record: dict[str, Any], tokens: list[str | None]) -> list[Field]:
-    """llama.cpp's ``llama`` tokenizer: no merges but scores; the highest goes first, so earlier merges score higher.
+    """Return llama.cpp's ``llama`` tokenizer: no merges but scores; the highest goes first, so earlier merges score
+    higher.
 
     llama.cpp puts a space before text and after special tokens; transformers' newer conversions (Metaspace) not before
     text that begins with one, nor after special tokens.
@@ -228,7 +231,7 @@ def _parts(step: dict[str, Any] | None, inner: str) -> list[dict[str, Any]]:
 
 
 def _behaviour(tokenizer: Any) -> Iterator[Field]:
-    """Special tokens, which of them are added to text (by trying), and the chat template."""
+    """Yield special tokens, which of them are added to text (by trying), and the chat template."""
     for name in ("bos", "eos", "unk", "pad"):
         number = getattr(tokenizer, f"{name}_token_id")
         if number is not None:

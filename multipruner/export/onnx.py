@@ -44,7 +44,7 @@ class ExportedOnnx:
     nbytes: int
 
     def lines(self, outtype: str) -> list[str]:
-        """What a person is told."""
+        """Return what a person is told."""
         beside = f", weights in {self.weights.name} beside it" if self.weights else ""
         return [f"{self.path}: {self.nodes} operators, {outtype}, {self.nbytes / 1e6:,.1f} MB{beside}"]
 
@@ -115,7 +115,7 @@ def export_onnx(
 
 
 def _program(model: Any) -> Any:
-    """The graph with free batch and length, from an example that has neither of size 1."""
+    """Return the graph with free batch and length, from an example that has neither of size 1."""
     ids = torch.arange(18).reshape(2, 9) % model.config.vocab_size
     free = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
     with _quiet():
@@ -134,7 +134,7 @@ def _program(model: Any) -> Any:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporter tells of every package that it does without."""
+    """Silence the exporter, which tells of every package that it does without."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

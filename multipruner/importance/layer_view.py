@@ -34,7 +34,9 @@ class LayerView:
         return self.prunable.dense[self.number]
 
     def input_norms(self, kind: BlockKind, axis: str) -> list[Tensor]:
-        """L1 norms of the rows that feed every unit of an axis, float32 [units, rows of each], matrix by matrix."""
+        """Return L1 norms of the rows that feed every unit of an axis, float32 [units, rows of each], matrix by
+        matrix.
+        """
         block, found = self.prunable.spec.block(kind), []
         module = self.prunable.layers[self.number].get_submodule(block.path)
         for tensor in block.inputs:
@@ -47,13 +49,13 @@ class LayerView:
         return found
 
     def output(self, kind: BlockKind) -> Tensor:
-        """The output projection of a block, float32 [hidden_size, columns]."""
+        """Return the output projection of a block, float32 [hidden_size, columns]."""
         block = self.prunable.spec.block(kind)
         module = self.prunable.layers[self.number].get_submodule(f"{block.path}.{block.output}")
         return Projection.of(module, block.transposed).weight.detach().float()
 
     def gram(self, kind: BlockKind) -> Tensor:
-        """Second moments of the output projection's input, [columns, columns]."""
+        """Return second moments of the output projection's input, [columns, columns]."""
         assert self.statistics is not None
         return self.statistics.grams[self.number, kind]
 
@@ -63,7 +65,9 @@ class LayerView:
         return columns[torch.tensor(units, device=columns.device)].sum(dim=1)
 
     def nested(self, order: Sequence[int]) -> tuple[tuple[int, ...], ...]:
-        """For every KV group its query heads, in the order in which all of the layer's stand; empty if not wanted."""
+        """Return for every KV group its query heads, in the order in which all of the layer's stand; empty if not
+        wanted.
+        """
         if not self.orders_heads:
             return ()
         per_group = queries_per_group(self.full)

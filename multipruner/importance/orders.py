@@ -18,12 +18,14 @@ from .second_order import elimination_order
 
 
 def _descending(scores: Tensor) -> tuple[int, ...]:
-    """Indices from the highest score to the lowest; ties keep their order, so the result is the same everywhere."""
+    """Return indices from the highest score to the lowest; ties keep their order, so the result is the same
+    everywhere.
+    """
     return tuple(torch.sort(scores, descending=True, stable=True).indices.tolist())
 
 
 def by_magnitude(layer: LayerView) -> LayerRanking:
-    """The paper's order (arXiv 2501.09949, section 3): L1 norms of the rows that feed a channel or a KV group.
+    """Return the paper's order (arXiv 2501.09949, section 3): L1 norms of the rows that feed a channel or a KV group.
 
     A channel's score is the sum over its gate and up rows; a KV group's is the mean L1 norm of its q, k and v
     rows, a query head's that of its q rows. Norms are taken in float32.
@@ -39,7 +41,9 @@ def _magnitudes_of_heads(layer: LayerView) -> tuple[int, ...]:
 
 
 def by_activation(layer: LayerView) -> LayerRanking:
-    """What a column contributes to the block's output on its own: ``|w_j|^2 E[x_j^2]`` (after Wanda, 2306.11695)."""
+    """Return what a column contributes to the block's output on its own: ``|w_j|^2 E[x_j^2]`` (after Wanda,
+    2306.11695).
+    """
 
     def scores(kind: BlockKind) -> Tensor:
         return layer.output(kind).square().sum(dim=0) * layer.gram(kind).diagonal()
@@ -51,7 +55,7 @@ def by_activation(layer: LayerView) -> LayerRanking:
 
 
 def by_second_order(layer: LayerView) -> LayerRanking:
-    """Backward elimination with exact repair (OBS; ZipLM, arXiv 2302.04089): see :mod:`.second_order`.
+    """Order by backward elimination with exact repair (OBS; ZipLM, arXiv 2302.04089): see :mod:`.second_order`.
 
     Query heads inside the KV groups stand in the order in which they leave when any head of the layer may.
     """
@@ -65,5 +69,5 @@ def by_second_order(layer: LayerView) -> LayerRanking:
 
 
 def as_it_is(layer: LayerView) -> LayerRanking:
-    """The dense model's own order (the paper's ablation "no reordering")."""
+    """Return the dense model's own order (the paper's ablation "no reordering")."""
     return LayerRanking(tuple(range(layer.full.kv_heads)), tuple(range(layer.full.channels)))

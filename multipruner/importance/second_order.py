@@ -23,7 +23,7 @@ ROUNDS = 96
 
 @torch.no_grad()
 def elimination_order(weight: Tensor, gram: Tensor, *, groups: int, rounds: int = ROUNDS) -> tuple[int, ...]:
-    """Groups of neighbouring columns, the last to go first.
+    """Return groups of neighbouring columns, the last to go first.
 
     Args:
         weight: output projection, [hidden_size, n].
@@ -73,7 +73,7 @@ class _State:
         self.weight, self.inverse = weight.clone(), inverse
 
     def prices(self, groups: Tensor, size: int) -> Tensor:
-        """What removing each group would cost, [groups]."""
+        """Return what removing each group would cost, [groups]."""
         if size == 1:
             return self.weight[:, groups].square().sum(dim=0) / self.inverse.diagonal()[groups]
         prices = torch.full((len(groups),), inf, device=groups.device)

@@ -113,7 +113,7 @@ def check_output(output: Path | None) -> None:
 
 
 def _read_report(folder: str) -> dict[str, Any] | None:
-    """The report of a run; ``None`` where there is no folder, or one that no run wrote.
+    """Return the report of a run; ``None`` where there is no folder, or one that no run wrote.
 
     Raises:
         OutputError: when it is damaged, or cannot be read.
@@ -133,7 +133,7 @@ def _read_report(folder: str) -> dict[str, Any] | None:
 def _candidate(
     folder: str, recipe: Recipe, settings: Mapping[str, Any], dtype: Any, device: Any, say: Callable[[str], None]
 ) -> Any:
-    """A pruned folder or Hub repository, else whatever ``--model`` would take."""
+    """Return a pruned folder or Hub repository, else whatever ``--model`` would take."""
     try:
         candidate: Any = load_run(folder, dtype=dtype, trust_remote_code=recipe.trust_remote_code)
         return candidate.to(device)
@@ -145,7 +145,7 @@ def _candidate(
 
 
 def _check_same_base(reports: Mapping[str, Mapping[str, Any] | None], dense: str) -> None:
-    """Paired differences mean something only against the very model that was pruned."""
+    """Refuse another base: paired differences mean something only against the very model that was pruned."""
     for folder, report in reports.items():
         about = (report or {}).get("model")
         if report and (not isinstance(about, Mapping) or about.get("fingerprint") != dense):
@@ -159,7 +159,7 @@ def _check_same_base(reports: Mapping[str, Mapping[str, Any] | None], dense: str
 def _recipe(
     against: str | None, reports: Mapping[str, Mapping[str, Any] | None], settings: Mapping[str, Any]
 ) -> Recipe:
-    """How to load the dense model, and what to evaluate."""
+    """Tell how to load the dense model, and what to evaluate."""
     if against is not None:
         return Recipe.build(mapping_for(against), settings)
     for folder, report in reports.items():

@@ -52,7 +52,7 @@ class Run:
         return notebook.line(self)
 
     def _repr_html_(self) -> str:
-        """What a notebook shows."""
+        """Return what a notebook shows."""
         return notebook.html(self)
 
 
@@ -67,7 +67,7 @@ def finish(
     about_search: Mapping[str, Any] | None = None,
     files: Mapping[str, bytes] | None = None,
 ) -> Run:
-    """From what a search found to the folder: repair, surgery, evaluation, checkpoint, report, card.
+    """Make the folder of what a search found: repair, surgery, evaluation, checkpoint, report, card.
 
     Args:
         setting: what :func:`prepare` gave.
@@ -114,8 +114,9 @@ def finish(
 
 
 def cut_model(setting: Setting, plan: PruningPlan, outputs: Outputs, gain: torch.Tensor | None = None) -> Any:
-    """The pruned model in memory, with these output projections and this gain of the last norm, or repaired block by
-    block where there are no projections."""
+    """Return the pruned model in memory, with these output projections and this gain of the last norm, or repaired
+    block by block where there are no projections.
+    """
     pruned = apply_plan(setting.prunable.model, plan)
     if outputs:  # they cover every block that stays
         write_outputs(pruned, setting.prunable, plan, setting.ranking, outputs, gain)
@@ -137,7 +138,7 @@ def _plan(setting: Setting, found: Found) -> PruningPlan:
 
 
 def _evaluate(setting: Setting, pruned: Any, console: Console) -> Comparison:
-    """Dense and pruned model on the same text and tasks."""
+    """Evaluate dense and pruned model on the same text and tasks."""
     ids, name = (setting.held_out.ids, f"held-out {setting.held_out.name}") if setting.held_out else (None, "")
 
     def judge(model: Any, who: str, say: Say) -> Evaluation:

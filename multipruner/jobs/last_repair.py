@@ -20,8 +20,9 @@ from .setting import Found, Setting
 def refitted(
     setting: Setting, structure: Structure, progress: Callable[[int, int], None]
 ) -> tuple[Outputs, Tensor | None]:
-    """All output projections refitted to what has added up, and the gain of the last norm to what is left of it, as the
-    recipe says (inside :meth:`Prunable.in_order`)."""
+    """Return all output projections refitted to what has added up, and the gain of the last norm to what is left of it,
+    as the recipe says (inside :meth:`Prunable.in_order`).
+    """
     assert setting.statistics_ids is not None
     recipe, ids = setting.recipe, setting.statistics_ids
     ridge = None if recipe.accumulate_ridge == "auto" else recipe.accumulate_ridge
@@ -57,7 +58,7 @@ def repair_all(setting: Setting, found: Found, say: Say, progress: Callable[[int
 
 
 def scored_with_repair(setting: Setting, found: Found) -> Found:
-    """The loss of what a search without repairs found, with the repair that it gets at the end."""
+    """Return the loss of what a search without repairs found, with the repair that it gets at the end."""
     with setting.prunable.in_order(setting.ranking, setting.repair):
         loss = objective_of(setting, len(setting.calibration.ids))(found.structure)
     return replace(found, loss=loss, loss_before_outputs=found.loss)

@@ -20,7 +20,7 @@ Timed = tuple[LatencyTable, str]
 
 
 def limits_of(recipe: Recipe, prunable: Prunable, latency: Timed | None = None) -> tuple[Limit, ...]:
-    """All bounds of a recipe; its latency table is read where it is not given.
+    """Return all bounds of a recipe; its latency table is read where it is not given.
 
     Raises:
         ConfigError: when one cannot be read, or the latency table is of another model.
@@ -37,7 +37,7 @@ def limits_of(recipe: Recipe, prunable: Prunable, latency: Timed | None = None) 
 
 
 def measures_of(recipe: Recipe, prunable: Prunable, latency: Timed | None = None) -> Measures:
-    """What costs are read from: the model, and the recipe's latency table where it has one.
+    """Return what costs are read from: the model, and the recipe's latency table where it has one.
 
     Args:
         recipe: names the table.
@@ -53,7 +53,8 @@ def measures_of(recipe: Recipe, prunable: Prunable, latency: Timed | None = None
 
 
 def _limit(cost: Cost, measures: Measures, most: float) -> Limit:
-    """Costs are sums over blocks: what one costs is what a model of that block alone costs more than an empty one.
+    """Bound a cost as a sum over blocks: what one costs is what a model of that block alone costs more than an empty
+    one.
 
     Where a row says itself what a block costs, that is taken.
     """
@@ -69,7 +70,7 @@ def _limit(cost: Cost, measures: Measures, most: float) -> Limit:
 
 
 def latency_table_of(recipe: Recipe, prunable: Prunable) -> Timed:
-    """The recipe's table and workload.
+    """Return the recipe's table and workload.
 
     Raises:
         ConfigError: when the table is of other shapes or has no such workload.

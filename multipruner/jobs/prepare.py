@@ -40,7 +40,9 @@ _ABSURD_LOSS = 1e6
 
 
 def prepared(recipe: Recipe, team: Team, console: Console, seconds: dict[str, float]) -> Setting:
-    """:func:`prepare` in every process of a job: rank 0 first, for what lands in the cache; the same everywhere."""
+    """Call :func:`prepare` in every process of a job: rank 0 first, for what lands in the cache; the same
+    everywhere.
+    """
     # what is fastest must be the same everywhere, so one process measures
     rates = None if team.size == 1 else team.told(lambda: product_rates(device_of(recipe.device), TYPES))
     work = partial(prepare, recipe, console, seconds, rates, first=not team.rank)
@@ -118,7 +120,7 @@ def prepare(
 
 
 def _check_loss(recipe: Recipe, model: Any, tokenizer: Any, calibration: CalibrationSet) -> None:
-    """The dense model itself must have a loss before any candidate is compared with it, or judged at the end.
+    """Check that the dense model itself has a loss before any candidate is compared with it, or judged at the end.
 
     Raises:
         NumericsError: when it is not finite though every weight is.
@@ -141,7 +143,7 @@ def _check_loss(recipe: Recipe, model: Any, tokenizer: Any, calibration: Calibra
 
 
 def _moments_text(recipe: Recipe, texts: CalibrationText, say: Callable[[str], None]) -> torch.Tensor | None:
-    """More of the calibration text for the moments, where something needs them; token ids."""
+    """Return more of the calibration text for the moments, where something needs them; token ids."""
     if recipe.repair == "none" and not IMPORTANCES[recipe.importance].moments:
         return None
     ids = texts.part("moments").ids

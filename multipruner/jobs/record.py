@@ -43,7 +43,7 @@ def record(
     seconds: dict[str, float],
     command: str | None,
 ) -> dict[str, Any]:
-    """What ``report.json`` holds."""
+    """Return what ``report.json`` holds."""
     costs, structure, dense = setting.prunable.costs, plan.structure, plan.dense
 
     def pair(count: Callable[[Structure], float]) -> dict[str, float]:
@@ -92,7 +92,7 @@ def record(
 
 
 def place_of(model: str, output: Path) -> dict[str, str]:
-    """Where a model's folder or file lies as seen from a run's folder, which holds wherever a command is given.
+    """Tell where a model's folder or file lies as seen from a run's folder, which holds wherever a command is given.
 
     Empty for a model that is neither.
     """
@@ -106,13 +106,13 @@ def place_of(model: str, output: Path) -> dict[str, str]:
 
 
 def moved(about: Mapping[str, Any], source: Path, output: Path) -> dict[str, Any]:
-    """What a report in one folder says about its model, for a report in another."""
+    """Return what a report in one folder says about its model, for a report in another."""
     seen = about.get("path_from_here")
     return {**about, **(place_of(os.path.normpath(source.resolve() / seen), output) if isinstance(seen, str) else {})}
 
 
 def recorded_recipe(report: Mapping[str, Any], folder: Path, *settings: Mapping[str, Any]) -> Recipe:
-    """The recipe of a run, its dense model found as seen from the run's folder.
+    """Return the recipe of a run, its dense model found as seen from the run's folder.
 
     Raises:
         OutputError: when the report holds no recipe.
@@ -129,7 +129,7 @@ def recorded_recipe(report: Mapping[str, Any], folder: Path, *settings: Mapping[
 
 
 def latency_record(setting: Setting, plan: PruningPlan, pruned: Any, say: Callable[[str], None]) -> dict[str, Any]:
-    """Predicted milliseconds, and those of both models timed in alternation."""
+    """Return predicted milliseconds, and those of both models timed in alternation."""
     assert setting.latency is not None, "asked for with a table only"
     table, workload = setting.latency
     dense = setting.prunable.model

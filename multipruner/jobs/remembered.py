@@ -18,7 +18,7 @@ from .setting import Setting
 
 
 def objective_of(setting: Setting, sequences: int) -> CalibrationObjective:
-    """The recipe's loss on the first sequences of the calibration text (inside :meth:`Prunable.in_order`)."""
+    """Return the recipe's loss on the first sequences of the calibration text (inside :meth:`Prunable.in_order`)."""
     return CalibrationObjective(
         setting.prunable,
         setting.calibration.head(sequences).ids,
@@ -29,7 +29,7 @@ def objective_of(setting: Setting, sequences: int) -> CalibrationObjective:
 
 
 def loss_or_infinity(objective: CalibrationObjective, structure: Structure) -> float:
-    """Infinity where the loss is not finite: such a candidate is the worst, and no reason to end the search."""
+    """Return the loss; infinity where it is not finite: such a candidate is the worst, no reason to end the search."""
     try:
         return objective(structure)
     except NumericsError:
@@ -50,15 +50,18 @@ class RememberedObjective:
         self._base = objective.base
 
     def __call__(self, structure: Structure) -> float:
-        """The loss of one structure in nats; infinity where it is not finite."""
+        """Return the loss of one structure in nats; infinity where it is not finite."""
         return self._losses([structure])[0]
 
     def commit(self, structure: Structure) -> None:
-        """The structure that the next ones differ little from; its states are computed when one is measured."""
+        """Remember the structure that the next ones differ little from; its states are computed when one is
+        measured.
+        """
         self._base = structure
 
     def argmin(self, structures: Sequence[Structure], progress: Callable[[int, int], None] | None = None) -> Choice:
-        """The best and the second best of several structures; none is given up, as the others may be asked for later.
+        """Return the best and the second best of several structures; none is given up, as the others may be asked for
+        later.
 
         Raises:
             NumericsError: when no candidate has a finite loss.
@@ -68,7 +71,9 @@ class RememberedObjective:
     def _losses(
         self, structures: Sequence[Structure], progress: Callable[[int, int], None] | None = None
     ) -> list[float]:
-        """The losses of all structures; those that are new are written together, also when something stops us."""
+        """Return the losses of all structures; those that are new are written together, also when something stops
+        us.
+        """
         rows = [structure.to_json() for structure in structures]
         if any(self.memo.get(row, 0) is None for row in rows):
             self.memo.refresh()  # another process may have measured it
@@ -98,7 +103,7 @@ class RememberedObjective:
 
 
 def remembered(setting: Setting, path: Path, sequences: int | None = None) -> RememberedObjective:
-    """The recipe's loss on the first sequences of the calibration text (``None``: on all), kept in a file."""
+    """Return the recipe's loss on the first sequences of the calibration text (``None``: on all), kept in a file."""
     count, part = len(setting.calibration.ids), {}
     if sequences is not None and sequences < count:
         count, part = sequences, {"sequences": sequences}
@@ -106,6 +111,6 @@ def remembered(setting: Setting, path: Path, sequences: int | None = None) -> Re
 
 
 def rough_of(setting: Setting, path: Path) -> RememberedObjective | None:
-    """What measures the first tables of the program, where that is less text than all of it."""
+    """Return what measures the first tables of the program, where that is less text than all of it."""
     few = setting.recipe.calibration.width_sequences
     return remembered(setting, path, few) if few < len(setting.calibration.ids) else None

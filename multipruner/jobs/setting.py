@@ -28,7 +28,7 @@ from .limits import Timed, latency_table_of, limits_of
 
 
 def grid_of(recipe: Recipe, prunable: Prunable) -> Grid:
-    """How finely a recipe cuts a model.
+    """Tell how finely a recipe cuts a model.
 
     Raises:
         ConfigError: when the model's widths cannot be aligned as the recipe asks.
@@ -38,7 +38,7 @@ def grid_of(recipe: Recipe, prunable: Prunable) -> Grid:
 
 
 def task_of(recipe: Recipe, prunable: Prunable, latency: Timed | None = None) -> Task:
-    """The integer program that a recipe asks for; its latency table is read where it is not given."""
+    """Return the integer program that a recipe asks for; its latency table is read where it is not given."""
     return Task(
         prunable.dense,
         grid_of(recipe, prunable),
@@ -50,7 +50,7 @@ def task_of(recipe: Recipe, prunable: Prunable, latency: Timed | None = None) ->
 
 
 def problem_of(recipe: Recipe, prunable: Prunable) -> Problem:
-    """The search problem that a recipe asks for."""
+    """Return the search problem that a recipe asks for."""
     assert recipe.ratio is not None, "checked by the recipe"
     return Problem(prunable.costs, recipe.ratio, recipe.stages, recipe.shares, grid_of(recipe, prunable), recipe.stop)
 

@@ -109,7 +109,7 @@ class Workspace:
     def open(
         self, identity: Mapping[str, Any], ratio: float, overwrite: bool
     ) -> tuple[Trajectory | None, TrajectoryJournal]:
-        """The trajectory to go on with, if any, and the journal to write to.
+        """Return the trajectory to go on with, if any, and the journal to write to.
 
         Raises:
             OutputError: when the folder holds a run with other settings, to a smaller ratio or of another kind, unless
@@ -138,7 +138,8 @@ class Workspace:
         return None, journal
 
     def open_measurements(self, identity: Mapping[str, Any], overwrite: bool) -> Path:
-        """The file of measured losses to go on with: of an interrupted run, or of a finished one in the output folder.
+        """Return the file of measured losses to go on with: of an interrupted run, or of a finished one in the output
+        folder.
 
         Raises:
             OutputError: when the folder holds a run with other settings, unless overwritten.
@@ -182,13 +183,13 @@ def refuse_within(output: Path, model: str | None) -> None:
 
 
 def _is_run(folder: Path) -> bool:
-    """Whether a folder holds what a finished run writes, by what is in the files."""
+    """Tell whether a folder holds what a finished run writes, by what is in the files."""
     state = (header_of(folder / name) for name in (TRAJECTORY, MEASUREMENTS, SEARCH))
     return any(header is not None for header in state) or is_written(folder)
 
 
 def _read_identity(path: Path) -> tuple[dict[str, Any] | None, bool]:
-    """What a file of measurements is of, if it is one, and whether there are any."""
+    """Return what a file of measurements is of, if it is one, and whether there are any."""
     try:
         with path.open(encoding="utf-8") as stream:
             header = json.loads(stream.readline())
@@ -198,13 +199,13 @@ def _read_identity(path: Path) -> tuple[dict[str, Any] | None, bool]:
 
 
 def _serves(found: Trajectory, identity: Mapping[str, Any], ratio: float) -> bool:
-    """Whether a trajectory is of this run, or of a finished one that this is a part of."""
+    """Tell whether a trajectory is of this run, or of a finished one that this is a part of."""
     same = not differences(found.identity, identity)
     return same and (ratio == found.ratio or (found.finished and ratio < found.ratio))
 
 
 def _conflict(folder: Path, theirs: Mapping[str, Any], ours: Mapping[str, Any], otherwise: str = "") -> str:
-    """What is in the way: a run with other settings, or with the same ones and different ``otherwise``."""
+    """Return what is in the way: a run with other settings, or with the same ones and different ``otherwise``."""
     found = differences(now_called(theirs), now_called(ours))
     what = f"with other settings ({'; '.join(found)})" if found else otherwise
     return f"{folder} holds a run {what}; {_WAYS_OUT}"

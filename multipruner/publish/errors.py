@@ -56,7 +56,7 @@ def hub_errors(repo: str, endpoint: str, token: str | None) -> Iterator[None]:
 
 
 def explain(error: BaseException, repo: str, endpoint: str) -> str | None:
-    """The line for an error, looked for along its causes; ``None`` when nothing is known about it."""
+    """Return the line for an error, looked for along its causes; ``None`` when nothing is known about it."""
     for each in _causes(error):
         names = {cls.__name__ for cls in type(each).__mro__}
         response = getattr(each, "response", None)
@@ -81,7 +81,7 @@ def explain(error: BaseException, repo: str, endpoint: str) -> str | None:
 
 
 def _server(error: BaseException) -> str:
-    """Scheme and host of the request that failed, without the rest: a signed address is a secret."""
+    """Return scheme and host of the request that failed, without the rest: a signed address is a secret."""
     try:
         url = error.request.url  # pyright: ignore[reportAttributeAccessIssue]
         return f"{url.scheme}://{url.netloc.decode().rpartition('@')[2]}"
@@ -119,6 +119,6 @@ def _status(status: int, message: str, repo: str, endpoint: str) -> str:
 
 
 def _line(text: str) -> str:
-    """The first line that says something, short enough to read."""
+    """Return the first line that says something, short enough to read."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[0][:300] if lines else ""

@@ -52,7 +52,7 @@ class Item:
         return b"".join(self.chunks()) if self.name.endswith(_TEXTS) else None
 
     def same_as(self, remote: Any) -> bool:
-        """Whether a file of the repository (huggingface_hub's ``RepoFile``) has these bytes, by size and hash."""
+        """Tell whether a file of the repository (huggingface_hub's ``RepoFile``) has these bytes, by size and hash."""
         if remote is None or remote.size != self.size:
             return False
         # an LFS file is known by its SHA-256, any other by what git calls it
@@ -75,7 +75,7 @@ class Package:
     license: str | None = None
 
     def items(self, about_base: Mapping[str, Any]) -> list[Item]:
-        """The files, with the card written anew for the repository.
+        """Return the files, with the card written anew for the repository.
 
         Raises:
             PublishError: when one of them holds what looks like a token.
@@ -111,13 +111,13 @@ class Package:
         )
 
     def _dense_folder(self) -> Path:
-        """Where the dense model's folder is, if it is one: as seen from the run, else as the plan names it."""
+        """Tell where the dense model's folder is, if it is one: as seen from the run, else as the plan names it."""
         about = self.run.report.get("model")
         seen = about.get("path_from_here") if isinstance(about, Mapping) else None
         return self.run.path.resolve() / seen if isinstance(seen, str) else Path(self.run.plan.model)
 
     def about_base(self, api: HfApi | None) -> dict[str, Any]:
-        """The metadata of the dense model's own card: from its folder, else from the Hub; empty if unknown."""
+        """Return the metadata of the dense model's own card: from its folder, else from the Hub; empty if unknown."""
         local, base = self._dense_folder() / "README.md", base_model(self.run.report, self.run.plan)
         if local.is_file():
             metadata = front_matter(local.read_text(encoding="utf-8", errors="replace"))[0]
@@ -177,7 +177,7 @@ def check_weights(run: RunFolder) -> None:
 
 
 def check_name(repo: str) -> None:
-    """Raises PublishError for what cannot be ``user/name``."""
+    """Raise PublishError for what cannot be ``user/name``."""
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 
@@ -190,7 +190,7 @@ def check_name(repo: str) -> None:
 
 
 def human(size: int) -> str:
-    """Bytes as people read them."""
+    """Return bytes as people read them."""
     for unit in ("B", "kB", "MB"):
         if size < 1000:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def read_token(file: str | Path | None = None) -> str:
-    """The Hub token: from a file, else from ``HF_TOKEN`` or what ``hf auth login`` stored. It is never shown.
+    """Return the Hub token: from a file, else from ``HF_TOKEN`` or what ``hf auth login`` stored. It is never shown.
 
     Raises:
         PublishError: when there is none, or it cannot be one.
@@ -50,7 +50,7 @@ def check_push(
     endpoint: str | None = None,
     console: Console | None = None,
 ) -> None:
-    """Before a long run: whatever would stop a push at its end. Asks about ``public``, so that the push need not.
+    """Check before a long run whatever would stop a push at its end. Asks about ``public``, so that the push need not.
 
     Raises:
         PublishError: as :func:`push` would.
@@ -85,7 +85,7 @@ def push(
     endpoint: str | None = None,
     console: Console | None = None,
 ) -> Pushed | None:
-    """What ``python -m multipruner push`` does: :func:`push_to_hub` with a token, a question and a few words.
+    """Return what ``python -m multipruner push`` does: :func:`push_to_hub` with a token, a question and a few words.
 
     Args:
         yes: make it public without asking.
@@ -152,7 +152,7 @@ def _ask(repo: str, console: Console | None) -> bool:
 
 @contextmanager
 def _progress_bars(console: Console) -> Iterator[None]:
-    """The Hub library's bars on a terminal, and nowhere else."""
+    """Show the Hub library's bars on a terminal, and nowhere else."""
     from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
     before = are_progress_bars_disabled()

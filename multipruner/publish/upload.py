@@ -111,7 +111,7 @@ def push_to_hub(
 
 
 def _tag(repo: str, tag: str | None, tags: Mapping[str, str], commit: str | None) -> str:
-    """The tag of a push: as asked, else what the unchanged ``commit`` is called, else the next number."""
+    """Return the tag of a push: as asked, else what the unchanged ``commit`` is called, else the next number."""
     if tag:
         if tag in tags and tags[tag] != commit:
             raise PublishError(f"{repo} has a tag {tag!r} already; choose another --tag, nothing was sent")
@@ -122,13 +122,13 @@ def _tag(repo: str, tag: str | None, tags: Mapping[str, str], commit: str | None
 
 
 def check_tag(tag: str | None) -> None:
-    """Raises PublishError for what cannot be a tag."""
+    """Raise PublishError for what cannot be a tag."""
     if tag is not None and (not re.fullmatch(r"[A-Za-z0-9][\w.-]*", tag) or tag == "main"):
         raise PublishError(f"{tag!r} cannot be a tag; use letters, digits, '.', '-' and '_', and not 'main'")
 
 
 def check_token(api: HfApi, repo: str) -> None:
-    """Raises PublishError for a token that only reads, and the Hub's own error for an unknown one."""
+    """Raise PublishError for a token that only reads, and the Hub's own error for an unknown one."""
     user = api.whoami()
     if user.get("auth", {}).get("accessToken", {}).get("role") == "read":
         raise PublishError(
@@ -138,7 +138,7 @@ def check_token(api: HfApi, repo: str) -> None:
 
 
 def look(api: HfApi, repo: str, silence: float) -> Any:
-    """The Hub's ``ModelInfo`` of a repository, ``None`` when there is none to be seen."""
+    """Return the Hub's ``ModelInfo`` of a repository, ``None`` when there is none to be seen."""
     from huggingface_hub.errors import RepositoryNotFoundError
 
     try:
@@ -148,19 +148,19 @@ def look(api: HfApi, repo: str, silence: float) -> Any:
 
 
 def contents(api: HfApi, repo: str) -> tuple[dict[str, Any], dict[str, str]]:
-    """Files of the repository by name, and its tags with their commits."""
+    """Return files of the repository by name, and its tags with their commits."""
     files = {file.path: file for file in api.list_repo_tree(repo, recursive=True) if hasattr(file, "blob_id")}
     return files, {ref.name: ref.target_commit for ref in api.list_repo_refs(repo).tags}
 
 
 def check_visibility(there: Any, repo: str, public: bool) -> None:
-    """Raises PublishError when a push that is meant to be private would be seen by everybody."""
+    """Raise PublishError when a push that is meant to be private would be seen by everybody."""
     if there is not None and not there.private and not public:
         raise PublishError(f"{repo} is public: everybody would see it; say --public, or choose another name")
 
 
 def check_contents(repo: str, files: Mapping[str, Any]) -> None:
-    """Raises PublishError when the repository holds what no run wrote."""
+    """Raise PublishError when the repository holds what no run wrote."""
     others = set(files) - {".gitattributes", "README.md", "LICENSE"}
     if others and "plan.json" not in files:
         raise PublishError(f"{repo} holds something else ({', '.join(sorted(others)[:3])}); choose another name")
@@ -175,7 +175,7 @@ def _commit(
     parent: str | None,
     say: Callable[[str], None],
 ) -> Any:
-    """One commit with everything; a Hub without Xet storage gets the files through LFS."""
+    """Return one commit with everything; a Hub without Xet storage gets the files through LFS."""
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
     deletions = [CommitOperationDelete(name) for name in gone]

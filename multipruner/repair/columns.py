@@ -28,7 +28,7 @@ _CANCELLATION = 1e-5
 
 
 def repaired_columns(weight: Tensor, gram: Tensor, kept: Tensor, ridge: float, *, least: float = 0.0) -> Tensor:
-    """The columns that stay, refitted to the output of all of them.
+    """Return the columns that stay, refitted to the output of all of them.
 
     Args:
         weight: output projection, [hidden_size, n].
@@ -65,7 +65,7 @@ def repaired_columns(weight: Tensor, gram: Tensor, kept: Tensor, ridge: float, *
 def repaired(
     how: How, whole: Projection, gram: Tensor, mean: Tensor | None, kept: Tensor, ridge: float = RIDGE
 ) -> Projection:
-    """An output projection without some of its columns, repaired.
+    """Return an output projection without some of its columns, repaired.
 
     Args:
         how: ``"lstsq"`` refits the columns, and the bias where there is one; ``"bias"`` the bias alone.

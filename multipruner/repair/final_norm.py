@@ -52,8 +52,9 @@ class GainFit:
 
     @torch.inference_mode()
     def see(self, dense: Tensor, pruned: Tensor) -> None:
-        """Final hidden states of the same tokens in both models, before the last norm, [sequences, length,
-        hidden_size]."""
+        """Take in final hidden states of the same tokens in both models, before the last norm, [sequences, length,
+        hidden_size].
+        """
         place = slice(-self._seen % self._every, None, self._every)
         self._seen += dense.shape[0] * dense.shape[1]
         first, second = (self.prunable.normed(states.flatten(0, 1)[place]) for states in (dense, pruned))
@@ -61,8 +62,9 @@ class GainFit:
 
     @torch.inference_mode()
     def solve(self) -> Tensor | None:
-        """The gain, float32 [hidden_size]; ``None`` where the head is no plain linear layer, or nothing finite solves
-        the equations: a run ends without this step rather than not at all."""
+        """Return the gain, float32 [hidden_size]; ``None`` where the head is no plain linear layer, or nothing finite
+        solves the equations: a run ends without this step rather than not at all.
+        """
         head = self.prunable.head
         if type(head) is not nn.Linear:
             return None
@@ -86,7 +88,7 @@ class GainFit:
 def _add(
     slope: Tensor, curvature: Tensor, head: nn.Linear, dense: Tensor, pruned: Tensor, generator: torch.Generator
 ) -> None:
-    """First and second derivatives of the divergence by the gain, summed over tokens [tokens, hidden_size]."""
+    """Add first and second derivatives of the divergence by the gain, summed over tokens [tokens, hidden_size]."""
     weight, states = head.weight, pruned.float()
     p, q = (head(one).float().softmax(dim=1) for one in (dense, pruned))
     slope += (states * ((q - p).to(weight.dtype) @ weight).float()).sum(dim=0)

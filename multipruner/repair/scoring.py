@@ -19,7 +19,7 @@ from .columns import RIDGE, How, repaired
 
 
 def has_output_bias(prunable: Prunable) -> dict[BlockKind, bool]:
-    """Which blocks' output projections have a bias."""
+    """Tell which blocks' output projections have a bias."""
     layer, found = prunable.layers[0], dict[BlockKind, bool]()
     for kind in KINDS:
         block = prunable.spec.block(kind)
@@ -42,7 +42,7 @@ def check_repair(how: str, prunable: Prunable) -> None:
 
 
 def unrepaired(how: str, prunable: Prunable) -> str | None:
-    """What to tell where ``"bias"`` finds a bias in one kind of block only."""
+    """Return what to tell where ``"bias"`` finds a bias in one kind of block only."""
     there = has_output_bias(prunable)
     if how != "bias" or all(there.values()):
         return None
@@ -72,7 +72,7 @@ class Repair:
 
     @torch.no_grad()
     def __call__(self, layer: int, kind: BlockKind, size: LayerSize, whole: Projection) -> Projection:
-        """The output projection of a block of some size.
+        """Return the output projection of a block of some size.
 
         Args:
             layer, kind, size: which block, and what it keeps.

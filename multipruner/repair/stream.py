@@ -44,7 +44,7 @@ def accumulated(
     progress: Callable[[int, int], None] | None = None,
     ends: Callable[[Tensor, Tensor], None] | None = None,
 ) -> Outputs:
-    """Output projections of the blocks that stay, from the first on that is not as it was.
+    """Return output projections of the blocks that stay, from the first on that is not as it was.
 
     Args:
         prunable: the dense model, inside :meth:`Prunable.in_order` (with the repair of single blocks, if any).
@@ -111,17 +111,18 @@ class _Equations:
         return cls(torch.zeros(inputs, inputs, device=device), torch.zeros(inputs, outputs, device=device))
 
     def add(self, x: Tensor, target: Tensor) -> None:
-        """Inputs [tokens, n] and what they should give, [tokens, hidden_size]."""
+        """Add inputs [tokens, n] and what they should give, [tokens, hidden_size]."""
         add_moments(self.moments, x)
         self.target.addmm_(x.T, target)
 
     def missing(self, weight: Tensor) -> Tensor:
-        """What a projection [hidden_size, n] leaves to explain, [n, hidden_size]; the moments are whole."""
+        """Return what a projection [hidden_size, n] leaves to explain, [n, hidden_size]; the moments are whole."""
         return self.target - self.moments @ weight.T
 
     def change(self, missing: Tensor, ridge: float) -> Tensor:
-        """By how much to change a projection that leaves so much to explain, [n, hidden_size]: solved for the change,
-        so that nothing to repair changes nothing."""
+        """Tell by how much to change a projection that leaves so much to explain, [n, hidden_size]: solved for the
+        change, so that nothing to repair changes nothing.
+        """
         damped = self.moments.clone()
         damped.diagonal().add_(ridge * float(self.moments.diagonal().mean()))
         factor, status = torch.linalg.cholesky_ex(damped)
@@ -138,7 +139,7 @@ class _Fit:
         self._parts: dict[bool, _Equations] = {}
 
     def add(self, x: Tensor, target: Tensor, held_out: bool) -> None:
-        """Inputs [sequences, length, n] and what they should give, [sequences, length, hidden_size]."""
+        """Add inputs [sequences, length, n] and what they should give, [sequences, length, hidden_size]."""
         self.inputs.append(x)
         rows, wanted = x.flatten(0, 1).float(), target.flatten(0, 1)
         if held_out not in self._parts:
@@ -147,7 +148,7 @@ class _Fit:
             self._parts[held_out].add(rows, wanted)
 
     def solve(self, weight: Tensor, ridge: float | None) -> Tensor:
-        """The projection [hidden_size, n] that fits best and stays near ``weight``."""
+        """Return the projection [hidden_size, n] that fits best and stays near ``weight``."""
         for part in self._parts.values():
             part.moments = mirrored(part.moments)
         fitted, judge = self._parts[False], self._parts.get(True)
@@ -163,7 +164,7 @@ class _Fit:
 
 
 def _best_ridges(fitted: _Equations, judge: _Equations, weight: Tensor, ridges: Sequence[float]) -> Tensor:
-    """Which ridge has the smallest error on held-out text, for every row of a projection, [hidden_size].
+    """Tell which ridge has the smallest error on held-out text, for every row of a projection, [hidden_size].
 
     Rows are judged one by one, since a few of the hidden dimensions are so much larger than the others that they would
     decide for all. A row where every ridge does worse than no change gets ``len(ridges)``.

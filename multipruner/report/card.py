@@ -41,7 +41,7 @@ def model_card(
     figure: str | None = None,
     stock: bool = False,
 ) -> str:
-    """Markdown with the Hub's metadata; whatever the report does not know is left out.
+    """Return Markdown with the Hub's metadata; whatever the report does not know is left out.
 
     Args:
         report: what happened. Read when there: ``recipe parameters ratio backbone_ratio calibration perplexity tasks
@@ -80,13 +80,13 @@ def _digest(text: str) -> str:
 
 
 def is_untouched(card: str) -> bool:
-    """Whether a card is as :func:`model_card` wrote it, not a letter changed since."""
+    """Tell whether a card is as :func:`model_card` wrote it, not a letter changed since."""
     seal = _SEAL.search(card)
     return seal is not None and seal[1] == _digest(card[: seal.start()])
 
 
 def addressed(card: str, generated: str, name: str) -> str:
-    """A card that somebody has edited, with its loading example and metadata made fit for the Hub.
+    """Return a card that somebody has edited, with its loading example and metadata made fit for the Hub.
 
     Args:
         card: the edited card; its words and its metadata stay.
@@ -108,7 +108,9 @@ def addressed(card: str, generated: str, name: str) -> str:
 
 
 def base_model(report: Mapping[str, Any], plan: PruningPlan) -> str | None:
-    """The Hub id of the dense model: what was loaded, or what a fallback stood in for; ``None`` for a local folder."""
+    """Return the Hub id of the dense model: what was loaded, or what a fallback stood in for; ``None`` for a local
+    folder.
+    """
     recipe = report.get("recipe") or {}
     if isinstance(recipe, Mapping) and recipe.get("fallback"):
         return recipe["model"]
@@ -142,8 +144,8 @@ def _metadata(
 
 
 def model_index(report: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
-    """A report's evaluation results as the Hub's ``model-index``: one result per text and per task; the last one of
-    several measurements of the same thing counts. Empty without results.
+    """Return a report's evaluation results as the Hub's ``model-index``: one result per text and per task; the last one
+    of several measurements of the same thing counts. Empty without results.
 
     Every metric's ``args`` hold its standard error, the dense model's value and the number of examples.
     Format: https://github.com/huggingface/hub-docs/blob/main/modelcard.md
@@ -169,7 +171,7 @@ def _metric(name: str, both: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _settings(entry: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The evaluation settings of a report, or of one of its later evaluations."""
+    """Return the evaluation settings of a report, or of one of its later evaluations."""
     recipe = entry.get("recipe")
     return entry.get("settings") or (recipe.get("evaluation") if isinstance(recipe, Mapping) else None) or {}
 

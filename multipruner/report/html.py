@@ -15,21 +15,21 @@ class Html(str):
 
 
 def element(name: str, /, *children: str, **attributes: str) -> Html:
-    """An element; children that are plain text are escaped, and so are attributes (``class_`` for ``class``)."""
+    """Return an element; children that are plain text are escaped, and so are attributes (``class_`` for ``class``)."""
     said = "".join(f' {key.rstrip("_")}="{escape(value, quote=True)}"' for key, value in attributes.items())
     inner = join(children)
     return Html(f"<{name}{said}>{inner}</{name}>" if name not in ("meta", "br") else f"<{name}{said}>")
 
 
 def join(children: Iterable[str]) -> Html:
-    """Several pieces, one after the other."""
+    """Put several pieces one after the other."""
     return Html("".join(child if isinstance(child, Html) else escape(child, quote=False) for child in children))
 
 
 def table(
     headings: Sequence[str], rows: Iterable[Sequence[str]], *, texts: Sequence[int] = (0,), class_: str = ""
 ) -> Html:
-    """A table in a box that scrolls sideways where it is too wide; ``texts`` are the columns that hold words."""
+    """Return a table in a box that scrolls sideways where it is too wide; ``texts`` are the columns that hold words."""
     words = set(texts)
 
     def cells(name: str, row: Sequence[str]) -> Html:
@@ -51,12 +51,12 @@ def _scope(name: str) -> dict[str, str]:
 
 
 def facts(rows: Iterable[tuple[str, str]]) -> Html:
-    """Names and what they are."""
+    """List names and what they are."""
     return element("dl", *(element("div", element("dt", name), element("dd", text)) for name, text in rows))
 
 
 def figure(drawing: Drawing, files: str) -> Html:
-    """A drawing with its caption, and where its PNG and CSV lie."""
+    """Return a drawing with its caption, and where its PNG and CSV lie."""
     title = element("h3", drawing.title)
     svgs = (
         element("div", Html(drawing.wide), class_="picture wide"),

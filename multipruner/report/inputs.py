@@ -190,7 +190,7 @@ def _check_folder(folder: Path) -> None:
 
 
 def _read_front(path: Path, label: str, *, needed: bool) -> list[Front]:
-    """The points of a search; none when it had no other objective than the loss and a run can be shown instead.
+    """Return the points of a search; none when it had no other objective than the loss and a run can be shown instead.
 
     A point is ``{"values": {"loss": ..., "latency": ...}}``, or holds its numbers itself.
     """
@@ -217,7 +217,7 @@ def _finite(value: Any) -> bool:
 
 
 def _labels(folders: Sequence[Path]) -> list[str]:
-    """The folders' names, with as many parents as it takes to tell them apart."""
+    """Return the folders' names, with as many parents as it takes to tell them apart."""
     places = [folder.absolute().resolve() for folder in folders]
     if len(set(places)) < len(places):
         raise ConfigError("the same folder is named twice; name each once")
@@ -243,7 +243,7 @@ def _read_run(folder: Path, label: str) -> RunFiles:
 
 
 def _read_steps(path: Path, report: Report, dense: Structure) -> tuple[Step, ...]:
-    """The steps up to the run's ratio; a torn last line (the writer was killed) does not count.
+    """Return the steps up to the run's ratio; a torn last line (the writer was killed) does not count.
 
     Raises:
         OutputError: naming the line that is damaged.

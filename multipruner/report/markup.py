@@ -13,17 +13,17 @@ _SPECIAL = re.compile(r"([\\`*\[\]<>|#~])|(?<!\w)_|_(?!\w)")
 
 
 def one_line(text: Any) -> str:
-    """A name on one line, whatever line breaks and control characters it has."""
+    """Return a name on one line, whatever line breaks and control characters it has."""
     return " ".join("".join(sign if sign.isprintable() else " " for sign in str(text)).split())
 
 
 def plain(text: Any) -> str:
-    """A name as Markdown that shows it and does nothing else; also in a table."""
+    """Return a name as Markdown that shows it and does nothing else; also in a table."""
     return _SPECIAL.sub(lambda found: "\\" + found[0], one_line(text)).replace("\\<", "&lt;").replace("\\>", "&gt;")
 
 
 def code(text: Any) -> str:
-    """A name as code inside a line or a table."""
+    """Return a name as code inside a line or a table."""
     said = one_line(text).replace("|", "¦")
     fence = "`" * (1 + max((len(run) for run in re.findall("`+", said)), default=0))
     room = " " if said.startswith("`") or said.endswith("`") else ""
@@ -31,19 +31,19 @@ def code(text: Any) -> str:
 
 
 def fenced(text: str, language: str = "") -> str:
-    """Lines as a block of code."""
+    """Return lines as a block of code."""
     fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
     return f"{fence}{language}\n{text}\n{fence}"
 
 
 def front_matter(card: str) -> tuple[str | None, str]:
-    """The metadata at the beginning of a card (``None`` where there is none), and the rest."""
+    """Return the metadata at the beginning of a card (``None`` where there is none), and the rest."""
     found = _FRONT.match(card)
     return (found[1], card[found.end() :]) if found else (None, card)
 
 
 def without_places(value: Any) -> Any:
-    """A recipe or a part of one, with the last part of every absolute path instead of it."""
+    """Return a recipe or a part of one, with the last part of every absolute path instead of it."""
     if isinstance(value, Mapping):
         return {key: without_places(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
@@ -52,7 +52,7 @@ def without_places(value: Any) -> Any:
 
 
 def command_without_places(command: str) -> str:
-    """A command line that does not say where on somebody's disk things lie."""
+    """Return a command line that does not say where on somebody's disk things lie."""
     try:
         words = shlex.split(command)
     except ValueError:

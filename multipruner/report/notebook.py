@@ -36,14 +36,15 @@ class Finished(Protocol):
 
 
 def line(run: Finished) -> str:
-    """A run in one line, for ``repr``: its folder, parameters before and after, and the ratio."""
+    """Return a run in one line, for ``repr``: its folder, parameters before and after, and the ratio."""
     parameters, ratio = run.report["parameters"], run.report["ratio"]
     before, after = parameters["before"], parameters["after"]
     return f"Run({str(run.folder)!r}: {before:,} -> {after:,} parameters, -{ratio:.2%})"
 
 
 def html(run: Finished) -> str:
-    """A run as an HTML fragment: what it costs and scores beside the dense model, what every layer keeps, what next.
+    """Return a run as an HTML fragment: what it costs and scores beside the dense model, what every layer keeps, what
+    next.
 
     Every name that comes from outside (model, folder, tasks) is escaped.
 

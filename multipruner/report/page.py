@@ -17,7 +17,7 @@ _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 
 def page(runs: Sequence[RunFiles], fronts: Sequence[Front], files: str) -> tuple[str, list[Drawing]]:
-    """The HTML of a report and the drawings in it.
+    """Return the HTML of a report and the drawings in it.
 
     Args:
         runs, fronts: what to show; at least one of either.
@@ -83,5 +83,5 @@ def _document(title: str, body: Sequence[Html]) -> str:
 
 
 def _slug(text: str) -> str:
-    """A part of a file name: letters, digits, dots and dashes."""
+    """Return a part of a file name: letters, digits, dots and dashes."""
     return re.sub(r"[^A-Za-z0-9._]+", "-", text).strip("-.")[:40] or "run"

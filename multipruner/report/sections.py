@@ -35,19 +35,19 @@ class Album:
     drawings: list[Drawing] = field(default_factory=list)
 
     def show(self, drawing: Drawing) -> Html:
-        """The drawing as an element; its files will lie beside the page."""
+        """Return the drawing as an element; its files will lie beside the page."""
         self.drawings.append(drawing)
         return figure(drawing, self.files)
 
 
 def _card(title: str, *children: str) -> Html:
-    """A part in a frame; a figure brings its own title."""
+    """Return a part in a frame; a figure brings its own title."""
     heading = (element("h3", title),) if title else ()
     return element("section", *heading, *children, class_="card")
 
 
 def run_section(run: RunFiles, album: Album, prefix: str) -> list[Html]:
-    """Everything about one run; ``prefix`` begins the names of its figures."""
+    """Show everything about one run; ``prefix`` begins the names of its figures."""
     parts: list[Html] = [
         _tiles(run),
         _card("Summary", _about(run), *_loading(run)),
@@ -199,7 +199,7 @@ def _latency(found: Sequence[Phase]) -> Html:
 
 
 def _scores(run: RunFiles, *, perplexity: bool) -> list[tuple[str, Contrast]]:
-    """Every number of every evaluation; a later evaluation of the same name is marked by its limit."""
+    """Return every number of every evaluation; a later evaluation of the same name is marked by its limit."""
     rows: dict[str, Contrast] = {}
     for index, scores in enumerate(run.report.scores):
         if perplexity:
@@ -213,7 +213,7 @@ def _scores(run: RunFiles, *, perplexity: bool) -> list[tuple[str, Contrast]]:
 
 
 def comparison_section(runs: Sequence[RunFiles], album: Album, anchor: Callable[[RunFiles], str]) -> list[Html]:
-    """Several runs side by side."""
+    """Show several runs side by side."""
     found = curves(runs)
     parts = [_card("Runs", _runs_table(runs, found, anchor))]
     if found:
@@ -242,5 +242,5 @@ def _runs_table(runs: Sequence[RunFiles], found: Sequence[Curve], anchor: Callab
 
 
 def front_section(front: Front, album: Album, name: str) -> Html:
-    """A search's Pareto front."""
+    """Return a search's Pareto front."""
     return _card("", album.show(front_figure(front, name)))

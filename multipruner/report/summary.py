@@ -18,7 +18,7 @@ from .words import tokens_of
 
 
 def render(report: Mapping[str, Any], folder: Path, tables: RenderableType | None) -> RenderableType:
-    """The summary that ends a run."""
+    """Return the summary that ends a run."""
     before, after = report["parameters"]["before"], report["parameters"]["after"]
     facts = Table.grid(padding=(0, 2))
     facts.add_row("model", Text(report["model"]["description"]))
@@ -45,7 +45,7 @@ def _seconds(seconds: Mapping[str, float]) -> str:
 
 
 def next_commands(folder: Path) -> str:
-    """The lines to load, evaluate and share a result with."""
+    """Return the lines to load, evaluate and share a result with."""
     quoted = shlex.quote(str(folder))
     return "\n".join(
         (

@@ -21,7 +21,7 @@ _SAME_BITS = "`plan.json` and the dense weights give these weights again, bit fo
 
 
 def tuned_card(report: Mapping[str, Any], plan: PruningPlan, *, stock: bool) -> str:
-    """Markdown with the Hub's metadata. It bears no seal: a push brings it as it stands, its address filled in.
+    """Return Markdown with the Hub's metadata. It bears no seal: a push brings it as it stands, its address filled in.
 
     Args:
         report: with the section ``tuned``.
@@ -52,7 +52,7 @@ def _text_name(data: Mapping[str, Any]) -> str:
 
 
 def _training(tuned: Mapping[str, Any]) -> str:
-    """What was done, and what it changed."""
+    """Return what was done, and what it changed."""
     lora, losses = tuned["lora"], tuned["losses"]
     rows = [
         ("text", f"{_text_name(tuned['data'])}, hash `{tuned['data']['hash'][:16]}`"),

@@ -11,44 +11,44 @@ from multipruner.eval.comparison import Contrast
 
 
 def label_of(cost: str) -> str:
-    """What a page calls a cost that ``report.json`` or a front names."""
+    """Return what a page calls a cost that ``report.json`` or a front names."""
     row = reported_as(cost)
     return row.label if row else cost
 
 
 def amount(cost: str, value: float) -> str:
-    """A cost with a unit that keeps the number short."""
+    """Return a cost with a unit that keeps the number short."""
     row = reported_as(cost)
     return row.shown(value) if row else f"{value:,.4g}"
 
 
 def finite(value: Any) -> bool:
-    """Whether a value of a report is a number, and a finite one."""
+    """Tell whether a value of a report is a number, and a finite one."""
     return isinstance(value, (int, float)) and math.isfinite(value)
 
 
 def measured(value: Any) -> str:
-    """A value of a report with three digits, or a dash for what is no number."""
+    """Return a value of a report with three digits, or a dash for what is no number."""
     return f"{value:.3f}" if isinstance(value, (int, float)) else "–"
 
 
 def number(value: float | None, digits: int = 3, sign: str = "") -> str:
-    """A number, or a dash for none."""
+    """Return a number, or a dash for none."""
     return "–" if value is None else f"{value:{sign},.{digits}f}".replace("-", "−")
 
 
 def signed(share: float) -> str:
-    """A change in per cent."""
+    """Return a change in per cent."""
     return f"{share:+.1%}".replace("-", "−")
 
 
 def with_error(value: float, stderr: float | None, digits: int, sign: str = "") -> str:
-    """A number and its standard error."""
+    """Return a number and its standard error."""
     return number(value, digits, sign) + ("" if stderr is None else f" ±\N{NO-BREAK SPACE}{stderr:,.{digits}f}")
 
 
 def contrast_cells(contrast: Contrast, digits: int) -> list[str]:
-    """Dense, pruned, difference, number of examples."""
+    """Return dense, pruned, difference, number of examples."""
     return [
         with_error(contrast.dense, contrast.dense_stderr, digits),
         with_error(contrast.pruned, contrast.pruned_stderr, digits),
@@ -58,14 +58,14 @@ def contrast_cells(contrast: Contrast, digits: int) -> list[str]:
 
 
 def duration(seconds: float) -> str:
-    """Seconds, minutes or hours."""
+    """Return seconds, minutes or hours."""
     if seconds < 90:
         return f"{seconds:.{1 if seconds < 1 else 2}g} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def tokens_of(calibration: Mapping[str, Any]) -> str:
-    """How much text decided, after its name: for scores, and beside it for order and repair, and held out."""
+    """Tell how much text decided, after its name: for scores, and beside it for order and repair, and held out."""
     keys = {"tokens": "tokens for scores", "moments_tokens": "for order and repair", "held_out_tokens": "held out"}
     counts = {key: count for key in keys if isinstance(count := calibration.get(key), int) and count}
     if set(counts) == {"tokens"}:

@@ -55,7 +55,7 @@ def write_report(folders: Sequence[Path], output: Path | None = None) -> Path:
 
 
 def _check_free(target: Path, files: Path) -> None:
-    """Only an earlier report is replaced."""
+    """Refuse to replace anything but an earlier report."""
     if target.is_dir():
         raise OutputError(f"{target} is a folder; name another --output")
     if files.exists():

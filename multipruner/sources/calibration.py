@@ -55,7 +55,7 @@ class CalibrationSet:
         return digest.hexdigest()
 
     def head(self, sequences: int) -> CalibrationSet:
-        """The first sequences only (all, where there are fewer)."""
+        """Return the first sequences only (all, where there are fewer)."""
         return replace(self, ids=self.ids[:sequences])
 
 
@@ -80,7 +80,7 @@ class CalibrationText:
         say: Callable[[str], None] = lambda text: None,
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
-        """Nothing is read before a part is asked for.
+        """Remember what is asked; nothing is read before a part is asked for.
 
         Args:
             spec: the recipe's calibration section; its length is cut to the model's context.
@@ -98,7 +98,7 @@ class CalibrationText:
         self._parts: dict[Split, CalibrationSet] = {}
 
     def part(self, split: Split) -> CalibrationSet:
-        """One part of the text.
+        """Return one part of the text.
 
         Raises:
             CalibrationError: naming what is missing or too short, and what to do.
@@ -125,7 +125,9 @@ class CalibrationText:
         return CalibrationSet(ids, "+".join(name for _, name in found), self._tokenizer.eos_token_id)
 
     def _given_ids(self, spec: CalibrationSpec, split: Split) -> torch.Tensor | None:
-        """What the source gives; ``None`` where text sampled from the model is wanted or has to take its place."""
+        """Return what the source gives; ``None`` where text sampled from the model is wanted or has to take its
+        place.
+        """
         row = kind_of(spec.source)
         if row.by is None:
             return None
@@ -146,7 +148,7 @@ class CalibrationText:
         return ready
 
     def _read(self, spec: CalibrationSpec) -> Packing | None:
-        """The rows of a source, read once for all parts."""
+        """Return the rows of a source, read once for all parts."""
         wanted, more = 2 * spec.sequences * spec.length, spec.moments_sequences * spec.length
         try:
             chat = Chat(self._tokenizer, spec.chat_template)
@@ -176,7 +178,7 @@ class CalibrationText:
         return ids[: spec.sequences] if split == "calibration" else ids[spec.sequences :]
 
     def record(self) -> dict[str, Any]:
-        """What a report says of the text, beside the part for scores.
+        """Return what a report says of the text, beside the part for scores.
 
         Tokens of the other parts, and for every source that is rows of text the columns that were taken, rows, exact
         duplicates, rows used and the share of their tokens that was cut off.
@@ -191,7 +193,7 @@ class CalibrationText:
         return {"sources": sources, **tokens}
 
     def line(self) -> str:
-        """What a person is told of the text that was taken, in one line."""
+        """Return what a person is told of the text that was taken, in one line."""
         about = []
         for spec, packing in self._packed.items():
             if packing is not None:
@@ -210,7 +212,7 @@ _WORDS: dict[Split, str] = {
 
 
 def _name(source: str) -> str:
-    """What a source is called: a file by its name, a data set as it was asked for."""
+    """Return what a source is called: a file by its name, a data set as it was asked for."""
     path = Path(source).expanduser()
     return path.name if path.exists() or path.is_absolute() else source
 
@@ -224,7 +226,7 @@ def load_calibration(
     say: Callable[[str], None] = lambda text: None,
     progress: Callable[[int, int], None] | None = None,
 ) -> CalibrationSet:
-    """One part of the text of a recipe; who needs several takes them from one :class:`CalibrationText`.
+    """Return one part of the text of a recipe; who needs several takes them from one :class:`CalibrationText`.
 
     Raises:
         CalibrationError: naming what is missing or too short, and what to do.
@@ -233,7 +235,7 @@ def load_calibration(
 
 
 def held_out_text(recipe: Recipe, text: CalibrationText) -> CalibrationSet | None:
-    """Text for perplexity in place of WikiText-2, found before the search so that no search ends without it."""
+    """Return text for perplexity in place of WikiText-2, found before the search so that no search ends without it."""
     spec = recipe.evaluation
     if "ppl" not in spec.tasks or spec.text is not None:
         return None

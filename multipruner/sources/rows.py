@@ -54,7 +54,7 @@ class Rows(Sequence[str]):
         return len(self.texts)
 
     def to_json(self) -> dict[str, Any]:
-        """What a report says of them."""
+        """Return what a report says of them."""
         return {
             "columns": list(self.columns),
             "rendered_with": self.how or None,
@@ -64,7 +64,7 @@ class Rows(Sequence[str]):
         }
 
     def line(self) -> str:
-        """What a person is told of them."""
+        """Return what a person is told of them."""
         parts = [f"column{'s' * (len(self.columns) > 1)} {listed(self.columns)}"] if self.columns else []
         parts += [f"rendered with {self.how}"] if self.how else []
         left = len(self.texts)
@@ -94,7 +94,7 @@ class Wanted:
 
 
 def kind_of(source: str) -> Text:
-    """The row of ``TEXTS`` that a source belongs to: that of its name, or the first that takes it.
+    """Return the row of ``TEXTS`` that a source belongs to: that of its name, or the first that takes it.
 
     Raises:
         CalibrationError: naming the closest source, and all that there are.
@@ -112,7 +112,7 @@ def kind_of(source: str) -> Text:
 
 
 def rows_of(source: str, column: str | None, tokens: int, length: int, chat: Chat | None = None, more: int = 0) -> Rows:
-    """The texts of a source.
+    """Return the texts of a source.
 
     Args:
         source: a name in ``TEXTS``, a local file or folder, or ``owner/name[:config][:split][:column]``.
@@ -130,26 +130,26 @@ def rows_of(source: str, column: str | None, tokens: int, length: int, chat: Cha
 
 
 def is_local(source: str) -> bool:
-    """Whether a source is a file or folder that is there."""
+    """Tell whether a source is a file or folder that is there."""
     path = Path(source).expanduser()
     return path.is_file() or path.is_dir()
 
 
 def of_files(source: str, wanted: Wanted) -> Rows:
-    """Rows of a file, or of all files of a folder."""
+    """Read rows of a file, or of all files of a folder."""
     path, chat = Path(source).expanduser(), wanted.chat
     texts, taken, running = _local(path, wanted.column, wanted.length, chat)
     return _rows(source, texts, taken, chat, running=running)
 
 
 def is_data_set(source: str) -> bool:
-    """Whether a source is written as a data set of the Hub, and not as a file."""
+    """Tell whether a source is written as a data set of the Hub, and not as a file."""
     path = Path(source).expanduser()
     return not is_known(Path(source)) and not path.is_absolute() and hub_request(source) is not None
 
 
 def of_data_set(source: str, wanted: Wanted) -> Rows:
-    """Rows of any data set of the Hub, which is streamed."""
+    """Read rows of any data set of the Hub, which is streamed."""
     request = hub_request(source)
     assert request is not None, "it was taken for one"
     arguments, column = request
@@ -157,7 +157,7 @@ def of_data_set(source: str, wanted: Wanted) -> Rows:
 
 
 def of_named_set(source: str, wanted: Wanted, *, running: bool = False, **arguments: Any) -> Rows:
-    """Rows of a data set with a name of its own: the column ``text`` of its train split.
+    """Read rows of a data set with a name of its own: the column ``text`` of its train split.
 
     Args:
         source: its name.
@@ -169,7 +169,7 @@ def of_named_set(source: str, wanted: Wanted, *, running: bool = False, **argume
 
 
 def of_texts(source: str, texts: Iterable[str]) -> Rows:
-    """Rows of texts that a source of its own has made.
+    """Make rows of texts that a source of its own has made.
 
     Raises:
         CalibrationError: when there are none, or they hold no words.
@@ -180,7 +180,7 @@ def of_texts(source: str, texts: Iterable[str]) -> Rows:
 def _loaded(
     source: str, arguments: dict[str, Any], column: str | None, wanted: Wanted, *, running: bool = False
 ) -> Rows:
-    """Rows through ``datasets``, as many as are wanted where they are streamed."""
+    """Read rows through ``datasets``, as many as are wanted where they are streamed."""
     column, chat = column or wanted.column, wanted.chat
     limit, every = (1000 + tokens // TOKENS_PER_ROW for tokens in (wanted.tokens, wanted.tokens + wanted.more))
     table = load(arguments, column, every)
@@ -192,12 +192,12 @@ def _loaded(
 
 
 def stretches(text: str, size: int) -> list[str]:
-    """A text cut into pieces of at most ``size`` characters, at line ends or else at blanks where it can be."""
+    """Return a text cut into pieces of at most ``size`` characters, at line ends or else at blanks where it can be."""
     return re.findall(rf"[\s\S]{{1,{size}}}(?:\n|\Z)|[\s\S]{{1,{size}}}(?=\s)|[\s\S]{{1,{size}}}", text)
 
 
 def _local(path: Path, column: str | None, length: int, chat: Chat) -> tuple[list[str], Taken | None, bool]:
-    """The texts of a file, or of all files of a folder, whose tables have to have the same columns of text."""
+    """Return the texts of a file, or of all files of a folder, whose tables have to have the same columns of text."""
     texts: list[str] = []
     takens: list[Taken | None] = []
     for part in read(path):
@@ -220,7 +220,7 @@ def _holds_rows(table: Table) -> bool:
 def _rows(
     source: str, texts: list[str], taken: Taken | None, chat: Chat, first: int | None = None, *, running: bool = False
 ) -> Rows:
-    """Rows without those that are empty or repeated.
+    """Leave out rows that are empty or repeated.
 
     Raises:
         CalibrationError: when nothing is left, or nothing of it is text.

@@ -37,7 +37,7 @@ Progress = Callable[[int, int], None]
 def self_text(
     model: Any, tokenizer: Any, sequences: int, length: int, seed: int, progress: Progress | None = None
 ) -> torch.Tensor:
-    """Sequences sampled from a model, from the cache where they were sampled before.
+    """Sample sequences from a model, or take them from the cache where they were sampled before.
 
     Args:
         model: the dense causal language model.
@@ -128,7 +128,7 @@ def sample(
 
 @contextmanager
 def _threads_for(model: Any) -> Iterator[None]:
-    """As many threads as a step keeps busy; not chosen by timing, since rounding may depend on their number."""
+    """Use as many threads as a step keeps busy; not chosen by timing, since rounding may depend on their number."""
     before = torch.get_num_threads()
     parameters = sum(weight.numel() for weight in model.parameters())
     torch.set_num_threads(min(before, 1 + parameters // PARAMETERS_PER_THREAD))
@@ -161,7 +161,7 @@ def _continue(model: Any, first: torch.Tensor, draws: torch.Tensor, tell: Callab
 
 
 def _roomier(cache: StaticCache | None, config: Any, room: int, filled: int) -> StaticCache:
-    """A cache with room for so many positions, the filled ones copied."""
+    """Return a cache with room for so many positions, the filled ones copied."""
     larger = StaticCache(config=config, max_cache_len=room)
     for index, layer in enumerate(cache.layers if cache is not None else ()):
         assert isinstance(layer, StaticLayer) and layer.keys is not None and layer.values is not None
@@ -171,14 +171,14 @@ def _roomier(cache: StaticCache | None, config: Any, room: int, filled: int) -> 
 
 
 def _starts(tokenizer: Any) -> tuple[list[int], int]:
-    """What the tokenizer puts before ordinary text, and the number of ordinary tokens."""
+    """Return what the tokenizer puts before ordinary text, and the number of ordinary tokens."""
     with_special, without = (tokenizer("a", add_special_tokens=special)["input_ids"] for special in (True, False))
     count = next((n for n in range(len(with_special)) if with_special[n : n + len(without)] == without), 0)
     return with_special[:count], len(tokenizer)
 
 
 def _first_tokens(tokenizer: Any, sequences: int, generator: torch.Generator) -> torch.Tensor:
-    """What sequences start with, [sequences, tokens]: the same tokens before all, and one that is drawn."""
+    """Return what sequences start with, [sequences, tokens]: the same tokens before all, and one that is drawn."""
     before, size = _starts(tokenizer)
     special = set(tokenizer.all_special_ids)
     ordinary = torch.tensor([token for token in range(size) if token not in special])

@@ -18,7 +18,7 @@ ENVIRONMENT = "MULTIPRUNER_CACHE"
 
 
 def cache_folder() -> Path:
-    """``$MULTIPRUNER_CACHE``, or the user's cache folder for multipruner; made if missing.
+    """Return ``$MULTIPRUNER_CACHE``, or the user's cache folder for multipruner; made if missing.
 
     Raises:
         OutputError: when it cannot be made, or is a file.
@@ -35,7 +35,7 @@ def cache_folder() -> Path:
 
 @contextmanager
 def work_folder() -> Iterator[Path]:
-    """A new folder within the cache (the same disk, so that a rename suffices), removed afterwards."""
+    """Make a new folder within the cache (the same disk, so that a rename suffices), removed afterwards."""
     with scratch(cache_folder() / "work") as folder:
         yield folder
 
@@ -68,6 +68,6 @@ def discard_folder(target: Path) -> None:
 
 
 def file_hash(path: Path) -> str:
-    """SHA-256 of a file's content, hexadecimal."""
+    """Return SHA-256 of a file's content, hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -40,7 +40,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """A path to write to; the file takes its name at the end, on disk by then.
+    """Give a path to write to; the file takes its name at the end, on disk by then.
 
     Raises:
         OutputError: when it cannot be written; what was there stays, and nothing else is left.
@@ -52,7 +52,7 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def whole_folder(target: Path, carry: Callable[[Path, Path], object] | None = None) -> Iterator[Path]:
-    """A folder to write to; it takes its name at the end, in place of an earlier one.
+    """Give a folder to write to; it takes its name at the end, in place of an earlier one.
 
     Args:
         target: the folder.
@@ -72,7 +72,7 @@ def whole_folder(target: Path, carry: Callable[[Path, Path], object] | None = No
 
 @contextmanager
 def scratch(place: Path) -> Iterator[Path]:
-    """A new folder beside a place, removed afterwards; first goes what killed processes left there."""
+    """Make a new folder beside a place, removed afterwards; first goes what killed processes left there."""
     place.parent.mkdir(parents=True, exist_ok=True)
     sweep(place.parent)
     folder = _aside(place, "partial")
@@ -169,7 +169,7 @@ def sweep(folder: Path) -> None:
 
 
 def _runs(pid: int) -> bool:
-    """Whether there is such a process on this machine; always, where one cannot ask without harm."""
+    """Tell whether there is such a process on this machine; always, where one cannot ask without harm."""
     try:
         if os.name == "posix":
             os.kill(pid, 0)
@@ -181,12 +181,12 @@ def _runs(pid: int) -> bool:
 
 
 def _touched(folder: Path) -> float:
-    """When something in a folder was last written, in seconds since the epoch."""
+    """Tell when something in a folder was last written, in seconds since the epoch."""
     return max(path.lstat().st_mtime for path in (folder, *folder.rglob("*")))
 
 
 def path_of(model: str) -> Path:
-    """A model's name as a path, whatever it names.
+    """Return a model's name as a path, whatever it names.
 
     Raises:
         UnknownModelError: when it can be no path and no Hub id.

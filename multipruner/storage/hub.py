@@ -19,7 +19,7 @@ class HubUnreachable(Exception):
 
 
 def repo_info(repo: str, repo_type: Literal["model", "dataset"] = "model", revision: str | None = None) -> Any:
-    """What the Hub says about a repository: one request with a short timeout.
+    """Return what the Hub says about a repository: one request with a short timeout.
 
     Args:
         repo: its id, ``owner/name``.
@@ -48,7 +48,7 @@ def repo_info(repo: str, repo_type: Literal["model", "dataset"] = "model", revis
 
 @cache
 def hub_answers() -> bool:
-    """Whether the Hub is allowed (``HF_HUB_OFFLINE``) and answers at all; asked once per process.
+    """Tell whether the Hub is allowed (``HF_HUB_OFFLINE``) and answers at all; asked once per process.
 
     Once, so that the dense and the pruned model of a run are judged on the same text.
     """
@@ -65,7 +65,7 @@ def hub_answers() -> bool:
 
 @contextmanager
 def offline_unless_hub_answers() -> Iterator[None]:
-    """Within, an unreachable Hub fails at once and caches are used, as with ``HF_HUB_OFFLINE=1``."""
+    """Let an unreachable Hub fail at once and use caches, as with ``HF_HUB_OFFLINE=1``."""
     import datasets  # noqa: F401  (imported within, it would take the flag for good)
 
     with nullcontext() if hub_answers() else offline():
@@ -91,7 +91,7 @@ def offline() -> Iterator[None]:
 
 
 def cached_snapshot(repo: str, revision: str | None = None) -> Path | None:
-    """The folder of a model that the Hub's cache holds whole (configuration and every safetensors shard)."""
+    """Return the folder of a model that the Hub's cache holds whole (configuration and every safetensors shard)."""
     from huggingface_hub import try_to_load_from_cache
 
     config = try_to_load_from_cache(repo, "config.json", revision=revision)

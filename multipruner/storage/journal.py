@@ -59,7 +59,8 @@ class Journal:
         self._read_to, self._lines = 0, 0
 
     def refresh(self, parse: Callable[[dict[str, Any]], T]) -> list[T]:
-        """The records that were appended since the last look, own ones too; at first all. The header is none of them.
+        """Return the records that were appended since the last look, own ones too; at first all. The header is none of
+        them.
 
         Raises:
             OutputError: when a whole line is no record, or one that ``parse`` refuses, or the header is another one;
@@ -149,7 +150,7 @@ def _cut_torn_line(stream: IO[bytes]) -> None:
 
 
 def _newlines_from_the_end(stream: IO[bytes], end: int) -> Iterator[int]:
-    """Where the last newline of every block is that has one, last block first."""
+    """Tell where the last newline of every block is that has one, last block first."""
     while end:
         start = max(0, end - BLOCK)
         stream.seek(start)

@@ -17,7 +17,9 @@ _NO_MEMORY = re.compile(r"can't allocate memory|not enough memory|out of memory|
 
 
 def free_memory() -> int:
-    """Bytes that this process can still allocate: what the machine has, swap included, or the container's rest."""
+    """Return bytes that this process can still allocate: what the machine has, swap included, or the container's
+    rest.
+    """
     machine = psutil.virtual_memory().available + psutil.swap_memory().free
     rests = [machine]
     for limit, use in _GROUPS:
@@ -48,12 +50,12 @@ def check_memory(what: str, needed: int, free: int, where: str = "in memory") ->
 
 
 def size_text(size: int) -> str:
-    """An amount of bytes for people: ``3.2 GiB``."""
+    """Return an amount of bytes for people: ``3.2 GiB``."""
     return f"{size / 2**30:,.1f} GiB" if size >= 2**30 else f"{size / 2**20:,.1f} MiB"
 
 
 def memory_shortage(error: BaseException) -> MemoryShortError | None:
-    """What an allocation that failed has to say in one line, or ``None`` where the error is of another kind.
+    """Return what an allocation that failed has to say in one line, or ``None`` where the error is of another kind.
 
     Torch raises ``RuntimeError`` on a processor and ``OutOfMemoryError`` on a GPU, numpy and Python ``MemoryError``.
     """

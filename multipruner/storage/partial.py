@@ -19,7 +19,7 @@ OURS = "multipruner-"
 
 
 def header_of(path: Path) -> dict[str, Any] | None:
-    """The first line of a file, or else all of it, if that is a JSON object in one of our formats."""
+    """Return the first line of a file, or else all of it, if that is a JSON object in one of our formats."""
     try:
         with path.open(encoding="utf-8") as stream:
             first = stream.readline(1 << 20)
@@ -76,7 +76,7 @@ class PartialFolder:
             raise OutputError(f"cannot write to {self.path}: {error.strerror}; choose another --output") from error
 
     def own(self, pattern: str = "*") -> list[Path]:
-        """What a command of ours wrote there, of names that fit a pattern."""
+        """Return what a command of ours wrote there, of names that fit a pattern."""
         return [path for path in self.path.glob(pattern) if self._is_own(path)]
 
     def remove(self) -> None:
@@ -96,12 +96,14 @@ class PartialFolder:
             return
 
     def _is_own(self, path: Path) -> bool:
-        """By name, or the name of such a file while it is written (``.NAME.NUMBER``)."""
+        """Tell by its name, or that of such a file while it is written (``.NAME.NUMBER``)."""
         beside = path.name.removeprefix(".").rpartition(".")[0] if path.name.startswith(".") else path.name
         return path.is_file() and any(fnmatch(name, each) for name in (path.name, beside) for each in self._names)
 
     def _foreign(self) -> str | None:
-        """The name of something that no command of ours wrote; ``None`` where the mark, or every file, is ours."""
+        """Return the name of something that no command of ours wrote; ``None`` where the mark, or every file, is
+        ours.
+        """
         if header_of(self.path / MARK) is not None:
             return None
         for path in sorted(self.path.iterdir()):  # a version without marks may have left it

@@ -30,7 +30,7 @@ class StoredTensor:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files of a model folder that transformers reads weights from.
+    """Return the files of a model folder that transformers reads weights from.
 
     Raises:
         UnknownModelError: when there is none, an index cannot be read, or two sets of weights lie side by side.
@@ -57,7 +57,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
-    """Every tensor that a model folder holds, by name.
+    """Return every tensor that a model folder holds, by name.
 
     Raises:
         UnknownModelError: when a file is missing, damaged, not downloaded, or disagrees with the index.
@@ -86,7 +86,7 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
 
 
 def json_object(path: Path) -> dict[str, Any]:
-    """The object that a JSON file holds.
+    """Return the object that a JSON file holds.
 
     Raises:
         UnknownModelError: when the file cannot be read, or holds something else.

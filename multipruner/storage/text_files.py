@@ -17,13 +17,13 @@ _MARKS = {
 
 
 def ending(path: Path) -> str:
-    """What a file is by its name, in lower case: ``.jsonl`` for ``rows.JSONL`` and for ``rows.jsonl.gz``."""
+    """Return what a file is by its name, in lower case: ``.jsonl`` for ``rows.JSONL`` and for ``rows.jsonl.gz``."""
     suffix = path.suffix.lower()
     return path.with_suffix("").suffix.lower() if suffix in COMPRESSED else suffix
 
 
 def read_bytes(path: Path) -> bytes:
-    """The content of a file, decompressed where its name says so.
+    """Return the content of a file, decompressed where its name says so.
 
     Raises:
         OSError: when it is missing, unreadable or damaged.
@@ -40,7 +40,7 @@ def read_bytes(path: Path) -> bytes:
 
 
 def read_text(path: Path) -> str:
-    """The text of a file, its byte order mark left out.
+    """Return the text of a file, its byte order mark left out.
 
     Raises:
         OSError: when it is missing, unreadable or damaged.

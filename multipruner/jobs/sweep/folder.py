@@ -43,7 +43,7 @@ def write_sweep(output: Path, files: Mapping[str, bytes]) -> None:
 
 
 def _carry_over(old: Path, new: Path) -> None:
-    """What others put there; what an earlier sweep wrote goes."""
+    """Keep what others put there; what an earlier sweep wrote goes."""
     for path in (path for path in old.rglob("*") if path.is_file()):
         name = path.relative_to(old).as_posix()
         if not (new / name).exists() and not any(fnmatch(name, ours) for ours in _OURS):

@@ -25,18 +25,18 @@ CostsOf = Callable[[Structure], Mapping[str, float]]
 
 
 def problem_to(setting: Setting, ratio: float) -> Problem:
-    """The path's problem with the recipe's stages, shares and grid, whatever budgets the recipe has."""
+    """Return the path's problem with the recipe's stages, shares and grid, whatever budgets the recipe has."""
     recipe = setting.recipe
     return Problem(setting.prunable.costs, ratio, recipe.stages, recipe.shares, setting.grid, recipe.stop)
 
 
 def judged_by(blocks: Objective, widths: Objective) -> dict[Dimension, Objective]:
-    """Blocks are judged by one objective, channels and heads by another, as the greedy method does."""
+    """Judge blocks by one objective, channels and heads by another, as the greedy method does."""
     return {"blocks": blocks, "mlp": widths, "heads": widths}
 
 
 def way(costs: Mapping[str, float], dense: Mapping[str, float], limits: Sequence[Limit]) -> float:
-    """How much of the way from dense to the limits a structure has gone: 1 and more where it keeps all of them."""
+    """Tell how much of the way from dense to the limits a structure has gone: 1 and more where it keeps all of them."""
     shares = [inf]
     for limit in limits:
         cost, missing = costs[limit.name], dense[limit.name] - limit.limit
@@ -54,7 +54,8 @@ def path_within(
     costs_of: CostsOf,
     on_progress: Callable[[SearchProgress], None] | None = None,
 ) -> list[Step] | None:
-    """A path whose end keeps all limits, aimed as near as it is known to need; ``None`` when none that was tried does.
+    """Return a path whose end keeps all limits, aimed as near as it is known to need; ``None`` when none that was tried
+    does.
 
     Args:
         problem: the path's; its ratio is the first aim.
@@ -84,7 +85,7 @@ def path_within(
 
 
 def along(dense: Structure, steps: Sequence[Step]) -> Iterator[Structure]:
-    """The dense structure, and the one after every step."""
+    """Yield the dense structure, and the one after every step."""
     structure = dense
     yield structure
     for step in steps:
@@ -95,6 +96,6 @@ def along(dense: Structure, steps: Sequence[Step]) -> Iterator[Structure]:
 def first_within(
     dense: Structure, steps: Sequence[Step], limits: Sequence[Limit], costs_of: CostsOf
 ) -> Structure | None:
-    """The first structure of a path that keeps all limits."""
+    """Return the first structure of a path that keeps all limits."""
     full = costs_of(dense)
     return next((structure for structure in along(dense, steps) if way(costs_of(structure), full, limits) >= 1), None)

@@ -67,7 +67,7 @@ class Point:
         return "-".join(part for part in (self.method if self.method != "program" else "", value) if part)
 
     def to_json(self) -> dict[str, Any]:
-        """A plain mapping."""
+        """Return a plain mapping."""
         best = min(self.rounds, key=lambda one: one.loss, default=None)
         return {
             "method": self.method,
@@ -145,11 +145,11 @@ class _Sweep:
         self.measures = measures_of(setting.recipe, setting.prunable, setting.latency)
 
     def costs(self, structure: Structure) -> dict[str, float]:
-        """Every cost of a structure by the name of its budget."""
+        """Return every cost of a structure by the name of its budget."""
         return self.measures.of_all(structure)
 
     def points(self, greedy: bool) -> list[Point]:
-        """Dense, the exact program's for every value, and those of the greedy path."""
+        """Return dense, the exact program's for every value, and those of the greedy path."""
         setting = self.setting
         with setting.prunable.in_order(setting.ranking, setting.search_repair):
             with waiting_display(self.console, "dense model"):
@@ -174,7 +174,7 @@ class _Sweep:
         return point
 
     def _walked(self, aim: float, losses: RememberedObjective, widths: RememberedObjective) -> list[Point]:
-        """The greedy path to the tightest value; every value's first structure on it."""
+        """Return the greedy path to the tightest value; every value's first structure on it."""
         setting, tightest = self.setting, self.at.values[-1]
         problem, judges = problem_to(setting, aim), judged_by(losses, widths)
         expected: dict[Dimension, float] = dict(expected_candidates(problem).items())
@@ -209,7 +209,7 @@ class _Sweep:
         return f"{point.value}{who}: {speed}{point.ratio:.2%} of the parameters removed, {point.loss:.4f} nats"
 
     def plan(self, structure: Structure) -> PruningPlan:
-        """Which parts of the dense model a structure keeps."""
+        """Tell which parts of the dense model a structure keeps."""
         setting, source = self.setting, self.setting.source
         return PruningPlan.from_structure(
             structure, setting.ranking, self.dense, model=source.name, revision=source.revision,
@@ -220,7 +220,7 @@ class _Sweep:
 def _write(
     workspace: Workspace, run: _Sweep, points: list[Point], seconds: Mapping[str, float], command: str | None
 ) -> None:
-    """All files of the folder."""
+    """Write all files of the folder."""
     setting, recipe = run.setting, run.setting.recipe
     record = {
         "format": "multipruner-sweep",

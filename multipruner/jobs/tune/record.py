@@ -35,7 +35,7 @@ def tuning_record(
     seconds: Mapping[str, float],
     device: str,
 ) -> dict[str, Any]:
-    """The section ``tuned`` of the report.
+    """Return the section ``tuned`` of the report.
 
     Args:
         settings, text, progress: how the training went, and on what.
@@ -73,14 +73,14 @@ def tuning_record(
 
 
 def _curve(losses: list[float]) -> list[tuple[int, float]]:
-    """The mean loss of equal stretches of the training, each with the step that it ends at."""
+    """Return the mean loss of equal stretches of the training, each with the step that it ends at."""
     size = max(1, -(-len(losses) // _POINTS))
     parts = [losses[begin : begin + size] for begin in range(0, len(losses), size)]
     return [(min((n + 1) * size, len(losses)), sum(part) / len(part)) for n, part in enumerate(parts)]
 
 
 def tuned_report(run: RunFolder, tuned: Mapping[str, Any]) -> dict[str, Any]:
-    """The run's report; what was measured of the weights before the training moves below ``tuned.before``."""
+    """Return the run's report; what was measured of the weights before the training moves below ``tuned.before``."""
     report = {key: value for key, value in run.report.items() if key not in _DENSE_AGAINST_PRUNED}
     before = {key: run.report[key] for key in _DENSE_AGAINST_PRUNED if run.report.get(key)}
     before |= {"tuned": run.report["tuned"]} if "tuned" in run.report else {}
@@ -88,7 +88,7 @@ def tuned_report(run: RunFolder, tuned: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def tuned_table(tuned: Mapping[str, Any]) -> Table:
-    """What the training changed, for the screen."""
+    """Return what the training changed, for the screen."""
     table = Table(box=None, pad_edge=False)
     table.add_column("perplexity")
     for heading in ("before", "after", "difference"):

@@ -150,7 +150,7 @@ def tune(
 
 
 def _check_output(source: Path, target: Path, overwrite: bool) -> PartialFolder:
-    """The folder for the state, beside an output folder that may be written."""
+    """Return the folder for the state, beside an output folder that may be written."""
     check_name(target)
     place = target.absolute().resolve()
     if place in (source.resolve(), Path.cwd(), *Path.cwd().parents):
@@ -172,7 +172,9 @@ def _check_output(source: Path, target: Path, overwrite: bool) -> PartialFolder:
 
 @contextmanager
 def _held(folder: PartialFolder, target: Path) -> Iterator[None]:
-    """No other process writes there; nothing is left behind of a training that has not kept a state."""
+    """Hold the folder, so that no other process writes there; nothing is left behind of a training that has not kept a
+    state.
+    """
     partial, lock = folder.path, FileLock(folder.path / LOCK, timeout=0)
     folder.claim()
     try:
@@ -245,7 +247,7 @@ def _device(name: str) -> torch.device:
 
 
 def _judge(job: _Job, model: Any, who: str, console: Console) -> Evaluation:
-    """Perplexity on the evaluation text, and on what was held out of the training text."""
+    """Measure perplexity on the evaluation text, and on what was held out of the training text."""
     computing = Precision.of(model).computing(model)
     with timed(job.seconds, "evaluation"), computing, judging_display(job.console, who) as display:
         name, ids = f"held-out {job.text.name}", job.text.held_out
@@ -260,7 +262,7 @@ def _judge(job: _Job, model: Any, who: str, console: Console) -> Evaluation:
 
 
 def _train(job: _Job, partial: Path) -> tuple[Progress, Any]:
-    """Adapters on, training, adapters merged; the model object stays the same one."""
+    """Put adapters on, train, and merge them; the model object stays the same one."""
     dtype = job.model.dtype
     identity = job.identity
     if job.model.device.type == "cpu":

@@ -51,7 +51,7 @@ def keep(
 
 
 def kept_identity(folder: Path) -> dict[str, Any] | None:
-    """What the state in a folder is of; ``None`` where there is none."""
+    """Return what the state in a folder is of; ``None`` where there is none."""
     about = _about(folder / STATE)
     return about and about["identity"]
 

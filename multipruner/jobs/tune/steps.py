@@ -182,7 +182,7 @@ def _arguments(settings: TuneSettings, device: str, folder: Path, steps: int) ->
 
 @contextmanager
 def _ready_to_learn(adapted: Any, settings: TuneSettings) -> Iterator[None]:
-    """No cache of keys and values, gradient checkpointing if asked; all as before afterwards."""
+    """Train without a cache of keys and values, with gradient checkpointing if asked; all as before afterwards."""
     base, training = adapted.get_base_model(), adapted.training
     known = vars(base.config).get("use_cache")
     if settings.gradient_checkpointing:
@@ -202,7 +202,7 @@ def _ready_to_learn(adapted: Any, settings: TuneSettings) -> Iterator[None]:
 
 
 def _rate(step: int, steps: int) -> float:
-    """The share of the peak learning rate at a step."""
+    """Return the share of the peak learning rate at a step."""
     warm = max(1, round(_WARMUP * steps))
     if step < warm:
         return (step + 1) / warm

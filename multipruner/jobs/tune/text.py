@@ -125,7 +125,7 @@ def tuning_text(
 
 
 def _packed(rows: Iterator[str], tokenizer: Any, end: list[int], count: int, length: int) -> Tensor:
-    """At most ``count`` sequences from the rows, which are taken one by one; int64 [sequences, length]."""
+    """Return at most ``count`` sequences from the rows, which are taken one by one; int64 [sequences, length]."""
     ids: list[int] = []
     while len(ids) < count * length and (row := next(rows, None)) is not None:
         ids += [*tokenizer(row, add_special_tokens=False, verbose=False)["input_ids"], *end]
@@ -144,7 +144,7 @@ def _self_text(
     say: Callable[[str], None],
     progress: Callable[[int, int], None] | None,
 ) -> Tensor:
-    """Text sampled from the dense model, not that which calibration with the same seed would be."""
+    """Sample text from the dense model, not that which calibration with the same seed would be."""
     recipe = recorded_recipe(report, folder, {TRUST_KEY: trust})
     about = report["model"]
     dense, _ = load_dense(resolve(recipe, say), recipe)

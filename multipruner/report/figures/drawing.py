@@ -114,7 +114,7 @@ def drawing(
 
 
 def _png(figure: Figure, title: str) -> bytes:
-    """The figure under a line with its title: a PNG stands alone, an SVG has the page's heading."""
+    """Return the figure under a line with its title: a PNG stands alone, an SVG has the page's heading."""
     heading = Figure(figsize=(figure.get_figwidth(), 0.36))
     heading.text(0.01, 0.35, title, va="center", weight="bold", fontsize=11)
     pictures = []
@@ -132,7 +132,7 @@ def _png(figure: Figure, title: str) -> bytes:
 
 
 def _svg(figure: Figure, prefix: str, alt: str) -> str:
-    """The figure as an element for an HTML page: no prologue, ids of its own, colours as variables."""
+    """Return the figure as an element for an HTML page: no prologue, ids of its own, colours as variables."""
     stream = io.StringIO()
     figure.savefig(stream, format="svg", metadata=_NO_METADATA)
     text = stream.getvalue()
@@ -150,14 +150,14 @@ def _svg(figure: Figure, prefix: str, alt: str) -> str:
 
 
 def canvas(width: float, height: float, rows: int = 1, **options: Any) -> tuple[Figure, list[Axes]]:
-    """A figure of stacked axes; the layout keeps labels inside."""
+    """Return a figure of stacked axes; the layout keeps labels inside."""
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.subplots(rows, 1, squeeze=False, **options)
     return figure, list(axes[:, 0])
 
 
 def printable(text: str, length: int = 40) -> str:
-    """A name for a figure: one line, of a length that fits."""
+    """Return a name for a figure: one line, of a length that fits."""
     text = "".join(letter if letter.isprintable() else " " for letter in text)
     return text if len(text) <= length else f"{text[: length - 1]}…"
 

@@ -30,7 +30,9 @@ class Curve:
 
 
 def curves(runs: Sequence[RunFiles]) -> list[Curve]:
-    """Group the perplexities of several runs. A text of the same name with another dense perplexity is another text."""
+    """Return group the perplexities of several runs. A text of the same name with another dense perplexity is another
+    text.
+    """
     names: dict[str, str] = {}
     groups: dict[tuple[str, str, float], list[tuple[str, float, float, float | None]]] = {}
     for run in runs:
@@ -52,7 +54,7 @@ def curves(runs: Sequence[RunFiles]) -> list[Curve]:
 
 
 def perplexity_figure(found: Sequence[Curve], name: str) -> Drawing:
-    """Perplexity against ratio, a line per text."""
+    """Return perplexity against ratio, a line per text."""
 
     one_model = len({curve.model for curve in found}) == 1
 
@@ -104,7 +106,7 @@ def perplexity_figure(found: Sequence[Curve], name: str) -> Drawing:
 
 
 def best_points(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The (loss, cost) that no other beats in both, by rising cost."""
+    """Return the (loss, cost) that no other beats in both, by rising cost."""
     best: list[tuple[float, float]] = []
     for loss, cost in sorted(points, key=lambda point: (point[1], point[0])):
         if not best or loss < best[-1][0]:
@@ -113,7 +115,7 @@ def best_points(points: Sequence[tuple[float, float]]) -> list[tuple[float, floa
 
 
 def front_figure(front: Front, name: str) -> Drawing:
-    """Loss against a cost, the best points joined."""
+    """Return loss against a cost, the best points joined."""
     best = best_points(front.points)
     others = [point for point in front.points if point not in best]
     row = reported_as(front.cost)

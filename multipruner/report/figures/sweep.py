@@ -23,7 +23,7 @@ _SERIES = {"greedy": (VERMILLION, "s", "greedy path"), "program": (BLUE, "o", "e
 def loss_figure(
     points: Sequence[tuple[str, Mapping[str, Any]]], budget: str, objective: str, workload: str | None
 ) -> Drawing:
-    """Loss against the cost that was bounded, with the dense model; its CSV holds every number of a point.
+    """Draw loss against the cost that was bounded, with the dense model; its CSV holds every number of a point.
 
     Args:
         points: (name, record of a point), the dense model's first.
@@ -77,7 +77,7 @@ def _paint(
 def _label(
     axes: Axes, rows: Sequence[Mapping[str, Any]], cost: str, divisor: float, colour: str, *, above: bool
 ) -> None:
-    """The value at every point, on the side of the falling curve where the other one is not."""
+    """Write the value at every point, on the side of the falling curve where the other one is not."""
     shift, sides = ((5, 4), ("left", "bottom")) if above else ((-6, -4), ("right", "top"))
     for row in rows:
         axes.annotate(
@@ -87,7 +87,7 @@ def _label(
 
 
 def structures_of(plans: Mapping[str, PruningPlan], costs: Costs) -> Drawing:
-    """One strip per point: the heads and channels that every layer keeps.
+    """Return one strip per point: the heads and channels that every layer keeps.
 
     Args:
         plans: by the point's name.

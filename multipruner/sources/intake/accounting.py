@@ -46,7 +46,7 @@ _PARTS = {
 
 
 def read_config(folder: Path, name: str, trust: bool) -> Family:
-    """The family of a folder's model, where its configuration says nothing that stands against pruning it.
+    """Return the family of a folder's model, where its configuration says nothing that stands against pruning it.
 
     Args:
         folder: of the model.
@@ -116,13 +116,13 @@ def account(folder: Path, name: str, config: Any, spec: Family) -> dict[str, Sto
 
 
 def needed_bytes(tensors: Iterable[StoredTensor], dtype: str) -> int:
-    """Bytes that tensors take once loaded, in a type by torch's name or ``auto``: as they are stored."""
+    """Return bytes that tensors take once loaded, in a type by torch's name or ``auto``: as they are stored."""
     wide = {"float32": 4, "float16": 2, "bfloat16": 2}.get(dtype)
     return sum((wide or WIDE.get(tensor.dtype, 4)) * prod(tensor.shape) for tensor in tensors)
 
 
 def build_config(name: str, folder: Path, **more: Any) -> Any:
-    """The configuration object of a folder, without what it remembers of how it was run.
+    """Return the configuration object of a folder, without what it remembers of how it was run.
 
     Raises:
         ConfigError: when the configuration's class refuses a value.
@@ -136,12 +136,12 @@ def build_config(name: str, folder: Path, **more: Any) -> Any:
 
 
 def reason_of(error: BaseException) -> str:
-    """What an error of another library says, in one line."""
+    """Return what an error of another library says, in one line."""
     return " ".join(str(error).split())[:400] or type(error).__name__
 
 
 def _has_plan(folder: Path) -> bool:
-    """Whether a plan of ours lies beside the weights."""
+    """Tell whether a plan of ours lies beside the weights."""
     try:
         return json_object(folder / PLAN_FILE).get("format") == PLAN_FORMAT
     except UnknownModelError:  # none, or somebody else's
@@ -149,7 +149,7 @@ def _has_plan(folder: Path) -> bool:
 
 
 def _check_class(name: str, record: Mapping[str, Any], spec: Family) -> None:
-    """The checkpoint's own word for its class must be the family's stock language model."""
+    """Check that the checkpoint's own word for its class is the family's stock language model."""
     stock = f"{spec.prefix}ForCausalLM"
     classes = record.get("architectures") or [stock]
     if not isinstance(classes, list) or not all(isinstance(each, str) for each in classes):
@@ -192,7 +192,7 @@ def _check_sizes(name: str, record: Mapping[str, Any]) -> None:
 
 
 def _check_layers(name: str, said: int, spec: Family, found: Mapping[str, StoredTensor]) -> None:
-    """The number of layers, by the names alone: a model of a billion layers must not be built to be compared."""
+    """Check the number of layers, by the names alone: a model of a billion layers must not be built to be compared."""
     pattern = re.compile(rf"^(?:{re.escape(spec.decoder)}\.)?{re.escape(spec.layers)}\.(\d{{1,9}})\.")
     numbers = {int(match[1]) for key in found if (match := pattern.match(key))}
     if not numbers or said == len(numbers) == max(numbers) + 1:
@@ -265,7 +265,7 @@ def _lacks(missing: list[str]) -> str:
 
 
 def _check_tied(name: str, found: Mapping[str, StoredTensor], spec: Family) -> None:
-    """Where the files hold a head beside tied embeddings, both must be the same matrix."""
+    """Check that a head beside tied embeddings is the same matrix."""
     import torch
     from safetensors import safe_open
 

@@ -14,7 +14,7 @@ _NOT = ("*/*.json", "*/*.txt", "*/*.py", "*/*.model")
 
 
 def small_files(model: str, revision: str | None) -> Path:
-    """The folder of a model; of a Hub id everything but the weights is fetched into the Hub's cache.
+    """Return the folder of a model; of a Hub id everything but the weights is fetched into the Hub's cache.
 
     Args:
         model: a folder, or a Hub id.

@@ -133,7 +133,7 @@ def _layers(path: Path, said: Any, tensors: Iterable[str]) -> int:
 
 
 def _rope(path: Path, architecture: str, facts: Mapping[str, Any], tensors: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The rotary embeddings as a configuration says them, where transformers reads the plain ones only."""
+    """Return the rotary embeddings as a configuration says them, where transformers reads the plain ones only."""
     if architecture not in FAMILIES:  # transformers names it in what it refuses
         return None
     own = {key.removeprefix(f"{architecture}."): value for key, value in facts.items()}
@@ -160,7 +160,7 @@ def _rope(path: Path, architecture: str, facts: Mapping[str, Any], tensors: Mapp
 
 
 def _llama3(factors: Sequence[float], base: float, width: int, context: int) -> dict[str, Any] | None:
-    """The llama3 parameters that give these divisors of the plain frequencies, or ``None`` where none does.
+    """Return the llama3 parameters that give these divisors of the plain frequencies, or ``None`` where none does.
 
     Args:
         factors: one for every pair of dimensions.
@@ -182,7 +182,9 @@ def _llama3(factors: Sequence[float], base: float, width: int, context: int) -> 
 
 
 def _fitted(factors: Sequence[float], base: float, factor: float) -> list[float]:
-    """Original contexts by the pairs between plain and divided: there the divisor's inverse is linear in them."""
+    """Return original contexts by the pairs between plain and divided: there the divisor's inverse is linear in
+    them.
+    """
     found = []
     low, high = _LLAMA3["low_freq_factor"], _LLAMA3["high_freq_factor"]
     for number, value in enumerate(factors):
@@ -194,7 +196,9 @@ def _fitted(factors: Sequence[float], base: float, factor: float) -> list[float]
 
 
 def _divisors(asked: Mapping[str, float], base: float, pairs: int) -> list[float]:
-    """What llama3's rotary scaling divides the plain frequencies by (transformers' ``_compute_llama3_parameters``)."""
+    """Return what llama3's rotary scaling divides the plain frequencies by (transformers'
+    ``_compute_llama3_parameters``).
+    """
     from types import SimpleNamespace
 
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS

@@ -77,7 +77,7 @@ def check_wrapper(model: str, record: Mapping[str, Any]) -> None:
 
 
 def quantised(record: Mapping[str, Any]) -> str | None:
-    """How a ``config.json`` says that the weights are quantised, or ``None``."""
+    """Tell how a ``config.json`` says that the weights are quantised, or ``None``."""
     for key in ("quantization_config", "quantization", "compression_config"):
         value = record.get(key)
         if value:
@@ -87,7 +87,7 @@ def quantised(record: Mapping[str, Any]) -> str | None:
 
 
 def quantised_beside(files: Collection[str]) -> str | None:
-    """How a file beside the weights says that they are quantised, or ``None``."""
+    """Tell how a file beside the weights says that they are quantised, or ``None``."""
     return next((f"{kind}: {name}" for name, kind in _PACKED.items() if name in files), None)
 
 

@@ -71,7 +71,7 @@ def load_tokenizer(folder: Path, name: str, config: Any, trust: bool) -> PreTrai
 
 
 def check_rows(name: str, tokenizer: Any, stored: Mapping[str, StoredTensor], spec: Family) -> None:
-    """No text may give a token without a row; padding alone, which is no text, may lie beyond the last.
+    """Check that no text gives a token without a row; padding alone, which is no text, may lie beyond the last.
 
     Args:
         name: what to call the model in errors.

@@ -33,7 +33,7 @@ TEMPLATES = {
 
 
 def messages_of(value: Any) -> Messages | None:
-    """A conversation as a data set holds it, or ``None`` where a value is none.
+    """Return a conversation as a data set holds it, or ``None`` where a value is none.
 
     Objects with ``role`` and ``content`` or with ``from`` and ``value`` (ShareGPT), in a list or, as some versions of
     ``datasets`` give them, as lists in an object. Content in parts counts with its parts of text.
@@ -84,7 +84,7 @@ class Chat:
         self.refused, self.reason = 0, ""
 
     def render(self, messages: Messages) -> str:
-        """A conversation as text; empty where the template refuses it."""
+        """Return a conversation as text; empty where the template refuses it."""
         if self._template is None:
             return "\n\n".join(f"{message['role']}: {message['content']}" for message in messages)
         try:
@@ -97,7 +97,7 @@ class Chat:
 
 
 def _template(tokenizer: Any, wanted: str | None) -> tuple[str | None, str]:
-    """A template (``None``: plain paragraphs), and what it is called."""
+    """Return a template (``None``: plain paragraphs), and what it is called."""
     own = getattr(tokenizer, "chat_template", None)
     named = own if isinstance(own, dict) else {}
     if wanted is None:
@@ -118,7 +118,7 @@ def _template(tokenizer: Any, wanted: str | None) -> tuple[str | None, str]:
 
 
 def _from_file(path: Path) -> str:
-    """The template in a file: of Jinja, or of JSON as tokenizers have it."""
+    """Return the template in a file: of Jinja, or of JSON as tokenizers have it."""
     try:
         text = path.read_text(encoding="utf-8-sig")
         found = json.loads(text).get("chat_template") if path.suffix.lower() == ".json" else text

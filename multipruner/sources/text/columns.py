@@ -42,7 +42,7 @@ class Taken:
 
 
 def choose(table: Table, source: str, wanted: str | None = None) -> Taken:
-    """The columns of a table that are its text.
+    """Return the columns of a table that are its text.
 
     The one named; else ``text``; else conversations; else a pair of question and answer; else the only column of
     prose, unless lists or objects stand beside it, which may be the text as well.
@@ -77,7 +77,7 @@ def choose(table: Table, source: str, wanted: str | None = None) -> Taken:
 
 
 def texts_of(table: Table, taken: Taken, source: str, chat: Chat) -> Iterator[str]:
-    """The text of every row that has one.
+    """Yield the text of every row that has one.
 
     Raises:
         CalibrationError: naming the row that cannot be text.
@@ -103,7 +103,7 @@ def texts_of(table: Table, taken: Taken, source: str, chat: Chat) -> Iterator[st
 
 
 def listed(names: Sequence[str]) -> str:
-    """Names of columns for one line, whatever they are made of."""
+    """Return names of columns for one line, whatever they are made of."""
     shown = [name if name.isprintable() else repr(name) for name in names[:20]]
     return ", ".join([*shown, *(["..."] if len(names) > 20 else [])])
 
@@ -122,7 +122,7 @@ def _kind(values: Sequence[Any]) -> Kind:
 
 
 def _pair(names: dict[str, str], kinds: dict[str, Kind]) -> tuple[str, ...] | None:
-    """The columns of question and answer, where there is one of each."""
+    """Return the columns of question and answer, where there is one of each."""
     spoken = ("prose", "words", "chat")
     asked = [names[name] for name in _ASKED if name in names and kinds[names[name]] in spoken]
     about = [names[name] for name in _ABOUT if name in names and kinds[names[name]] in ("prose", "words", "strings")]
@@ -135,7 +135,7 @@ def _pair(names: dict[str, str], kinds: dict[str, Kind]) -> tuple[str, ...] | No
 
 
 def _conversation(values: Sequence[Any], columns: Sequence[str]) -> Messages | None:
-    """A row as messages: one conversation, or what is asked and answered."""
+    """Return a row as messages: one conversation, or what is asked and answered."""
     if len(values) == 1:
         return messages_of(values[0])
     *before, asked, answered = values
@@ -159,7 +159,7 @@ def _said(value: Any, role: str) -> Messages | None:
 
 
 def _could(kinds: dict[str, Kind]) -> str:
-    """What ``--text-column`` may name."""
+    """Return what ``--text-column`` may name."""
     could = [name for name, kind in kinds.items() if kind in ("prose", "chat")]
     could = could or [name for name, kind in kinds.items() if kind == "words"]
     return f"columns with text: {listed(could) or 'none'}; choose with --text-column"

@@ -23,12 +23,12 @@ _SAVED = ("state.json", "dataset_dict.json")
 
 
 def is_known(path: Path) -> bool:
-    """Whether a name ends as a file of text does."""
+    """Tell whether a name ends as a file of text does."""
     return ending(path) in (*RUNNING, *TABLES)
 
 
 def read(path: Path) -> Iterator[str | Table]:
-    """What a file holds, or every file of a folder in the order of their names: running texts and tables.
+    """Yield what a file holds, or every file of a folder in the order of their names: running texts and tables.
 
     Of a folder with a train split that split alone is read.
 
@@ -45,7 +45,7 @@ def read(path: Path) -> Iterator[str | Table]:
 
 
 def _guarded(path: Path, reader: Any) -> Any:
-    """What a reader makes of a path.
+    """Return what a reader makes of a path.
 
     Raises:
         CalibrationError: for whatever it meets in a damaged file.
@@ -105,7 +105,7 @@ def _lines(text: str) -> Iterator[Any]:
 
 
 def _of_json(data: Any) -> Table:
-    """The columns of a JSON value: texts, objects, a table by columns, or any of them under the only key."""
+    """Return the columns of a JSON value: texts, objects, a table by columns, or any of them under the only key."""
     if isinstance(data, dict) and len(data) == 1:
         inner = next(iter(data.values()))
         if isinstance(inner, list) and inner and all(isinstance(row, dict) for row in inner):
@@ -120,7 +120,7 @@ def _of_json(data: Any) -> Table:
 
 
 def _separated(text: str, separator: str) -> Table:
-    """A table whose first line names the columns; all values are taken as they stand."""
+    """Return a table whose first line names the columns; all values are taken as they stand."""
     import pyarrow
     from pyarrow import csv
 
@@ -146,7 +146,7 @@ def _arrow(content: bytes) -> Table:
 
 
 def _columns(table: Any) -> Table:
-    """The columns of an arrow table; numbers stand for what cannot be text: numbers, dates, bytes."""
+    """Return the columns of an arrow table; numbers stand for what cannot be text: numbers, dates, bytes."""
     from pyarrow import types
 
     found = {}

@@ -15,7 +15,7 @@ _OTHER = re.compile(r"(\w[\w.-]*/\w[\w.-]*)(?::([^:]*))?(?::([^:]*))?(?::([^:]*)
 
 
 def hub_request(source: str) -> tuple[dict[str, Any], str | None] | None:
-    """What ``datasets`` is asked for, and the column that is named; ``None`` for what is no data set's name.
+    """Return what ``datasets`` is asked for, and the column that is named; ``None`` for what is no data set's name.
 
     ``owner/name[:config][:split][:column]``, where empty parts are the defaults: ``me/notes::train:body``.
     """
@@ -27,7 +27,7 @@ def hub_request(source: str) -> tuple[dict[str, Any], str | None] | None:
 
 
 def load(arguments: dict[str, Any], column: str | None, limit: int) -> Table:
-    """The columns of a data set (or the one that is named), of the first ``limit`` rows where it is streamed.
+    """Return the columns of a data set (or the one that is named), of the first ``limit`` rows where it is streamed.
 
     Without the Hub, what ``datasets`` has cached of it.
 

@@ -16,19 +16,19 @@ _UNSPACED = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR", "
 
 
 def sample(values: Sequence[str]) -> list[str]:
-    """At most :data:`SAMPLE` values that are not blank, evenly spread."""
+    """Return at most :data:`SAMPLE` values that are not blank, evenly spread."""
     filled = [value for value in values if value.strip()]
     return filled[:: max(1, len(filled) // SAMPLE)][:SAMPLE]
 
 
 def is_prose(values: Sequence[str]) -> bool:
-    """Whether most values are made of several words each: what a column is that needs no name to be the text."""
+    """Tell whether most values are made of several words each: what a column is that needs no name to be the text."""
     looked = sample(values)
     return bool(looked) and 2 * sum(map(_several_words, looked)) > len(looked)
 
 
 def has_words(values: Sequence[str]) -> bool:
-    """Whether most values hold a word at all: the least that is asked of a column that was named."""
+    """Tell whether most values hold a word at all: the least that is asked of a column that was named."""
     looked = sample(values)
     return bool(looked) and 2 * sum(_words(value[:2000]) > 0 for value in looked) > len(looked)
 
@@ -39,7 +39,7 @@ def _several_words(value: str) -> bool:
 
 
 def _words(value: str) -> int:
-    """How many words a value holds; letters of a script without blanks count two for a word."""
+    """Tell how many words a value holds; letters of a script without blanks count two for a word."""
     spaced = sum(map(_is_word, value.split()))
     return spaced + sum(map(_is_unspaced, value)) // 2
 
