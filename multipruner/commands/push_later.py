@@ -69,7 +69,7 @@ class PushLater:
         check_push(self.repo, public=self.public, yes=self.yes, token_file=self.token_file, **options)
 
     def run(self, folder: str | Path, **options: Any) -> Pushed | None:
-        """Return after the work: :func:`push`, without asking again.
+        """Push after the work, without asking again (:func:`push`).
 
         Files in the folder that are not part of the run stay there, and are named.
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .choices import METHODS
-from .spellings import FOUND_BY
+from .spellings import settle_method
 
 TRUST = "MULTIPRUNER_TRUST_REMOTE_CODE"
 """The environment variable by which a user lets every model's own code be run."""
@@ -46,10 +46,8 @@ def settled_preset(given: dict[str, Any]) -> Mapping[str, Any]:
         given: what was said; what a command wants the structure to be found by, whatever the recipe says, becomes its
             method, and the preset stays that of the recipe's own.
     """
-    method, finder = given.get("method", next(iter(METHODS))), given.pop(FOUND_BY, None)
-    row, other = METHODS.get(method), METHODS.get(finder)
-    if finder is not None and not (row and other and row.by == other.by):
-        given["method"] = finder
+    row = METHODS.get(given.get("method", next(iter(METHODS))))
+    settle_method(given)
     return row.preset if row is not None else {}
 
 

@@ -209,7 +209,7 @@ class Recipe(Frozen):
     @field_validator("shares", mode="before")
     @classmethod
     def _parse_shares(cls, value: Any) -> Any:
-        """Return ``"44:52:4"`` gives the shares of blocks, mlp and heads, whatever the order."""
+        """Read ``"44:52:4"`` as the shares of blocks, mlp and heads, whatever the stages."""
         return dict(zip(DIMENSIONS, _three_numbers(value), strict=True)) if isinstance(value, str) else value
 
     @field_validator("shares")
@@ -266,7 +266,7 @@ class Recipe(Frozen):
         return METHODS[self.method].greedy
 
     def shares_text(self) -> str:
-        """Return ``"44:52:4"``."""
+        """Return the shares as they are typed, ``"44:52:4"``."""
         return ":".join(f"{self.shares[dimension]:g}" for dimension in DIMENSIONS)
 
 

@@ -13,8 +13,11 @@ from typing import Any
 
 from multipruner.core.errors import ConfigError
 
-FOUND_BY = "found_by"
-"""Key among the sources of a recipe: the method that finds the structure while the preset of another one stays."""
+from .choices import METHODS
+
+FOUND_BY = "<found by>"
+"""Key among the sources of a recipe, of commands alone: the method that finds the structure whatever the recipe says.
+The preset of the recipe's own method stays."""
 
 
 class OldSpelling(UserWarning):
@@ -84,10 +87,19 @@ def respelled(where: str, given: Mapping[str, Any], origin: str = "") -> dict[st
     found, told = _copy(given), list[str]()
     if where == "report" and isinstance(found.get("recipe"), dict):
         told += _put_right("recipe", found["recipe"])
+        settle_method(found["recipe"])
     told += _put_right(where, found)
     if told:
         warnings.warn(f"{origin + ': ' if origin else ''}{_sentence(told)}", OldSpelling, stacklevel=2)
     return found
+
+
+def settle_method(given: dict[str, Any]) -> None:
+    """Make what the structure is to be found by the method, where the recipe's own does not find it so anyway."""
+    finder, row = given.pop(FOUND_BY, None), METHODS.get(given.get("method", next(iter(METHODS))))
+    other = METHODS.get(finder)
+    if finder is not None and not (row and other and row.by == other.by):
+        given["method"] = finder
 
 
 def value_now(where: str, key: str, value: str) -> str:

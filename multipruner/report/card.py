@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from multipruner.config.spellings import respelled
 from multipruner.core.errors import ConfigError
 from multipruner.core.families import FAMILIES
 from multipruner.core.plan import PruningPlan
@@ -54,6 +55,7 @@ def model_card(
         figure: path of a picture of the model's shape, relative to the card.
         stock: whether a stock class of transformers opens the checkpoint (all layers alike).
     """
+    report = respelled("report", report)
     base = base_model(report, plan)
     short = one_line(plan.model.rstrip("/").rpartition("/")[2])
     title = name.rpartition("/")[2] if _HUB_ID.fullmatch(name) else f"{short}, pruned"

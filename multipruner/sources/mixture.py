@@ -34,7 +34,7 @@ def mixture(spec: CalibrationSpec) -> list[CalibrationSpec]:
 
 
 def _weighted(text: str) -> tuple[str, float]:
-    """Return ``self:3`` is a source and its weight; without a number the weight is 1."""
+    """Split ``self:3`` into a source and its weight; without a number the weight is 1."""
     name, colon, number = text.strip().rpartition(":")
     try:
         weight = float(number) if colon else 1.0

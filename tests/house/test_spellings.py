@@ -22,6 +22,7 @@ from multipruner.jobs.finish import Run
 from multipruner.jobs.record import recorded_recipe
 from multipruner.jobs.workspace import Workspace
 from multipruner.recipes import read_file
+from multipruner.report.card import model_card
 from multipruner.report.inputs import read_folders
 from multipruner.sources.ready_ids import ready_ids
 from tests.support.commands import arguments
@@ -126,6 +127,7 @@ def test_reports_of_earlier_versions_are_read(run: Run, tmp_path: Path) -> None:
     path.write_text(json.dumps(report))
     with pytest.warns(OldSpelling, match=r"report\.json: old spelling"):
         ((read,), _) = read_folders([tmp_path / "run"])
+    assert read.report.recipe.keys() == Recipe.model_fields.keys() and read.report.recipe["repair"] == new.repair
     assert read.report.calibration.moments_tokens == report["calibration"]["statistics_tokens"]
     with pytest.warns(OldSpelling):
         found = recorded_recipe(report, tmp_path / "run")
@@ -166,3 +168,12 @@ def test_the_table_leads_to_what_there_is() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         recipe_of({"model": "llama", "method": "greedy", "repair": "none"})
+
+
+@pytest.mark.parametrize("how", ["none", "lstsq"])
+def test_the_card_of_an_earlier_run_says_what_was_repaired(how: str, run: Run) -> None:
+    recipe = {"model": "m", "strategy": "sequential", "method": "global", "compensation": how}
+    with pytest.warns(OldSpelling):
+        card = model_card({"recipe": recipe}, run.plan)
+    assert ("these weights again, bit for bit" in card) == (how == "none")
+    assert f"repair: {how}" in card and "method: greedy" in card and "found by" not in card

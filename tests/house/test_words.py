@@ -28,7 +28,7 @@ VERBS = set(
     claim close compare compute copy count create cut decide decode describe do draw drop embed encode end
     estimate evaluate exchange fetch fill find fit follow gather get give go group grow hand have hold import
     index interpolate join judge keep leave lend let list load look make mark measure merge move multiply name
-    note open order paint pick prune print publish put raise read rebuild recompute record refit refuse register
+    note open order paint pick prune print publish push put raise read rebuild recompute record refit refuse register
     remember remove rename reorder replace report reset restore return round run sample save say score search
     see select send set show silence slice solve sort split start stop sum summarise swap take tell tick time
     train truncate turn undo update use wait walk weigh write yield

@@ -30,7 +30,7 @@ class Curve:
 
 
 def curves(runs: Sequence[RunFiles]) -> list[Curve]:
-    """Return group the perplexities of several runs. A text of the same name with another dense perplexity is another
+    """Group the perplexities of several runs. A text of the same name with another dense perplexity is another
     text.
     """
     names: dict[str, str] = {}

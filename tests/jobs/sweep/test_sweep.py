@@ -25,6 +25,7 @@ import multipruner
 from multipruner.commands.base import Parser
 from multipruner.commands.sweep_flags import Asked, sweep_flags, take
 from multipruner.config.recipe import Recipe
+from multipruner.config.spellings import FOUND_BY
 from multipruner.config.sweep_points import parse_sweep
 from multipruner.core.errors import ConfigError, InfeasibleError, OutputError
 from multipruner.core.latency_table import Entry, LatencyTable, Workload, WorkloadTable
@@ -137,7 +138,7 @@ def asked(*flags: str) -> Asked:
         (("--sweep", "params=0.5x"), {"budgets": {"flops": "0.8x"}}, {},
          {"budgets": {"flops": "0.8x", "parameters": "0.5x"}}),
         (("--plan", "p.json"), {"ratio": 0.3}, {},
-         {"ratio": None, "method": "program", "budgets": {}}),
+         {"ratio": None, FOUND_BY: "program", "budgets": {}}),
         ((), {"ratio": 0.3}, {}, {"ratio": 0.3}),
     ],
 )  # fmt: skip
