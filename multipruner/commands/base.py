@@ -89,7 +89,8 @@ def completion(shell: str) -> str:
     parsers = {name: _completable(import_module(f".{name}", __package__).make_parser()) for name in COMMANDS}
     root = parsers["prune"]
     # a ready parser for every command, in place of a new one
-    commands = root.add_subparsers(metavar="COMMAND", parser_class=lambda **made: parsers[made["prog"]])
+    ready: Any = lambda **made: parsers[made["prog"]]  # noqa: E731
+    commands = root.add_subparsers(metavar="COMMAND", parser_class=ready)
     for name, text in COMMANDS.items():
         if name != "prune":
             commands.add_parser(name, prog=name, help=text)

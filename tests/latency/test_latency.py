@@ -276,7 +276,7 @@ def test_a_disturbed_probe_is_told_from_a_calm_one() -> None:
     ],
 )
 def test_flags_name_workloads(flags: str, names: list[str]) -> None:
-    typed = command._parser().parse_args(["--model", "llama", "--output", "t.json", *flags.split()])
+    typed = command.make_parser().parse_args(["--model", "llama", "--output", "t.json", *flags.split()])
     assert [workload.name for workload in command.workloads_of(typed)] == names
 
 
@@ -308,7 +308,7 @@ def test_what_another_process_measures_is_not_removed(tmp_path: Path) -> None:
 def test_tables_need_no_torch() -> None:
     code = (
         "import sys, multipruner.core.latency_table, multipruner.latency.summarise, multipruner.commands.latency as c\n"
-        "c._parser().format_help()\n"
+        "c.make_parser().format_help()\n"
         "sys.exit(bool({'torch', 'transformers', 'numpy'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
