@@ -9,6 +9,7 @@ import json
 from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -265,12 +266,20 @@ def _row_record(row: WorkloadTable) -> dict[str, Any]:
 
 def _row(record: dict[str, Any]) -> WorkloadTable:
     def entries(rows: list[dict[str, Any]]) -> dict[Width, Entry]:
-        return {row["width"]: Entry(row["milliseconds"], row["spread"], row["samples"]) for row in rows}
+        return {row["width"]: _entry(row) for row in rows}
 
     return WorkloadTable(
         workload=Workload(record["phase"], record["batch"], record["tokens"]),
         attention=entries(record["attention"]),
         mlp=entries(record["mlp"]),
-        constant=Entry(**record["constant"]),
+        constant=_entry(record["constant"]),
         check=record["interpolation_error"],
     )
+
+
+def _entry(row: Mapping[str, Any]) -> Entry:
+    """A measurement as it is stored; one that is no time would make every budget hold, or none."""
+    entry = Entry(row["milliseconds"], row["spread"], row["samples"])
+    if not (isfinite(entry.milliseconds) and isfinite(entry.spread)):
+        raise ValueError(f"{entry.milliseconds} milliseconds, spread {entry.spread}")
+    return entry

@@ -10,9 +10,9 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from multipruner.core.costs import timed_first
 from multipruner.core.errors import ConfigError
@@ -20,17 +20,20 @@ from multipruner.core.plan import PruningPlan
 from multipruner.core.structure import Structure
 from multipruner.eval.comparison import Contrast
 from multipruner.search import Step
+from multipruner.storage.run_report import check_numbers
 
 REPORT, PLAN, TRAJECTORY, FRONT = "report.json", "plan.json", "trajectory.jsonl", "front.json"
 T = TypeVar("T")
+Number = Annotated[float, Field(allow_inf_nan=False)]
+"""Of a report, also where it stands there as a text."""
 
 
 @dataclass(frozen=True, slots=True)
 class Amount:
     """A cost of the dense and of the pruned model."""
 
-    before: float
-    after: float
+    before: Number
+    after: Number
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +63,9 @@ class Round:
     """One solution of an integer program: the loss that its table promised, and the loss measured, in nats."""
 
     round: int
-    predicted: float
-    loss: float
-    seconds: float | None = None
+    predicted: Number
+    loss: Number
+    seconds: Number | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +73,8 @@ class Search:
     """How the structure was found."""
 
     steps: int | None = None
-    searched_to: float | None = None
-    loss: float | None = None
+    searched_to: Number | None = None
+    loss: Number | None = None
     rounds: tuple[Round, ...] = ()
 
 
@@ -90,8 +93,8 @@ class Report:
     """The part of ``report.json`` that a page shows; other keys are left alone."""
 
     model: Base
-    ratio: float
-    backbone_ratio: float
+    ratio: Number
+    backbone_ratio: Number
     parameters: Amount
     structure: tuple[tuple[int, int, int], ...]
     costs: dict[str, Amount] = field(default_factory=dict)
@@ -104,7 +107,7 @@ class Report:
     latency: dict[str, Any] | None = None
     recipe: dict[str, Any] = field(default_factory=dict)
     command: str | None = None
-    seconds: dict[str, float] = field(default_factory=dict)
+    seconds: dict[str, Number] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     platform: str | None = None
 
@@ -230,6 +233,7 @@ def _read_run(folder: Path, label: str) -> RunFiles:
     record = _mapping(path)
     if record.get("format") != "multipruner-report" or record.get("version") != 1:
         raise ConfigError(f"{path} is not a report that this version of multipruner reads")
+    check_numbers(record, path)
     report = _checked(Report, record, path)
     try:
         plan = PruningPlan.from_json(_text(folder / PLAN))
@@ -253,6 +257,8 @@ def _read_steps(path: Path, report: Report, dense: Structure) -> tuple[Step, ...
             raise ConfigError(f"{path} is not a trajectory that this version of multipruner reads")
         if number > 1 and "finished" not in record:
             step = _checked(Step, record, path, f"line {number}")
+            if not (_finite(step.loss) and 0 <= step.ratio <= 1):
+                raise ConfigError(f"{path}, line {number}: loss {step.loss} at ratio {step.ratio}; make the run again")
             if not 0 <= step.layer < len(dense):
                 raise ConfigError(f"{path}, line {number}: the dense model has no layer {step.layer}")
             steps.append(step)
