@@ -79,10 +79,25 @@ def _stock_config(config: Any, record: dict[str, Any], sizes: Structure, spec: F
         stock = config_class(**record)
     except StrictDataclassClassValidationError:  # LlamaConfig: heads must divide hidden_size, head_dim or not
         return None
-    rope = getattr(stock, "rope_parameters", None) or {}
-    if "rope_theta" in rope:  # transformers 4 and most other readers look for it here
-        stock.rope_theta = rope["rope_theta"]
     return stock
+
+
+def with_older_words(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration that says its rotary embeddings in the words of transformers 4 as well.
+
+    Most other readers know no others, and take the defaults without a word. transformers 5 read the same out of both,
+    but for the bare configuration that they fall back on where code is not to be run: what comes with code stays.
+    """
+    rope = record.get("rope_parameters")
+    if not isinstance(rope, dict) or "rope_theta" not in rope or "auto_map" in record:
+        return dict(record)
+    scaling = {key: value for key, value in rope.items() if key not in ("rope_theta", "partial_rotary_factor")}
+    older: dict[str, Any] = {"rope_theta": rope["rope_theta"]}
+    if "partial_rotary_factor" in rope:
+        older["partial_rotary_factor"] = rope["partial_rotary_factor"]
+    if scaling.get("rope_type", "default") != "default":
+        older["rope_scaling"] = scaling
+    return {**record, **older}
 
 
 def _check_plan(config: Any, plan: PruningPlan) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from copy import copy
 from typing import Any, NoReturn
 
-from multipruner.core.errors import ConfigError
+from multipruner.core.errors import ConfigError, shortened
 
 
 class Parser(argparse.ArgumentParser):
@@ -31,7 +31,7 @@ class Parser(argparse.ArgumentParser):
                            help="every flag, in groups" if brief[0] else argparse.SUPPRESS)  # fmt: skip
 
     def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message} (--help{'-all' if self.everyday else ''} lists the flags)")
+        raise ConfigError(f"{shortened(message)} (--help{'-all' if self.everyday else ''} lists the flags)")
 
     def format_help(self) -> str:
         """The everyday flags under one heading, where there is a short help."""

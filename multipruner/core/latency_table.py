@@ -19,6 +19,8 @@ from .structure import BlockKind, LayerSize, Structure
 
 FORMAT = "multipruner-latency"
 VERSION = 1
+MOST = 2**31 - 1
+"""Positions and sizes are 32-bit numbers in most of what runs models."""
 Phase = Literal["prefill", "decode"]
 Width: TypeAlias = int
 """What a block's time depends on: the KV heads of an attention block, the channels of an MLP block; 0 means none."""
@@ -34,7 +36,7 @@ class Workload:
         tokens: prefill: length of the prompt; decode: tokens in the cache.
 
     Raises:
-        ConfigError: for another phase, or numbers below one.
+        ConfigError: for another phase, or numbers that no model is run with.
     """
 
     phase: Phase
@@ -46,6 +48,8 @@ class Workload:
             raise ConfigError(f"a workload is of phase 'prefill' or 'decode', not {self.phase!r}")
         if min(self.batch, self.tokens) < 1:
             raise ConfigError(f"a workload needs a batch and a number of tokens of at least 1: {self}")
+        if max(self.batch, self.tokens) > MOST:
+            raise ConfigError(f"a workload has at most {MOST:,} sequences and tokens: {self}")
 
     @property
     def name(self) -> str:

@@ -159,6 +159,7 @@ def _convert(gguf: Path, folder: Path) -> None:
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     _drop_tokens_beyond(folder, model.config.vocab_size)
+    _name_for_both(folder)
     _check_plain(folder)
     spec = read_config(folder, gguf.name, trust=False)
     account(folder, gguf.name, build_config(gguf.name, folder), spec)
@@ -180,6 +181,15 @@ def _drop_tokens_beyond(folder: Path, rows: int) -> None:
     settings = json.loads(path.read_text(encoding="utf-8"))
     settings = {key: value for key, value in settings.items() if not (isinstance(value, str) and value in beyond)}
     path.write_text(json.dumps(settings, ensure_ascii=False, indent=1), encoding="utf-8")
+
+
+def _name_for_both(folder: Path) -> None:
+    """Call the plain tokenizer what transformers 4 call it; 5 know it by that name and by their own."""
+    path = folder / "tokenizer_config.json"
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    if settings.get("tokenizer_class") == "TokenizersBackend":
+        settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+        path.write_text(json.dumps(settings, ensure_ascii=False, indent=1), encoding="utf-8")
 
 
 def _check_plain(folder: Path) -> None:
