@@ -6,12 +6,14 @@ The folder is named after the content of the GGUF file, so a file is unpacked on
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import shutil
 import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -140,10 +142,11 @@ def _convert(gguf: Path, folder: Path) -> None:
     if hasattr(transformers, "GgufConfig"):  # newer versions would keep the weights packed where they can
         unpacked["quantization_config"] = transformers.GgufConfig(dequantize=True)
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(**where)
-        loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
-            **where, dtype=torch.bfloat16, output_loading_info=True, **unpacked
-        )
+        with redirect_stderr(io.StringIO()):  # its bar knows no switch, and the command shows one of its own
+            tokenizer = transformers.AutoTokenizer.from_pretrained(**where)
+            loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
+                **where, dtype=torch.bfloat16, output_loading_info=True, **unpacked
+            )
     except Exception as error:  # of every kind: the reader meets bytes that nobody checked
         if shortage := memory_shortage(error):
             raise shortage from error
