@@ -7,6 +7,8 @@ in which ``pip install -c constraints.txt -e '.[dev]'`` was done. What stands be
 
 from __future__ import annotations
 
+import os
+
 import nox
 
 nox.needs_version = ">=2025.2"
@@ -47,6 +49,17 @@ def slow(session: nox.Session) -> None:
     """The tests on the real SmolLM2-135M model: minutes each, and the first one fetches the model."""
     install(session, "-e", ".[test,docs]")
     session.run("python", "-m", "pytest", "-q", "-m", "slow", "--timeout", "3000", "--durations", "5", *session.posargs)
+
+
+@nox.session
+@nox.parametrize("transformers", ["4.57.*", "5.14.0"])
+def readers(session: nox.Session, transformers: str) -> None:
+    """Results of this version, opened by older transformers in an environment of their own: the same logits."""
+    session.install("-c", "constraints.txt", "torch", "numpy", "safetensors")
+    session.install(f"transformers=={transformers}")
+    reader = session.run("python", "-c", "import sys; print(sys.executable)", silent=True)
+    test = ["python", "-m", "pytest", "-q", "-m", "slow", "tests/checkpoint/test_readers.py", *session.posargs]
+    session.run(*test, external=True, env={"MULTIPRUNER_READER": str(reader).strip(), "PATH": os.environ["PATH"]})
 
 
 @nox.session

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from multipruner.config.counts import MOST_UNITS
 from multipruner.core.errors import ConfigError
 
 
@@ -42,9 +43,14 @@ class Settings:
             f"{name} {value if isinstance(value, int) else f'{value:g}'}: {allowed}"
             for name, value, allowed, good in (
                 ("seed", self.seed, "from 0 to 2**63 - 1", 0 <= self.seed < 2**63),
-                ("population", self.population, "a multiple of 4", self.population > 0 and self.population % 4 == 0),
-                ("generations", self.generations, "0 or more", self.generations >= 0),
-                ("offspring", self.offspring, "0 or more", self.offspring >= 0),
+                (
+                    "population",
+                    self.population,
+                    f"a multiple of 4, at most {MOST_UNITS:,}",
+                    0 < self.population <= MOST_UNITS and self.population % 4 == 0,
+                ),
+                ("generations", self.generations, f"0 to {MOST_UNITS:,}", 0 <= self.generations <= MOST_UNITS),
+                ("offspring", self.offspring, f"0 to {MOST_UNITS:,}", 0 <= self.offspring <= MOST_UNITS),
                 ("fidelities", self.fidelities, "at least 1", self.fidelities >= 1),
                 ("keep", self.keep, "more than 0, at most 1", 0 < self.keep <= 1),
                 ("finalists", self.finalists, "at least 1", self.finalists >= 1),

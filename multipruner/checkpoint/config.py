@@ -47,6 +47,7 @@ def pruned_config(config: Any, plan: PruningPlan, dense: PreTrainedModel | None 
     constants = dimensions(config).constants
     if (width := spec.key("head_dim")) is not None:
         record[width] = constants["head_dim"]
+    record |= _cache_slots(sizes)
     record["per_layer_config"] = {number: _overrides(size, spec, constants) for number, size in enumerate(sizes)}
     config_class: Any = model_class(spec, dense).config_class
     return config_class(**record)
@@ -79,10 +80,25 @@ def _stock_config(config: Any, record: dict[str, Any], sizes: Structure, spec: F
         stock = config_class(**record)
     except StrictDataclassClassValidationError:  # LlamaConfig: heads must divide hidden_size, head_dim or not
         return None
-    rope = getattr(stock, "rope_parameters", None) or {}
-    if "rope_theta" in rope:  # transformers 4 and most other readers look for it here
-        stock.rope_theta = rope["rope_theta"]
     return stock
+
+
+def with_older_words(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration that says its rotary embeddings in the words of transformers 4 as well.
+
+    Most other readers know no others, and take the defaults without a word. transformers 5 read the same out of both,
+    but for the bare configuration that they fall back on where code is not to be run: what comes with code stays.
+    """
+    rope = record.get("rope_parameters")
+    if not isinstance(rope, dict) or "rope_theta" not in rope or "auto_map" in record:
+        return dict(record)
+    scaling = {key: value for key, value in rope.items() if key not in ("rope_theta", "partial_rotary_factor")}
+    older: dict[str, Any] = {"rope_theta": rope["rope_theta"]}
+    if "partial_rotary_factor" in rope:
+        older["partial_rotary_factor"] = rope["partial_rotary_factor"]
+    if scaling.get("rope_type", "default") != "default":
+        older["rope_scaling"] = scaling
+    return {**record, **older}
 
 
 def _check_plan(config: Any, plan: PruningPlan) -> None:
@@ -95,10 +111,27 @@ def _check_plan(config: Any, plan: PruningPlan) -> None:
         raise ConfigError("the plan leaves no decoder layer")
 
 
+def _cache_slots(sizes: Structure) -> dict[str, Any]:
+    """As many slots of a cache as there are attentions, the first ones: an empty one breaks what takes tokens back.
+
+    transformers do so for layers that share a cache, which they say by the layer; up to 5.14 by their number.
+    """
+    slots, layers = sizes.count("attention"), len(sizes)
+    if slots in (0, layers):
+        return {}
+    return {
+        "kv_sharing_modes": ["own" if number < slots else "reuse" for number in range(layers)],
+        "num_kv_shared_layers": layers - slots,
+    }
+
+
 def _layer_types(types: list[str], sizes: Structure) -> list[str]:
-    """Give layers without attention the type of one that has it: a type only says which cache slot there is."""
+    """Give layers without attention such types that the first slots of a cache are what the attentions need."""
     living = [kind for kind, size in zip(types, sizes, strict=True) if size.has_attention]
-    return [kind if size.has_attention or not living else living[0] for kind, size in zip(types, sizes, strict=True)]
+    slots = len(living)
+    needed = [kind for kind, size in zip(types[slots:], tuple(sizes)[slots:], strict=True) if size.has_attention]
+    free = iter(needed + living[:1] * len(types))
+    return [kind if size.has_attention or not living else next(free) for kind, size in zip(types, sizes, strict=True)]
 
 
 def _sizes(size: LayerSize, spec: Family, constants: Counts) -> dict[str, int]:

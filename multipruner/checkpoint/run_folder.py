@@ -14,6 +14,7 @@ from typing import Any
 from multipruner.core.errors import ConfigError, OutputError
 from multipruner.core.plan import PruningPlan
 from multipruner.storage.partial import header_of
+from multipruner.storage.run_report import check_numbers
 
 REQUIRED = ("config.json", "plan.json", "report.json")
 INDEX = "model.safetensors.index.json"
@@ -67,6 +68,7 @@ def read_run(folder: str | Path) -> RunFolder:
     config, report = read_json(path / "config.json"), read_json(path / "report.json")
     if report.get("format") != "multipruner-report":
         raise OutputError(f"{path}/report.json is not the report of a multipruner run")
+    check_numbers(report, path / "report.json")
     weights = _weights(path)
     for name in weights:
         _check_whole(path / name)

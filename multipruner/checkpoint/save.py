@@ -19,6 +19,7 @@ from multipruner.storage.files import open_to_others, whole_folder
 from multipruner.storage.partial import header_of
 
 from .carry import write_generation, write_tokenizer
+from .config import with_older_words
 from .run_folder import is_ours, is_written, written
 
 PLAN_FILE = "plan.json"
@@ -147,6 +148,9 @@ def write_model(
     """
     with _saveable(model):
         model.save_pretrained(folder, max_shard_size=SHARD_SIZE, **options)
+    path = folder / "config.json"
+    record = with_older_words(json.loads(path.read_text(encoding="utf-8")))
+    path.write_text(json.dumps(record, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     write_generation(folder, model, source)
     if tokenizer is not None:
         write_tokenizer(folder, tokenizer, source)

@@ -8,6 +8,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import transformers.configuration_utils as known
+
+if not hasattr(getattr(known, "PreTrainedConfig", None), "per_layer_config"):  # before what older ones do not have
+    raise ImportError("this model needs transformers>=5.14 (per_layer_config): pip install -U transformers")
+
 from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 
@@ -27,9 +32,6 @@ def stock_layer(config: Any, number: int, dense: dict[str, Any]) -> Any:
 
 
 # family: end
-
-if not hasattr(LlamaConfig, "per_layer_config"):
-    raise ImportError("this model needs transformers>=5.14 (per_layer_config): pip install -U transformers")
 
 
 class NoHeads(nn.Module):

@@ -9,7 +9,7 @@ from functools import partial
 from importlib import import_module
 from typing import Any, NoReturn
 
-from multipruner.core.errors import ConfigError
+from multipruner.core.errors import ConfigError, shortened
 
 from . import COMMANDS
 
@@ -37,7 +37,7 @@ class Parser(argparse.ArgumentParser):
                            help="every flag, in groups" if brief[0] else argparse.SUPPRESS)  # fmt: skip
 
     def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message} (--help{'-all' if self.everyday else ''} lists the flags)")
+        raise ConfigError(f"{shortened(message)} (--help{'-all' if self.everyday else ''} lists the flags)")
 
     def format_help(self) -> str:
         """Return the everyday flags under one heading, where there is a short help."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+from multipruner.config.counts import MOST, MOST_UNITS, check_counts
 from multipruner.core.errors import ConfigError, OutputError
 from multipruner.core.latency_table import FORMAT, LatencyTable, Workload
 
@@ -29,6 +30,7 @@ examples
 Close other programs first. What was measured is kept in OUTPUT.partial: the same command goes on."""
 
 _OF_THE_RECIPE = ("dtype", "device", "revision", "trust_remote_code")
+_BOUNDS = {"batch": (1, MOST_UNITS), "channel_step": (1, MOST_UNITS), "threads": (1, 1024)}
 RESTLESS = 0.15
 """Relative spread from which other programs must have been at work: a quiet machine's is a few per cent."""
 
@@ -69,8 +71,7 @@ def workloads_of(typed: argparse.Namespace) -> list[Workload]:
     found = [Workload("prefill", typed.batch, prompt) for prompt in prompts] if typed.phase != "decode" else []
     if typed.phase != "prefill":
         if typed.generate is not None:
-            if typed.generate < 1:
-                raise ConfigError(f"--generate {typed.generate}: give at least 1")
+            check_counts(typed, {"generate": (1, MOST)})
             cached = [prompt + typed.generate // 2 for prompt in prompts]
         else:
             cached = [256 if typed.cached is None else typed.cached]
@@ -80,9 +81,8 @@ def workloads_of(typed: argparse.Namespace) -> list[Workload]:
 
 def run(arguments: Sequence[str]) -> int:
     typed = make_parser().parse_args(arguments)
+    check_counts(typed, _BOUNDS)
     workloads = workloads_of(typed)
-    if typed.channel_step < 1 or (typed.threads is not None and typed.threads < 1):
-        raise ConfigError("--channel-step and --threads must be at least 1")
     partial = typed.output.with_name(typed.output.name + ".partial")
     _check_output(typed.output, partial, typed.overwrite)
     from rich.console import Console
@@ -94,6 +94,7 @@ def run(arguments: Sequence[str]) -> int:
     quiet_libraries()
     console = Console()
     model = _load(typed, console)
+    _check_context(workloads, model.config)
     if typed.overwrite:
         discard(partial)
     table = _measured(model, workloads, typed, partial, console)
@@ -105,6 +106,22 @@ def run(arguments: Sequence[str]) -> int:
         console.print(f"warning: times spread by {100 * wild:.0f}%: close other programs and use --overwrite")
     console.print(f"wrote {typed.output}", highlight=False, markup=False)
     return 0
+
+
+def _check_context(workloads: Sequence[Workload], config: Any) -> None:
+    """Refuse more tokens than the model has positions for.
+
+    Raises:
+        ConfigError: naming the workload.
+    """
+    context = getattr(config, "max_position_embeddings", None)
+    for workload in workloads:
+        needed = workload.tokens + (workload.phase == "decode")
+        if context is not None and needed > context:
+            raise ConfigError(
+                f"{workload.phase} with {workload.tokens} tokens goes beyond the model's context of {context}; lower "
+                "--prompt, --generate or --cached"
+            )
 
 
 def _check_output(output: Path, partial: Path, overwrite: bool) -> None:

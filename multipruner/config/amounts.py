@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from math import inf
 
 from multipruner.core.costs import cost_named
 from multipruner.core.errors import ConfigError
@@ -26,4 +27,7 @@ def amount_of(name: str, text: str, dense: float) -> float:
     if not match or match[2] not in units:
         known = ", ".join(unit for unit in units if unit)
         raise ConfigError(f"{name} {text!r}: give a share such as 0.7x, or a number ({known})")
-    return float(match[1]) * units[match[2]]
+    amount = float(match[1]) * units[match[2]]
+    if not 0 < amount < inf:
+        raise ConfigError(f"{name} {text}: give more than 0, and a number that a float holds")
+    return amount

@@ -14,9 +14,11 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from multipruner.core.axes import DIMENSIONS, Dimension
 from multipruner.core.costs import COSTS, cost_named
-from multipruner.core.errors import ConfigError, did_you_mean
+from multipruner.core.errors import ConfigError
 
 from .choices import A_BUDGET, IMPORTANCES, METHODS, OneOf
+from .counts import Rounds, Units
+from .faults import explained
 from .fields import keys_of, shown
 from .precedence import asked_ratio, merge_into, settled_preset
 from .sections import CalibrationSpec, EvaluationSpec, Frozen, PackageSource
@@ -87,7 +89,7 @@ class Recipe(Frozen):
         "another to the ratio; paper: greedy as published, a preset of its objective, importance, text and no repair",
         json_schema_extra=shown(METHOD, everyday=True),
     )
-    rounds: Annotated[int, Field(ge=0)] = Field(
+    rounds: Rounds = Field(
         default=2,
         description="times the program is solved again with losses measured around its answer, for program",
         json_schema_extra=shown(METHOD, "N"),
@@ -128,12 +130,12 @@ class Recipe(Frozen):
         description="what puts the channels and KV groups of a layer in order",
         json_schema_extra=shown(PARTS),
     )
-    align: Annotated[int, Field(ge=1)] | None = Field(
+    align: Units | None = Field(
         default=None,
         description="cut widths of matrices are multiples of this, such as 64 for tensor cores",
         json_schema_extra=shown(PARTS, "N"),
     )
-    channel_group: Annotated[int, Field(ge=1)] = Field(
+    channel_group: Units = Field(
         default=128, description="MLP channels that leave together", json_schema_extra=shown(PARTS, "N")
     )
     partial_groups: bool = Field(
@@ -142,10 +144,10 @@ class Recipe(Frozen):
         "from the end, and the one that stays at least is the larger",
         json_schema_extra=shown(PARTS),
     )
-    kv_group_step: Annotated[int, Field(ge=1)] = Field(
+    kv_group_step: Units = Field(
         default=1, description="KV groups that leave together", json_schema_extra=shown(PARTS, "N")
     )
-    query_head_step: Annotated[int, Field(ge=1)] | None = Field(
+    query_head_step: Units | None = Field(
         default=None,
         description="query heads that leave together inside the KV groups, the same number in every group of a layer; "
         "none: whole KV groups leave and nothing else",
@@ -249,7 +251,7 @@ class Recipe(Frozen):
         try:
             return cls.model_validate(merged)
         except ValidationError as error:
-            raise ConfigError(_explain(error)) from None
+            raise ConfigError(explained(error, keys_of(cls))) from None
 
     def check_bounded(self) -> None:
         """Refuse to prune by no budget at all, which is for recipes of what is measured or given.
@@ -278,19 +280,6 @@ def _three_numbers(text: str) -> list[float]:
     if len(numbers) != len(DIMENSIONS):
         raise ValueError(f"shares {text!r} do not parse: give blocks:mlp:heads, such as 44:52:4")
     return numbers
-
-
-def _explain(error: ValidationError) -> str:
-    """Return one line per fault: the field, the value, what is allowed."""
-    lines = []
-    for fault in error.errors():
-        field = ".".join(str(part) for part in fault["loc"]) or "recipe"
-        message = fault["msg"].removeprefix("Value error, ")
-        if fault["type"] == "extra_forbidden":
-            lines.append(f"unknown key {field!r}{did_you_mean(field, keys_of(Recipe))}")
-        else:
-            lines.append(message if field == "recipe" else f"{field} = {fault.get('input')!r}: {message}")
-    return "; ".join(lines)
 
 
 def default_output(recipe: Recipe) -> Path:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from .choices import TEXTS, ListsTexts
 from .counts import Count, Length, Seed
@@ -17,7 +17,15 @@ TEXT, SCORES = "calibration", "evaluation"
 class Frozen(BaseModel):
     """A part of a recipe: unchangeable, and unknown keys are refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _refuse_switch(cls, value: Any, about: ValidationInfo) -> Any:
+        """``rounds: true`` is no number, although Python counts with it."""
+        if isinstance(value, bool) and cls.model_fields[str(about.field_name)].annotation is not bool:
+            raise ValueError("give a value, not true or false")
+        return value
 
 
 class PackageSource(Frozen):

@@ -9,6 +9,7 @@ import json
 from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -18,6 +19,8 @@ from .structure import BlockKind, LayerSize, Structure
 
 FORMAT = "multipruner-latency"
 VERSION = 1
+MOST = 2**31 - 1
+"""Positions and sizes are 32-bit numbers in most of what runs models."""
 Phase = Literal["prefill", "decode"]
 Width: TypeAlias = int
 """What a block's time depends on: the KV heads of an attention block, the channels of an MLP block; 0 means none."""
@@ -33,7 +36,7 @@ class Workload:
         tokens: prefill: length of the prompt; decode: tokens in the cache.
 
     Raises:
-        ConfigError: for another phase, or numbers below one.
+        ConfigError: for another phase, or numbers that no model is run with.
     """
 
     phase: Phase
@@ -45,6 +48,8 @@ class Workload:
             raise ConfigError(f"a workload is of phase 'prefill' or 'decode', not {self.phase!r}")
         if min(self.batch, self.tokens) < 1:
             raise ConfigError(f"a workload needs a batch and a number of tokens of at least 1: {self}")
+        if max(self.batch, self.tokens) > MOST:
+            raise ConfigError(f"a workload has at most {MOST:,} sequences and tokens: {self}")
 
     @property
     def name(self) -> str:
@@ -265,12 +270,20 @@ def _row_record(row: WorkloadTable) -> dict[str, Any]:
 
 def _row(record: dict[str, Any]) -> WorkloadTable:
     def entries(rows: list[dict[str, Any]]) -> dict[Width, Entry]:
-        return {row["width"]: Entry(row["milliseconds"], row["spread"], row["samples"]) for row in rows}
+        return {row["width"]: _entry(row) for row in rows}
 
     return WorkloadTable(
         workload=Workload(record["phase"], record["batch"], record["tokens"]),
         attention=entries(record["attention"]),
         mlp=entries(record["mlp"]),
-        constant=Entry(**record["constant"]),
+        constant=_entry(record["constant"]),
         check=record["interpolation_error"],
     )
+
+
+def _entry(row: Mapping[str, Any]) -> Entry:
+    """A measurement as it is stored; one that is no time would make every budget hold, or none."""
+    entry = Entry(row["milliseconds"], row["spread"], row["samples"])
+    if not (isfinite(entry.milliseconds) and isfinite(entry.spread)):
+        raise ValueError(f"{entry.milliseconds} milliseconds, spread {entry.spread}")
+    return entry

@@ -26,6 +26,7 @@ from multipruner.sources.dense import load_dense
 from multipruner.sources.resolve import resolve
 from multipruner.storage.files import write_atomically
 from multipruner.storage.partial import header_of
+from multipruner.storage.run_report import check_numbers
 
 from .record import recorded_recipe
 
@@ -127,7 +128,10 @@ def _read_report(folder: str) -> dict[str, Any] | None:
         raise OutputError(f"{path} is damaged: its evaluations are no list; make the run again")
     if report.get("format") != "multipruner-report" and is_written(Path(folder)):
         raise OutputError(f"{path} is not the report of a multipruner run; make the run again")
-    return report if report.get("format") == "multipruner-report" else None
+    if report.get("format") != "multipruner-report":
+        return None
+    check_numbers(report, path)
+    return report
 
 
 def _candidate(

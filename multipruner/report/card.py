@@ -209,21 +209,23 @@ def _removed(plan: PruningPlan, picture: Any, figure: str | None) -> str:
     return f"{text}\n\n{fenced(str(picture).rstrip())}" if picture else text
 
 
+_OWN = "Layers differ in size, so the checkpoint brings its modelling code (needs torch and transformers>=5.14):"
+_STOCK = """\
+Layers are all alike: this is an ordinary checkpoint of its family, for whatever opens the dense one (tried with
+transformers 4.57 and newer):"""
+
+
 def _loading(plan: PruningPlan, name: str, stock: bool) -> str:
     remote = plan.model_type in FAMILIES and FAMILIES[plan.model_type].remote_code
     option = ", trust_remote_code=True" if remote else ""
-    trusted, how = (
-        ", trust_remote_code=True",
-        "Layers differ in size, so the checkpoint brings its modelling code (needs",
-    )
-    other = "With" if remote else "Or, running no code from the checkpoint, with"
+    trusted, how, other = ", trust_remote_code=True", _OWN, "With" if remote else "Or, running no code from it, with"
     untrusted = "" if stock else ", trust_remote_code=False"  # not given, transformers ask, as the model has code
     if stock:
-        trusted, how, other = "", "Layers are all alike: this is an ordinary checkpoint of its family (with", "Or with"
+        trusted, how, other = "", _STOCK, "Or with"
     return f"""\
 ## How to load it
 
-{how} torch and transformers>=5.14):
+{how}
 
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer

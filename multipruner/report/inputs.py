@@ -10,9 +10,9 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from multipruner.config.spellings import respelled
 from multipruner.core.costs import timed_first
@@ -22,17 +22,20 @@ from multipruner.core.structure import Structure
 from multipruner.eval.comparison import Contrast
 from multipruner.search import Step
 from multipruner.search.step import TrajectoryJournal
+from multipruner.storage.run_report import check_numbers
 
 REPORT, PLAN, TRAJECTORY, FRONT = "report.json", "plan.json", "trajectory.jsonl", "front.json"
 T = TypeVar("T")
+Number = Annotated[float, Field(allow_inf_nan=False)]
+"""Of a report, also where it stands there as a text."""
 
 
 @dataclass(frozen=True, slots=True)
 class Amount:
     """A cost of the dense and of the pruned model."""
 
-    before: float
-    after: float
+    before: Number
+    after: Number
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +65,9 @@ class Round:
     """One solution of an integer program: the loss that its table promised, and the loss measured, in nats."""
 
     round: int
-    predicted: float
-    loss: float
-    seconds: float | None = None
+    predicted: Number
+    loss: Number
+    seconds: Number | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +75,8 @@ class Search:
     """How the structure was found."""
 
     steps: int | None = None
-    searched_to: float | None = None
-    loss: float | None = None
+    searched_to: Number | None = None
+    loss: Number | None = None
     rounds: tuple[Round, ...] = ()
 
 
@@ -92,8 +95,8 @@ class Report:
     """The part of ``report.json`` that a page shows; other keys are left alone."""
 
     model: Base
-    ratio: float
-    backbone_ratio: float
+    ratio: Number
+    backbone_ratio: Number
     parameters: Amount
     structure: tuple[tuple[int, int, int], ...]
     costs: dict[str, Amount] = field(default_factory=dict)
@@ -106,7 +109,7 @@ class Report:
     latency: dict[str, Any] | None = None
     recipe: dict[str, Any] = field(default_factory=dict)
     command: str | None = None
-    seconds: dict[str, float] = field(default_factory=dict)
+    seconds: dict[str, Number] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     platform: str | None = None
 
@@ -232,6 +235,7 @@ def _read_run(folder: Path, label: str) -> RunFiles:
     record = respelled("report", _mapping(path), str(path))
     if record.get("format") != "multipruner-report" or record.get("version") != 1:
         raise ConfigError(f"{path} is not a report that this version of multipruner reads")
+    check_numbers(record, path)
     report = _checked(Report, record, path)
     try:
         plan = PruningPlan.from_json(_text(folder / PLAN))
@@ -253,6 +257,8 @@ def _read_steps(path: Path, report: Report, dense: Structure) -> tuple[Step, ...
         if "finished" in record:
             return None
         step = _checked(Step, record, path)
+        if not (_finite(step.loss) and 0 <= step.ratio <= 1):
+            raise ValueError(f"loss {step.loss} at ratio {step.ratio}")
         if not 0 <= step.layer < len(dense):
             raise ValueError(f"the dense model has no layer {step.layer}")
         return step

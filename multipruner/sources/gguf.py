@@ -6,12 +6,14 @@ The folder is named after the content of the GGUF file, so a file is unpacked on
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import shutil
 import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -140,10 +142,11 @@ def _convert(gguf: Path, folder: Path) -> None:
     if hasattr(transformers, "GgufConfig"):  # newer versions would keep the weights packed where they can
         unpacked["quantization_config"] = transformers.GgufConfig(dequantize=True)
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(**where)
-        loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
-            **where, dtype=torch.bfloat16, output_loading_info=True, **unpacked
-        )
+        with redirect_stderr(io.StringIO()):  # its bar knows no switch, and the command shows one of its own
+            tokenizer = transformers.AutoTokenizer.from_pretrained(**where)
+            loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
+                **where, dtype=torch.bfloat16, output_loading_info=True, **unpacked
+            )
     except Exception as error:  # of every kind: the reader meets bytes that nobody checked
         if shortage := memory_shortage(error):
             raise shortage from error
@@ -159,6 +162,7 @@ def _convert(gguf: Path, folder: Path) -> None:
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     _drop_tokens_beyond(folder, model.config.vocab_size)
+    _name_for_both(folder)
     _check_plain(folder)
     spec = read_config(folder, gguf.name, trust=False)
     account(folder, gguf.name, build_config(gguf.name, folder), spec)
@@ -180,6 +184,15 @@ def _drop_tokens_beyond(folder: Path, rows: int) -> None:
     settings = json.loads(path.read_text(encoding="utf-8"))
     settings = {key: value for key, value in settings.items() if not (isinstance(value, str) and value in beyond)}
     path.write_text(json.dumps(settings, ensure_ascii=False, indent=1), encoding="utf-8")
+
+
+def _name_for_both(folder: Path) -> None:
+    """Call the plain tokenizer what transformers 4 call it; 5 know it by that name and by their own."""
+    path = folder / "tokenizer_config.json"
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    if settings.get("tokenizer_class") == "TokenizersBackend":
+        settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+        path.write_text(json.dumps(settings, ensure_ascii=False, indent=1), encoding="utf-8")
 
 
 def _check_plain(folder: Path) -> None:

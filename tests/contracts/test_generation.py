@@ -141,3 +141,34 @@ def test_one_training_step_with_gradient_checkpointing(variant: str) -> None:
         assert torch.allclose(one, parameter.grad, atol=1e-5)
     torch.optim.SGD(model.parameters(), lr=0.01).step()
     assert model(ids, labels=ids).loss < before
+
+
+def _drafts(model: PreTrainedModel, variant: str) -> dict[str, dict[str, Any]]:
+    """Ways to propose several tokens at once, of which wrong ones are taken out of the cache again."""
+    dense = tiny.tiny_model(**tiny.VARIANTS[variant])
+    return {"look-up": {"prompt_lookup_num_tokens": 2}, "itself": {"assistant_model": model},
+            "dense": {"assistant_model": dense}}  # fmt: skip
+
+
+@pytest.mark.parametrize("which", ["first", "last", "all-but-last", "all-but-first"])
+@pytest.mark.parametrize("variant", ["llama", "mistral-sliding", "qwen2-mixed", "qwen3"])
+def test_a_cache_has_as_many_slots_as_there_are_attentions(variant: str, which: str) -> None:
+    model = _without_attention(variant, which)
+    ids = tiny.random_ids(1)
+    settings = {"max_new_tokens": 12, "min_new_tokens": 12, "do_sample": False, "pad_token_id": 0}
+    state: Any = model(ids, use_cache=True).past_key_values
+    layers = model.get_submodule("model.layers")
+    slots = {number for number, slot in enumerate(state.layers) if getattr(slot, "keys", None) is not None}
+    assert slots == set(range(sum(hasattr(layer.self_attn, "q_proj") for layer in layers)))
+    reference: Any = model.generate(ids, **settings)
+    for name, options in _drafts(model, variant).items():
+        found: Any = model.generate(ids, **settings, **options)
+        assert torch.equal(found, reference), name
+        assert torch.equal(_dense_with(model, variant, ids, settings), _dense_with(None, variant, ids, settings)), (
+            "as a draft of the dense model"
+        )
+
+
+def _dense_with(draft: PreTrainedModel | None, variant: str, ids: torch.Tensor, settings: dict[str, Any]) -> Any:
+    """What the dense model writes, with and without a draft."""
+    return tiny.tiny_model(**tiny.VARIANTS[variant]).generate(ids, assistant_model=draft, **settings)

@@ -349,6 +349,11 @@ DAMAGE: dict[str, Callable[[Path], Any]] = {
     "no report": lambda run: (run / "report.json").write_bytes(b"\xff\xfe"),
     "a deep report": lambda run: (run / "report.json").write_text("[" * 100000),
     "evaluations": lambda run: _edit(run / "report.json", evaluations={"a": 1}),
+    "a ratio that is no number": lambda run: _edit(run / "report.json", ratio=float("nan")),
+    "a loss without end": lambda run: _edit(run / "report.json", search={"loss": float("inf")}),
+    "an accuracy that is no number": lambda run: _edit(
+        run / "report.json", tasks={"arc": {"acc": {"dense": 0.5, "pruned": float("nan")}}}
+    ),
     "a configuration": lambda run: (run / "config.json").write_text("[]"),
     "a plan": lambda run: (run / "plan.json").write_bytes(b"\xff\xfe"),
     "a huge plan": lambda run: _edit(

@@ -172,6 +172,17 @@ def test_other_files_are_no_tables(tmp_path: Path, text: str) -> None:
         LatencyTable.read(tmp_path / "missing.json")
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), "1.0"])
+@settings(max_examples=5)
+@given(table=tables())
+def test_a_time_that_is_none_makes_no_table(table: LatencyTable, value: Any) -> None:
+    record = json.loads(table.to_json())
+    for row in record["workloads"]:
+        row["constant"]["milliseconds"] = value
+    with pytest.raises(ConfigError, match="not a latency table"):
+        LatencyTable.from_json(json.dumps(record))
+
+
 @given(st.lists(times, min_size=1, max_size=40), st.floats(1.0, 1e6))
 def test_one_disturbed_sample_in_five_hardly_matters(values: list[float], wild: float) -> None:
     mean = interquartile_mean(values)

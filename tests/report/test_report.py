@@ -303,12 +303,16 @@ BROKEN = {
     "no JSON": ("report.json", "{", "report.json is not JSON"),
     "a list": ("report.json", "[]", "report.json holds no mapping"),
     "another format": ("report.json", '{"format": "x"}', "report.json is not a report"),
-    "no number": ("report.json", {"ratio": "<b>much</b>"}, "report.json is broken: ratio"),
+    "no number": ("report.json", {"ratio": "<b>much</b>"}, "report.json is damaged: ratio"),
     "a bad contrast": ("report.json", {"perplexity": {"text": {}}}, "report.json is broken: perplexity.text.dense"),
     "another run": ("report.json", {"structure": [[4, 2, 40]] * 6}, "different structures"),
     "a broken plan": ("plan.json", "{}", "plan.json: plan format"),
     "a broken step": ("trajectory.jsonl", TRAJECTORY, "line 2"),
     "a layer too many": ("trajectory.jsonl", None, "no layer 77"),
+    "a step without a loss": ("trajectory.jsonl", None, "line 2: loss nan"),
+    "a calibration loss that is none": ("report.json", {"search": {"loss": float("nan")}}, "search.loss is nan"),
+    "a loss that is a text": ("report.json", {"search": {"loss": "inf"}}, "report.json is broken: search.loss"),
+    "more removed than there is": ("report.json", {"ratio": 1.5}, "ratio is 1.5, not a number from 0 to 1"),
     "a broken front": ("front.json", '{"points": [{"loss": "low"}]}', "front.json is broken: points.0.loss"),
 }
 
@@ -319,9 +323,9 @@ def test_a_missing_or_broken_file_is_named(case: str, run: Path, capsys: pytest.
     path = run / name
     if case == "no folder":
         shutil.rmtree(run)
-    elif case == "a layer too many":
+    elif case in (changes := {"a layer too many": {"layer": 77}, "a step without a loss": {"loss": float("nan")}}):
         header, step, *_ = path.read_text().splitlines()
-        path.write_text(f"{header}\n{json.dumps(json.loads(step) | {'layer': 77})}\n")
+        path.write_text(f"{header}\n{json.dumps(json.loads(step) | changes[case])}\n")
     elif content is None:
         path.unlink()
     elif isinstance(content, dict):

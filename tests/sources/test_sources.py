@@ -113,6 +113,13 @@ def test_a_local_folder(folder: Path) -> None:
     assert next(load_dense(found, recipe(folder))[0].parameters()).dtype == torch.float32
 
 
+def test_unpacking_shows_no_bar_of_others(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    made = gguf_source.from_file(write_gguf(tmp_path / "small.gguf"), quiet)
+    assert "Converting" not in (printed := capfd.readouterr()).err + printed.out
+    settings = json.loads((made / "tokenizer_config.json").read_text())
+    assert settings["tokenizer_class"] != "TokenizersBackend", "a name that transformers 4 do not know"
+
+
 @pytest.mark.parametrize("quantised", [True, False])
 def test_a_gguf_file_becomes_a_plain_checkpoint(quantised: bool, tmp_path: Path) -> None:
     path = write_gguf(tmp_path / "small.gguf", quantised)

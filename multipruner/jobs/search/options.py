@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from multipruner.config.counts import MOST, MOST_UNITS, check_counts
 from multipruner.config.recipe import Recipe
 from multipruner.core.errors import ConfigError
 from multipruner.search.objectives import check_objectives, objectives
@@ -67,8 +68,10 @@ class SearchOptions:
             raise ConfigError("--ratio-range is for several objectives; with the loss alone give --ratio")
         if self.tolerance is not None and not 0 < self.tolerance < 1:
             raise ConfigError(f"--tolerance {self.tolerance:g}: give a share of all parameters, such as 0.002")
-        if self.screen is not None and self.screen < 0:
-            raise ConfigError(f"--screen {self.screen}: give 0 or more sequences")
+        check_counts(self, {"screen": (0, MOST)})
+        for size in self.channel_groups:
+            if not 1 <= size <= MOST_UNITS:
+                raise ConfigError(f"--channel-groups {size}: give 1 to {MOST_UNITS:,} channels")
         self.settings(2)
 
     def repair(self, recipe: Recipe) -> Literal["lstsq", "bias"]:

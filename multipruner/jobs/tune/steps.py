@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from multipruner.config.counts import MOST
+from multipruner.config.counts import MOST, MOST_UNITS
 from multipruner.core.errors import ConfigError, NumericsError
 
 from .state import STATE, Progress, keep, restore
@@ -60,11 +60,12 @@ class TuneSettings:
     save_every: int = 25
 
     def __post_init__(self) -> None:
-        least = {"steps": 1, "rank": 1, "batch": 1, "length": 2, "save_every": 1, "seed": 0}
+        allowed = {"steps": (1, MOST), "rank": (1, MOST_UNITS), "batch": (1, MOST_UNITS), "length": (2, MOST),
+                   "save_every": (1, MOST), "seed": (0, 2**32 - 1)}  # fmt: skip
         faults = [
-            f"{name} = {value}: at least {low}" if value < low else f"{name} = {value}: at most {MOST}"
-            for name, low in least.items()
-            if not low <= (value := getattr(self, name)) <= MOST
+            f"{name} = {value}: at least {low}" if value < low else f"{name} = {value}: at most {high}"
+            for name, (low, high) in allowed.items()
+            if not low <= (value := getattr(self, name)) <= high
         ]
         if not 0 < self.lr < 1:
             faults.append(f"lr = {self.lr:g}: between 0 and 1")
