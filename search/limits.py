@@ -11,12 +11,13 @@ from typing import Any
 
 from multipruner.core.costs import Costs
 from multipruner.core.errors import ConfigError
-from multipruner.core.structure import KINDS, BlockKind, LayerSize, Structure
+from multipruner.core.structure import Size, Structure
 
 SLACK = 1e-9
 """Share of a limit by which rounding may exceed it."""
 Cost = Callable[[Structure], float]
-CostOf = Callable[[int, BlockKind, LayerSize], float]
+CostOf = Callable[[int, Size], float]
+"""(number of a residual block, its size) -> what it costs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +29,8 @@ class Limit:
         cost: structure -> number; should not fall when a structure grows.
         limit: the most that is allowed.
         least: the least that is allowed.
-        block_cost: (layer, kind, size of that block alone) -> number, where the cost is a sum over residual blocks and
-            a constant, as the exact program needs it.
+        block_cost: (number of a residual block, its size) -> number, where the cost is a sum over residual blocks and a
+            constant, as the exact program needs it.
         constant: what of such a cost does not depend on the structure.
     """
 
@@ -45,9 +46,7 @@ class Limit:
         """An upper limit of a cost that is a sum over residual blocks and a constant, the constant included."""
 
         def cost(structure: Structure) -> float:
-            return constant + sum(
-                block_cost(layer, kind, alone(size, kind)) for layer, size in enumerate(structure) for kind in KINDS
-            )
+            return constant + sum(block_cost(number, size) for number, size in enumerate(structure))
 
         return cls(name, cost, limit, block_cost=block_cost, constant=constant)
 
@@ -122,8 +121,3 @@ class Budget:
     def to_json(self) -> dict[str, Any]:
         """What tells this budget from another."""
         return {"bounds": [bound.to_json() for bound in self.bounds], "fill": self.fill}
-
-
-def alone(size: LayerSize, kind: BlockKind) -> LayerSize:
-    """A layer's size with only the block of this kind."""
-    return size.without("mlp" if kind == "attention" else "attention")

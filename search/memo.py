@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from multipruner.core.errors import ConfigError
+from multipruner.core.structure import Structure
 from multipruner.storage.journal import Journal
 
 Values = tuple[float, ...]
@@ -82,7 +83,12 @@ class Memo:
         if record.get("namespace") != self.namespace:
             return None
         values = tuple(inf if value is None else float(value) for value in record["values"])
-        return (_key(record["candidate"]), int(record["fidelity"])), values
+        return (_key(_as_now(record["candidate"])), int(record["fidelity"])), values
+
+
+def _as_now(candidate: Any) -> Any:
+    """A candidate as it is written today: version 1 had structures as rows of layers."""
+    return Structure.from_json(candidate).to_json() if isinstance(candidate, list) else candidate
 
 
 def _key(candidate: Any) -> str:

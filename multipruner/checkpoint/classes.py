@@ -23,7 +23,6 @@ from multipruner.core.axes import BLOCK_KINDS, Layout
 from multipruner.core.blocks import BlockSpec
 from multipruner.core.errors import ConfigError
 from multipruner.core.families import FAMILIES, Family
-from multipruner.core.structure import KINDS
 
 MODEL_TYPE = "multipruner_"
 """Prefix of a pruned model's ``config.model_type``; the rest is the family's own."""
@@ -97,13 +96,13 @@ def modeling_source(spec: Family, dense: PreTrainedModel | None = None) -> str:
 
 def _family(spec: Family, dense: PreTrainedModel | None) -> str:
     """The part of the modelling code in which families differ: imports, names of modules, how a layer is built."""
-    blocks = {kind: (spec.block(kind).path, spec.block(kind).norms) for kind in KINDS}
-    heads = spec.key("kv_groups * queries") or spec.key("kv_groups")
+    blocks = {block.kind: (block.path, block.norms) for block in spec.blocks}
+    heads, kv_heads = spec.heads_keys
     names = _NAMES.format(
-        decoder=spec.decoder, layers=spec.layers, depth=spec.depth, blocks=blocks, cache=spec.attention.cache,
-        heads=heads, kv_heads=spec.key("kv_groups") or heads,
+        decoder=spec.decoder, layers=spec.layers, depth=spec.depth, blocks=blocks,
+        cache=next(block.cache for block in spec.blocks if block.cache), heads=heads, kv_heads=kv_heads,
     )  # fmt: skip
-    resized = [spec.block(kind) for kind in KINDS if spec.block(kind).resized]
+    resized = [block for block in spec.blocks if block.resized]
     text = _CUT_TO_SIZE if resized else _AS_IT_IS
     built = text.format(prefix=spec.prefix, arguments=spec.layer_arguments, **_sizes(spec, resized))
     names = names.replace("'", '"')

@@ -14,6 +14,7 @@ from typing import Literal, cast
 
 Dimension = Literal["blocks", "mlp", "heads"]
 DIMENSIONS: tuple[Dimension, ...] = ("blocks", "mlp", "heads")
+"""What a sequential path prunes in turn, and what has a share of the ratio."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,13 +25,21 @@ class Axis:
         name: its key in layouts.
         label: its name for people.
         within: the axis of which every unit holds its own units of this one, and keeps as many as the others.
-        step: units that leave together where nothing else is said.
+        step: what messages call the units that leave together.
+        setting: the key of a recipe that says how many these are; where it says nothing, the axis stays whole.
+        width: the constants that a unit is as wide as, of those in layouts.
+        partial: the key of a recipe that allows steps which do not divide the axis; empty: none does.
+        dimension: the dimension of a sequential path that prunes it.
     """
 
     name: str
     label: str
     within: str = ""
-    step: int = 1
+    step: str = ""
+    setting: str = ""
+    width: tuple[str, ...] = ()
+    partial: str = ""
+    dimension: Dimension = "heads"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +50,37 @@ class Kind:
     label: str
     axes: tuple[Axis, ...]
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of its axes, in the order of a size."""
+        return tuple(axis.name for axis in self.axes)
+
 
 BLOCK_KINDS: dict[str, Kind] = {
     kind.name: kind
     for kind in (
-        Kind("attention", "attention", (Axis("kv_groups", "KV groups"), Axis("queries", "query heads", "kv_groups"))),
-        Kind("mlp", "MLP", (Axis("channels", "channels"),)),
+        Kind(
+            "attention",
+            "attention",
+            (
+                Axis("kv_groups", "KV groups", step="KV group step", setting="kv_group_step", width=("head_dim",)),
+                Axis("queries", "query heads", "kv_groups", step="query head step", setting="query_head_step"),
+            ),
+        ),
+        Kind(
+            "mlp",
+            "MLP",
+            (
+                Axis(
+                    "channels",
+                    "MLP channels",
+                    step="channel group",
+                    setting="channel_group",
+                    partial="partial_groups",
+                    dimension="mlp",
+                ),
+            ),
+        ),
     )
 }
 AXES: dict[str, Axis] = {axis.name: axis for kind in BLOCK_KINDS.values() for axis in kind.axes}

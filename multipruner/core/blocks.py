@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .axes import Counts, Layout
-from .structure import BlockKind
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,16 +53,23 @@ class BlockSpec:
             output's is an input projection.
         output: its output projection, within its module; the columns lie unit by unit.
         attributes: attributes of its module that depend on its size, and what they are.
+        arguments: whether it is called with all that the layer is called with (masks, rotary embeddings, the cache), as
+            attention is, or with the normed hidden states alone.
+        cached: how many numbers it holds per token of context, in the order of the cache.
+        scores: multiply-accumulates per token and token of context, beside those of its tensors.
         cache: the attribute of its module that names its slot in the KV cache; empty where it has none.
         resized: whether its constructor knows no size but the dense one, so that it is built so and then cut.
     """
 
-    kind: BlockKind
+    kind: str
     path: str
     norms: tuple[str, ...]
     tensors: Tensors
     output: str
     attributes: tuple[tuple[str, Layout], ...] = ()
+    arguments: bool = False
+    cached: tuple[Layout, ...] = ()
+    scores: tuple[Layout, ...] = ()
     cache: str = ""
     resized: bool = False
 

@@ -10,13 +10,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from .axes import AXES, Kept, Layout
+from .axes import BLOCK_KINDS, Layout
 from .blocks import BlockSpec, linear
 from .errors import ConfigError, UnsupportedModelError, did_you_mean
-from .plan import KeptLayer, LayerRanking
-from .structure import BlockKind, LayerSize, Structure, queries_per_group
+from .structure import Anatomy, Size
 
 _HEADS, _GROUPS = "kv_groups * queries * head_dim", "kv_groups * head_dim"
+_ATTENDING: dict[str, Any] = {
+    "arguments": True,
+    "cached": (Layout(_GROUPS), Layout(_GROUPS)),
+    "scores": (Layout(_HEADS), Layout(_HEADS)),
+    "cache": "layer_idx",
+}
+"""What all softmax attention has in common: keys and values are kept, queries are multiplied with both."""
 _SPLIT_ATTENTION = BlockSpec(
     kind="attention",
     path="self_attn",
@@ -29,7 +35,7 @@ _SPLIT_ATTENTION = BlockSpec(
     ),
     output="o_proj",
     attributes=(("num_key_value_groups", Layout("queries")),),
-    cache="layer_idx",
+    **_ATTENDING,
 )
 _GATED_MLP = BlockSpec(
     kind="mlp",
@@ -60,7 +66,7 @@ class Family:
     Attributes:
         model_type: ``config.model_type`` of the family.
         prefix: the stock classes are ``{prefix}Config``, ``{prefix}Model``, ``{prefix}ForCausalLM`` ...
-        attention, mlp: the two residual blocks of a layer, run in this order; Llama's where nothing is said.
+        blocks: the residual blocks of a layer, in the order in which they run; Llama's where nothing is said.
         config: keys of the configuration that say sizes -> what they are the size of.
         depth: the key that says how many decoder layers there are.
         decoder: the stack of layers, within the causal language model.
@@ -73,8 +79,7 @@ class Family:
 
     model_type: str
     prefix: str
-    attention: BlockSpec = _SPLIT_ATTENTION
-    mlp: BlockSpec = _GATED_MLP
+    blocks: tuple[BlockSpec, ...] = (_SPLIT_ATTENTION, _GATED_MLP)
     config: Mapping[str, str] = field(default_factory=lambda: GROUPED_HEADS, hash=False)
     depth: str = "num_hidden_layers"
     decoder: str = "model"
@@ -86,9 +91,18 @@ class Family:
     remote_code: bool = False
     layer_output: str = "tensor"
 
-    def block(self, kind: BlockKind) -> BlockSpec:
-        """The row's attention or MLP block."""
-        return self.attention if kind == "attention" else self.mlp
+    def block(self, kind: str) -> BlockSpec:
+        """The row's block of a kind.
+
+        Raises:
+            KeyError: when it has none.
+        """
+        return {block.kind: block for block in self.blocks}[kind]
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds of its blocks, in the order in which they run."""
+        return tuple(block.kind for block in self.blocks)
 
     def key(self, name: str) -> str | None:
         """The configuration's key for a constant or an axis, where it has one of its own."""
@@ -112,11 +126,13 @@ class Family:
                 known[unknown[0]] = value // layout.size(known)
             if layout.size(known) != value:
                 raise ConfigError(f"{key} = {value} is no multiple of the rest of {layout.text} ({known})")
-        known.setdefault("queries", 1)
-        missing = {"hidden", *AXES} - set(known)
+        axes = [axis for kind in self.kinds for axis in BLOCK_KINDS[kind].axes]
+        known = {**{axis.name: 1 for axis in axes if axis.within}, **known}
+        missing = {"hidden", *(axis.name for axis in axes)} - set(known)
         if missing:
             raise ConfigError(f"the configuration of a {self.model_type} model says nothing of {sorted(missing)}")
-        known.setdefault("head_dim", known["hidden"] // max(known["kv_groups"] * known["queries"], 1))
+        if "head_dim" not in known and {"kv_groups", "queries"} <= set(known):
+            known["head_dim"] = known["hidden"] // max(known["kv_groups"] * known["queries"], 1)
         return known
 
     def reading(self, config: str) -> dict[str, str]:
@@ -128,12 +144,18 @@ class Family:
             rest = [name for name in layout.names if name in known]
             for name in unknown:
                 known[name] = " // ".join([f"{config}.{key}", *rest]) if name == unknown[0] else "1"
-        return {"queries": "1", **known}
+        return {**{axis.name: "1" for kind in self.kinds for axis in BLOCK_KINDS[kind].axes if axis.within}, **known}
 
-    def size(self, values: Mapping[str, Any]) -> LayerSize:
-        """The size of a layer with both blocks, from a configuration's values; see :meth:`counts`."""
+    @property
+    def heads_keys(self) -> tuple[str, str]:
+        """The configuration's keys for query heads and KV heads: the same where it has one for both."""
+        heads = self.key("kv_groups * queries") or self.key("kv_groups") or ""
+        return heads, self.key("kv_groups") or heads
+
+    def sizes(self, values: Mapping[str, Any]) -> dict[str, Size]:
+        """The sizes of a whole layer's blocks by their kinds, from a configuration's values; see :meth:`counts`."""
         counts = self.counts(values)
-        return LayerSize(counts["kv_groups"] * counts["queries"], counts["kv_groups"], counts["channels"])
+        return {kind: tuple(counts[name] for name in BLOCK_KINDS[kind].names) for kind in self.kinds}
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,8 +180,8 @@ _STACKED_ATTENTION = BlockSpec(
     tensors=(*linear("W_pack", f"{_HEADS} + {_GROUPS} + {_GROUPS}", "hidden"), *linear("o_proj", "hidden", _HEADS)),
     output="o_proj",
     attributes=(("num_heads", Layout("kv_groups * queries")), ("hidden_size", Layout(_HEADS))),
-    cache="layer_idx",
     resized=True,
+    **_ATTENDING,
 )
 
 FAMILIES: dict[str, Family] = {
@@ -172,7 +194,7 @@ FAMILIES: dict[str, Family] = {
         Family(
             "baichuan",
             "Baichuan",
-            _STACKED_ATTENTION,
+            (_STACKED_ATTENTION, _GATED_MLP),
             config={key: text for key, text in GROUPED_HEADS.items() if key != "num_key_value_heads"},
             layer_arguments="config",
             remote_code=True,
@@ -205,28 +227,11 @@ def dimensions(config: Any) -> Dimensions:
     return Dimensions(counts["hidden"], counts["head_dim"], config.vocab_size, tied)
 
 
-def dense_structure(config: Any) -> Structure:
-    """The structure of a dense model, from its configuration."""
-    family = spec_for(config)
-    return Structure((family.size(_values(config)),) * getattr(config, family.depth))
+def anatomy_of(config: Any) -> Anatomy:
+    """The residual blocks of a dense model, from its configuration."""
+    family, constants = spec_for(config), dimensions(config).constants
+    return Anatomy.uniform(getattr(config, family.depth), family.sizes(_values(config)), constants)
 
 
 def _values(config: Any) -> dict[str, Any]:
     return {key: getattr(config, key, None) for key in spec_for(config).config}
-
-
-def leading(size: LayerSize) -> dict[str, int]:
-    """How much of every axis a layer of this size has: that many from the beginning."""
-    return {"kv_groups": size.kv_heads, "queries": queries_per_group(size), "channels": size.channels}
-
-
-def units(kept: KeptLayer, full: LayerSize) -> Kept:
-    """Which units of every axis one layer of a plan keeps."""
-    whole = queries_per_group(full)
-    inside = [[head % whole for head in kept.query_heads if head // whole == group] for group in kept.kv_heads]
-    return {"kv_groups": kept.kv_heads, "queries": inside, "channels": kept.channels}
-
-
-def ranked(rank: LayerRanking, full: LayerSize) -> Kept:
-    """Everything that a layer has, in the order of a ranking."""
-    return units(KeptLayer(rank.heads(full), rank.kv_groups, rank.channels), full)

@@ -2,127 +2,230 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any
 
+from .axes import AXES, BLOCK_KINDS
 from .errors import ConfigError
 
-BlockKind = Literal["attention", "mlp"]
-KINDS: tuple[BlockKind, ...] = ("attention", "mlp")
-"""The residual blocks of a decoder layer, in the order in which they run."""
-
-
-@dataclass(frozen=True, slots=True)
-class LayerSize:
-    """What one decoder layer keeps.
-
-    Attributes:
-        query_heads: query heads; 0 means the layer has no attention block.
-        kv_heads: KV heads; divides ``query_heads``.
-        channels: MLP intermediate size; 0 means the layer has no MLP block.
-
-    Raises:
-        ConfigError: for negative sizes or KV heads that do not divide the query heads.
-    """
-
-    query_heads: int
-    kv_heads: int
-    channels: int
-
-    def __post_init__(self) -> None:
-        if min(self.query_heads, self.kv_heads, self.channels) < 0:
-            raise ConfigError(f"layer sizes must not be negative: {self}")
-        if (self.query_heads == 0) != (self.kv_heads == 0):
-            raise ConfigError(f"query heads and KV heads must vanish together: {self}")
-        if self.kv_heads and self.query_heads % self.kv_heads:
-            raise ConfigError(f"{self.kv_heads} KV heads do not divide {self.query_heads} query heads")
-
-    @property
-    def has_attention(self) -> bool:
-        """Whether the attention block is still there."""
-        return self.query_heads > 0
-
-    @property
-    def has_mlp(self) -> bool:
-        """Whether the MLP block is still there."""
-        return self.channels > 0
-
-    def has(self, kind: BlockKind) -> bool:
-        """Whether the block of this kind is still there."""
-        return self.has_attention if kind == "attention" else self.has_mlp
-
-    def without(self, kind: BlockKind) -> LayerSize:
-        """This layer with one residual block removed."""
-        if kind == "attention":
-            return replace(self, query_heads=0, kv_heads=0)
-        return replace(self, channels=0)
-
-    def same_block(self, other: LayerSize, kind: BlockKind) -> bool:
-        """Whether the block of this kind has the same size in this layer and in the other."""
-        if kind == "mlp":
-            return self.channels == other.channels
-        return (self.query_heads, self.kv_heads) == (other.query_heads, other.kv_heads)
-
-
-def queries_per_group(size: LayerSize) -> int:
-    """Query heads that share one KV head; 0 in a layer without attention."""
-    return size.query_heads // size.kv_heads if size.kv_heads else 0
+Size = tuple[int, ...]
+"""What a residual block keeps: counts along its kind's axes, of an axis within another one in every unit of that."""
+GONE: Size = ()
+"""The size of a block that is not there."""
 
 
 @dataclass(frozen=True, slots=True)
 class Structure:
-    """The sizes of all decoder layers; hashable, hence the key of every memo, cache and look-up table."""
+    """The sizes of all residual blocks, in the order in which they run; hashable, hence the key of every memo, cache
+    and look-up table.
 
-    layers: tuple[LayerSize, ...]
+    Attributes:
+        blocks: the size of every block.
 
-    @classmethod
-    def uniform(cls, layers: int, query_heads: int, kv_heads: int, channels: int) -> Structure:
-        """A structure whose layers are all alike, such as every dense model's.
+    Raises:
+        ConfigError: when a block that is there has none of something.
+    """
 
-        Args:
-            layers: how many.
-            query_heads, kv_heads, channels: of each, see :class:`LayerSize`.
+    blocks: tuple[Size, ...]
 
-        Raises:
-            ConfigError: for sizes that no layer can have.
-        """
-        return cls((LayerSize(query_heads, kv_heads, channels),) * layers)
+    def __post_init__(self) -> None:
+        for size in self.blocks:
+            if any(count < 1 for count in size):
+                raise ConfigError(f"a block keeps at least one of everything, or is gone; not {size}")
 
     def __len__(self) -> int:
-        return len(self.layers)
+        return len(self.blocks)
 
-    def __getitem__(self, layer: int) -> LayerSize:
-        return self.layers[layer]
+    def __getitem__(self, place: int) -> Size:
+        return self.blocks[place]
 
-    def __iter__(self) -> Iterator[LayerSize]:
-        return iter(self.layers)
+    def __iter__(self) -> Iterator[Size]:
+        return iter(self.blocks)
 
-    def replace(self, layer: int, size: LayerSize) -> Structure:
-        """This structure with one layer's size changed."""
-        return Structure((*self.layers[:layer], size, *self.layers[layer + 1 :]))
-
-    def count(self, kind: BlockKind) -> int:
-        """How many residual blocks of this kind are left."""
-        return sum(size.has(kind) for size in self.layers)
+    def replace(self, place: int, size: Size) -> Structure:
+        """This structure with one block's size changed."""
+        return Structure((*self.blocks[:place], size, *self.blocks[place + 1 :]))
 
     def fits_in(self, dense: Structure) -> bool:
         """Whether every size is at most the dense model's."""
         return len(self) == len(dense) and all(
-            a.query_heads <= b.query_heads and a.kv_heads <= b.kv_heads and a.channels <= b.channels
-            for a, b in zip(self, dense, strict=True)
+            not size or (len(size) == len(full) and all(a <= b for a, b in zip(size, full, strict=True)))
+            for size, full in zip(self, dense, strict=True)
         )
 
-    def to_json(self) -> list[list[int]]:
-        """``[[query_heads, kv_heads, channels], ...]``."""
-        return [[size.query_heads, size.kv_heads, size.channels] for size in self.layers]
+    def to_json(self) -> dict[str, Any]:
+        """Encode as ``{"blocks": [[3, 3], [], ...]}``."""
+        return {"blocks": [list(size) for size in self.blocks]}
 
     @classmethod
-    def from_json(cls, rows: Sequence[Sequence[int]]) -> Structure:
-        """The inverse of :meth:`to_json`.
+    def from_json(cls, value: Any) -> Structure:
+        """Decode what :meth:`to_json`, or version 1, encoded.
+
+        Version 1 had a row of every decoder layer: ``[query heads, KV heads, channels]``.
 
         Raises:
-            ConfigError: for sizes that no layer can have.
-            TypeError: when a row does not hold three numbers.
+            ConfigError: for sizes that no block can have.
+            TypeError, ValueError: when it is neither.
         """
-        return cls(tuple(LayerSize(*row) for row in rows))
+        if isinstance(value, Mapping):
+            return cls(tuple(tuple(map(_whole, size)) for size in value["blocks"]))
+        return cls(tuple(size for row in value for size in sizes_of_layer(row)))
+
+
+def _whole(count: Any) -> int:
+    if not isinstance(count, int) or isinstance(count, bool):
+        raise TypeError(f"a size holds whole numbers, not {count!r}")
+    return count
+
+
+def sizes_of_layer(row: Sequence[int]) -> tuple[Size, Size]:
+    """Sizes of the attention and the MLP block of a layer as version 1 wrote it.
+
+    Args:
+        row: ``(query heads, KV heads, channels)``.
+
+    Raises:
+        ConfigError: for sizes that no layer can have.
+        TypeError, ValueError: when a row does not hold three numbers.
+    """
+    heads, groups, channels = map(_whole, row)
+    if min(heads, groups, channels) < 0:
+        raise ConfigError(f"layer sizes must not be negative: {list(row)}")
+    if bool(heads) != bool(groups) or (groups and heads % groups):
+        raise ConfigError(f"{groups} KV heads do not divide {heads} query heads")
+    return (groups, heads // groups) if groups else GONE, (channels,) if channels else GONE
+
+
+def counts_of(kind: str, size: Size) -> dict[str, int]:
+    """How much of every axis of its kind a block of some size has: nothing where it is gone."""
+    names = BLOCK_KINDS[kind].names
+    return dict(zip(names, size or (0,) * len(names), strict=True))
+
+
+def total(kind: str, size: Size, axis: str) -> int:
+    """How many units of an axis a block has in all, in every unit of what it is within."""
+    counts = counts_of(kind, size)
+    chain = [axis]
+    while AXES[chain[-1]].within:
+        chain.append(AXES[chain[-1]].within)
+    return prod(counts[name] for name in chain)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a residual block stands.
+
+    Attributes:
+        layer: number of its decoder layer in the dense model.
+        kind: name of its kind.
+        dense: its size in the dense model.
+    """
+
+    layer: int
+    kind: str
+    dense: Size
+
+    @property
+    def name(self) -> str:
+        """What messages call it, such as ``the MLP block of layer 3``."""
+        return f"the {BLOCK_KINDS[self.kind].label} block of layer {self.layer}"
+
+
+@dataclass(frozen=True, slots=True)
+class Anatomy:
+    """The residual blocks of a dense model, in the order in which they run.
+
+    Attributes:
+        places: one of every block.
+        constants: the numbers that no structure changes, by their names in layouts.
+    """
+
+    places: tuple[Place, ...]
+    constants: Mapping[str, int] = field(default_factory=dict, compare=False)
+
+    @classmethod
+    def uniform(cls, layers: int, sizes: Mapping[str, Size], constants: Mapping[str, int] | None = None) -> Anatomy:
+        """Build the anatomy of layers that are all alike, such as most dense models have.
+
+        Args:
+            layers: how many.
+            sizes: of the blocks of each layer by their kinds, in the order in which they run.
+            constants: see :class:`Anatomy`.
+        """
+        rows = [Place(layer, kind, size) for layer in range(layers) for kind, size in sizes.items() if size]
+        return cls(tuple(rows), constants or {})
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, place: int) -> Place:
+        return self.places[place]
+
+    def __iter__(self) -> Iterator[Place]:
+        return iter(self.places)
+
+    @property
+    def dense(self) -> Structure:
+        """The structure of the dense model."""
+        return Structure(tuple(place.dense for place in self.places))
+
+    @property
+    def empty(self) -> Structure:
+        """The structure without any block."""
+        return Structure((GONE,) * len(self.places))
+
+    @property
+    def layers(self) -> int:
+        """How many decoder layers there are."""
+        return 1 + max((place.layer for place in self.places), default=-1)
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds of its blocks, in the order in which they first run."""
+        return tuple(dict.fromkeys(place.kind for place in self.places))
+
+    def of_kind(self, kind: str) -> tuple[int, ...]:
+        """The numbers of the blocks of a kind."""
+        return tuple(number for number, place in enumerate(self.places) if place.kind == kind)
+
+    def of_layer(self, layer: int) -> tuple[int, ...]:
+        """The numbers of the blocks of a decoder layer."""
+        return tuple(number for number, place in enumerate(self.places) if place.layer == layer)
+
+    def at(self, layer: int, kind: str) -> int:
+        """The number of a layer's block of a kind.
+
+        Raises:
+            KeyError: when the layer has none.
+        """
+        found = [number for number in self.of_layer(layer) if self.places[number].kind == kind]
+        if not found:
+            raise KeyError(f"layer {layer} has no {kind} block")
+        return found[0]
+
+    def counts(self, place: int, size: Size | None = None) -> dict[str, int]:
+        """How much of every axis a block has, dense or of another size, and the constants."""
+        here = self.places[place]
+        return {**self.constants, **counts_of(here.kind, here.dense if size is None else size)}
+
+    def count(self, structure: Structure, kind: str) -> int:
+        """How many blocks of a kind are left."""
+        return sum(bool(structure[number]) for number in self.of_kind(kind))
+
+    def total(self, structure: Structure, axis: str) -> int:
+        """How many units of an axis all blocks together have."""
+        blocks = zip(self.places, structure, strict=True)
+        return sum(total(p.kind, size, axis) for p, size in blocks if axis in BLOCK_KINDS[p.kind].names)
+
+    def living_layers(self, structure: Structure) -> list[int]:
+        """Dense numbers of the decoder layers that keep at least one block, in order."""
+        blocks = zip(self.places, structure, strict=True)
+        return sorted({place.layer for place, size in blocks if size})
+
+    def of_layers(self, layers: Sequence[int]) -> Anatomy:
+        """The anatomy of some of the decoder layers alone, numbered anew in their order."""
+        new = {old: number for number, old in enumerate(layers)}
+        rows = [Place(new[place.layer], place.kind, place.dense) for place in self.places if place.layer in new]
+        return Anatomy(tuple(rows), self.constants)

@@ -1,6 +1,6 @@
 """The loss of any structure on calibration text, without computing anything twice.
 
-Candidates of a search step differ from the structure at hand in one layer, so everything below that layer is
+Candidates of a search step differ from the structure at hand in one block, so everything below that block is
 already known. :class:`CalibrationObjective` keeps the hidden states at the input of every residual block for its
 base structure and re-runs only from the first block that differs. :class:`PlainObjective` runs the stock model
 from end to end; it is the reference that tests and benchmarks compare with.
@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from multipruner.core.objective import Choice, best_two
-from multipruner.core.structure import KINDS, BlockKind, Structure
+from multipruner.core.structure import Structure
 
 from .prunable import Inputs, Prunable
 from .token_losses import DivergenceFromDense, NegativeLogLikelihood, TokenLoss, tokens_at_once
@@ -88,9 +88,6 @@ class CalibrationObjective:
         self.base = prunable.dense
         self.tokens = ids.numel()
         self.work = Work()
-        self._order: list[tuple[int, BlockKind]] = [
-            (layer, kind) for layer in range(len(prunable.dense)) for kind in KINDS
-        ]
         self._buffer: Tensor | None = None
         per_sequence = prunable.state_bytes(ids.shape[1])
         self._hold = per_sequence * len(ids) <= state_bytes
@@ -170,22 +167,19 @@ class CalibrationObjective:
     def _fill(self, batch: _Batch, start: int) -> None:
         """Recompute the base's states from block ``start`` on."""
         states = batch.states[: start + 1] or [batch.inputs.hidden]
-        for layer, kind in self._order[len(states) - 1 :]:
-            states.append(self._block(states[-1], batch, layer, kind, self.base))
+        for block in range(len(states) - 1, len(self.base)):
+            states.append(self._block(states[-1], batch, block, self.base))
         batch.states = states
 
-    def _block(self, hidden: Tensor, batch: _Batch, layer: int, kind: BlockKind, structure: Structure) -> Tensor:
-        size = structure[layer]
-        if size.has(kind):
+    def _block(self, hidden: Tensor, batch: _Batch, block: int, structure: Structure) -> Tensor:
+        if structure[block]:
             self.work.token_blocks += hidden.shape[0] * hidden.shape[1]
-        return self.prunable.block(hidden, batch.inputs, layer, kind, size)
+        return self.prunable.block(hidden, batch.inputs, block, structure[block])
 
     def _first_change(self, structure: Structure) -> int:
         """Index of the first residual block in which a structure differs from the base."""
-        for index, (layer, kind) in enumerate(self._order):
-            if not structure[layer].same_block(self.base[layer], kind):
-                return index
-        return len(self._order)
+        changed = (block for block, (a, b) in enumerate(zip(structure, self.base, strict=True)) if a != b)
+        return next(changed, len(self.base))
 
     def _add(self, structure: Structure, group: list[_Batch], total: float, bound: float) -> float:
         """Add a candidate's loss on some batches to its running total; infinity when that exceeds the bound, or is no
@@ -195,8 +189,8 @@ class CalibrationObjective:
             if total > bound or total == math.inf:
                 return math.inf
             hidden = batch.states[start]
-            for layer, kind in self._order[start:]:
-                hidden = self._block(hidden, batch, layer, kind, structure)
+            for block in range(start, len(structure)):
+                hidden = self._block(hidden, batch, block, structure)
             total += self._token_losses(hidden, batch, bound - total)
             if math.isnan(total):  # this candidate overflows; others need not
                 return math.inf
@@ -249,7 +243,7 @@ class PlainObjective:
                 nll = F.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten(), reduction="none")
                 weights = label_weights(rows, self.ignore_id).flatten() / len(self.ids)
                 total += float(nll.double() @ weights)
-                self.work.token_blocks += rows.numel() * len(KINDS) * len(structure)
+                self.work.token_blocks += rows.numel() * len(structure)
                 self.work.head_tokens += rows.numel()
         self.work.evaluations += 1
         return total

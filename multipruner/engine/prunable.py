@@ -16,19 +16,20 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from multipruner.core.axes import Counts, Kept
+from multipruner.core.blocks import BlockSpec
 from multipruner.core.costs import Costs
-from multipruner.core.families import Family, dense_structure, dimensions, leading, ranked, spec_for
+from multipruner.core.families import Family, anatomy_of, spec_for
 from multipruner.core.plan import Ranking
-from multipruner.core.structure import KINDS, BlockKind, LayerSize, Structure
+from multipruner.core.structure import Anatomy, Size, Structure
 
 from .coefficients import costs_of, weight_of
 from .cutting import Projection, cuts, scaled_norm, slim_block, take, with_output
 from .grouped_attention import grouped_attention
 
-OutputOf = Callable[[int, BlockKind, LayerSize, Projection], Projection]
-"""(layer, kind, size, whole output projection in ranked order) -> the projection of a block of that size."""
-Outputs = dict[tuple[int, BlockKind], Projection]
-"""(layer, kind) -> an output projection, columns in ranked order."""
+OutputOf = Callable[[int, Size, Projection], Projection]
+"""(block, size, whole output projection in ranked order) -> the projection of a block of that size."""
+Outputs = dict[int, Projection]
+"""Block -> an output projection, columns in ranked order."""
 
 
 class _Recorder(nn.Module):
@@ -69,22 +70,20 @@ class Prunable:
     Attributes:
         model: the stock model, in evaluation mode.
         spec: its family's row.
-        dense: its structure.
-        constants: the numbers that no structure changes, by their names in layouts.
+        anatomy: its residual blocks, which are called by their numbers here.
         costs: what any structure costs, in the type that the weights are stored in.
         stored: that type, which the engine may compute in another than (:mod:`multipruner.precision`).
     """
 
     model: PreTrainedModel
     spec: Family
-    dense: Structure
-    constants: Counts
+    anatomy: Anatomy
     costs: Costs
     stored: torch.dtype
     _repair: OutputOf | None = field(default=None, repr=False)
     _outputs: Outputs = field(default_factory=dict, repr=False)
     _final_norm: nn.Module | None = field(default=None, repr=False)
-    _slim: dict[tuple[int, BlockKind, LayerSize], nn.Module] = field(default_factory=dict, repr=False)
+    _slim: dict[tuple[int, Size], nn.Module] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(cls, model: Any, stored: torch.dtype | None = None) -> Prunable:
@@ -97,9 +96,14 @@ class Prunable:
         Raises:
             UnsupportedModelError: when its family has no row, or its weights have other shapes than the row says.
         """
-        spec, dense, dims = spec_for(model.config), dense_structure(model.config), dimensions(model.config)
+        spec, anatomy = spec_for(model.config), anatomy_of(model.config)
         stored = weight_of(model.get_submodule(spec.head)).dtype if stored is None else stored
-        return cls(model, spec, dense, dims.constants, costs_of(model, spec, dense, dims.constants, stored), stored)
+        return cls(model, spec, anatomy, costs_of(model, spec, anatomy, stored), stored)
+
+    @property
+    def dense(self) -> Structure:
+        """The structure of the dense model."""
+        return self.anatomy.dense
 
     @property
     def decoder(self) -> nn.Module:
@@ -111,13 +115,25 @@ class Prunable:
         assert isinstance(layers, nn.ModuleList)
         return layers
 
-    @property
-    def head_dim(self) -> int:
-        return self.constants["head_dim"]
+    def counts(self, block: int, size: Size | None = None) -> Counts:
+        """How much of every axis a block has, dense or of another size, and the constants."""
+        return self.anatomy.counts(block, size)
 
-    def counts(self, layer: int, size: LayerSize | None = None) -> Counts:
-        """How much of every axis a layer has, dense or of another size, and the constants."""
-        return {**self.constants, **leading(size or self.dense[layer])}
+    def block_spec(self, block: int) -> BlockSpec:
+        """What the family's row says of a block."""
+        return self.spec.block(self.anatomy[block].kind)
+
+    def layer_of(self, block: int) -> nn.Module:
+        """The decoder layer that a block is in."""
+        return self.layers[self.anatomy[block].layer]
+
+    def module(self, block: int) -> nn.Module:
+        """A block's module, dense."""
+        return self.layer_of(block).get_submodule(self.block_spec(block).path)
+
+    def dense_output(self, block: int) -> nn.Module:
+        """The output projection of a block, dense."""
+        return self.module(block).get_submodule(self.block_spec(block).output)
 
     @property
     def vocab_size(self) -> int:
@@ -133,7 +149,7 @@ class Prunable:
 
     def state_bytes(self, length: int) -> int:
         """Memory for the hidden states at the input of every block, and after the last, of one sequence."""
-        states = len(self.dense) * len(KINDS) + 1
+        states = len(self.anatomy) + 1
         return states * length * self.head_weight.shape[1] * self.head_weight.element_size()
 
     def inputs(self, ids: Tensor) -> Inputs:
@@ -147,31 +163,31 @@ class Prunable:
             del row["hidden"]
         return Inputs(hidden, arguments)
 
-    def block(self, hidden: Tensor, inputs: Inputs, layer: int, kind: BlockKind, size: LayerSize) -> Tensor:
+    def block(self, hidden: Tensor, inputs: Inputs, block: int, size: Size) -> Tensor:
         """One residual block of a given size: ``hidden + block(norm(hidden))``; [sequences, length, hidden_size]."""
-        if not size.has(kind):
+        if not size:
             return hidden
-        return hidden + self._run(self._slimmed(layer, kind, size), hidden, inputs, layer, kind)
+        return hidden + self._run(self._slimmed(block, size), hidden, inputs, block)
 
-    def _run(self, module: nn.Module, hidden: Tensor, inputs: Inputs, layer: int, kind: BlockKind) -> Tensor:
-        normed = self.layers[layer].get_submodule(self.spec.block(kind).norms[0])(hidden)
-        if kind == "mlp":
+    def _run(self, module: nn.Module, hidden: Tensor, inputs: Inputs, block: int) -> Tensor:
+        spec, place = self.block_spec(block), self.anatomy[block]
+        normed = self.layer_of(block).get_submodule(spec.norms[0])(hidden)
+        if not spec.arguments:
             return module(normed)
         with grouped_attention(module):
-            output = module(hidden_states=normed, **inputs.arguments[layer])
+            output = module(hidden_states=normed, **inputs.arguments[place.layer])
         return output[0] if isinstance(output, tuple) else output
 
-    def output_of(self, layer: int, kind: BlockKind, size: LayerSize) -> nn.Module:
+    def output_of(self, block: int, size: Size) -> nn.Module:
         """The output projection of a block of a given size."""
-        return self._slimmed(layer, kind, size).get_submodule(self.spec.block(kind).output)
+        return self._slimmed(block, size).get_submodule(self.block_spec(block).output)
 
-    def output_input(self, hidden: Tensor, inputs: Inputs, layer: int, kind: BlockKind, size: LayerSize) -> Tensor:
+    def output_input(self, hidden: Tensor, inputs: Inputs, block: int, size: Size) -> Tensor:
         """What the output projection of a block of a given size is multiplied with, [sequences, length, columns]."""
         seen: list[Tensor] = []
-        output = self.output_of(layer, kind, size)
-        hook = output.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+        hook = self.output_of(block, size).register_forward_pre_hook(lambda module, args: seen.append(args[0]))
         try:
-            self._run(self._slimmed(layer, kind, size), hidden, inputs, layer, kind)
+            self._run(self._slimmed(block, size), hidden, inputs, block)
         finally:
             hook.remove()
         return seen[0]
@@ -185,24 +201,22 @@ class Prunable:
         """The output projection; its logits are in the model's dtype."""
         return self.model.get_submodule(self.spec.head)
 
-    def _slimmed(self, layer: int, kind: BlockKind, size: LayerSize) -> nn.Module:
-        full, block = self.dense[layer], self.spec.block(kind)
-        module = self.layers[layer].get_submodule(block.path)
-        fixed = self._outputs.get((layer, kind))
-        if size.same_block(full, kind) and fixed is None:
+    def _slimmed(self, block: int, size: Size) -> nn.Module:
+        spec, module, whole = self.block_spec(block), self.module(block), size == self.anatomy[block].dense
+        fixed = self._outputs.get(block)
+        if whole and fixed is None:
             return module
-        size = size.without("mlp" if kind == "attention" else "attention")
-        key = (layer, kind, size)
+        key = (block, size)
         if key not in self._slim:
-            if len(self._slim) >= 4 * len(self.dense):
+            if len(self._slim) >= 2 * len(self.anatomy):
                 self._slim.clear()  # views cost nothing, but slices of fused projections and parts of groups are copies
-            slim = slim_block(module, block, self.counts(layer, size), self.counts(layer))
-            own = Projection.of(slim.get_submodule(block.output), block.transposed)
+            slim = slim_block(module, spec, self.counts(block, size), self.counts(block))
+            own = Projection.of(slim.get_submodule(spec.output), spec.transposed)
             if fixed is not None and fixed.weight.shape == own.weight.shape:
-                slim = with_output(slim, block, fixed)
-            elif self._repair is not None and not size.same_block(full, kind):
-                whole = Projection.of(module.get_submodule(block.output), block.transposed)
-                slim = with_output(slim, block, self._repair(layer, kind, size, whole))
+                slim = with_output(slim, spec, fixed)
+            elif self._repair is not None and not whole:
+                dense = Projection.of(module.get_submodule(spec.output), spec.transposed)
+                slim = with_output(slim, spec, self._repair(block, size, dense))
             self._slim[key] = slim
         return self._slim[key]
 
@@ -216,20 +230,17 @@ class Prunable:
             if self._final_norm is not None:
                 stack.enter_context(_replaced(self.decoder, self.spec.final_norm, self._final_norm))
             for number, size in enumerate(structure):
-                for kind in KINDS:
-                    block = self.spec.block(kind)
-                    if size.has(kind):
-                        path = f"{self.spec.layers}.{number}.{block.path}"
-                        stack.enter_context(_replaced(self.decoder, path, self._slimmed(number, kind, size)))
-                    else:
-                        module = self.layers[number].get_submodule(block.path)
-                        stack.callback(module.register_forward_hook(_zero).remove)
+                if size:
+                    path = f"{self.spec.layers}.{self.anatomy[number].layer}.{self.block_spec(number).path}"
+                    stack.enter_context(_replaced(self.decoder, path, self._slimmed(number, size)))
+                else:
+                    stack.callback(self.module(number).register_forward_hook(_zero).remove)
             yield
 
     @contextmanager
     def in_order(self, ranking: Ranking, repair: OutputOf | None = None) -> Iterator[None]:
-        """Reorder channels, KV groups and the query heads in them by a ranking, so that every width is a leading slice
-        (of every leading group, where groups keep a part of their query heads); undone on leaving.
+        """Reorder the units of every axis by a ranking, so that every size is a leading slice (of every leading unit,
+        for units within others); undone on leaving.
 
         The model computes the same function throughout (up to the order of summation).
 
@@ -237,7 +248,7 @@ class Prunable:
             ranking: the orders.
             repair: gives narrowed blocks another output projection than the leading slice of the whole one.
         """
-        orders = [ranked(rank, full) for rank, full in zip(ranking.layers, self.dense, strict=True)]
+        orders = [ranking.all_of(number, place.kind) for number, place in enumerate(self.anatomy)]
         done: list[int] = []
         try:
             for number, order in enumerate(orders):
@@ -272,14 +283,13 @@ class Prunable:
             self._slim.clear()
 
     @torch.no_grad()
-    def _permute(self, number: int, order: Kept, *, back: bool = False) -> None:
-        for block in map(self.spec.block, KINDS):
-            there = dict(self.layers[number].get_submodule(block.path).named_parameters())
-            for name, cut in cuts(block, order, self.counts(number)).items():
-                if name in there:
-                    moved = {side: torch.as_tensor(index) for side, index in cut.items()}
-                    back_or_forth = {s: torch.argsort(i) if back else i for s, i in moved.items()}
-                    there[name].data = take(there[name].data, dict(back_or_forth))
+    def _permute(self, block: int, order: Kept, *, back: bool = False) -> None:
+        there = dict(self.module(block).named_parameters())
+        for name, cut in cuts(self.block_spec(block), order, self.counts(block)).items():
+            if name in there:
+                moved = {side: torch.as_tensor(index) for side, index in cut.items()}
+                back_or_forth = {s: torch.argsort(i) if back else i for s, i in moved.items()}
+                there[name].data = take(there[name].data, dict(back_or_forth))
 
 
 @contextmanager

@@ -66,7 +66,7 @@ def record(
             if cost.name != "parameters" and not cost.needs_table
         },
         "structure": structure.to_json(),
-        "picture": picture(structure, dense),
+        "picture": picture(structure, plan.anatomy),
         "calibration": {"name": setting.calibration.name, "hash": setting.calibration.hash,
                         "tokens": setting.calibration.ids.numel(), "sequences": len(setting.calibration.ids),
                         **setting.texts},
@@ -138,8 +138,8 @@ def latency_record(setting: Setting, plan: PruningPlan, pruned: Any, say: Callab
             say(warning)
         measured = time_side_by_side({"dense": dense, "pruned": pruned}, table.row(workload).workload)
     row = {
-        "predicted_ms": table.milliseconds(plan.structure, workload),
-        "predicted_dense_ms": table.milliseconds(plan.dense, workload),
+        "predicted_ms": table.milliseconds(plan.structure, plan.anatomy, workload),
+        "predicted_dense_ms": table.milliseconds(plan.dense, plan.anatomy, workload),
         "measured_ms": measured["pruned"].median_ms,
         "dense_ms": measured["dense"].median_ms,
     }

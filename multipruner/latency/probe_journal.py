@@ -13,6 +13,7 @@ from filelock import FileLock, Timeout
 
 from multipruner.core.errors import OutputError
 from multipruner.core.identity import differences
+from multipruner.core.latency_table import named_as_now
 from multipruner.core.structure import Structure
 from multipruner.storage.journal import Journal
 from multipruner.storage.partial import header_of
@@ -27,10 +28,10 @@ class ProbeRecord:
     Attributes:
         workload: its name.
         stage, number: which probe of the measurement it is.
-        sizes: of the probe's layers.
+        sizes: of the probe's blocks.
         plain: of whole passes without marks.
         marked: of whole passes with marks.
-        blocks: of those passes' blocks, attention and MLP of every layer in turn.
+        blocks: of those passes' blocks, in the order in which they run.
     """
 
     workload: str
@@ -145,7 +146,7 @@ class ProbeJournal:
         records = journal.refresh(ProbeRecord.from_json)
         if not journal.header:
             journal.begin(identity=self._identity)
-        elif found := differences(journal.header["identity"], self._identity):
+        elif found := differences(named_as_now(journal.header["identity"]), self._identity):
             raise OutputError(
                 f"{journal.path} holds a measurement with other settings ({'; '.join(found)}); remove it to start"
             )

@@ -17,9 +17,10 @@ from pydantic import TypeAdapter, ValidationError
 from multipruner.core.costs import timed_first
 from multipruner.core.errors import ConfigError
 from multipruner.core.plan import PruningPlan
-from multipruner.core.structure import Structure
+from multipruner.core.structure import Anatomy, Structure
 from multipruner.eval.comparison import Contrast
 from multipruner.search import Step
+from multipruner.search.step import attributes
 
 REPORT, PLAN, TRAJECTORY, FRONT = "report.json", "plan.json", "trajectory.jsonl", "front.json"
 T = TypeVar("T")
@@ -93,7 +94,7 @@ class Report:
     ratio: float
     backbone_ratio: float
     parameters: Amount
-    structure: tuple[tuple[int, int, int], ...]
+    structure: Any
     costs: dict[str, Amount] = field(default_factory=dict)
     calibration: Calibration = field(default_factory=Calibration)
     search: Search = field(default_factory=Search)
@@ -148,8 +149,8 @@ class RunFiles:
     steps: tuple[Step, ...]
 
     @property
-    def dense(self) -> Structure:
-        return self.plan.dense
+    def anatomy(self) -> Anatomy:
+        return self.plan.anatomy
 
     @property
     def structure(self) -> Structure:
@@ -235,12 +236,19 @@ def _read_run(folder: Path, label: str) -> RunFiles:
         plan = PruningPlan.from_json(_text(folder / PLAN))
     except ConfigError as error:
         raise ConfigError(f"{folder / PLAN}: {error}") from None
-    if plan.structure.to_json() != [list(size) for size in report.structure]:
+    if plan.structure != _structure(report.structure, path):
         raise ConfigError(f"{path} and {folder / PLAN} hold different structures: they are of different runs")
-    return RunFiles(label, folder, report, plan, _read_steps(folder / TRAJECTORY, report, plan.dense))
+    return RunFiles(label, folder, report, plan, _read_steps(folder / TRAJECTORY, report, plan.anatomy))
 
 
-def _read_steps(path: Path, report: Report, dense: Structure) -> tuple[Step, ...]:
+def _structure(value: Any, path: Path) -> Structure:
+    try:
+        return Structure.from_json(value)
+    except (ConfigError, KeyError, TypeError, ValueError) as error:
+        raise ConfigError(f"{path} is broken: structure: {error}") from None
+
+
+def _read_steps(path: Path, report: Report, anatomy: Anatomy) -> tuple[Step, ...]:
     """The steps up to the run's ratio; a torn last line (the writer was killed) does not count."""
     if not path.exists():
         return ()
@@ -252,9 +260,11 @@ def _read_steps(path: Path, report: Report, dense: Structure) -> tuple[Step, ...
         if number == 1 and record.get("format") != "multipruner-trajectory":
             raise ConfigError(f"{path} is not a trajectory that this version of multipruner reads")
         if number > 1 and "finished" not in record:
-            step = _checked(Step, record, path, f"line {number}")
-            if not 0 <= step.layer < len(dense):
-                raise ConfigError(f"{path}, line {number}: the dense model has no layer {step.layer}")
+            try:
+                step = _checked(Step, attributes(record), path, f"line {number}")
+                anatomy.at(step.layer, step.kind)
+            except (KeyError, TypeError, ValueError) as error:
+                raise ConfigError(f"{path}, line {number}: {error}") from None
             steps.append(step)
     return tuple(steps if report.search.steps is None else steps[: report.search.steps])
 

@@ -12,7 +12,7 @@ _HEADS = "kv_groups * queries * head_dim"
 ROW = Family(
     "loom",
     "Loom",
-    BlockSpec(
+    (BlockSpec(
         kind="attention",
         path="mixer",
         norms=("norm_a",),
@@ -22,6 +22,9 @@ ROW = Family(
         ),
         output="out",
         attributes=(("groups", Layout("kv_groups")), ("each", Layout("queries"))),
+        arguments=True,
+        cached=(Layout("kv_groups * head_dim"), Layout("kv_groups * head_dim")),
+        scores=(Layout(_HEADS), Layout(_HEADS)),
         cache="slot",
     ),
     BlockSpec(
@@ -30,7 +33,7 @@ ROW = Family(
         norms=("norm_b",),
         tensors=(*conv1d("wide", "channels + channels", "hidden"), *conv1d("narrow", "hidden", "channels")),
         output="narrow",
-    ),
+    )),
     config={
         "d_model": "hidden",
         "head_width": "head_dim",

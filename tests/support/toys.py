@@ -5,13 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from multipruner.core.costs import Costs, LayerCost
+from multipruner.core.axes import Layout
+from multipruner.core.costs import BlockCost, Costs
 from multipruner.core.objective import Choice, best_two
 from multipruner.core.structure import Structure
 from multipruner.search import DIMENSIONS, Grid, Problem
 
-DENSE = Structure.uniform(6, 8, 4, 64)
-COSTS = Costs(DENSE, LayerCost(10, 100, 100, 10, 30, 100, 100, 30), 5000, 16, 5000, 2)
+from .layers import layers_of, uniform
+
+ANATOMY = uniform(6, 8, 4, 64)
+DENSE = ANATOMY.dense
+_ATTENTION = BlockCost(
+    "attention", {"head_dim": 16}, 10, ((Layout("kv_groups * queries"), Layout("100")), (Layout("kv_groups"), Layout("100"))),
+    (Layout("kv_groups * 16"), Layout("kv_groups * 16")), (Layout("kv_groups * queries * 16"),) * 2,
+)  # fmt: skip
+_MLP = BlockCost("mlp", {}, 10, ((Layout("channels"), Layout("30")),))
+COSTS = Costs(ANATOMY, (_ATTENTION, _MLP) * 6, 5000, 5000, 2)
 
 
 class Additive:
@@ -24,7 +33,8 @@ class Additive:
 
     def __call__(self, structure: Structure) -> float:
         loss = 0.0
-        for (heads, channels), size, full in zip(self.worth, structure, DENSE, strict=True):
+        layers = zip(self.worth, layers_of(structure), layers_of(DENSE), strict=True)
+        for (heads, channels), size, full in layers:
             loss += heads * (1 - size.query_heads / full.query_heads) ** 2
             loss += channels * (1 - size.channels / full.channels) ** 2
         return loss
@@ -41,5 +51,5 @@ class Additive:
 
 
 def problem(ratio: float = 0.3, stop: str = "nearest", **changes: object) -> Problem:
-    base = Problem(COSTS, ratio, DIMENSIONS, {"blocks": 44, "mlp": 52, "heads": 4}, Grid(8, 1), stop)  # type: ignore[arg-type]
+    base = Problem(COSTS, ratio, DIMENSIONS, {"blocks": 44, "mlp": 52, "heads": 4}, Grid({"channels": 8, "kv_groups": 1}), stop)  # type: ignore[arg-type]
     return replace(base, **changes)  # type: ignore[arg-type]

@@ -44,7 +44,7 @@ def greedy(setting: Setting, workspace: Workspace, console: Console, say: Say, o
         own = "" if same else " (its shares are of that ratio; a new --output has this one's)"
         say(f"the finished search to {100 * trajectory.ratio:g}% covers this ratio: nothing to search{own}")
         steps = _cut(trajectory, problem)
-        return Found(replay(problem.costs.dense, steps), steps[-1].loss, trajectory.ratio, {}, steps)
+        return Found(replay(problem.anatomy, steps), steps[-1].loss, trajectory.ratio, {}, steps)
     done = trajectory.steps if trajectory is not None else ()
     if done:
         say(f"going on after step {len(done)} of an interrupted run")
@@ -57,7 +57,7 @@ def greedy(setting: Setting, workspace: Workspace, console: Console, say: Say, o
             steps = sequential_path(problem, objectives, done=done, on_step=journal.add, on_progress=display)
     journal.finish()
     work = {"blocks": objectives["blocks"].work, "widths": objectives["mlp"].work}
-    return Found(replay(problem.costs.dense, steps), steps[-1].loss, problem.ratio, work, steps)
+    return Found(replay(problem.anatomy, steps), steps[-1].loss, problem.ratio, work, steps)
 
 
 def _cut(trajectory: Trajectory, problem: Problem) -> list[Step]:

@@ -64,7 +64,7 @@ def budget_of(recipe: Recipe, prunable: Prunable, options: SearchOptions) -> Bud
 
 def one_step(recipe: Recipe, prunable: Prunable) -> float:
     """The share of all parameters that the largest single step of a width removes."""
-    costs, ladder = prunable.costs, Ladder(prunable.dense, grid_of(recipe, prunable))
+    costs, ladder = prunable.costs, Ladder(prunable.anatomy, grid_of(recipe, prunable))
     largest = 0
     for place, top in enumerate(ladder.tops):
         if top > 1:

@@ -92,4 +92,4 @@ class Losses:
 
 def by_prefix(structures: Sequence[Structure]) -> list[int]:
     """The places of structures in an order in which neighbours share as many first layers as can be."""
-    return sorted(range(len(structures)), key=lambda place: structures[place].to_json())
+    return sorted(range(len(structures)), key=lambda place: structures[place].blocks)

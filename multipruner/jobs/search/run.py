@@ -90,10 +90,6 @@ def search(
     """
     if recipe.layout == "uniform":
         raise ConfigError("search has no layout 'uniform'; use the exact program for that")
-    if recipe.query_head_step is not None:
-        raise ConfigError(
-            "search breeds whole KV groups and has no query_head_step; use the exact program or the sequential path"
-        )
     if not options.several:
         recipe.check_bounded()
     if options.genome == "schedule":

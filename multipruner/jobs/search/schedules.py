@@ -16,10 +16,10 @@ from multipruner.engine.objective import Work
 from multipruner.engine.processes import Team
 from multipruner.importance.table import rank
 from multipruner.jobs.remembered import RememberedObjective
-from multipruner.jobs.setting import Found, Setting
+from multipruner.jobs.setting import Found, Setting, grid_in
 from multipruner.repair.columns import How
 from multipruner.repair.scoring import Repair, check_compensation
-from multipruner.search import DIMENSIONS, Grid, Problem, Step
+from multipruner.search import DIMENSIONS, Problem, Step
 from multipruner.search.schedule import Schedule, ScheduleSpace, rounded
 from multipruner.sources.calibration import CalibrationSet
 
@@ -82,7 +82,7 @@ class ScheduleEngine:
         self.home = CHEAP
         groups = options.channel_groups or (recipe.channel_group,)
         for group in groups:
-            Grid(group, recipe.kv_group_step, recipe.partial_groups).check(setting.prunable.dense)
+            grid_in(recipe, channel_group=group).check(setting.prunable.anatomy)
         self.space = ScheduleSpace(
             groups,
             options.importances or (recipe.importance,),
@@ -169,7 +169,7 @@ class ScheduleEngine:
     def _problem(self, schedule: Schedule) -> Problem:
         recipe, decoded = self.setting.recipe, schedule.decode()
         assert recipe.ratio is not None, "checked before"
-        grid = Grid(schedule.channel_group, recipe.kv_group_step, recipe.partial_groups)
+        grid = grid_in(recipe, channel_group=schedule.channel_group)
         return Problem(
             self.setting.prunable.costs, recipe.ratio, decoded["order"], decoded["shares"], grid, recipe.stop
         )

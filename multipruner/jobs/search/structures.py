@@ -55,7 +55,7 @@ class StructureEngine:
         self.losses = Losses(setting, [*ids, self.texts.held_out.ids])
         self.measured = ("loss", *options.task_names)
         self.space = StructureSpace(
-            setting.prunable.dense,
+            setting.prunable.anatomy,
             setting.grid,
             budget_of(setting.recipe, setting.prunable, options),
         )

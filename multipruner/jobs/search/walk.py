@@ -20,4 +20,4 @@ def walk(setting: Setting, problem: Problem, blocks: Objective, widths: Objectiv
     """
     objectives: dict[Dimension, Objective] = {"blocks": blocks, "mlp": widths, "heads": widths}
     steps = sequential_path(problem, objectives)
-    return replay(setting.prunable.dense, steps), steps
+    return replay(setting.prunable.anatomy, steps), steps
