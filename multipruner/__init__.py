@@ -13,7 +13,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from .core.version import __version__ as __version__
+from .core import __version__ as __version__
 
 _EXPORTS = {
     "Anatomy": "core.structure",

@@ -48,7 +48,7 @@ class Memo:
         return len(self._known)
 
     def get(self, candidate: Any, fidelity: int) -> Values | None:
-        """The values of a candidate (a JSON value), or ``None``."""
+        """The values of a candidate (a JSON value; a structure as any version wrote it), or ``None``."""
         return self._known.get((_key(candidate), fidelity))
 
     def add(self, entries: Iterable[tuple[Any, int, Sequence[float]]]) -> None:
@@ -83,13 +83,18 @@ class Memo:
         if record.get("namespace") != self.namespace:
             return None
         values = tuple(inf if value is None else float(value) for value in record["values"])
-        return (_key(_as_now(record["candidate"])), int(record["fidelity"])), values
-
-
-def _as_now(candidate: Any) -> Any:
-    """A candidate as it is written today: version 1 had structures as rows of layers."""
-    return Structure.from_json(candidate).to_json() if isinstance(candidate, list) else candidate
+        return (_key(record["candidate"]), int(record["fidelity"])), values
 
 
 def _key(candidate: Any) -> str:
-    return json.dumps(candidate, sort_keys=True, separators=(",", ":"))
+    return json.dumps(_as_now(candidate), sort_keys=True, separators=(",", ":"))
+
+
+def _as_now(candidate: Any) -> Any:
+    """A candidate as it is written today: version 1 had structures as rows of layers, in a list."""
+    if not isinstance(candidate, list):
+        return candidate
+    try:
+        return Structure.from_json(candidate).to_json()
+    except (ConfigError, TypeError, ValueError):  # another list, of a space that has such candidates
+        return candidate

@@ -7,9 +7,10 @@ from dataclasses import asdict, dataclass, field
 from math import isfinite
 from typing import Any
 
+from multipruner.core import earlier
 from multipruner.core.axes import Dimension
 from multipruner.core.errors import ConfigError
-from multipruner.core.structure import Anatomy, Size, Structure, sizes_of_layer
+from multipruner.core.structure import Anatomy, Size, Structure
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +70,8 @@ def attributes(record: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         KeyError, TypeError, ValueError: when it is neither.
     """
-    rest = {key: value for key, value in record.items() if key != "kept"}
-    if "size" not in record:
-        return {**rest, "size": tuple(record["kept"])}
-    attention, mlp = sizes_of_layer(record["size"])
-    return {**rest, "size": attention if record["kind"] == "attention" else mlp}
+    now = earlier.step(record) if "size" in record else record
+    return {**{key: value for key, value in now.items() if key != "kept"}, "size": tuple(now["kept"])}
 
 
 def replay(anatomy: Anatomy, steps: Sequence[Step], start: Structure | None = None) -> Structure:

@@ -19,10 +19,11 @@ from transformers import PreTrainedModel
 from transformers.dynamic_module_utils import get_class_from_dynamic_module, get_relative_import_files
 from transformers.utils.hub import HF_MODULES_CACHE
 
-from multipruner.core.axes import BLOCK_KINDS, Layout
+from multipruner.core.axes import BLOCK_KINDS
 from multipruner.core.blocks import BlockSpec
 from multipruner.core.errors import ConfigError
 from multipruner.core.families import FAMILIES, Family
+from multipruner.core.layout import Layout
 
 MODEL_TYPE = "multipruner_"
 """Prefix of a pruned model's ``config.model_type``; the rest is the family's own."""

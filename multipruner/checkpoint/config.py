@@ -9,9 +9,9 @@ from typing import Any
 from huggingface_hub.errors import StrictDataclassClassValidationError
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from multipruner.core.axes import Layout
 from multipruner.core.errors import ConfigError
 from multipruner.core.families import Family, anatomy_of, dimensions, spec_for
+from multipruner.core.layout import Layout
 from multipruner.core.plan import PruningPlan
 from multipruner.core.structure import GONE, Anatomy, Place, Structure
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .axes import Counts, Layout
+from .axes import Counts
+from .layout import Layout
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import NamedTuple
 
-from .axes import Counts, Layout
+from .axes import Counts
 from .errors import ConfigError, did_you_mean
 from .latency_table import LatencyTable
+from .layout import Layout
 from .structure import Anatomy, Size, Structure, counts_of
 
 
@@ -38,8 +39,7 @@ class BlockCost:
     """What one residual block weighs at any size.
 
     Attributes:
-        kind: of the block.
-        constants: the numbers that no size changes, by their names in layouts.
+        kind, constants: of the block, and the numbers that no size changes, by their names in layouts.
         fixed: parameters that stay as long as the block does, its norms among them.
         tensors: the layouts of the tensors that depend on its size.
         cached, scores: see :class:`~multipruner.core.blocks.BlockSpec`.

@@ -10,9 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from .axes import BLOCK_KINDS, Layout
+from .axes import BLOCK_KINDS
 from .blocks import BlockSpec, linear
 from .errors import ConfigError, UnsupportedModelError, did_you_mean
+from .layout import Layout
 from .structure import Anatomy, Size
 
 _HEADS, _GROUPS = "kv_groups * queries * head_dim", "kv_groups * head_dim"

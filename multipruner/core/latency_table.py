@@ -9,13 +9,13 @@ import json
 from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from . import earlier
 from .errors import ConfigError, did_you_mean
 from .identity import differences
-from .structure import Anatomy, Size, Structure, sizes_of_layer
+from .structure import Anatomy, Size, Structure
 
 FORMAT = "multipruner-latency"
 VERSION = 2
@@ -24,8 +24,6 @@ Shapes = Mapping[str, Any]
 """What a block's time depends on besides its own size: the family, the vocabulary, the dense count of every axis and
 the constants of layouts, by their names. Tables serve every model that has the same; the number of layers is no part
 of it."""
-_SHAPES_1 = {"hidden_size": "hidden", "queries_per_kv": "queries", "kv_heads": "kv_groups"}
-"""What version 1 called shapes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,11 +232,10 @@ class LatencyTable:
             record = json.loads(text)
             if record["format"] != FORMAT or record["version"] not in (1, VERSION):
                 raise ConfigError(f"this is no latency table of version {VERSION}: measure anew")
-            shapes = named_as_now(record["shapes"])
-            blocks = _blocks_2 if record["version"] == VERSION else partial(_blocks_1, queries=shapes["queries"])
-            rows = [_row(entry, blocks(entry)) for entry in record["workloads"]]
+            record = earlier.latency_table(record) if record["version"] == 1 else record
+            rows = [_row(entry, _blocks(entry)) for entry in record["workloads"]]
             named = {row.workload.name: row for row in rows}
-            return cls(shapes, dict(record["environment"]), record["date"], named)
+            return cls(dict(record["shapes"]), dict(record["environment"]), record["date"], named)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ConfigError(f"not a latency table: {error!r}") from error
 
@@ -254,11 +251,6 @@ class LatencyTable:
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or "it is not text"
             raise ConfigError(f"cannot read the latency table {path}: {reason}") from error
-
-
-def named_as_now(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Shapes, or a mapping with shapes among others, by their names of today; version 1 had others."""
-    return {_SHAPES_1.get(name, name): value for name, value in values.items()}
 
 
 def _row_record(row: WorkloadTable) -> dict[str, Any]:
@@ -280,19 +272,8 @@ def _entry(row: Mapping[str, Any]) -> Entry:
     return Entry(row["milliseconds"], row["spread"], row["samples"])
 
 
-def _blocks_2(record: Mapping[str, Any]) -> _Blocks:
+def _blocks(record: Mapping[str, Any]) -> _Blocks:
     return {kind: {tuple(row["size"]): _entry(row) for row in rows} for kind, rows in record["blocks"].items()}
-
-
-def _blocks_1(record: Mapping[str, Any], queries: int) -> _Blocks:
-    """Blocks of version 1: by KV heads, query heads in the dense proportion, and by channels; 0 for none."""
-    attention = {
-        sizes_of_layer((row["width"] * queries, row["width"], 0))[0]: _entry(row) for row in record["attention"]
-    }
-    return {
-        "attention": attention,
-        "mlp": {sizes_of_layer((0, 0, row["width"]))[1]: _entry(row) for row in record["mlp"]},
-    }
 
 
 def _row(record: Mapping[str, Any], blocks: _Blocks) -> WorkloadTable:

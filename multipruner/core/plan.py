@@ -9,17 +9,16 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby, pairwise
+from itertools import pairwise
 from typing import Any, cast
 
-from .axes import BLOCK_KINDS, Axis, Kept
+from . import earlier
+from .axes import BLOCK_KINDS, LARGEST, Axis, Kept, ranges_of, units_in
 from .errors import ConfigError
-from .structure import Anatomy, Place, Size, Structure, sizes_of_layer
+from .structure import Anatomy, Place, Size, Structure
 
 PLAN_FORMAT = "multipruner-plan"
 PLAN_VERSION = 2
-LARGEST = 10_000_000
-"""What every index is below: a damaged file shall not fill the memory."""
 Units = tuple[int, ...] | tuple[tuple[int, ...], ...]
 """Units of an axis; of one within another axis, those of each unit of that."""
 
@@ -115,26 +114,6 @@ def _sorted(units: BlockUnits, axes: Sequence[Axis]) -> BlockUnits:
         rows = sorted(zip(outer, inner, strict=True), key=lambda row: row[0])
         found[axis.name] = tuple(tuple(sorted(row)) for _, row in rows)
     return BlockUnits(tuple(found.values()))
-
-
-def _encode(indices: Sequence[int]) -> str:
-    """Sorted indices as ranges: ``(0, 1, 2, 7)`` becomes ``"0-2,7"``."""
-    runs = []
-    for _, run in groupby(enumerate(indices), key=lambda pair: pair[1] - pair[0]):
-        members = [index for _, index in run]
-        runs.append(str(members[0]) if len(members) == 1 else f"{members[0]}-{members[-1]}")
-    return ",".join(runs)
-
-
-def _decode(text: str) -> tuple[int, ...]:
-    """The inverse of :func:`_encode`."""
-    indices: list[int] = []
-    for run in filter(None, text.split(",")):
-        first, _, last = run.partition("-")
-        if int(last or first) >= LARGEST:
-            raise ValueError(f"index {last or first} is too large")
-        indices.extend(range(int(first), int(last or first) + 1))
-    return tuple(indices)
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,7 +230,7 @@ class PruningPlan:
         base = record["base_model"]
         if not isinstance(base["name"], str) or not isinstance(base["model_type"], str):
             raise ValueError("the names of the base model and its type are no texts")
-        places, blocks = zip(*(_blocks_1 if record["version"] == 1 else _blocks_2)(record), strict=True)
+        places, blocks = zip(*_blocks(earlier.plan(record) if record["version"] == 1 else record), strict=True)
         about = base["name"], base["revision"], base["fingerprint"], base["model_type"]
         return cls(*about, Anatomy(tuple(places)), tuple(blocks))
 
@@ -260,48 +239,38 @@ def _block_record(place: Place, kept: BlockUnits) -> dict[str, Any]:
     """A block of a plan's file: units as ranges, those within others one text for each of them."""
     names = BLOCK_KINDS[place.kind].names
     chosen = {
-        name: list(map(_encode, cast(tuple[tuple[int, ...], ...], units)))
+        name: list(map(ranges_of, cast(tuple[tuple[int, ...], ...], units)))
         if units and isinstance(units[0], tuple)
-        else _encode(cast(tuple[int, ...], units))
+        else ranges_of(cast(tuple[int, ...], units))
         for name, units in zip(names, kept.axes, strict=False)
     }
     dense = dict(zip(names, place.dense, strict=True))
     return {"layer": place.layer, "kind": place.kind, "dense": dense, "kept": chosen}
 
 
-def _blocks_2(record: Mapping[str, Any]) -> Iterable[tuple[Place, BlockUnits]]:
+def _blocks(record: Mapping[str, Any]) -> Iterable[tuple[Place, BlockUnits]]:
     for row in record["blocks"]:
         if row["kind"] not in BLOCK_KINDS:
             raise ConfigError(f"the plan has a block of kind {row['kind']!r}: a newer multipruner may know it")
         names = BLOCK_KINDS[row["kind"]].names
         units: list[Units] = []
         for name in names if row["kept"] else ():
-            text = row["kept"][name]
-            units.append(_decode(text) if isinstance(text, str) else tuple(map(_decode, text)))
+            units.append(_units(row["kept"][name]))
         place = Place(_number(row["layer"]), row["kind"], tuple(_number(row["dense"][name]) for name in names))
         yield place, BlockUnits(tuple(units))
+
+
+def _units(value: Any) -> Any:
+    """Ranges or numbers, of an axis within another one a list of either."""
+    if isinstance(value, str):
+        return units_in(value)
+    return tuple(unit if isinstance(unit, int) else _units(unit) for unit in value)
 
 
 def _number(value: Any) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < LARGEST:
         raise ValueError(f"{value!r} is no number of units or of a layer")
     return value
-
-
-def _blocks_1(record: Mapping[str, Any]) -> Iterable[tuple[Place, BlockUnits]]:
-    """Blocks of version 1: a row of every layer, query heads by their numbers in the layer."""
-    layers = list(zip(record["layers"], record["dense"], strict=True))
-    for number, (row, dense) in enumerate(layers):
-        attention, mlp = sizes_of_layer(dense)
-        heads, groups, channels = (_decode(row[key]) for key in ("query_heads", "kv_heads", "channels"))
-        if attention:
-            per_group = attention[1]
-            inside = tuple(tuple(h % per_group for h in heads if h // per_group == group) for group in groups)
-            if sum(map(len, inside)) != len(heads):
-                raise ConfigError(f"layer {number}: query heads outside the KV groups that stay")
-            yield Place(number, "attention", attention), BlockUnits((groups, inside) if groups else ())
-        if mlp:
-            yield Place(number, "mlp", mlp), BlockUnits((channels,) if channels else ())
 
 
 def _check_block(place: Place, kept: BlockUnits) -> None:

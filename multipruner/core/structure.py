@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
+from . import earlier
 from .axes import AXES, BLOCK_KINDS
 from .errors import ConfigError
 
@@ -63,39 +64,18 @@ class Structure:
     def from_json(cls, value: Any) -> Structure:
         """Decode what :meth:`to_json`, or version 1, encoded.
 
-        Version 1 had a row of every decoder layer: ``[query heads, KV heads, channels]``.
-
         Raises:
             ConfigError: for sizes that no block can have.
             TypeError, ValueError: when it is neither.
         """
-        if isinstance(value, Mapping):
-            return cls(tuple(tuple(map(_whole, size)) for size in value["blocks"]))
-        return cls(tuple(size for row in value for size in sizes_of_layer(row)))
+        record = value if isinstance(value, Mapping) else earlier.structure(value)
+        return cls(tuple(tuple(map(_whole, size)) for size in record["blocks"]))
 
 
 def _whole(count: Any) -> int:
     if not isinstance(count, int) or isinstance(count, bool):
         raise TypeError(f"a size holds whole numbers, not {count!r}")
     return count
-
-
-def sizes_of_layer(row: Sequence[int]) -> tuple[Size, Size]:
-    """Sizes of the attention and the MLP block of a layer as version 1 wrote it.
-
-    Args:
-        row: ``(query heads, KV heads, channels)``.
-
-    Raises:
-        ConfigError: for sizes that no layer can have.
-        TypeError, ValueError: when a row does not hold three numbers.
-    """
-    heads, groups, channels = map(_whole, row)
-    if min(heads, groups, channels) < 0:
-        raise ConfigError(f"layer sizes must not be negative: {list(row)}")
-    if bool(heads) != bool(groups) or (groups and heads % groups):
-        raise ConfigError(f"{groups} KV heads do not divide {heads} query heads")
-    return (groups, heads // groups) if groups else GONE, (channels,) if channels else GONE
 
 
 def counts_of(kind: str, size: Size) -> dict[str, int]:
@@ -229,3 +209,49 @@ class Anatomy:
         new = {old: number for number, old in enumerate(layers)}
         rows = [Place(new[place.layer], place.kind, place.dense) for place in self.places if place.layer in new]
         return Anatomy(tuple(rows), self.constants)
+
+
+_BARS = " ▁▂▃▄▅▆▇█"
+
+
+def bar(part: int, whole: int) -> str:
+    """One character whose height is the share that stays; a dot for nothing."""
+    if not part:
+        return "·"
+    return _BARS[max(1, round(8 * part / whole))]
+
+
+def picture(structure: Structure, anatomy: Anatomy) -> str:
+    """Draw the shape of a model: one character per block, its height what the block keeps, a dot for nothing."""
+    ruler = "".join(str(number // 10 % 10) if number % 10 == 0 else " " for number in range(anatomy.layers)).rstrip()
+    rows = {"layer": ruler} | {BLOCK_KINDS[kind].label: _row(structure, anatomy, kind) for kind in anatomy.kinds}
+    wide = max(9, *map(len, rows))
+    return "\n".join((*(f"{name:{wide}}  {row}".rstrip() for name, row in rows.items()), *_kept(structure, anatomy)))
+
+
+def finest(kind: str) -> str:
+    """The axis whose units a block of a kind is drawn and counted by: the last one, within all that it is within."""
+    return BLOCK_KINDS[kind].names[-1]
+
+
+def _row(structure: Structure, anatomy: Anatomy, kind: str) -> str:
+    marks = [" "] * anatomy.layers
+    for number in anatomy.of_kind(kind):
+        place, axis = anatomy[number], finest(kind)
+        marks[place.layer] = bar(total(kind, structure[number], axis), total(kind, place.dense, axis))
+    return "".join(marks)
+
+
+def kept_in_words(structure: Structure, anatomy: Anatomy) -> list[str]:
+    """What stays of every kind, such as ``30 of 30 attention blocks (200 of 270 query heads)``."""
+    found = []
+    for kind in anatomy.kinds:
+        axis = BLOCK_KINDS[kind].axes[-1]
+        blocks = f"{anatomy.count(structure, kind)} of {anatomy.count(anatomy.dense, kind)}"
+        units = f"{anatomy.total(structure, axis.name):,} of {anatomy.total(anatomy.dense, axis.name):,}"
+        found.append(f"{blocks} {BLOCK_KINDS[kind].label} blocks ({units} {axis.label})")
+    return found
+
+
+def _kept(structure: Structure, anatomy: Anatomy) -> list[str]:
+    return [f"{'kept: ' if not row else '      '}{text}" for row, text in enumerate(kept_in_words(structure, anatomy))]

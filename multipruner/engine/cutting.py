@@ -7,14 +7,17 @@ prefix of the ranked weights, so nothing is copied); the checkpoint takes the *w
 
 from __future__ import annotations
 
-from typing import NamedTuple, TypeVar
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from multipruner.core.axes import Counts, Kept, Layout
+from multipruner.core.axes import Counts, Kept
 from multipruner.core.blocks import BlockSpec
+from multipruner.core.layout import Layout
 
 Index = slice | Tensor
 """What stays of a dimension: a slice gives views, a tensor of indices gives copies."""
@@ -172,3 +175,21 @@ def set_size_attributes(module: nn.Module, block: BlockSpec, counts: Counts) -> 
     for name, layout in block.attributes:
         if hasattr(module, name):
             setattr(module, name, layout.size(counts))
+
+
+@contextmanager
+def replaced(root: nn.Module, path: str, child: nn.Module) -> Iterator[None]:
+    """Swap one module in, and back on any exit."""
+    parent, _, name = path.rpartition(".")
+    table = root.get_submodule(parent)._modules
+    original = table[name]
+    table[name] = child
+    try:
+        yield
+    finally:
+        table[name] = original
+
+
+def silenced(module: nn.Module, args: Any, output: Any) -> Any:
+    """A forward hook that silences a block."""
+    return (output[0] * 0, *output[1:]) if isinstance(output, tuple) else output * 0

@@ -23,7 +23,7 @@ from multipruner.core.plan import Ranking
 from multipruner.core.structure import Anatomy, Size, Structure
 
 from .coefficients import costs_of, weight_of
-from .cutting import Projection, cuts, scaled_norm, slim_block, take, with_output
+from .cutting import Projection, cuts, replaced, scaled_norm, silenced, slim_block, take, with_output
 from .grouped_attention import grouped_attention
 
 OutputOf = Callable[[int, Size, Projection], Projection]
@@ -155,7 +155,7 @@ class Prunable:
     def inputs(self, ids: Tensor) -> Inputs:
         """Embed token ids [sequences, length] and record how the stock decoder calls its layers."""
         recorders = [_Recorder(layer, self.spec.layer_output == "tuple") for layer in self.layers]
-        with _replaced(self.decoder, self.spec.layers, nn.ModuleList(recorders)):
+        with replaced(self.decoder, self.spec.layers, nn.ModuleList(recorders)):
             self.decoder(input_ids=ids, use_cache=False)
         arguments = tuple(dict(recorder.called_with) for recorder in recorders)
         hidden = arguments[0]["hidden"]
@@ -228,13 +228,13 @@ class Prunable:
         """
         with ExitStack() as stack:
             if self._final_norm is not None:
-                stack.enter_context(_replaced(self.decoder, self.spec.final_norm, self._final_norm))
+                stack.enter_context(replaced(self.decoder, self.spec.final_norm, self._final_norm))
             for number, size in enumerate(structure):
                 if size:
                     path = f"{self.spec.layers}.{self.anatomy[number].layer}.{self.block_spec(number).path}"
-                    stack.enter_context(_replaced(self.decoder, path, self._slimmed(number, size)))
+                    stack.enter_context(replaced(self.decoder, path, self._slimmed(number, size)))
                 else:
-                    stack.callback(self.module(number).register_forward_hook(_zero).remove)
+                    stack.callback(self.module(number).register_forward_hook(silenced).remove)
             yield
 
     @contextmanager
@@ -290,21 +290,3 @@ class Prunable:
                 moved = {side: torch.as_tensor(index) for side, index in cut.items()}
                 back_or_forth = {s: torch.argsort(i) if back else i for s, i in moved.items()}
                 there[name].data = take(there[name].data, dict(back_or_forth))
-
-
-@contextmanager
-def _replaced(root: nn.Module, path: str, child: nn.Module) -> Iterator[None]:
-    """Swap one module in, and back on any exit."""
-    parent, _, name = path.rpartition(".")
-    table = root.get_submodule(parent)._modules
-    original = table[name]
-    table[name] = child
-    try:
-        yield
-    finally:
-        table[name] = original
-
-
-def _zero(module: nn.Module, args: Any, output: Any) -> Any:
-    """A forward hook that silences a block."""
-    return (output[0] * 0, *output[1:]) if isinstance(output, tuple) else output * 0

@@ -17,10 +17,10 @@ from gguf.quants import quantize
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
-from multipruner.core.axes import Layout
 from multipruner.core.blocks import BlockSpec
 from multipruner.core.errors import ConfigError, NumericsError, UnknownModelError
 from multipruner.core.families import Family
+from multipruner.core.layout import Layout
 from multipruner.core.structure import GONE, Size, counts_of
 
 OUTTYPES: dict[str, GGMLQuantizationType] = {

@@ -16,12 +16,11 @@ from typing import Any
 
 from multipruner.config.precedence import from_file
 from multipruner.config.recipe import Recipe
+from multipruner.core import __version__
 from multipruner.core.costs import COSTS, Measures
 from multipruner.core.errors import OutputError
-from multipruner.core.picture import picture
 from multipruner.core.plan import PruningPlan
-from multipruner.core.structure import Structure
-from multipruner.core.version import __version__
+from multipruner.core.structure import Structure, picture
 from multipruner.eval import Comparison
 from multipruner.latency.environment import environment_of
 from multipruner.latency.timing import time_side_by_side

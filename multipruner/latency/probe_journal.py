@@ -11,9 +11,9 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from multipruner.core import earlier
 from multipruner.core.errors import OutputError
 from multipruner.core.identity import differences
-from multipruner.core.latency_table import named_as_now
 from multipruner.core.structure import Structure
 from multipruner.storage.journal import Journal
 from multipruner.storage.partial import header_of
@@ -146,7 +146,7 @@ class ProbeJournal:
         records = journal.refresh(ProbeRecord.from_json)
         if not journal.header:
             journal.begin(identity=self._identity)
-        elif found := differences(named_as_now(journal.header["identity"]), self._identity):
+        elif found := differences(earlier.shapes(journal.header["identity"]), self._identity):
             raise OutputError(
                 f"{journal.path} holds a measurement with other settings ({'; '.join(found)}); remove it to start"
             )

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 
 from multipruner.core.axes import BLOCK_KINDS
-from multipruner.core.picture import kept_in_words
+from multipruner.core.structure import kept_in_words
 from multipruner.eval.comparison import Contrast
 from multipruner.report.figures.comparison import Phase, costs_figure, latency_figure, phases, scores_figure
 from multipruner.report.figures.drawing import STAGE, STAGE_NAMES, Drawing

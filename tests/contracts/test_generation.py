@@ -9,7 +9,8 @@ import torch
 from transformers import PreTrainedModel
 
 from multipruner.checkpoint.cut import apply_plan
-from multipruner.core.families import dense_structure
+from multipruner.core.families import anatomy_of
+from multipruner.core.structure import GONE as REMOVED
 from multipruner.core.structure import Structure
 from tests.support import tiny
 
@@ -21,10 +22,10 @@ GONE = {"first": (0,), "last": (-1,), "all-but-last": range(-1), "all-but-first"
 
 def _without_attention(variant: str, which: str) -> PreTrainedModel:
     model = tiny.tiny_model(**tiny.VARIANTS[variant])
-    structure = dense_structure(model.config)
-    layers = len(structure)
+    anatomy = anatomy_of(model.config)
+    layers = anatomy.layers
     gone = {"last": [layers - 1], "all-but-last": range(layers - 1)}.get(which, GONE[which])
-    sizes = [size.without("attention") if n in gone else size for n, size in enumerate(structure)]
+    sizes = [REMOVED if p.kind == "attention" and p.layer in gone else p.dense for p in anatomy]
     return apply_plan(model, tiny.plan_for(model, Structure(tuple(sizes))))
 
 

@@ -107,7 +107,7 @@ def pruned_folder(
     folder: Path, variant: str = "llama", structure: Structure = MIXED, tokenizer: Any = None, **config: Any
 ) -> PreTrainedModel:
     """A pruned model, saved; returned as it is in memory."""
-    options = {**VARIANTS.get(variant, {"family": variant}), "layers": len(structure), "vocab_size": VOCABULARY}
+    options = {**VARIANTS.get(variant, {"family": variant}), "layers": len(structure) // 2, "vocab_size": VOCABULARY}
     model = tiny.tiny_model(**{**options, **config})
     plan = tiny.plan_for(model, structure, seed=1)
     pruned = apply_plan(model, plan)

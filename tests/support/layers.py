@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from multipruner.core.structure import Anatomy, Structure, sizes_of_layer
+from multipruner.core.earlier import sizes_of_layer
+from multipruner.core.structure import Anatomy, Structure
 
 
 class Layer(NamedTuple):
@@ -50,3 +51,11 @@ def changed(structure: Structure, layer: int, size: Sequence[int]) -> Structure:
     """A structure with another layer in the place of one."""
     rows = layers_of(structure)
     return structure_of(*rows[:layer], size, *rows[layer + 1 :])
+
+
+def halved(anatomy: Anatomy, *kinds: str) -> Structure:
+    """Half the units of the first axis of every block, or of every block of some kinds."""
+    sizes = ((place, place.dense) for place in anatomy)
+    return Structure(
+        tuple((size[0] // 2, *size[1:]) if not kinds or place.kind in kinds else size for place, size in sizes)
+    )

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from multipruner.core.axes import Layout
 from multipruner.core.costs import BlockCost, Costs
+from multipruner.core.layout import Layout
 from multipruner.core.objective import Choice, best_two
-from multipruner.core.structure import Structure
+from multipruner.core.structure import Anatomy, Structure
 from multipruner.search import DIMENSIONS, Grid, Problem
 
 from .layers import layers_of, uniform
@@ -16,11 +16,19 @@ from .layers import layers_of, uniform
 ANATOMY = uniform(6, 8, 4, 64)
 DENSE = ANATOMY.dense
 _ATTENTION = BlockCost(
-    "attention", {"head_dim": 16}, 10, ((Layout("kv_groups * queries"), Layout("100")), (Layout("kv_groups"), Layout("100"))),
+    "attention", {"head_dim": 16}, 10,
+    ((Layout("kv_groups * queries"), Layout("100")), (Layout("kv_groups"), Layout("100"))),
     (Layout("kv_groups * 16"), Layout("kv_groups * 16")), (Layout("kv_groups * queries * 16"),) * 2,
 )  # fmt: skip
 _MLP = BlockCost("mlp", {}, 10, ((Layout("channels"), Layout("30")),))
-COSTS = Costs(ANATOMY, (_ATTENTION, _MLP) * 6, 5000, 5000, 2)
+
+
+def costs_of(anatomy: Anatomy, constant: int) -> Costs:
+    """10 parameters per block, 100 per query head and per KV head, 30 per channel, and a constant."""
+    return Costs(anatomy, (_ATTENTION, _MLP) * anatomy.layers, constant, constant, 2)
+
+
+COSTS = costs_of(ANATOMY, 5000)
 
 
 class Additive:
@@ -51,5 +59,7 @@ class Additive:
 
 
 def problem(ratio: float = 0.3, stop: str = "nearest", **changes: object) -> Problem:
-    base = Problem(COSTS, ratio, DIMENSIONS, {"blocks": 44, "mlp": 52, "heads": 4}, Grid({"channels": 8, "kv_groups": 1}), stop)  # type: ignore[arg-type]
+    base = Problem(
+        COSTS, ratio, DIMENSIONS, {"blocks": 44, "mlp": 52, "heads": 4}, Grid({"channels": 8, "kv_groups": 1}), stop
+    )  # type: ignore[arg-type]
     return replace(base, **changes)  # type: ignore[arg-type]

@@ -12,8 +12,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from multipruner.core.axes import BLOCK_KINDS, Axis
-from multipruner.core.picture import finest
-from multipruner.core.structure import Anatomy, total
+from multipruner.core.structure import Anatomy, finest, total
 from multipruner.report.inputs import RunFiles
 
 from .drawing import EMPTY, KIND, MUTED, NARROW, Drawing, canvas, drawing, printable
