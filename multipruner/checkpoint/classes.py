@@ -30,8 +30,8 @@ MODEL_TYPE = "multipruner_"
 _TEMPLATE = Path(__file__).with_name("template.py")
 _FAMILY = re.compile(r"# family: begin\n(.*)# family: end\n", re.DOTALL)
 _STOCK = """\
-from transformers.models.{module}.configuration_{module} import {prefix}Config
-from transformers.models.{module}.modeling_{module} import {prefix}DecoderLayer, {prefix}ForCausalLM, {prefix}Model
+from transformers.models.{module}.configuration_{module} import {config}
+from transformers.models.{module}.modeling_{module} import {prefix}DecoderLayer, {prefix}ForCausalLM, {model}
 """
 _REMOTE = """\
 from .{config_module} import {config} as {prefix}Config
@@ -117,7 +117,13 @@ def _imports(spec: Family, dense: PreTrainedModel | None) -> str:
         ConfigError: when the family's code travels with the model, and there is none.
     """
     if not spec.remote_code:
-        return _STOCK.format(module=spec.model_type, prefix=spec.prefix)
+        named = {
+            end.lower(): f"{spec.prefix}{end}" if not spec.infix else
+            f"{spec.prefix}{spec.infix}{end} as {spec.prefix}{end}"
+            for end in ("Config", "Model")
+        }  # fmt: skip
+        module = spec.model_type.removesuffix(f"_{spec.infix.lower()}") if spec.infix else spec.model_type
+        return _STOCK.format(module=module, prefix=spec.prefix, **named)
     if dense is None:
         raise ConfigError(f"{spec.model_type}: the code travels with the model; load the folder with trust_remote_code")
     decoder = dense.get_submodule(spec.decoder)

@@ -72,7 +72,8 @@ def _stock_config(
     if spec.remote_code or resized or any(row != rows[0] for row in rows) or not all(structure):
         return None
     width = spec.key("head_dim")
-    square = rows[0][spec.heads_keys[0]] * constants["head_dim"] == constants["hidden"]
+    heads = {**record, **rows[0]}[spec.heads_keys[0]]
+    square = heads * constants["head_dim"] == constants["hidden"]
     if width is None and not square:
         return None
     record = {**record, **rows[0]}

@@ -188,7 +188,7 @@ class PruningPlan:
             ConfigError: when a block is larger than the dense one.
         """
         if not structure.fits_in(anatomy.dense):
-            raise ConfigError("the structure is larger than the dense model somewhere")
+            raise ConfigError(f"the structure is larger than the dense model{_first_too_large(structure, anatomy)}")
         rows = enumerate(zip(anatomy, structure, strict=True))
         blocks = tuple(ranking.first(number, place.kind, size) for number, (place, size) in rows)
         return cls(model, revision, fingerprint, model_type, Anatomy(anatomy.places), blocks)
@@ -271,6 +271,16 @@ def _number(value: Any) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < LARGEST:
         raise ValueError(f"{value!r} is no number of units or of a layer")
     return value
+
+
+def _first_too_large(structure: Structure, anatomy: Anatomy) -> str:
+    """Where, such as ``: the attention block of layer 3 has ...``, or that it is of another depth."""
+    for place, size in zip(anatomy, structure, strict=False):
+        if not Structure((size,)).fits_in(Structure((place.dense,))):
+            units = zip(place.dense, BLOCK_KINDS[place.kind].axes, strict=True)
+            there = ", ".join(f"{count} {axis.label}" for count, axis in units)
+            return f": {place.name} has {there}, the structure {' x '.join(map(str, size))}"
+    return f", which has {len(anatomy)} blocks: it has {len(structure)}"
 
 
 def _check_block(place: Place, kept: BlockUnits) -> None:

@@ -153,14 +153,20 @@ def with_output(module: nn.Module, block: BlockSpec, projection: Projection) -> 
     return copy
 
 
-def scaled_norm(module: nn.Module, gain: Tensor) -> nn.Module:
+def scaled_norm(module: nn.Module, gain: Tensor, offset: float = 0.0) -> nn.Module:
     """A norm whose output is multiplied by a gain [hidden_size], in its own dtype; the module is untouched.
 
-    Every parameter is multiplied: in all families the output is linear in the norm's own parameters.
+    Every parameter is changed: in all families the output is linear in the norm's own parameters and their offset.
+
+    Args:
+        module: the norm.
+        gain: for every element of its output.
+        offset: what its weight is added to before it multiplies.
     """
     copy = shallow_copy(module)
     for name, parameter in module.named_parameters(recurse=False):
-        value = (parameter.detach().float() * gain.to(parameter.device)).to(parameter.dtype)
+        base = offset if name == "weight" else 0.0
+        value = ((base + parameter.detach().float()) * gain.to(parameter.device) - base).to(parameter.dtype)
         copy._parameters[name] = nn.Parameter(value, requires_grad=False)
     return copy
 

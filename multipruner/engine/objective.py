@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from multipruner.core.errors import UnsupportedModelError
 from multipruner.core.objective import Choice, best_two
 from multipruner.core.structure import Structure
 
@@ -110,6 +111,10 @@ class CalibrationObjective:
             if loss == "kl":
                 with self._states([batch]):
                     normed = self.prunable.normed(self._scored(batch.states[-1], batch))
+                if self.prunable.cap is not None:
+                    raise UnsupportedModelError(
+                        "capped logits have no divergence from the dense model: --objective nll"
+                    )
                 batch.loss = DivergenceFromDense.of(self.prunable.head, normed, self._chunk)
         self.work = Work()
 
@@ -198,7 +203,7 @@ class CalibrationObjective:
 
     @property
     def _chunk(self) -> int:
-        return tokens_at_once(self.prunable.vocab_size)
+        return tokens_at_once(len(self.prunable.head_weight))
 
     @staticmethod
     def _scored(hidden: Tensor, batch: _Batch) -> Tensor:
@@ -223,7 +228,8 @@ class CalibrationObjective:
         """Logits in float32, in one buffer that is used again and again."""
         if self._buffer is None or len(self._buffer) < len(logits):
             self._buffer = torch.empty(logits.shape, dtype=torch.float32, device=logits.device)
-        return self._buffer[: len(logits)].copy_(logits)
+        scores, cap = self._buffer[: len(logits)].copy_(logits), self.prunable.cap
+        return scores if cap is None else scores.div_(cap).tanh_().mul_(cap)
 
 
 class PlainObjective:

@@ -110,10 +110,8 @@ class Prunable:
         return self.model.get_submodule(self.spec.decoder)
 
     @property
-    def layers(self) -> nn.ModuleList:
-        layers = self.decoder.get_submodule(self.spec.layers)
-        assert isinstance(layers, nn.ModuleList)
-        return layers
+    def layers(self) -> Any:
+        return self.decoder.get_submodule(self.spec.layers)
 
     def counts(self, block: int, size: Size | None = None) -> Counts:
         """How much of every axis a block has, dense or of another size, and the constants."""
@@ -134,10 +132,6 @@ class Prunable:
     def dense_output(self, block: int) -> nn.Module:
         """The output projection of a block, dense."""
         return self.module(block).get_submodule(self.block_spec(block).output)
-
-    @property
-    def vocab_size(self) -> int:
-        return self.head_weight.shape[0]
 
     @property
     def head_weight(self) -> Tensor:
@@ -164,19 +158,26 @@ class Prunable:
         return Inputs(hidden, arguments)
 
     def block(self, hidden: Tensor, inputs: Inputs, block: int, size: Size) -> Tensor:
-        """One residual block of a given size: ``hidden + block(norm(hidden))``; [sequences, length, hidden_size]."""
+        """The residual stream after one block of a given size, [sequences, length, hidden_size]."""
         if not size:
             return hidden
-        return hidden + self._run(self._slimmed(block, size), hidden, inputs, block)
+        return hidden + self.added(self._run(self._slimmed(block, size), hidden, inputs, block), block)
 
     def _run(self, module: nn.Module, hidden: Tensor, inputs: Inputs, block: int) -> Tensor:
         spec, place = self.block_spec(block), self.anatomy[block]
-        normed = self.layer_of(block).get_submodule(spec.norms[0])(hidden)
+        normed = self.layer_of(block).get_submodule(spec.before)(hidden) if spec.before else hidden
         if not spec.arguments:
             return module(normed)
         with grouped_attention(module):
             output = module(hidden_states=normed, **inputs.arguments[place.layer])
         return output[0] if isinstance(output, tuple) else output
+
+    def added(self, output: Tensor, block: int) -> Tensor:
+        """What a block adds to the residual stream, from what comes out of its output projection."""
+        spec, layer = self.block_spec(block), self.layer_of(block)
+        if spec.after:
+            output = layer.get_submodule(spec.after)(output)
+        return output * getattr(layer, spec.gain) if spec.gain else output
 
     def output_of(self, block: int, size: Size) -> nn.Module:
         """The output projection of a block of a given size."""
@@ -193,8 +194,15 @@ class Prunable:
         return seen[0]
 
     def normed(self, hidden: Tensor) -> Tensor:
-        """Final hidden states after the last norm: what the head multiplies."""
-        return (self._final_norm or self.decoder.get_submodule(self.spec.final_norm))(hidden)
+        """Final hidden states after the last norm, scaled as the logits are: what the head multiplies."""
+        normed = (self._final_norm or self.decoder.get_submodule(self.spec.final_norm))(hidden)
+        scale = self.spec.logit_scale(self.model.config)
+        return normed if scale == 1.0 else normed * scale
+
+    @property
+    def cap(self) -> float | None:
+        """What a tanh keeps the logits within, where one does."""
+        return getattr(self.model.config, self.spec.head_cap) if self.spec.head_cap else None
 
     @property
     def head(self) -> nn.Module:
@@ -222,10 +230,8 @@ class Prunable:
 
     @contextmanager
     def applied(self, structure: Structure) -> Iterator[None]:
-        """Make the stock model itself compute a structure, for reference; undone on leaving.
-
-        Smaller blocks are swapped in; the output of a removed one is multiplied by zero.
-        """
+        """Make the stock model itself compute a structure, for reference; undone on leaving: smaller blocks are swapped
+        in, the output of a removed one is multiplied by zero."""
         with ExitStack() as stack:
             if self._final_norm is not None:
                 stack.enter_context(replaced(self.decoder, self.spec.final_norm, self._final_norm))
@@ -275,7 +281,8 @@ class Prunable:
         self._slim.clear()
         self._outputs = outputs
         if gain is not None:
-            self._final_norm = scaled_norm(self.decoder.get_submodule(self.spec.final_norm), gain)
+            norm = self.decoder.get_submodule(self.spec.final_norm)
+            self._final_norm = scaled_norm(norm, gain, self.spec.norm_offset)
         try:
             yield
         finally:

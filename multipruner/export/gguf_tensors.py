@@ -263,7 +263,7 @@ def _fuse(jobs: Sequence[TensorJob]) -> Iterator[TensorJob]:
 def _block_jobs(block: BlockSpec, target: str, prefix: str, size: Size, shape: Shape) -> Iterator[TensorJob]:
     """A block's tensors, each matrix with the bias that it may have."""
     norm, output = _NORM_AND_OUTPUT[block.kind]
-    yield _job(f"{target}.{norm}.weight", (shape.hidden_size,), f"{prefix}.{block.norms[0]}.weight", fill=1.0)
+    yield _job(f"{target}.{norm}.weight", (shape.hidden_size,), f"{prefix}.{block.before}.weight", fill=1.0)
     counts = {"hidden": shape.hidden_size, "head_dim": shape.head_dim, **counts_of(block.kind, size)}
     for tensor in block.inputs:
         part = tensor.path.removesuffix(".weight")

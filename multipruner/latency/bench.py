@@ -241,7 +241,8 @@ class _Bench:
         places = self._anatomy.places[: len(shown)]
         if self._compiled:
             compile_blocks(model)
-        norms = [model.get_submodule(f"{layers}.{place.layer}.{spec.block(place.kind).norms[0]}") for place in places]
+        first = [(place.layer, spec.block(place.kind)) for place in places]
+        norms = [model.get_submodule(f"{layers}.{layer}.{block.before or block.path}") for layer, block in first]
         norms.append(model.get_submodule(f"{spec.decoder}.{spec.final_norm}"))
         with quiet_process():
             runner = Runner(model, self._workload)

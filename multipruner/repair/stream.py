@@ -76,15 +76,23 @@ def accumulated(
         elif size:
             fit, spec = _Fit(), prunable.block_spec(number)
             output = Projection.of(prunable.output_of(number, size), spec.transposed)
+            whole = prunable.dense_output(number)
             bias = torch.zeros((), device=dense[0].device) if output.bias is None else output.bias.float()
             for row, (before, now, target, batch) in enumerate(zip(dense, pruned, after, batches, strict=True)):
                 x = prunable.output_input(now, batch, number, size)
-                # the bias is added whatever the columns are
-                wanted = (target.float() - before.float()) + share * (before.float() - now.float()) - bias
+                if spec.after:  # what adds up does not go back through a norm: the block gives what it gave
+                    wanted = whole(prunable.output_input(before, batch, number, full)).float() - bias
+                else:
+                    wanted = (target.float() - before.float()) + share * (before.float() - now.float())
+                    # the bias is added whatever the columns are
+                    wanted = wanted / (getattr(prunable.layer_of(number), spec.gain) if spec.gain else 1.0) - bias
                 fit.add(x, wanted, ridge is None and row % HELD_OUT == HELD_OUT - 1)
             weight = prunable.as_stored(fit.solve(output.weight.float(), ridge))
             outputs[number] = Projection(weight, output.bias)
-            pruned = [now + F.linear(x, *outputs[number]) for now, x in zip(pruned, fit.inputs, strict=True)]
+            pruned = [
+                now + prunable.added(F.linear(x, *outputs[number]), number)
+                for now, x in zip(pruned, fit.inputs, strict=True)
+            ]
         dense = after
         if progress is not None:
             progress(number + 1, len(structure))

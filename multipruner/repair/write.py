@@ -71,7 +71,7 @@ def write_outputs(
     spec = prunable.spec
     if gain is not None:
         norm = pruned.get_submodule(f"{spec.decoder}.{spec.final_norm}")
-        norm.load_state_dict(scaled_norm(norm, gain).state_dict())
+        norm.load_state_dict(scaled_norm(norm, gain, spec.norm_offset).state_dict())
     for block, (weight, bias) in outputs.items():
         own, dense = prunable.block_spec(block), prunable.counts(block)
         whole = kept_columns(own.columns, ranking.all_of(block, plan.anatomy[block].kind), dense)

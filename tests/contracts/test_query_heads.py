@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from multipruner.config.choices import IMPORTANCES
 from multipruner.config.recipe import Recipe
 from multipruner.core.errors import ConfigError
 from multipruner.core.families import anatomy_of
+from multipruner.core.latency_table import Workload
 from multipruner.core.layout import Layout
 from multipruner.core.plan import BlockUnits, PruningPlan, Ranking
 from multipruner.core.structure import Anatomy, Structure, counts_of
@@ -30,6 +32,7 @@ from multipruner.engine.prunable import Prunable
 from multipruner.importance.table import rank
 from multipruner.jobs.prepare import prepare
 from multipruner.jobs.prune.given_plan import leading
+from multipruner.latency.bench import Effort, measure_table
 from multipruner.repair.scoring import Repair
 from multipruner.repair.stream import accumulated
 from multipruner.repair.write import compensate, write_outputs
@@ -143,7 +146,7 @@ def test_an_order_that_a_plan_leads_gives_the_plan_back(
 
 def test_more_query_heads_than_a_group_has_are_refused() -> None:
     dense = uniform(1, 4, 2, 8)
-    with pytest.raises(ConfigError, match="2 query heads"):
+    with pytest.raises(ConfigError, match="layer 0 has 2 KV groups, 2 query heads, the structure 1 x 3"):
         _plan(structure_of((3, 1, 8)), Ranking.identity(dense), dense)
 
 
@@ -318,6 +321,36 @@ def test_without_the_key_losses_are_remembered_as_before(dense: Path) -> None:
     assert "query_head_step" not in setting.identity
     anatomy, blocks = setting.prunable.anatomy, setting.ranking.blocks
     assert all(_inside(blocks[n]) == ((0, 1), (0, 1)) for n in anatomy.of_kind("attention")), "in the dense order"
+
+
+def test_a_latency_table_knows_groups_of_fewer_heads(dense: Path, tmp_path: Path) -> None:
+    """Measured with one, half and all query heads of a group; what lies between is interpolated, and bounds the run."""
+    model = _model()
+    anatomy, little = anatomy_of(model.config), Effort(probes=2, placements=2, repeats=2, warmup=1, tries=1)
+    table = measure_table(model, [Workload("prefill", 1, 16)], channel_step=40, effort=little)
+    (row,) = table.rows.values()
+    times = row.milliseconds("attention")
+    assert set(times) == {(), *((groups, heads) for groups in (1, 2, 3) for heads in (1, 2, 4))}
+    whole, dense_time = anatomy.dense, table.milliseconds(anatomy.dense, anatomy, row.workload.name)
+    for heads, low, high in ((2, 2, 2), (3, 2, 4)):
+        fewer = structure_of(*[(3 * heads, 3, 40)] * 3)
+        change = table.milliseconds(fewer, anatomy, row.workload.name) - dense_time
+        between = (times[3, low] + times[3, high]) / 2
+        assert change == pytest.approx(3 * (between - times[whole[0]]), rel=1e-6, abs=1e-9)
+
+    measure = ["latency", "--model", str(dense), "--phase", "prefill", "--prompt", "16", "--channel-step", "40"]
+    assert main([*measure, "--output", str(tmp_path / "t.json")]) == 0
+    made = json.loads((tmp_path / "t.json").read_text())
+    for entry in made["workloads"][0]["blocks"]["attention"]:  # heads that take time, groups that take none
+        entry["milliseconds"] = 0.01 + math.prod(entry["size"] or [0]) / max(1, (entry["size"] or [0])[0])
+    (tmp_path / "t.json").write_text(json.dumps(made))
+    more = ("--max-latency", "0.8x", "--latency-table", str(tmp_path / "t.json"), "--rounds", "0")
+    command = [flag for flag in _arguments(dense, tmp_path / "run", *more) if flag not in ("--ratio", "0.15")]
+    assert main(command) == 0
+    report, plan = _finished(tmp_path / "run")
+    assert any(0 < size.query_heads < 2 * size.kv_heads for size in layers_of(plan.structure))
+    (phase,) = report["latency"]["phases"].values()
+    assert phase["predicted_ms"] <= 0.8 * phase["predicted_dense_ms"] * 1.0001
 
 
 @pytest.mark.parametrize(

@@ -296,17 +296,17 @@ def test_a_checkpoint_of_another_search_is_refused(tmp_path: Path) -> None:
 def test_losses_that_are_not_finite_rule_a_structure_out_and_are_remembered(tmp_path: Path) -> None:
     toy = Toy(4, 3)
 
+    def width(structure: Structure) -> int:
+        return layers_of(structure)[0].channels
+
     def brittle(structures: Sequence[Structure], fidelity: int) -> list[float]:
         toy(structures, fidelity)
-        widths = [layers_of(structure)[0].channels for structure in structures]
-        return [
-            (nan, inf)[width % 16 // 8] if width < 24 else toy.loss(s) for s, width in zip(structures, widths, strict=True)
-        ]
+        return [(nan, inf)[width(s) % 16 // 8] if width(s) < 24 else toy.loss(s) for s in structures]
 
     memo, chosen = Memo(tmp_path / "memo.jsonl", "toy"), Settings(generations=10)
     result = evolve(toy.space(0.3), brittle, memo=memo, settings=chosen, checkpoint=tmp_path / "state")
-    assert all(layers_of(point.candidate)[0].channels >= 24 for point in result.front.points)
-    assert any(layers_of(structure)[0].channels < 24 for structure, _ in toy.asked)
+    assert all(width(point.candidate) >= 24 for point in result.front.points)
+    assert any(width(structure) < 24 for structure, _ in toy.asked)
     toy.asked.clear()
     same(result, evolve(toy.space(0.3), brittle, memo=Memo(memo.path, "toy"), settings=chosen))
     same(result, evolve(toy.space(0.3), brittle, memo=memo, settings=chosen, checkpoint=tmp_path / "state"))

@@ -117,7 +117,8 @@ def test_any_upper_bounds_hold_together(
 
 def test_a_tight_budget_on_the_sizes_of_a_real_model_is_met() -> None:
     hidden, anatomy = 576, uniform(30, 9, 3, 1536)  # SmolLM2-135M
-    wide, queries, groups, channels = map(Layout, (str(hidden), "kv_groups * queries * 64", "kv_groups * 64", "channels"))
+    wide, channels = Layout(str(hidden)), Layout("channels")
+    queries, groups = Layout("kv_groups * queries * 64"), Layout("kv_groups * 64")
     attention = BlockCost("attention", {}, hidden, ((queries, wide), (groups, wide), (groups, wide), (wide, queries)))
     mlp = BlockCost("mlp", {}, hidden, ((channels, wide), (channels, wide), (wide, channels)))
     costs = Costs(anatomy, (attention, mlp) * 30, 49152 * hidden + hidden, 49152 * hidden, 2)

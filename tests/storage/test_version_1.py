@@ -68,7 +68,8 @@ def test_latency_tables() -> None:
     assert asdict(now.constant) == then["constant"] and now.check == then["interpolation_error"]
     for kind, sized in (("attention", lambda width: (width, queries)), ("mlp", lambda width: (width,))):
         rows = {sized(row["width"]) if row["width"] else (): row for row in then[kind]}
-        assert {size: {**asdict(entry), "width": size[0] if size else 0} for size, entry in now.blocks[kind].items()} == rows
+        entries = now.blocks[kind].items()
+        assert {size: {**asdict(entry), "width": size[0] if size else 0} for size, entry in entries} == rows
 
 
 def test_trajectories() -> None:
@@ -115,8 +116,9 @@ def test_histories_and_fronts(tmp_path: Path) -> None:
 def test_probe_journals(tmp_path: Path) -> None:
     header, *rows = _lines("probes.jsonl")
     kept = Path(shutil.copy(FILES / "probes.jsonl", tmp_path))
-    renamed = {"hidden_size": "hidden", "queries_per_kv": "queries", "kv_heads": "kv_groups"}
-    identity = {renamed.get(name, name): value for name, value in header["identity"].items()}
+    identity: dict[str, Any] = dict(header["identity"])
+    for name, now in (("hidden_size", "hidden"), ("queries_per_kv", "queries"), ("kv_heads", "kv_groups")):
+        identity[now] = identity.pop(name)
     with ProbeJournal(kept, identity) as journal:
         for record in map(ProbeRecord.from_json, rows):
             assert journal.find(record.workload, record.sizes, record.stage, record.number) == record

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from multipruner.core.earlier import sizes_of_layer
-from multipruner.core.structure import Anatomy, Structure
+from multipruner.core.structure import Anatomy, Place, Structure
 
 
 class Layer(NamedTuple):
@@ -19,13 +19,9 @@ class Layer(NamedTuple):
 
 def anatomy_of(*layers: Sequence[int], head_dim: int = 16, hidden: int = 64) -> Anatomy:
     """A dense model of these layers; every block must be there."""
-    rows = [dict(zip(("attention", "mlp"), sizes_of_layer(layer), strict=True)) for layer in layers]
-    places = [place for n, row in enumerate(rows) for place in _numbered(n, Anatomy.uniform(1, row))]
+    rows = [zip(("attention", "mlp"), sizes_of_layer(layer), strict=True) for layer in layers]
+    places = [Place(number, kind, size) for number, row in enumerate(rows) for kind, size in row if size]
     return Anatomy(tuple(places), {"head_dim": head_dim, "hidden": hidden})
-
-
-def _numbered(layer: int, anatomy: Anatomy) -> Iterable:
-    return (type(place)(layer, place.kind, place.dense) for place in anatomy)
 
 
 def uniform(layers: int, query_heads: int, kv_heads: int, channels: int, head_dim: int = 16) -> Anatomy:

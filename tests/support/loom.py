@@ -16,7 +16,7 @@ ROW = Family(
         BlockSpec(
             kind="attention",
             path="mixer",
-            norms=("norm_a",),
+            before="norm_a",
             tensors=(
                 *conv1d("fused", "kv_groups * (queries + 2) * head_dim", "hidden"),
                 *conv1d("out", "hidden", _HEADS),
@@ -31,7 +31,7 @@ ROW = Family(
         BlockSpec(
             kind="mlp",
             path="feed",
-            norms=("norm_b",),
+            before="norm_b",
             tensors=(*conv1d("wide", "channels + channels", "hidden"), *conv1d("narrow", "hidden", "channels")),
             output="narrow",
         ),

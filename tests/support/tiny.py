@@ -12,12 +12,15 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from functools import cache
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
+    CONFIG_MAPPING,
+    MODEL_FOR_CAUSAL_LM_MAPPING,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
@@ -32,7 +35,7 @@ from transformers import (
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from multipruner.core import families
-from multipruner.core.families import anatomy_of, dimensions, spec_for
+from multipruner.core.families import anatomy_of, spec_for
 from multipruner.core.plan import BlockUnits, PruningPlan, Ranking, Units
 from multipruner.core.structure import GONE, Anatomy, Structure
 from multipruner.engine.cutting import Projection
@@ -96,6 +99,9 @@ def code_folder(family: str) -> Path:
 def _classes(family: str) -> tuple[Any, Any]:
     if family in CLASSES:
         return CLASSES[family]
+    if not families.FAMILIES[family].remote_code:
+        config = CONFIG_MAPPING[family]
+        return config, MODEL_FOR_CAUSAL_LM_MAPPING[config]
     name = f"modeling_{family}.{families.FAMILIES[family].prefix}ForCausalLM"
     model = get_class_from_dynamic_module(name, str(code_folder(family)))
     model.register_for_auto_class("AutoModelForCausalLM")
@@ -117,7 +123,7 @@ def tiny_model(
     Baichuan's has as many KV heads as query heads and hidden 64. Further ``config`` goes to the configuration.
     """
     config_class, model_class = _classes(family)
-    sizes = SIZES if family in CLASSES else {"vocab_size": VOCABULARY}
+    sizes = {"vocab_size": VOCABULARY} if families.FAMILIES[family].remote_code else SIZES
     config = {**sizes, families.FAMILIES[family].depth: layers, "tie_word_embeddings": tied, **config}
     model = model_class(config_class(**config))
     generator = torch.Generator().manual_seed(seed)
@@ -173,12 +179,13 @@ def random_plan(model: PreTrainedModel, seed: int = 0, *, drop: float = 0.25) ->
 def masked_model(model: PreTrainedModel, plan: PruningPlan) -> PreTrainedModel:
     """The dense model with everything that a plan removes set to zero: the reference for every pruned model."""
     masked = copy.deepcopy(model)
-    spec, constants = spec_for(model.config), dimensions(model.config).constants
+    spec = spec_for(model.config)
     for number, place in enumerate(plan.anatomy):
         block = spec.block(place.kind)
         layer = masked.get_submodule(f"{spec.decoder}.{spec.layers}.{place.layer}")
         output = Projection.of(layer.get_submodule(f"{block.path}.{block.output}"), block.transposed)
-        columns = list(_columns(plan, number, constants["head_dim"]))
+        width = output.weight.shape[1] // prod(place.dense)
+        columns = list(_columns(plan, number, width))
         gone = torch.ones(output.weight.shape[1], dtype=torch.bool)
         gone[columns] = False
         with torch.no_grad():
@@ -188,7 +195,7 @@ def masked_model(model: PreTrainedModel, plan: PruningPlan) -> PreTrainedModel:
     return masked
 
 
-def _columns(plan: PruningPlan, block: int, head_dim: int) -> Iterator[int]:
+def _columns(plan: PruningPlan, block: int, width: int) -> Iterator[int]:
     """The columns of an output projection that stay, written out by hand."""
     place, kept = plan.anatomy[block], plan.blocks[block].axes
     if place.kind == "mlp" or not kept:
@@ -197,7 +204,7 @@ def _columns(plan: PruningPlan, block: int, head_dim: int) -> Iterator[int]:
     for group, queries in zip(*kept, strict=True):  # pyright: ignore
         for query in queries:  # pyright: ignore
             head = group * place.dense[1] + query
-            yield from range(head * head_dim, (head + 1) * head_dim)
+            yield from range(head * width, (head + 1) * width)
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Literal
 
 from multipruner.core.costs import BlockCost, Costs
 from multipruner.core.layout import Layout
 from multipruner.core.objective import Choice, best_two
 from multipruner.core.structure import Anatomy, Structure
-from multipruner.search import DIMENSIONS, Grid, Problem
+from multipruner.search import DIMENSIONS, Dimension, Grid, Problem
 
 from .layers import layers_of, uniform
 
@@ -58,8 +59,7 @@ class Additive:
         self.committed.append(structure)
 
 
-def problem(ratio: float = 0.3, stop: str = "nearest", **changes: object) -> Problem:
-    base = Problem(
-        COSTS, ratio, DIMENSIONS, {"blocks": 44, "mlp": 52, "heads": 4}, Grid({"channels": 8, "kv_groups": 1}), stop
-    )  # type: ignore[arg-type]
+def problem(ratio: float = 0.3, stop: Literal["nearest", "reach"] = "nearest", **changes: object) -> Problem:
+    shares: dict[Dimension, float] = {"blocks": 44, "mlp": 52, "heads": 4}
+    base = Problem(COSTS, ratio, DIMENSIONS, shares, Grid({"channels": 8, "kv_groups": 1}), stop)
     return replace(base, **changes)  # type: ignore[arg-type]
