@@ -10,7 +10,7 @@ from huggingface_hub.errors import StrictDataclassClassValidationError
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from multipruner.core.errors import ConfigError
-from multipruner.core.families import Family, anatomy_of, dimensions, spec_for
+from multipruner.core.families import Family, anatomy_of, constants_of, spec_for
 from multipruner.core.layout import Layout
 from multipruner.core.plan import PruningPlan
 from multipruner.core.structure import GONE, Anatomy, Place, Structure
@@ -67,7 +67,7 @@ def _stock_config(
     config: Any, record: dict[str, Any], rows: list[dict[str, int]], structure: Structure, spec: Family
 ) -> PreTrainedConfig | None:
     """The family's own configuration for these sizes, or ``None`` where it has no words for them."""
-    constants = dimensions(config).constants
+    constants = constants_of(config)
     resized = any(block.resized for block in spec.blocks)
     if spec.remote_code or resized or any(row != rows[0] for row in rows) or not all(structure):
         return None

@@ -196,21 +196,6 @@ class Family:
         return {kind: tuple(counts[name] for name in BLOCK_KINDS[kind].names) for kind in self.kinds}
 
 
-@dataclass(frozen=True, slots=True)
-class Dimensions:
-    """The numbers of a dense model that a structure does not change."""
-
-    vocab_size: int
-    tied_embeddings: bool
-    constants: Mapping[str, int]
-    """By their names in layouts."""
-
-    @property
-    def hidden_size(self) -> int:
-        """Width of the residual stream."""
-        return self.constants["hidden"]
-
-
 _GROUPS_UNSAID = {key: text for key, text in GROUPED_HEADS.items() if key != "num_key_value_heads"}
 _HEADS_TOGETHER = {**GROUPED_HEADS, "num_attention_heads": "heads", "num_key_value_heads": "groups"}
 _POST: tuple[dict[str, Any], dict[str, Any]] = (
@@ -293,17 +278,15 @@ def spec_for(config: Any) -> Family:
     )
 
 
-def dimensions(config: Any) -> Dimensions:
-    """Read a dense model's configuration for what no structure changes."""
+def constants_of(config: Any) -> dict[str, int]:
+    """Read a dense model's configuration for the numbers that no structure changes, by their names in layouts."""
     counts = spec_for(config).counts(_values(config))
-    tied = bool(getattr(config, "tie_word_embeddings", False))
-    constants = {name: count for name, count in counts.items() if name not in AXES}
-    return Dimensions(config.vocab_size, tied, constants)
+    return {name: count for name, count in counts.items() if name not in AXES}
 
 
 def anatomy_of(config: Any) -> Anatomy:
     """The residual blocks of a dense model, from its configuration."""
-    family, constants = spec_for(config), dimensions(config).constants
+    family, constants = spec_for(config), constants_of(config)
     return Anatomy.uniform(getattr(config, family.depth), family.sizes(_values(config)), constants)
 
 

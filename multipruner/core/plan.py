@@ -253,11 +253,9 @@ def _blocks(record: Mapping[str, Any]) -> Iterable[tuple[Place, BlockUnits]]:
         if row["kind"] not in BLOCK_KINDS:
             raise ConfigError(f"the plan has a block of kind {row['kind']!r}: a newer multipruner may know it")
         names = BLOCK_KINDS[row["kind"]].names
-        units: list[Units] = []
-        for name in names if row["kept"] else ():
-            units.append(_units(row["kept"][name]))
+        units: tuple[Units, ...] = tuple(_units(row["kept"][name]) for name in (names if row["kept"] else ()))
         place = Place(_number(row["layer"]), row["kind"], tuple(_number(row["dense"][name]) for name in names))
-        yield place, BlockUnits(tuple(units))
+        yield place, BlockUnits(units)
 
 
 def _units(value: Any) -> Any:
@@ -277,8 +275,7 @@ def _first_too_large(structure: Structure, anatomy: Anatomy) -> str:
     """Where, such as ``: the attention block of layer 3 has ...``, or that it is of another depth."""
     for place, size in zip(anatomy, structure, strict=False):
         if not Structure((size,)).fits_in(Structure((place.dense,))):
-            units = zip(place.dense, BLOCK_KINDS[place.kind].axes, strict=True)
-            there = ", ".join(f"{count} {axis.label}" for count, axis in units)
+            there = ", ".join(f"{n} {axis.label}" for n, axis in zip(place.dense, BLOCK_KINDS[place.kind].axes, strict=True))
             return f": {place.name} has {there}, the structure {' x '.join(map(str, size))}"
     return f", which has {len(anatomy)} blocks: it has {len(structure)}"
 

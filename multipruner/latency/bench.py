@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 
 from multipruner.checkpoint.cut import apply_plan
 from multipruner.core.axes import BLOCK_KINDS
-from multipruner.core.families import anatomy_of, dimensions, spec_for
+from multipruner.core.families import anatomy_of, spec_for
 from multipruner.core.latency_table import LatencyTable, Shapes, Workload, WorkloadTable, interpolate
 from multipruner.core.plan import PruningPlan, Ranking
 from multipruner.core.structure import GONE, Anatomy, Size, Structure
@@ -67,9 +67,9 @@ Report = Callable[[str, float], None]
 
 def shapes_of(model: PreTrainedModel) -> Shapes:
     """What a model's block times depend on, besides the size of the block."""
-    dims, anatomy = dimensions(model.config), anatomy_of(model.config)
+    anatomy, model_type = anatomy_of(model.config), spec_for(model.config).model_type
     counts = {name: count for sizes in _largest(anatomy).items() for name, count in _named(*sizes).items()}
-    return {"model_type": spec_for(model.config).model_type, **dims.constants, **counts, "vocab_size": dims.vocab_size}
+    return {"model_type": model_type, **anatomy.constants, **counts, "vocab_size": model.config.vocab_size}
 
 
 def _largest(anatomy: Anatomy) -> dict[str, Size]:

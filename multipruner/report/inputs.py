@@ -194,14 +194,10 @@ def _read_front(path: Path, label: str, *, needed: bool) -> list[Front]:
     A point is ``{"values": {"loss": ..., "latency": ...}}``, or holds its numbers itself.
     """
     rows = _checked(tuple[dict[str, Any], ...], _mapping(path).get("points"), path, "points")
-    number = dict[Literal["loss"], float]
-    points: list[dict[str, Any]] = []
-    for index, row in enumerate(rows):
-        values = row["values"] if isinstance(row.get("values"), dict) else row
-        _checked(number, {"loss": values.get("loss")}, path, f"points.{index}")
-        points.append(values)
-    names = [name for cost in timed_first() for name in dict.fromkeys((cost.key, cost.name))]
-    for cost in names:
+    points: list[dict[str, Any]] = [row["values"] if isinstance(row.get("values"), dict) else row for row in rows]
+    for index, values in enumerate(points):
+        _checked(dict[Literal["loss"], float], {"loss": values.get("loss")}, path, f"points.{index}")
+    for cost in (name for row in timed_first() for name in dict.fromkeys((row.key, row.name))):
         both = tuple((float(p["loss"]), float(p[cost])) for p in points if _finite(p.get(cost)) and _finite(p["loss"]))
         if both:
             return [Front(label, cost, both)]
@@ -262,9 +258,11 @@ def _read_steps(path: Path, report: Report, anatomy: Anatomy) -> tuple[Step, ...
         if number > 1 and "finished" not in record:
             try:
                 step = _checked(Step, attributes(record), path, f"line {number}")
-                anatomy.at(step.layer, step.kind)
             except (KeyError, TypeError, ValueError) as error:
-                raise ConfigError(f"{path}, line {number}: {error}") from None
+                said = f"{error} is missing" if isinstance(error, KeyError) else error
+                raise ConfigError(f"{path}, line {number}: {said}") from None
+            if not any((place.layer, place.kind) == (step.layer, step.kind) for place in anatomy):
+                raise ConfigError(f"{path}, line {number}: no layer {step.layer} with a block {step.kind!r}")
             steps.append(step)
     return tuple(steps if report.search.steps is None else steps[: report.search.steps])
 

@@ -314,12 +314,17 @@ BROKEN = {
     "another format": ("report.json", '{"format": "x"}', "report.json is not a report"),
     "no number": ("report.json", {"ratio": "<b>much</b>"}, "report.json is broken: ratio"),
     "a bad contrast": ("report.json", {"perplexity": {"text": {}}}, "report.json is broken: perplexity.text.dense"),
-    "another run": ("report.json", {"structure": [[4, 2, 40]] * 6}, "different structures"),
+    "another run": ("report.json", {"structure": {"blocks": [[2, 2], [40]] * 6}}, "different structures"),
+    "another run of version 1": ("report.json", {"structure": [[4, 2, 40]] * 6}, "different structures"),
+    "no structure": ("report.json", {"structure": {"blocks": [["x"]]}}, "report.json is broken: structure"),
     "a broken plan": ("plan.json", "{}", "plan.json: plan format"),
     "a broken step": ("trajectory.jsonl", '{"format": "multipruner-trajectory"}\n{"stage": "x"}\n', "line 2"),
+    "a step without its size": (
+        "trajectory.jsonl", '{"format": "multipruner-trajectory"}\n{"kind": "mlp"}\n', "line 2: 'kept' is missing",
+    ),
     "a layer too many": ("trajectory.jsonl", None, "no layer 77"),
     "a broken front": ("front.json", '{"points": [{"loss": "low"}]}', "front.json is broken: points.0.loss"),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("case", BROKEN)
