@@ -17,8 +17,8 @@ from transformers import PreTrainedModel
 from multipruner.checkpoint.cut import apply_plan
 from multipruner.core.costs import Costs
 from multipruner.core.latency_table import LatencyTable, Workload
-from multipruner.core.plan import LayerRanking, PruningPlan, Ranking
-from multipruner.core.structure import LayerSize, Structure
+from multipruner.core.plan import PruningPlan, Ranking
+from multipruner.core.structure import GONE, Anatomy, Size, Structure
 from multipruner.engine.prunable import Prunable
 from multipruner.latency.timing import Timing, compile_blocks, time_side_by_side
 from multipruner.storage.journal import Journal
@@ -26,28 +26,28 @@ from multipruner.storage.journal import Journal
 
 def random_structure(costs: Costs, ratio: float, rng: random.Random, step: int) -> Structure:
     """Remove random blocks, KV groups and channel groups of a dense model until a ratio of the parameters is gone."""
-    structure = costs.dense
+    anatomy, structure = costs.anatomy, costs.dense
     while costs.ratio(structure) < ratio:
-        layer = rng.randrange(len(structure))
-        size = structure[layer]
-        per_kv = costs.dense[layer].query_heads // costs.dense[layer].kv_heads
-        draw = rng.random()
+        layer, draw = rng.randrange(anatomy.layers), rng.random()
+        kind = rng.choice(("attention", "mlp")) if draw < 0.25 else "attention" if draw < 0.4 else "mlp"
+        block = anatomy.at(layer, kind)
         if draw < 0.25:
-            smaller = size.without(rng.choice(("attention", "mlp")))
-        elif draw < 0.4:
-            groups = max(size.kv_heads - 1, 0)
-            smaller = LayerSize(groups * per_kv, groups, size.channels)
+            smaller = GONE
         else:
-            gone = step * rng.randint(1, 4)
-            smaller = LayerSize(size.query_heads, size.kv_heads, max(size.channels - gone, 0))
-        structure = structure.replace(layer, smaller)
+            smaller = _without(structure[block], 1 if kind == "attention" else step * rng.randint(1, 4))
+        structure = structure.replace(block, smaller)
     return structure
 
 
-def smaller_model(model: PreTrainedModel, structure: Structure, dense: Structure) -> PreTrainedModel:
+def _without(size: Size, units: int) -> Size:
+    """A block's size with fewer units of its first axis."""
+    return (size[0] - units, *size[1:]) if size and size[0] > units else GONE
+
+
+def smaller_model(model: PreTrainedModel, structure: Structure, anatomy: Anatomy) -> PreTrainedModel:
     """The dense model cut to a structure."""
-    order = Ranking(tuple(LayerRanking(tuple(range(s.kv_heads)), tuple(range(s.channels))) for s in dense))
-    plan = PruningPlan.from_structure(structure, order, dense, model="random", model_type=model.config.model_type)
+    order, family = Ranking.identity(anatomy), model.config.model_type
+    plan = PruningPlan.from_structure(structure, order, anatomy, model="random", model_type=family)
     return apply_plan(model, plan).eval()
 
 
@@ -109,7 +109,7 @@ def measure(
     known = results.find(workload, number, structure)
     if known:
         return known
-    models = {"dense": dense, "smaller": smaller_model(prunable.model, structure, prunable.dense)}
+    models = {"dense": dense, "smaller": smaller_model(prunable.model, structure, prunable.anatomy)}
     if arguments.compile:
         for model in models.values():
             compile_blocks(model)
@@ -125,10 +125,10 @@ def compare(
     """Predict and measure the random structures of one workload, and print the errors; they are the result's row."""
     print(f"\n{workload.name}\n{'removed':>8}{'predicted':>12}{'measured':>12}{'error':>9}{'of dense':>10}{'error':>9}")
     errors: dict[str, list[float]] = {"milliseconds": [], "ratio to dense": [], "least milliseconds": []}
-    dense, copied = table.milliseconds(prunable.dense, workload.name), copy.deepcopy(prunable.model)
+    dense, copied = table.milliseconds(prunable.dense, prunable.anatomy, workload.name), copy.deepcopy(prunable.model)
     for number in range(arguments.structures):
         found = measure(prunable, copied, workload, number, arguments, results)
-        predicted = table.milliseconds(found.structure, workload.name)
+        predicted = table.milliseconds(found.structure, prunable.anatomy, workload.name)
         of_dense = found.smaller.median_ms / found.dense.median_ms
         error, ratio_error = predicted / found.smaller.median_ms - 1, predicted / dense / of_dense - 1
         errors["milliseconds"].append(error)

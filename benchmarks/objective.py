@@ -21,10 +21,10 @@ from results import Cell, flag, record
 
 from multipruner.config.recipe import Recipe
 from multipruner.console.quiet import quiet_libraries
-from multipruner.core.structure import KINDS
 from multipruner.engine.objective import CalibrationObjective, PlainObjective, Work
 from multipruner.engine.prunable import Prunable
 from multipruner.importance.table import rank
+from multipruner.jobs.setting import grid_in
 from multipruner.recipes import mapping_for
 from multipruner.search import Grid, Problem, candidates, sequential_path
 from multipruner.sources.calibration import load_calibration
@@ -88,7 +88,8 @@ def row_of(title: str, plain: Side, ours: Side) -> list[Cell]:
 
 def one_step(prunable: Prunable, ids: torch.Tensor, batch_size: int) -> list[Cell]:
     """Every candidate of the first greedy step, both ways; the choices must agree."""
-    structures = [s for _, _, s in candidates("blocks", prunable.dense, Grid(128))]
+    moves = candidates("blocks", prunable.dense, prunable.anatomy, Grid({}))
+    structures = [prunable.dense.replace(*move) for move in moves]
     plain = PlainObjective(prunable, ids, batch_size=batch_size)
     ours = CalibrationObjective(prunable, ids, batch_size=batch_size)
     plain(prunable.dense)
@@ -113,9 +114,8 @@ def overhead(prunable: Prunable, ids: torch.Tensor, repeats: int = 9) -> None:
 
     def ours() -> None:
         hidden = inputs.hidden
-        for layer, size in enumerate(prunable.dense):
-            for kind in KINDS:
-                hidden = prunable.block(hidden, inputs, layer, kind, size)
+        for block, size in enumerate(prunable.dense):
+            hidden = prunable.block(hidden, inputs, block, size)
 
     times: dict[str, list[float]] = {"stock": [], "ours": []}
     for _ in range(repeats + 1):
@@ -125,7 +125,7 @@ def overhead(prunable: Prunable, ids: torch.Tensor, repeats: int = 9) -> None:
             if ids.is_cuda:
                 torch.cuda.synchronize()
             times[name].append(time.perf_counter() - began)
-    unit = ids.numel() * len(prunable.dense) / 1e6
+    unit = ids.numel() * prunable.anatomy.layers / 1e6
     medians = {name: statistics.median(values[1:]) / unit for name, values in times.items()}
     print(
         f"\nmicroseconds per token-layer: stock decoder {medians['stock']:.2f}, ours {medians['ours']:.2f} "
@@ -136,8 +136,7 @@ def overhead(prunable: Prunable, ids: torch.Tensor, repeats: int = 9) -> None:
 def whole_run(prunable: Prunable, ids: torch.Tensor, recipe: Recipe) -> list[Cell]:
     """A whole run to 20 %, both ways."""
     spec = recipe.calibration
-    grid = Grid(recipe.channel_group, recipe.kv_group_step, recipe.partial_groups)
-    problem = Problem(prunable.costs, 0.2, recipe.stages, recipe.shares, grid, recipe.stop)
+    problem = Problem(prunable.costs, 0.2, recipe.stages, recipe.shares, grid_in(recipe), recipe.stop)
     sides, paths = [], []
     for name, make in (("prefix re-use", CalibrationObjective), ("plain full forwards", PlainObjective)):
         blocks = make(prunable, ids, batch_size=spec.batch_size)

@@ -69,7 +69,8 @@ def passes(model: Any, ids: torch.Tensor) -> dict[str, Callable[[], object]]:
     many = ids.repeat(SAMPLED // sequences + 1, 1)[:SAMPLED]
     cache: Any = StaticCache(config=model.config, max_cache_len=length)
     model(input_ids=many[:, :-1], past_key_values=cache, logits_to_keep=1)
-    rows = torch.randn(sequences * length, prunable.dense[0].channels).to(prunable.head_weight.dtype)
+    attention, mlp = (prunable.anatomy.at(0, kind) for kind in ("attention", "mlp"))
+    rows = torch.randn(sequences * length, *prunable.dense[mlp]).to(prunable.head_weight.dtype)
     total = torch.zeros(rows.shape[1], rows.shape[1])
 
     def moments() -> None:
@@ -83,7 +84,7 @@ def passes(model: Any, ids: torch.Tensor) -> dict[str, Callable[[], object]]:
             model(input_ids=many[:, -1:], past_key_values=cache)
 
     return {
-        "an attention block": lambda: prunable.block(inputs.hidden, inputs, 0, "attention", prunable.dense[0]),
+        "an attention block": lambda: prunable.block(inputs.hidden, inputs, attention, prunable.dense[attention]),
         f"one more token of {SAMPLED} sequences": token,
         "second moments of one MLP": moments,
         "all moments": lambda: statistics.gather(prunable, ids),

@@ -126,7 +126,7 @@ def judged(setting: Setting, found: Found, wikitext: Path | None, most: int) -> 
     if setting.repairs_all:
         found = repair_all(setting, found, print, lambda done, total: None)
     plan = PruningPlan.from_structure(
-        found.structure, setting.ranking, prunable.dense, model="dense", model_type=prunable.spec.model_type
+        found.structure, setting.ranking, prunable.anatomy, model="dense", model_type=prunable.spec.model_type
     )
     pruned = cut_model(setting, plan, found.outputs, found.gain)
     result["wikitext2"] = perplexity(pruned, setting, wikitext, most)

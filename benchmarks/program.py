@@ -13,34 +13,37 @@ import sys
 
 from results import Cell, flag, markdown, record
 
-from multipruner.core.structure import BlockKind, LayerSize
+from multipruner.core.structure import GONE, Anatomy, Size
 from multipruner.search import Limit, solve
-from multipruner.search.program import Block
 
 COLUMNS = (("budgets", "{}"), ("seed", "{}"), ("share", "{:g}"), ("seconds", "{:.2f}"), ("gap", "{:.1e}"),
            ("sum of increases", "{:.3f}"))  # fmt: skip
 
 
-def tables(layers: int, options: int, seed: int) -> dict[Block, dict[LayerSize, float]]:
+def anatomy_of(layers: int, options: int) -> Anatomy:
+    """One query head on every KV head, 64 channels to a step."""
+    return Anatomy.uniform(layers, {"attention": (options - 1, 1), "mlp": (64 * (options - 1),)})
+
+
+def tables(anatomy: Anatomy, options: int, seed: int) -> dict[int, dict[Size, float]]:
     chance = random.Random(seed)
-    table: dict[Block, dict[LayerSize, float]] = {}
-    for layer in range(layers):
-        for kind in ("attention", "mlp"):
-            worth, rows = chance.lognormvariate(0, 1), {}
-            for step in range(options):
-                size = LayerSize(step, step, 0) if kind == "attention" else LayerSize(0, 0, 64 * step)
-                missing = 1 - step / (options - 1)
-                rows[size] = worth * missing**2 * chance.uniform(0.9, 1.1)
-            table[layer, kind] = rows
+    table: dict[int, dict[Size, float]] = {}
+    for block, place in enumerate(anatomy):
+        worth, rows = chance.lognormvariate(0, 1), dict[Size, float]()
+        for step in range(options):
+            size = ((step, 1) if place.kind == "attention" else (64 * step,)) if step else GONE
+            missing = 1 - step / (options - 1)
+            rows[size] = worth * missing**2 * chance.uniform(0.9, 1.1)
+        table[block] = rows
     return table
 
 
-def weight(layer: int, kind: BlockKind, size: LayerSize) -> float:
-    return 4.0 * size.query_heads + 3.0 * size.channels / 64 + (0.5 if size.has(kind) else 0)
+def weight(block: int, size: Size) -> float:
+    return (4.0 * size[0] if len(size) == 2 else 3.0 * size[0] / 64) + 0.5 if size else 0.0
 
 
-def cache(layer: int, kind: BlockKind, size: LayerSize) -> float:
-    return float(size.kv_heads)
+def cache(block: int, size: Size) -> float:
+    return float(size[0]) if len(size) == 2 else 0.0
 
 
 def main() -> int:
@@ -49,18 +52,18 @@ def main() -> int:
     parser.add_argument("--options", type=int, default=40)
     flag(parser)
     args = parser.parse_args()
-    top = args.options - 1
+    top, anatomy = args.options - 1, anatomy_of(args.layers, args.options)
     dense, heads = args.layers * (7.0 * top + 1), float(args.layers * top)
     rows: list[list[Cell]] = []
     for share in (0.9, 0.8, 0.7, 0.5):
         for seed in range(3):
-            table = tables(args.layers, args.options, seed)
+            table = tables(anatomy, args.options, seed)
             both = (
                 Limit.of_blocks("weight", weight, 0.0, share * dense),
                 Limit.of_blocks("cache", cache, 0.0, share * heads),
             )
             for name, limits in (("one", both[:1]), ("two", both)):
-                found = solve(table, limits)
+                found = solve(table, limits, anatomy)
                 rows.append([name, seed, share, found.seconds, found.gap, found.predicted])
     print(markdown(COLUMNS, rows))
     record(args.record, "program", COLUMNS, rows, setting={"layers": args.layers, "options": args.options})

@@ -61,7 +61,7 @@ class Bench:
         self.args, self.console = args, console
         self.setting: Setting = prepare(recipe, console, {})
         prunable, spec = self.setting.prunable, recipe.calibration
-        self.dense, self.bill = prunable.dense, Bill()
+        self.anatomy, self.bill = prunable.anatomy, Bill()
         self.table = latency_table_of(recipe, prunable) if recipe.latency_table else None
         text = self.setting.calibration
         held_out = load_calibration(spec, self.setting.tokenizer, prunable.model, split="heldout")
@@ -88,7 +88,7 @@ class Bench:
         """What budgets can be of."""
         costs: dict[str, float] = {"parameters": self.setting.prunable.costs.parameters(structure)}
         if self.table is not None:
-            costs["latency"] = self.table[0].milliseconds(structure, self.table[1])
+            costs["latency"] = self.table[0].milliseconds(structure, self.anatomy, self.table[1])
         return costs
 
     def find(self, method: str, budget: str) -> tuple[Structure, dict[str, Any]]:
@@ -113,7 +113,7 @@ class Bench:
         with search_display(self.console, expected, aim) as display:
             judges = judged_by(self.losses, self.width_losses)
             steps = path_within(problem, judges, together, self.costs, display)
-        structure = first_within(self.dense, steps or (), self._limits(budget), self.costs)
+        structure = first_within(self.anatomy, steps or (), self._limits(budget), self.costs)
         if steps is None or structure is None:
             raise InfeasibleError(f"the greedy path does not get to {budget}; leave it out of the budgets")
         return structure, {**self.bill.to_json(), "steps": len(steps), "path_to": steps[-1].ratio}
@@ -142,7 +142,7 @@ class Bench:
 
     def _perplexity(self, structure: Structure, outputs: Outputs, gain: Tensor | None) -> dict[str, Any]:
         setting, args = self.setting, self.args
-        plan = PruningPlan.from_structure(structure, setting.ranking, self.dense, model=setting.source.name,
+        plan = PruningPlan.from_structure(structure, setting.ranking, self.anatomy, model=setting.source.name,
                                           model_type=setting.prunable.spec.model_type)  # fmt: skip
         pruned = cut_model(setting, plan, outputs, gain)
         spec = EvaluationSpec(text=str(args.wikitext), length=args.eval_length, max_tokens=args.max_tokens)
@@ -153,7 +153,7 @@ class Bench:
     def cell(self, method: str, budget: str) -> dict[str, Any]:
         """One line of the table."""
         structure, taken = self.find(method, budget)
-        costs, dense = self.costs(structure), self.costs(self.dense)
+        costs, dense = self.costs(structure), self.costs(self.anatomy.dense)
         row = {"method": method, "budget": budget, "structure": structure.to_json(), "search": taken}
         row |= {"ratio": 1 - costs["parameters"] / dense["parameters"], **self.judged(structure)}
         if "latency" in costs:

@@ -108,7 +108,7 @@ def families() -> str:
 
     rows = (
         (code(name), f"{code(spec.prefix + 'ForCausalLM')}{', code of its own' if spec.remote_code else ''}",
-         _block(spec.attention), _block(spec.mlp), "yes" if name in GGUF_FAMILIES else "no")
+         *(_block(spec.block(kind)) for kind in ("attention", "mlp")), "yes" if name in GGUF_FAMILIES else "no")
         for name, spec in FAMILIES.items()
     )  # fmt: skip
     return table(("model type", "class", "attention", "MLP", "GGUF export"), rows)

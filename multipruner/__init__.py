@@ -13,10 +13,10 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from .core.version import __version__ as __version__
+from .core import __version__ as __version__
 
 _EXPORTS = {
-    "LayerSize": "core.structure",
+    "Anatomy": "core.structure",
     "PruningPlan": "core.plan",
     "Ranking": "core.plan",
     "Structure": "core.structure",
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from .core.errors import MultiprunerError as MultiprunerError
     from .core.plan import PruningPlan as PruningPlan
     from .core.plan import Ranking as Ranking
-    from .core.structure import LayerSize as LayerSize
+    from .core.structure import Anatomy as Anatomy
     from .core.structure import Structure as Structure
     from .jobs.finish import Run as Run
     from .jobs.prune.run import prune as prune

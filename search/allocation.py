@@ -17,11 +17,11 @@ from typing import Any
 
 from multipruner.core.errors import NumericsError
 from multipruner.core.objective import Objective
-from multipruner.core.structure import KINDS, BlockKind, LayerSize, Structure
+from multipruner.core.structure import Anatomy, Size, Structure
 from multipruner.search.grid import Grid
-from multipruner.search.limits import Limit, alone
+from multipruner.search.limits import Limit
 from multipruner.search.options import Chain, chains, interpolated, levels, predicted
-from multipruner.search.program import Block, Solution, Table, assemble, solve
+from multipruner.search.program import Solution, Table, solve
 
 PARTS = (4, 8, 16, 32)
 """Of the blocks, one in so many may change: cautious steps beside the free one."""
@@ -36,37 +36,32 @@ class Task:
     """What is asked of an allocation.
 
     Attributes:
-        dense: the dense structure.
-        grid: how finely widths are cut; where the channel group divides the width, every width is a multiple of it.
+        anatomy: the dense model's blocks.
+        grid: how finely they are cut.
         limits: the budgets.
         uniform: the same sizes in every layer that stays, and only whole layers leave.
         rounds: how often the surroundings of the best structure are measured, at most.
         refine_seconds: further rounds begin until so much time has passed after those.
     """
 
-    dense: Structure
+    anatomy: Anatomy
     grid: Grid
     limits: tuple[Limit, ...]
     uniform: bool = False
     rounds: int = 2
     refine_seconds: float = 0.0
 
-    def blocks(self) -> list[Block]:
-        """The residual blocks of the dense model."""
-        return [(layer, kind) for layer, size in enumerate(self.dense) for kind in KINDS if size.has(kind)]
+    def levels(self, block: int) -> tuple[Size, ...]:
+        """Return what a block can keep, from nothing to everything."""
+        return levels(self.anatomy[block], self.grid)
 
-    def levels(self, block: Block) -> tuple[LayerSize, ...]:
-        """What a block can keep, from nothing to everything."""
-        return levels(alone(self.dense[block[0]], block[1]), block[1], self.grid)
+    def chains(self, block: int, structure: Structure) -> tuple[Chain, ...]:
+        """Return the chains of a block's options that go through the one it has in a structure."""
+        return chains(self.anatomy[block], self.grid, structure[block])
 
-    def chains(self, block: Block, structure: Structure) -> tuple[Chain, ...]:
-        """The chains of a block's options that go through the one it has in a structure."""
-        layer, kind = block
-        return chains(alone(self.dense[layer], kind), kind, self.grid, alone(structure[layer], kind))
-
-    def predicted(self, block: Block, tables: Sequence[Mapping[LayerSize, float]]) -> dict[LayerSize, float]:
-        """Loss increases of a block's options by those along its chains."""
-        return predicted(tables, alone(self.dense[block[0]], block[1]), block[1], self.grid)
+    def predicted(self, block: int, structure: Structure, tables: Sequence[Mapping[Size, float]]) -> dict[Size, float]:
+        """Return loss increases of a block's options by those along its chains."""
+        return predicted(tables, self.anatomy[block], self.grid, structure[block])
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +89,7 @@ class Round:
     accepted: bool
 
     def to_json(self) -> dict[str, Any]:
-        """A plain mapping (its number is called ``round``)."""
+        """Return a plain mapping (its number is called ``round``)."""
         record = asdict(self)
         return {"round": record.pop("number"), **record}
 
@@ -116,7 +111,7 @@ Progress = Callable[[str, int, int], None]
 def allocate(
     task: Task, objective: Objective, on_progress: Progress | None = None, *, sketch: Objective | None = None
 ) -> Allocation:
-    """The structure with the lowest measured loss that the rounds find within the budgets.
+    """Return the structure with the lowest measured loss that the rounds find within the budgets.
 
     Args:
         task: what is asked.
@@ -136,16 +131,17 @@ def allocate(
     def measured() -> int:
         return sum(each.count for each in {meter, rough})
 
-    dense_loss = meter(task.dense)
+    dense = task.anatomy.dense
+    dense_loss = meter(dense)
     if not isfinite(dense_loss):
         raise NumericsError("the dense model's calibration loss is not finite; try --dtype float32 or bfloat16")
-    best, best_loss, rounds, reach = task.dense, float("inf"), [], _reach(task)
+    best, best_loss, rounds, reach = dense, float("inf"), [], _reach(task)
     for number in _numbers(task):
         began, before = time.perf_counter(), measured()
         if number:
             table, base = _tables(task, meter, best, reach, number)
         else:
-            table, base = _tables(task, rough, task.dense, None, number)[0], dense_loss
+            table, base = _tables(task, rough, dense, None, number)[0], dense_loss
         solutions = _solutions(task, table, best if number else None)
         losses = [meter(solution.structure) for solution in solutions]
         loss, solution = min(zip(losses, solutions, strict=True), key=lambda pair: pair[0])
@@ -162,7 +158,7 @@ def allocate(
 
 
 def _numbers(task: Task) -> Iterator[int]:
-    """Numbers of the rounds: those asked for, then more while there is time."""
+    """Yield numbers of the rounds: those asked for, then more while there is time."""
     yield from range(task.rounds + 1)
     began = time.perf_counter()
     for number in count(task.rounds + 1):
@@ -172,22 +168,22 @@ def _numbers(task: Task) -> Iterator[int]:
 
 
 def _solutions(task: Task, table: Table, base: Structure | None) -> list[Solution]:
-    """What the program gives, and what it gives when only some of the blocks may differ from the base.
+    """Return what the program gives, and what it gives when only some of the blocks may differ from the base.
 
     The more blocks change together, the less their single losses add up; so a table that promises too much for all
     blocks at once is still right about the few best changes, and solving again costs next to nothing.
     """
-    free = solve(table, task.limits, uniform=task.uniform)
+    free = solve(table, task.limits, task.anatomy, uniform=task.uniform)
     if base is None or task.uniform:
         return [free]
 
-    def changed(layer: int, kind: BlockKind, size: LayerSize) -> float:
-        return float(size != alone(base[layer], kind))
+    def changed(block: int, size: Size) -> float:
+        return float(size != base[block])
 
     found = {free.structure: free}
     for part in PARTS:
         few = Limit.of_blocks("changed blocks", changed, 0.0, float(max(2, len(table) // part)))
-        solution = solve(table, (*task.limits, few))
+        solution = solve(table, (*task.limits, few), task.anatomy)
         found.setdefault(solution.structure, solution)
     found.pop(base, None)
     return list(found.values()) or [free]
@@ -202,14 +198,16 @@ def _round(
 
 
 def _reach(task: Task) -> int:
-    """How many levels up and down the first surroundings go."""
-    longest = max(len(chain) for block in task.blocks() for chain in task.chains(block, task.dense))
+    """Tell how many levels up and down the first surroundings go."""
+    dense = task.anatomy.dense
+    longest = max(len(chain) for block in range(len(dense)) for chain in task.chains(block, dense))
     return max(1, int(longest * FIRST_REACH))
 
 
 def check_feasible(task: Task) -> None:
     """Solve with no losses at all: raises when the budgets cannot be kept."""
-    solve({b: dict.fromkeys(task.levels(b), 0.0) for b in task.blocks()}, task.limits, uniform=task.uniform)
+    table = {block: dict.fromkeys(task.levels(block), 0.0) for block in range(len(task.anatomy))}
+    solve(table, task.limits, task.anatomy, uniform=task.uniform)
 
 
 class _Meter:
@@ -225,8 +223,8 @@ class _Meter:
 
 def _tables(
     task: Task, meter: _Meter, base: Structure, reach: int | None, number: int
-) -> tuple[dict[Block, dict[LayerSize, float]], float]:
-    """Loss increases of every block's options with all other blocks as in ``base``, and the loss of the base.
+) -> tuple[dict[int, dict[Size, float]], float]:
+    """Return loss increases of every block's options with all other blocks as in ``base``, and the loss of the base.
 
     ``reach`` None measures a few levels over the whole range; a number measures the levels that far up and down, and
     options further away are no options. Between measured levels losses are interpolated, beside the chains predicted.
@@ -234,27 +232,27 @@ def _tables(
     meter.objective.commit(base)
     own = meter(base)
     wanted = {
-        block: [(chain, _wanted(chain, alone(base[block[0]], block[1]), reach)) for chain in task.chains(block, base)]
-        for block in task.blocks()
+        block: [(chain, _wanted(chain, base[block], reach)) for chain in task.chains(block, base)]
+        for block in range(len(base))
     }
     total, done = sum(len(sizes) for asked in wanted.values() for _, sizes in asked), 0
     what = "first tables" if reach is None else f"round {number}"
-    table: dict[Block, dict[LayerSize, float]] = {}
+    table: dict[int, dict[Size, float]] = {}
     for block, asked in wanted.items():
         tables = []
         for chain, sizes in asked:
-            rows = {alone(base[block[0]], block[1]): 0.0}
+            rows = {base[block]: 0.0}
             for size in sizes:
-                rows[size] = meter(with_block(base, block, size)) - own
+                rows[size] = meter(base.replace(block, size)) - own
                 done += 1
                 meter.on_progress(what, done, total)
             tables.append(interpolated(rows, chain))
-        table[block] = task.predicted(block, tables)
+        table[block] = task.predicted(block, base, tables)
     return table, own
 
 
-def _wanted(sizes: Sequence[LayerSize], current: LayerSize, reach: int | None) -> list[LayerSize]:
-    """The options of one chain to measure: the block as it is costs nothing."""
+def _wanted(sizes: Sequence[Size], current: Size, reach: int | None) -> list[Size]:
+    """Return the options of one chain to measure: the block as it is costs nothing."""
     here = sizes.index(current)
     if reach is None:
         last = len(sizes) - 1
@@ -262,11 +260,3 @@ def _wanted(sizes: Sequence[LayerSize], current: LayerSize, reach: int | None) -
     else:
         places = {max(0, here - reach), min(len(sizes) - 1, here + reach)}
     return [sizes[place] for place in sorted(places - {here})]
-
-
-def with_block(structure: Structure, block: Block, size: LayerSize) -> Structure:
-    """A structure with one block's size changed."""
-    layer, kind = block
-    parts: dict[Block, LayerSize] = {(0, k): alone(structure[layer], k) for k in KINDS}
-    parts[0, kind] = size
-    return structure.replace(layer, assemble(parts)[0])

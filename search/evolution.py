@@ -65,7 +65,7 @@ def evolve(space: Space[T], evaluate: Evaluate[T], **keywords: Any) -> Result[T]
 
 
 def random_search(space: Space[T], evaluate: Evaluate[T], **keywords: Any) -> Result[T]:
-    """The same search, with as many evaluations at every fidelity, but every child is a random candidate."""
+    """Return the same search, with as many evaluations at every fidelity, but every child is a random candidate."""
     return Search(space, evaluate, "random", **keywords).run()
 
 
@@ -180,14 +180,14 @@ class Search(Generic[T]):
         self.population = self.toolbox.select([*self.population, *arrived], self.settings.population)
 
     def _best_values(self) -> list[tuple[float, ...]]:
-        """The front at the home fidelity; with one objective, its best value."""
+        """Return the front at the home fidelity; with one objective, its best value."""
         best = self.archive if isinstance(self.archive, tools.ParetoFront) else self.archive[:1]
         return [individual.fitness.values for individual in best]
 
     # Where candidates come from: endless streams, of which only what is new is taken.
 
     def _fresh(self, stream: Iterator[T], wanted: int, besides: Sequence[T] = ()) -> list[T]:
-        """So many different candidates that were never scored; fewer when the space is nearly used up."""
+        """Return so many different candidates that were never scored; fewer when the space is nearly used up."""
         old, found = set(besides), {}
         for _ in range(NOVELTY * max(0, wanted)):
             if len(found) == wanted:
@@ -202,7 +202,7 @@ class Search(Generic[T]):
             yield self.toolbox.candidate(self.rng)
 
     def _neighbours(self) -> Iterator[T]:
-        """Of the seeds; without seeds, strangers."""
+        """Yield of the seeds; without seeds, strangers."""
         while True:
             if self.seeds:
                 yield self.toolbox.mutate(self.rng.choice(self.seeds), self.rng)
@@ -210,11 +210,11 @@ class Search(Generic[T]):
                 yield self.toolbox.candidate(self.rng)
 
     def _pressure(self) -> int:
-        """How many generations the search has stood still beyond its patience, at most 6."""
+        """Tell how many generations the search has stood still beyond its patience, at most 6."""
         return min(6, max(0, self.stalled - self.settings.patience + 1))
 
     def _bred(self) -> Iterator[T]:
-        """Children of tournament winners, and some immigrants; bolder the longer nothing better was found."""
+        """Yield children of tournament winners, and some immigrants; bolder the longer nothing better was found."""
         parents, rng = self._parents(), self.rng
         strength = 1 + self._pressure() / 2
         immigrants = min(0.5, self.settings.immigrants * (1 + self._pressure()))
@@ -236,7 +236,7 @@ class Search(Generic[T]):
     # What is written down.
 
     def _record(self, generation: int, seconds: float, computed: int) -> None:
-        """One line of the history; all but ``computed`` and ``seconds`` is the same in every run of one seed."""
+        """Return one line of the history; all but ``computed`` and ``seconds`` is the same in every run of one seed."""
         summary = {name: row.tolist() for name, row in self.statistics.compile(self.population).items()}
         self.logbook.record(
             generation=generation, stage="generation", fidelity=self.settings.home,

@@ -40,12 +40,12 @@ class Front(Generic[T]):
         return tuple(self.points[0].values)
 
     def to_json(self, encode: Callable[[T], Any]) -> dict[str, Any]:
-        """``{"points": [{"structure": [...], "values": {"loss": ..., ...}}]}``."""
+        """Return ``{"points": [{"structure": [...], "values": {"loss": ..., ...}}]}``."""
         return {"points": [{self.kind: encode(p.candidate), "values": dict(p.values)} for p in self.points]}
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any], kind: str, decode: Callable[[Any], T]) -> Front[T]:
-        """The inverse of :meth:`to_json`.
+        """Return the inverse of :meth:`to_json`.
 
         Raises:
             ConfigError: when the mapping is no front of this kind.
@@ -64,7 +64,7 @@ class Front(Generic[T]):
 
 
 def pick(front: Front[T], how: Literal["knee", "best"] | int) -> Point[T]:
-    """One point: the lowest first objective, the knee, or the one at a place (from 0) in the list of points.
+    """Return one point: the lowest first objective, the knee, or the one at a place (from 0) in the list of points.
 
     Raises:
         ConfigError: for another word, or a place that does not exist.
@@ -79,7 +79,7 @@ def pick(front: Front[T], how: Literal["knee", "best"] | int) -> Point[T]:
 
 
 def _knee(values: Sequence[Sequence[float]]) -> int:
-    """Where most of every objective is had at once.
+    """Tell where most of every objective is had at once.
 
     With every objective scaled to [0, 1] over the front, the point furthest below the plane through the unit points:
     the one with the smallest sum (after Das 1999, Structural Optimization 18, 107-115). A tie goes to the earlier

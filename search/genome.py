@@ -1,8 +1,8 @@
-"""The structure as a genome: per-layer sizes, and operators that keep the budget.
+"""The structure as a genome: sizes block by block, and operators that keep the budget.
 
 Whatever an operator does to a structure, it is then brought back into the budget by level switching: a step of the
 grid is taken from one block and given to another (as in evolutionary searches over compression levels such as EvoPress,
-arXiv 2410.14649). One attention and one MLP block always stay.
+arXiv 2410.14649). One block of each kind always stays.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from math import exp, inf
 from typing import Any
 
 from multipruner.core.errors import ConfigError, InfeasibleError
-from multipruner.core.structure import Structure
+from multipruner.core.structure import Anatomy, Structure
 from multipruner.search.grid import Grid
 from multipruner.search.ladder import Ladder, Levels
 from multipruner.search.limits import Budget
@@ -29,8 +29,8 @@ class StructureSpace:
     """All structures on a grid within a budget.
 
     Args:
-        dense: the dense structure.
-        grid: how finely widths are cut (alignment: every width is the dense one less whole steps).
+        anatomy: the dense model's blocks.
+        grid: how finely they are cut (alignment: every count is the dense one less whole steps).
         budget: what must hold.
 
     Raises:
@@ -40,22 +40,26 @@ class StructureSpace:
 
     kind = "structure"
 
-    def __init__(self, dense: Structure, grid: Grid, budget: Budget | None = None) -> None:
-        self.ladder = Ladder(dense, grid)
+    def __init__(self, anatomy: Anatomy, grid: Grid, budget: Budget | None = None) -> None:
+        self.ladder = Ladder(anatomy, grid)
         self.budget = budget or Budget()
-        self._grid = grid
-        if not (self.ladder.blocks(list(self.ladder.tops), 0) and self.ladder.blocks(list(self.ladder.tops), 1)):
-            raise ConfigError("the dense structure has no attention or no MLP block at all: there is nothing to search")
+        self._grid, self._kinds = grid, anatomy.kinds
+        if not self._kinds:
+            raise ConfigError("the dense structure has no block at all: there is nothing to search")
+        groups = {(self.ladder.kind(rung), self.ladder.rungs[rung].axis): self.ladder.alike(rung)
+                  for rung in range(len(self.ladder))}  # fmt: skip
+        self._alike = list(groups.values())
         self._check_reachable()
 
     def holds(self, structure: Structure) -> bool:
-        """Whether a structure is on the grid, within the budget, and keeps one block of each kind."""
+        """Tell whether a structure is on the grid, within the budget, and keeps one block of each kind."""
         levels = self.ladder.levels(structure)
         on_grid = self.ladder.structure(levels) == structure
-        return on_grid and all(self.ladder.blocks(levels, kind) for kind in (0, 1)) and self.budget.holds(structure)
+        kept = all(self.ladder.blocks(levels, kind) for kind in self._kinds)
+        return on_grid and kept and self.budget.holds(structure)
 
     def random(self, rng: random.Random) -> Structure:
-        """A structure whose blocks differ widely in how much they lose; some are gone altogether."""
+        """Return a structure whose blocks differ widely in how much they lose; some are gone altogether."""
         free = all(bound.least == -inf for bound in self.budget.bounds) and not self.budget.fill
         tried: list[Structure] = []
         for _ in range(ATTEMPTS):
@@ -72,7 +76,7 @@ class StructureSpace:
         raise self._impossible(tried)
 
     def admit(self, candidate: Structure, rng: random.Random) -> Structure:
-        """The structure itself when it holds, else one near it (moved to the grid, then into the budget).
+        """Return the structure itself when it holds, else one near it (moved to the grid, then into the budget).
 
         Raises:
             ConfigError: when it is larger than the dense structure.
@@ -94,8 +98,8 @@ class StructureSpace:
         """Exchange a stretch of layers, or single blocks; repairs touch first what the parents disagree about."""
         a, b = self.ladder.levels(one), self.ladder.levels(other)
         if rng.random() < 0.5:
-            first, last = sorted(rng.sample(range(len(self.ladder.dense) + 1), 2))
-            swapped = [2 * first <= place < 2 * last for place in range(len(a))]
+            first, last = sorted(rng.sample(range(self.ladder.anatomy.layers + 1), 2))
+            swapped = [first <= self.ladder.layer(rung) < last for rung in range(len(a))]
         else:
             swapped = [rng.random() < 0.5 for _ in a]
         taste = [4.0 if x != y else 0.5 for x, y in zip(a, b, strict=True)]
@@ -107,7 +111,8 @@ class StructureSpace:
         return left or one, right or other
 
     def mutate(self, candidate: Structure, rng: random.Random, strength: float = 1.0) -> Structure:
-        """One or more of: level switching, another width, two layers' widths exchanged, a block removed or restored.
+        """Return one or more of: level switching, another width, two blocks' widths exchanged, a block removed or
+        restored.
 
         Returns the candidate itself when the budget allows no change.
         """
@@ -126,18 +131,18 @@ class StructureSpace:
                 return found
         return candidate
 
-    def to_json(self, candidate: Structure) -> list[list[int]]:
-        """``[[query_heads, kv_heads, channels], ...]``."""
+    def to_json(self, candidate: Structure) -> dict[str, Any]:
+        """See :meth:`Structure.to_json`."""
         return candidate.to_json()
 
     def from_json(self, value: Any) -> Structure:
-        """The inverse of :meth:`to_json`."""
+        """Return the inverse of :meth:`to_json`."""
         return Structure.from_json(value)
 
     def identity(self) -> dict[str, Any]:
-        """Dense sizes, grid and budget."""
-        grid = [self._grid.channel_group, self._grid.kv_group_step, self._grid.partial]
-        return {"kind": self.kind, "dense": self.ladder.dense.to_json(), "grid": grid, **self.budget.to_json()}
+        """Return dense sizes, grid and budget."""
+        dense = self.ladder.dense.to_json()
+        return {"kind": self.kind, "dense": dense, "grid": self._grid.to_json(), **self.budget.to_json()}
 
     # The mutations: each changes the levels in place; some have no effect on some structures.
 
@@ -154,8 +159,8 @@ class StructureSpace:
             levels[place] += amount
 
     def _exchange(self, levels: Levels, rng: random.Random) -> None:
-        kind = rng.randrange(2)
-        one, other = (2 * rng.randrange(len(levels) // 2) + kind for _ in range(2))
+        alike = self._alike[rng.randrange(len(self._alike))]
+        one, other = (alike[rng.randrange(len(alike))] for _ in range(2))
         if levels[one] <= self.ladder.tops[other] and levels[other] <= self.ladder.tops[one]:
             levels[one], levels[other] = levels[other], levels[one]
 
@@ -169,13 +174,15 @@ class StructureSpace:
 
     def _restore(self, levels: Levels, rng: random.Random) -> None:
         """See to it that one block of each kind is there."""
-        for kind in (0, 1):
+        for kind in self._kinds:
             if not self.ladder.blocks(levels, kind):
-                place = rng.choice([p for p in range(kind, len(levels), 2) if self.ladder.tops[p]])
+                place = rng.choice(self.ladder.of_kind(kind))
                 levels[place] = rng.randint(1, self.ladder.tops[place])
 
     def _settle(self, levels: Levels, rng: random.Random, taste: Sequence[float] | None = None) -> Structure | None:
-        """The levels brought into the budget, changing first the places with the greater taste; ``None``: not found."""
+        """Return the levels brought into the budget, changing first the places with the greater taste; ``None``:
+        not found.
+        """
         taste = taste or [1.0] * len(levels)
         self._restore(levels, rng)
         for restart in range(RESTARTS):
@@ -205,11 +212,11 @@ class StructureSpace:
                     return False
 
     def _order(self, levels: Levels, change: int, rng: random.Random, taste: Sequence[float]) -> list[int]:
-        """The places that may change, in random order, the tasty ones earlier (Efraimidis and Spirakis 2006)."""
+        """Return the places that may change, in random order, the tasty ones earlier (Efraimidis and Spirakis 2006)."""
         keys: list[tuple[float, int]] = []
         for place, liking in enumerate(taste):
             if self.ladder.can(levels, place, change):
-                seam = levels[place] == 0 or levels[place] + change == 0
+                seam = self.ladder.removes(place) and 0 in (levels[place], levels[place] + change)
                 keys.append((-(rng.random() ** (1 / (liking * (SEAM if seam else 1.0)))), place))
         return [place for _, place in sorted(keys)]
 
@@ -256,10 +263,9 @@ class StructureSpace:
                 )
 
     def _extremes(self) -> list[Structure]:
-        """The dense structure, and all that keep one step of one attention and of one MLP block of one layer each."""
+        """Return the dense structure, and all that keep the least of one block of each kind."""
         found = [self.ladder.dense]
-        for places in zip(*([p for p in range(k, len(self.ladder), 2) if self.ladder.tops[p]] for k in (0, 1)),
-                          strict=False):  # fmt: skip
+        for places in zip(*map(self.ladder.of_kind, self._kinds), strict=False):
             found.append(self.ladder.structure([int(place in places) for place in range(len(self.ladder))]))
         return found
 
@@ -274,7 +280,7 @@ class StructureSpace:
 
 
 def _few(rng: random.Random) -> int:
-    """1 in half of the cases, 2 in a quarter, and so on."""
+    """Return 1 in half of the cases, 2 in a quarter, and so on."""
     count = 1
     while rng.random() < 0.5:
         count += 1

@@ -50,7 +50,7 @@ class Individual(Generic[T]):
 
 
 def check_one_fidelity(individuals: Sequence[Individual[T]]) -> None:
-    """Losses on different amounts of text are different quantities: refuse to rank a mixture.
+    """Refuse to rank a mixture: losses on different amounts of text are different quantities.
 
     Raises:
         ValueError: when there are two fidelities.
@@ -61,13 +61,13 @@ def check_one_fidelity(individuals: Sequence[Individual[T]]) -> None:
 
 
 def select(individuals: Sequence[Individual[T]], k: int) -> list[Individual[T]]:
-    """NSGA-II's survivors, best front first (``deap.tools.selNSGA2``); all must be of one fidelity."""
+    """Return NSGA-II's survivors, best front first (``deap.tools.selNSGA2``); all must be of one fidelity."""
     check_one_fidelity(individuals)
     return tools.selNSGA2(individuals, min(k, len(individuals))) if individuals and k else []
 
 
 def mating_pool(population: Sequence[Individual[T]], rng: random.Random) -> list[Individual[T]]:
-    """Winners of tournaments by dominance and crowding, about as many as there are individuals.
+    """Return winners of tournaments by dominance and crowding, about as many as there are individuals.
 
     ``deap.tools.selTournamentDCD`` takes from the global generator and wants groups of four.
     """

@@ -1,72 +1,124 @@
-"""A structure as a row of small numbers: how many steps of the grid each residual block keeps.
+"""A structure as a row of small numbers: how many steps of the grid every axis of every residual block keeps.
 
-Two places per layer, attention first; level 0 means that the block is gone.
+A rung is an axis that moves. The first axis of a block has a level 0, at which the block is gone; what its other axes
+keep is of no account then.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-from multipruner.core.structure import LayerSize, Structure
-from multipruner.search.grid import Grid, widths
+from multipruner.core.structure import GONE, Anatomy, Size, Structure
+from multipruner.search.grid import Grid
 
 Levels = list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Rung:
+    """One axis of one block.
+
+    Attributes:
+        place: number of the block.
+        axis: number of the axis in the block's size.
+        counts: what each level keeps; 0 first on the first axis of a block.
+    """
+
+    place: int
+    axis: int
+    counts: tuple[int, ...]
 
 
 class Ladder:
     """Translates between structures and levels.
 
     Attributes:
-        tops: the dense level of every place; shape (2 * layers,).
+        rungs: what each number of a row of levels stands for: block by block, axis by axis.
+        tops: the dense level of every rung.
 
     Raises:
-        ConfigError: when the grid does not divide the dense sizes.
+        ConfigError: when the grid does not divide the dense counts.
     """
 
-    def __init__(self, dense: Structure, grid: Grid) -> None:
-        grid.check(dense)
-        self.dense = dense
-        self._widths = [
-            rungs
-            for size in dense
-            for rungs in (widths(size.kv_heads, grid.kv_group_step), widths(size.channels, grid.channel_group))
+    def __init__(self, anatomy: Anatomy, grid: Grid) -> None:
+        grid.check(anatomy)
+        self.anatomy, self.dense = anatomy, anatomy.dense
+        self.rungs: tuple[Rung, ...] = tuple(
+            Rung(number, axis, (0, *counts) if axis == 0 else counts)
+            for number, place in enumerate(anatomy)
+            for axis, counts in enumerate(grid.of(place))
+            if axis == 0 or len(counts) > 1
+        )
+        self.tops: tuple[int, ...] = tuple(len(rung.counts) - 1 for rung in self.rungs)
+        self._of_place = [
+            [number for number, rung in enumerate(self.rungs) if rung.place == place] for place in range(len(anatomy))
         ]
-        self.tops: tuple[int, ...] = tuple(len(widths) - 1 for widths in self._widths)
-        self._sizes: dict[tuple[int, int, int], LayerSize] = {}
+        self._known: dict[tuple[int, ...], Size] = {}
+        self._heads = {kind: [self._of_place[p][0] for p in anatomy.of_kind(kind)] for kind in anatomy.kinds}
 
     def __len__(self) -> int:
         return len(self.tops)
 
-    def structure(self, levels: Sequence[int]) -> Structure:
-        """The structure that levels stand for."""
-        return Structure(
-            tuple(self._size(layer, levels[2 * layer], levels[2 * layer + 1]) for layer in range(len(self.dense)))
-        )
+    def kind(self, rung: int) -> str:
+        """Return the kind of the block that a rung is of."""
+        return self.anatomy[self.rungs[rung].place].kind
 
-    def _size(self, layer: int, attention: int, mlp: int) -> LayerSize:
-        key = (layer, attention, mlp)
-        if key not in self._sizes:
-            full, kv_heads = self.dense[layer], self._widths[2 * layer][attention]
-            queries = full.query_heads // full.kv_heads * kv_heads if kv_heads else 0
-            self._sizes[key] = LayerSize(queries, kv_heads, self._widths[2 * layer + 1][mlp])
-        return self._sizes[key]
+    def layer(self, rung: int) -> int:
+        """Return the decoder layer that a rung is in."""
+        return self.anatomy[self.rungs[rung].place].layer
+
+    def alike(self, rung: int) -> list[int]:
+        """Return the rungs of the same axis of all blocks of its kind, itself among them."""
+        kind, axis = self.kind(rung), self.rungs[rung].axis
+        return [other for other, row in enumerate(self.rungs) if row.axis == axis and self.kind(other) == kind]
+
+    def structure(self, levels: Sequence[int]) -> Structure:
+        """Return the structure that levels stand for."""
+        return Structure(tuple(self._size(place, levels) for place in range(len(self.anatomy))))
+
+    def _size(self, place: int, levels: Sequence[int]) -> Size:
+        rungs = self._of_place[place]
+        key = (place, *(levels[number] for number in rungs))
+        if key not in self._known:
+            size = list(self.anatomy[place].dense)
+            for number in rungs:
+                size[self.rungs[number].axis] = self.rungs[number].counts[levels[number]]
+            self._known[key] = tuple(size) if size[0] else GONE
+        return self._known[key]
 
     def levels(self, structure: Structure) -> Levels:
-        """The levels of a structure; a width that is not on the grid goes to the nearest one (the lower of two)."""
-        sizes = [width for size in structure for width in (size.kv_heads, size.channels)]
-        return [
-            min(range(len(rungs)), key=lambda level, rungs=rungs, width=width: (abs(rungs[level] - width), level))
-            for rungs, width in zip(self._widths, sizes, strict=True)
-        ]
+        """Return the levels of a structure; a count that is not on the grid goes to the nearest one (the lower of two).
 
-    def can(self, levels: Levels, place: int, change: int) -> bool:
-        """Whether a level may change by so much: within 0 and dense, and one block of each kind stays."""
-        after = levels[place] + change
-        if not 0 <= after <= self.tops[place]:
+        Of a block that is gone the other axes stand at their dense level.
+        """
+        found = []
+        for rung in self.rungs:
+            size = structure[rung.place]
+            count = size[rung.axis] if size else 0 if rung.axis == 0 else rung.counts[-1]
+            nearest = min(range(len(rung.counts)), key=lambda n, r=rung, c=count: (abs(r.counts[n] - c), n))
+            found.append(nearest)
+        return found
+
+    def removes(self, rung: int) -> bool:
+        """Tell whether level 0 of a rung is a block that is gone."""
+        return self.rungs[rung].axis == 0
+
+    def can(self, levels: Levels, rung: int, change: int) -> bool:
+        """Tell whether a level may change by so much: within 0 and dense, one block of each kind stays, and
+        something comes of it.
+        """
+        after = levels[rung] + change
+        if not 0 <= after <= self.tops[rung]:
             return False
-        return after > 0 or levels[place] == 0 or self.blocks(levels, place % 2) > 1
+        if not self.removes(rung):
+            return levels[self._of_place[self.rungs[rung].place][0]] > 0
+        return after > 0 or levels[rung] == 0 or self.blocks(levels, self.kind(rung)) > 1
 
-    @staticmethod
-    def blocks(levels: Levels, kind: int) -> int:
-        """How many blocks of a kind (0 attention, 1 MLP) are there."""
-        return sum(level > 0 for level in levels[kind::2])
+    def blocks(self, levels: Sequence[int], kind: str) -> int:
+        """Tell how many blocks of a kind are there."""
+        return sum(levels[number] > 0 for number in self._heads[kind])
+
+    def of_kind(self, kind: str) -> list[int]:
+        """Return the rungs at whose level 0 a block of a kind is gone."""
+        return self._heads[kind]

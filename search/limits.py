@@ -11,12 +11,13 @@ from typing import Any
 
 from multipruner.core.costs import Costs
 from multipruner.core.errors import ConfigError
-from multipruner.core.structure import KINDS, BlockKind, LayerSize, Structure
+from multipruner.core.structure import Size, Structure
 
 SLACK = 1e-9
 """Share of a limit by which rounding may exceed it."""
 Cost = Callable[[Structure], float]
-CostOf = Callable[[int, BlockKind, LayerSize], float]
+CostOf = Callable[[int, Size], float]
+"""(number of a residual block, its size) -> what it costs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +29,8 @@ class Limit:
         cost: structure -> number; should not fall when a structure grows.
         limit: the most that is allowed.
         least: the least that is allowed.
-        block_cost: (layer, kind, size of that block alone) -> number, where the cost is a sum over residual blocks and
-            a constant, as the exact program needs it.
+        block_cost: (number of a residual block, its size) -> number, where the cost is a sum over residual blocks and a
+            constant, as the exact program needs it.
         constant: what of such a cost does not depend on the structure.
     """
 
@@ -42,21 +43,19 @@ class Limit:
 
     @classmethod
     def of_blocks(cls, name: str, block_cost: CostOf, constant: float, limit: float) -> Limit:
-        """An upper limit of a cost that is a sum over residual blocks and a constant, the constant included."""
+        """Return an upper limit of a cost that is a sum over residual blocks and a constant, the constant included."""
 
         def cost(structure: Structure) -> float:
-            return constant + sum(
-                block_cost(layer, kind, alone(size, kind)) for layer, size in enumerate(structure) for kind in KINDS
-            )
+            return constant + sum(block_cost(number, size) for number, size in enumerate(structure))
 
         return cls(name, cost, limit, block_cost=block_cost, constant=constant)
 
     def __str__(self) -> str:
-        """What is asked, such as ``kv_bytes <= 1024``."""
+        """Return what is asked, such as ``kv_bytes <= 1024``."""
         return self.said(self.limit)
 
     def said(self, limit: float) -> str:
-        """The same with another upper limit."""
+        """Return the same with another upper limit."""
         return (
             f"{self.name} <= {limit:.6g}" if self.least == -inf else f"{self.least:.6g} <= {self.name} <= {limit:.6g}"
         )
@@ -67,14 +66,14 @@ class Limit:
         return SLACK * max(1.0, abs(self.limit))
 
     def violation(self, structure: Structure) -> float:
-        """How far outside the interval, as a share of the limit: positive above, negative below, 0 inside."""
+        """Tell how far outside the interval, as a share of the limit: positive above, negative below, 0 inside."""
         amount, scale = self.cost(structure), abs(self.limit) or 1.0
         if amount > self.limit:
             return (amount - self.limit) / scale
         return min(0.0, (amount - self.least) / scale)
 
     def nearest(self, low: float, high: float) -> float | None:
-        """Of amounts between two ends, the nearest to the interval where they all are outside; else ``None``."""
+        """Return the amount between two ends nearest to the interval where they all are outside; else ``None``."""
         if low > self.limit:
             return low
         return high if high < self.least else None
@@ -99,7 +98,7 @@ class Budget:
 
     @classmethod
     def from_ratio(cls, costs: Costs, ratio: float, tolerance: float = 0.001) -> Budget:
-        """The structures whose parameter ratio (removed / all parameters) lies within a tolerance of a target.
+        """Return the structures whose parameter ratio (removed / all parameters) lies within a tolerance of a target.
 
         Raises:
             ConfigError: when the ratio is not in [0, 1) or the tolerance is negative.
@@ -111,19 +110,14 @@ class Budget:
         return cls((Limit("parameters", costs.parameters, *limits),))
 
     def holds(self, structure: Structure) -> bool:
-        """Whether every bound holds."""
+        """Tell whether every bound holds."""
         return not any(bound.violation(structure) for bound in self.bounds)
 
     def excess(self, structure: Structure) -> tuple[float, float]:
-        """(too much, too little), each the sum over the bounds of what :meth:`Limit.violation` says."""
+        """Return (too much, too little), each the sum over the bounds of what :meth:`Limit.violation` says."""
         violations = [bound.violation(structure) for bound in self.bounds]
         return sum(v for v in violations if v > 0), -sum(v for v in violations if v < 0)
 
     def to_json(self) -> dict[str, Any]:
-        """What tells this budget from another."""
+        """Return what tells this budget from another."""
         return {"bounds": [bound.to_json() for bound in self.bounds], "fill": self.fill}
-
-
-def alone(size: LayerSize, kind: BlockKind) -> LayerSize:
-    """A layer's size with only the block of this kind."""
-    return size.without("mlp" if kind == "attention" else "attention")

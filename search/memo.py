@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from multipruner.core.errors import ConfigError
+from multipruner.core.structure import Structure
 from multipruner.storage.journal import Journal
 
 Values = tuple[float, ...]
@@ -47,7 +48,7 @@ class Memo:
         return len(self._known)
 
     def get(self, candidate: Any, fidelity: int) -> Values | None:
-        """The values of a candidate (a JSON value), or ``None``."""
+        """Return the values of a candidate (a JSON value; a structure as any version wrote it), or ``None``."""
         return self._known.get((_key(candidate), fidelity))
 
     def add(self, entries: Iterable[tuple[Any, int, Sequence[float]]]) -> None:
@@ -78,7 +79,9 @@ class Memo:
             self._known.setdefault(*evaluation)
 
     def _parsed(self, record: Mapping[str, Any]) -> tuple[tuple[str, int], Values] | None:
-        """Key and values of an evaluation; ``None`` for what else is in the file, and for those of other namespaces."""
+        """Return key and values of an evaluation; ``None`` for what else is in the file, and for those of other
+        namespaces.
+        """
         if record.get("namespace") != self.namespace:
             return None
         values = tuple(inf if value is None else float(value) for value in record["values"])
@@ -86,4 +89,14 @@ class Memo:
 
 
 def _key(candidate: Any) -> str:
-    return json.dumps(candidate, sort_keys=True, separators=(",", ":"))
+    return json.dumps(_as_now(candidate), sort_keys=True, separators=(",", ":"))
+
+
+def _as_now(candidate: Any) -> Any:
+    """Return a candidate as it is written today: version 1 had structures as rows of layers, in a list."""
+    if not isinstance(candidate, list):
+        return candidate
+    try:
+        return Structure.from_json(candidate).to_json()
+    except (ConfigError, TypeError, ValueError):  # another list, of a space that has such candidates
+        return candidate

@@ -17,19 +17,19 @@ TASK_FAMILIES = (
 
 
 def objectives() -> tuple[str, ...]:
-    """What may be minimised without consent: the loss, and every cost."""
+    """Return what may be minimised without consent: the loss, and every cost."""
     return ("loss", *COSTS)
 
 
 def is_known_task(name: str) -> bool:
-    """Whether a name belongs to a well-known family of lm-eval tasks, such as ``arc_easy`` or ``mmlu_stem``."""
+    """Tell whether a name belongs to a well-known family of lm-eval tasks, such as ``arc_easy`` or ``mmlu_stem``."""
     return name.lower().replace("-", "_").split("_")[0] in TASK_FAMILIES
 
 
 def check_objectives(
     names: Sequence[str], consent: str | None = None, is_task: Callable[[str], bool] = is_known_task
 ) -> tuple[str, ...]:
-    """The objectives by their full names, tasks refused unless consent is typed.
+    """Return the objectives by their full names, tasks refused unless consent is typed.
 
     Args:
         names: what is to be minimised.

@@ -17,8 +17,8 @@ from multipruner.core.axes import Dimension
 from multipruner.core.costs import Costs
 from multipruner.core.errors import InfeasibleError
 from multipruner.core.objective import Choice, Objective
-from multipruner.core.structure import BlockKind, Structure
-from multipruner.search.grid import Grid, candidates
+from multipruner.core.structure import Anatomy, Structure
+from multipruner.search.grid import Grid, Move, candidates
 from multipruner.search.step import Step, replay
 
 
@@ -43,8 +43,17 @@ class Problem:
     grid: Grid
     stop: Literal["nearest", "reach"] = "nearest"
 
+    @property
+    def anatomy(self) -> Anatomy:
+        """The dense model's blocks."""
+        return self.costs.anatomy
+
+    def moves(self, dimension: Dimension, structure: Structure) -> list[Move]:
+        """Return what one step of a dimension can do."""
+        return candidates(dimension, structure, self.anatomy, self.grid)
+
     def stages(self) -> list[tuple[Dimension, float]]:
-        """The dimensions that have a share, each with the cumulative ratio at which it ends."""
+        """Return the dimensions that have a share, each with the cumulative ratio at which it ends."""
         total, running, stages = sum(self.shares.values()), 0.0, []
         for dimension in self.order:
             running += self.shares[dimension]
@@ -91,13 +100,12 @@ def sequential_path(
         ConfigError: when the grid does not divide the model's sizes.
         InfeasibleError: when every dimension is exhausted before the ratio is reached.
     """
-    dense = problem.costs.dense
-    problem.grid.check(dense)
+    problem.grid.check(problem.anatomy)
     steps = list(done)
-    structure, pending, start = dense, list(done), 0.0
+    structure, pending, start = problem.anatomy.dense, list(done), 0.0
     for stage, end in problem.stages():
         while pending and pending[0].stage == stage:
-            structure = replay(structure, [pending.pop(0)])
+            structure = replay(problem.anatomy, [pending.pop(0)], structure)
         if pending:  # a later dimension had begun already
             start = problem.costs.ratio(structure)
             continue
@@ -105,7 +113,7 @@ def sequential_path(
         objective.commit(structure)
         position = _Position(stage, start, end, on_progress)
         while step := _next_step(problem, position, structure, objective, steps):
-            structure = replay(structure, [step])
+            structure = replay(problem.anatomy, [step], structure)
             objective.commit(structure)
             steps.append(step)
             if on_step is not None:
@@ -126,12 +134,12 @@ class _Position:
 def _next_step(
     problem: Problem, position: _Position, structure: Structure, objective: Objective, steps: Sequence[Step]
 ) -> Step | None:
-    """The best removal of this dimension, or ``None`` when the dimension has ended."""
+    """Return the best removal of this dimension, or ``None`` when the dimension has ended."""
     costs, here = problem.costs, problem.costs.ratio(structure)
-    moves = candidates(position.stage, structure, problem.grid)
+    moves = {structure.replace(*move): move[0] for move in problem.moves(position.stage, structure)}
     if here >= position.end or not moves:
         return None
-    if problem.stop == "nearest" and all(_overshoots(costs.ratio(s), here, position.end) for _, _, s in moves):
+    if problem.stop == "nearest" and all(_overshoots(costs.ratio(s), here, position.end) for s in moves):
         return None
     began = time.perf_counter()
 
@@ -141,7 +149,7 @@ def _next_step(
             report = Progress(position.stage, len(steps) + 1, here, position.start, position.end, loss, candidate, of)
             position.on_progress(report)
 
-    choice = objective.argmin([candidate for _, _, candidate in moves], tell)
+    choice = objective.argmin(list(moves), tell)
     step = _as_step(position.stage, moves, choice, costs, time.perf_counter() - began)
     if problem.stop == "nearest" and _overshoots(step.ratio, here, position.end):
         return None
@@ -149,43 +157,39 @@ def _next_step(
 
 
 def _overshoots(after: float, before: float, end: float) -> bool:
-    """Whether not taking a step ends nearer to the target than taking it."""
+    """Tell whether not taking a step ends nearer to the target than taking it."""
     return after > end and after - end >= end - before
 
 
-def _as_step(
-    stage: Dimension,
-    moves: Sequence[tuple[BlockKind, int, Structure]],
-    choice: Choice,
-    costs: Costs,
-    seconds: float,
-) -> Step:
-    where: dict[Structure, tuple[BlockKind, int]] = {structure: (kind, layer) for kind, layer, structure in moves}
-    kind, layer = where[choice.best]
-    size = choice.best[layer]
+def _as_step(stage: Dimension, moves: Mapping[Structure, int], choice: Choice, costs: Costs, seconds: float) -> Step:
+    def place(structure: Structure) -> tuple[str, int]:
+        there = costs.anatomy[moves[structure]]
+        return there.kind, there.layer
+
+    kind, layer = place(choice.best)
     return Step(
         stage=stage,
         kind=kind,
         layer=layer,
-        size=(size.query_heads, size.kv_heads, size.channels),
+        size=choice.best[moves[choice.best]],
         loss=choice.loss,
         ratio=costs.ratio(choice.best),
         backbone_ratio=costs.backbone_ratio(choice.best),
         candidates=len(moves),
-        runner_up=where[choice.runner_up] if choice.runner_up is not None else None,
+        runner_up=place(choice.runner_up) if choice.runner_up is not None else None,
         runner_up_loss=choice.runner_up_loss if choice.runner_up is not None else None,
         seconds=seconds,
     )
 
 
 def _check_reached(problem: Problem, structure: Structure, steps: Sequence[Step]) -> None:
-    """Every dimension ended; if nothing could go, or one was exhausted, say so and name what can be reached."""
+    """Refuse an end before the ratio, and name what can be reached: nothing could go, or a dimension is exhausted."""
     here = problem.costs.ratio(structure)
     final_dimension, end = problem.stages()[-1]
     if not steps:
         raise too_small(problem)
     last = here - (steps[-2].ratio if len(steps) > 1 else 0.0)
-    if end - here > last / 2 and not candidates(final_dimension, structure, problem.grid):
+    if end - here > last / 2 and not problem.moves(final_dimension, structure):
         raise InfeasibleError(
             f"a ratio of {problem.ratio:g} is out of reach: every part that shares {_shares(problem)} may remove is "
             f"gone at {floor(here * 1e4) / 1e4:g}; ask for at most that, or give the dimension 'blocks' a larger share",
@@ -194,9 +198,10 @@ def _check_reached(problem: Problem, structure: Structure, steps: Sequence[Step]
 
 
 def too_small(problem: Problem) -> InfeasibleError:
-    """The error for a ratio to which taking no step at all is nearest."""
+    """Return the error for a ratio to which taking no step at all is nearest."""
     costs = problem.costs
-    moves = [s for dimension, _ in problem.stages() for _, _, s in candidates(dimension, costs.dense, problem.grid)]
+    dense = problem.anatomy.dense
+    moves = [dense.replace(*move) for dimension, _ in problem.stages() for move in problem.moves(dimension, dense)]
     least = min(map(costs.ratio, moves), default=0.0)
     return InfeasibleError(
         f"a ratio of {problem.ratio:g} is nearer to nothing than to the smallest step, {least:.5f}: ask for at least "

@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise, product
 from math import inf, isfinite
 from typing import Any
 
@@ -19,13 +20,11 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_array, vstack
 
 from multipruner.core.errors import ConfigError, InfeasibleError, MultiprunerError
-from multipruner.core.structure import KINDS, BlockKind, LayerSize, Structure
+from multipruner.core.structure import GONE, Anatomy, Size, Structure
 from multipruner.search.limits import CostOf, Limit
 
-Block = tuple[int, BlockKind]
-"""(layer, kind)."""
-Table = Mapping[Block, Mapping[LayerSize, float]]
-"""For every block its options, as the layer's size with the other block left out, and the loss increase of each."""
+Table = Mapping[int, Mapping[Size, float]]
+"""For every block, by its number, its options and the loss increase of each."""
 _ATTEMPTS = 10
 """Further ones of the solver, where its answer breaks a budget by rounding: each asks for four times as much less."""
 
@@ -47,13 +46,16 @@ class Solution:
     seconds: float
 
 
-def solve(table: Table, limits: Sequence[Limit], *, uniform: bool = False, time_limit: float = 60.0) -> Solution:
-    """The structure with the smallest sum of loss increases that keeps every limit.
+def solve(
+    table: Table, limits: Sequence[Limit], anatomy: Anatomy, *, uniform: bool = False, time_limit: float = 60.0
+) -> Solution:
+    """Return the structure with the smallest sum of loss increases that keeps every limit.
 
     Args:
-        table: for every block of every layer, its options and their loss increases; an increase that is not finite
-            takes its option out.
+        table: for every block its options and their loss increases; an increase that is not finite takes its option
+            out. A block that is not in it is gone.
         limits: the budgets.
+        anatomy: the dense model's blocks.
         uniform: all layers that stay keep the same sizes, and only whole layers leave, so that an ordinary
             configuration of the family describes the result.
         time_limit: seconds for the solver.
@@ -63,12 +65,12 @@ def solve(table: Table, limits: Sequence[Limit], *, uniform: bool = False, time_
         InfeasibleError: when no structure keeps the limits; ``nearest`` is the smallest limit of the first bound
             that can be kept when all are widened by the same factor.
     """
-    program = _Program(table, limits)
+    program = _Program(table, limits, anatomy)
     return _solve_uniform(program, time_limit) if uniform else program.solve(time_limit)
 
 
 def _bounded(matrix: Any, lower: Any, upper: Any) -> LinearConstraint:
-    """scipy's annotations know single numbers only."""
+    """Bound by arrays, as scipy's annotations know single numbers only."""
     return LinearConstraint(matrix, lower, upper)
 
 
@@ -77,7 +79,7 @@ def _interval(lower: Any, upper: Any) -> Bounds:
 
 
 def _block_costs(limits: Sequence[Limit]) -> list[CostOf]:
-    """Costs by block.
+    """Return costs by block.
 
     Raises:
         ConfigError: when a cost is no sum over blocks, or has a lower limit, which the program does not know.
@@ -91,29 +93,32 @@ def _block_costs(limits: Sequence[Limit]) -> list[CostOf]:
 class _Program:
     """The matrices: one binary variable per option."""
 
-    def __init__(self, table: Table, limits: Sequence[Limit]) -> None:
-        self.limits = limits
-        self.options: list[tuple[Block, LayerSize]] = []
+    def __init__(self, table: Table, limits: Sequence[Limit], anatomy: Anatomy) -> None:
+        self.limits, self.anatomy = limits, anatomy
+        self.options: list[tuple[int, Size]] = []
         self.losses: list[float] = []
         for block, rows in sorted(table.items()):
             usable = [(size, loss) for size, loss in rows.items() if isfinite(loss)]
             if not usable:
-                raise ConfigError(f"the {block[1]} block of layer {block[0]} has no option with a finite loss")
+                raise ConfigError(f"{anatomy[block].name} has no option with a finite loss")
             for size, loss in usable:
                 self.options.append((block, size))
                 self.losses.append(loss)
         self.blocks = sorted({block for block, _ in self.options})
-        self.costs = np.array([[cost(*block, size) for block, size in self.options] for cost in _block_costs(limits)])
+        self.costs = np.array([[cost(*option) for option in self.options] for cost in _block_costs(limits)])
         self.costs = self.costs.reshape(len(limits), len(self.options))
 
     def rows(self) -> tuple[csr_array, np.ndarray, np.ndarray]:
-        """One option per block; at least one block of each kind stays (where there is an option that keeps one)."""
+        """Return one option per block; at least one block of each kind stays (where there is an option that keeps
+        one).
+        """
         number = {block: index for index, block in enumerate(self.blocks)}
         one = np.zeros((len(self.blocks), len(self.options)))
-        keeps = np.zeros((len(KINDS), len(self.options)))
+        kinds = self.anatomy.kinds
+        keeps = np.zeros((len(kinds), len(self.options)))
         for column, (block, size) in enumerate(self.options):
             one[number[block], column] = 1
-            keeps[KINDS.index(block[1]), column] = size.has(block[1])
+            keeps[kinds.index(self.anatomy[block].kind), column] = bool(size)
         keeps = keeps[keeps.any(axis=1)]
         lower = np.ones(len(one) + len(keeps))
         upper = np.concatenate([np.ones(len(one)), np.full(len(keeps), inf)])
@@ -141,7 +146,7 @@ class _Program:
     def _answer(
         self, matrix: Any, lower: np.ndarray, upper: np.ndarray, room: np.ndarray, time_limit: float
     ) -> tuple[np.ndarray, float]:
-        """What the solver says: the chosen options and the proven gap."""
+        """Return what the solver says: the chosen options and the proven gap."""
         scale = np.maximum(np.abs(room), 1e-12)  # HiGHS likes numbers near one
         constraints = [_bounded(matrix, lower, upper)]
         if self.limits:
@@ -164,14 +169,14 @@ class _Program:
         parts = {self.options[index][0]: self.options[index][1] for index in chosen}
         if len(parts) != len(chosen) or set(parts) != set(self.blocks):
             raise MultiprunerError("the solver's answer does not name one option per block")
-        structure = assemble(parts)
+        structure = Structure(tuple(parts.get(block, GONE) for block in range(len(self.anatomy))))
         for limit in self.limits:
             if limit.cost(structure) > limit.limit + limit.slack:
                 raise MultiprunerError(f"the solver's answer breaks the budget: {limit.cost(structure)}, not {limit}")
         return Solution(structure, float(sum(self.losses[index] for index in chosen)), gap, seconds)
 
     def _infeasible(self, matrix: Any, lower: np.ndarray, upper: np.ndarray) -> InfeasibleError:
-        """By how much all limits have to be widened together, and what that makes of each."""
+        """Tell by how much all limits have to be widened together, and what that makes of each."""
         columns = len(self.options)
         widths = np.array([[abs(limit.limit)] for limit in self.limits])
         room = np.array([limit.limit - limit.constant for limit in self.limits])
@@ -185,7 +190,7 @@ class _Program:
             ],
         )
         if result.x is None:
-            return InfeasibleError("no structure keeps one attention and one MLP block under these options")
+            return InfeasibleError("no structure keeps one block of each kind under these options")
         factor = 1.0 + float(result.x[-1])
         nearest = ", ".join(limit.said(factor * limit.limit) for limit in self.limits)
         asked = ", ".join(map(str, self.limits))
@@ -195,48 +200,40 @@ class _Program:
         )
 
 
-def assemble(parts: Mapping[Block, LayerSize]) -> Structure:
-    """The structure whose blocks have these sizes."""
-    layers = 1 + max(layer for layer, _ in parts)
-    empty = LayerSize(0, 0, 0)
-    attention = [parts.get((layer, "attention"), empty) for layer in range(layers)]
-    mlp = [parts.get((layer, "mlp"), empty) for layer in range(layers)]
-    return Structure(
-        tuple(LayerSize(a.query_heads, a.kv_heads, m.channels) for a, m in zip(attention, mlp, strict=True))
-    )
-
-
 def _solve_uniform(program: _Program, time_limit: float) -> Solution:
-    """One program per pair of widths: every layer is either of that size or gone."""
-    widths: dict[BlockKind, list[LayerSize]] = {
-        kind: sorted({s for (_, k), s in program.options if k == kind and s.has(kind)}, key=str) for kind in KINDS
-    }
+    """Return one program per combination of sizes, one of each kind: every layer is either of those or gone."""
+    kinds = program.anatomy.kinds
+    sizes = [
+        sorted({size for block, size in program.options if size and program.anatomy[block].kind == kind})
+        for kind in kinds
+    ]
     began, best, error = time.perf_counter(), None, None
-    for attention in widths["attention"]:
-        for mlp in widths["mlp"]:
-            try:
-                found = program.solve(time_limit, _whole_layers(program, {"attention": attention, "mlp": mlp}))
-            except InfeasibleError as failure:
-                if error is None or (failure.nearest or inf) < (error.nearest or inf):
-                    error = failure
-                continue
-            if best is None or found.predicted < best.predicted:
-                best = found
+    for kept in product(*sizes):
+        try:
+            found = program.solve(time_limit, _whole_layers(program, dict(zip(kinds, kept, strict=True))))
+        except InfeasibleError as failure:
+            if error is None or (failure.nearest or inf) < (error.nearest or inf):
+                error = failure
+            continue
+        if best is None or found.predicted < best.predicted:
+            best = found
     if best is None:
         raise error or InfeasibleError("no uniform structure keeps the budget")
     return Solution(best.structure, best.predicted, best.gap, time.perf_counter() - began)
 
 
-def _whole_layers(program: _Program, kept: Mapping[BlockKind, LayerSize]) -> tuple[csr_array, np.ndarray, np.ndarray]:
-    """No option but the kept size and nothing; the two blocks of a layer stay or leave together."""
-    layers = sorted({layer for layer, _ in program.blocks})
-    forbidden = np.zeros((1, len(program.options)))
-    together = np.zeros((len(layers), len(program.options)))
-    row = {layer: index for index, layer in enumerate(layers)}
-    for column, ((layer, kind), size) in enumerate(program.options):
-        if size == kept[kind]:
-            together[row[layer], column] = 1 if kind == "attention" else -1
-        elif size.has(kind):
-            forbidden[0, column] = 1
-    zeros = np.zeros(1 + len(layers))
-    return csr_array(np.vstack([forbidden, together])), zeros, zeros
+def _whole_layers(program: _Program, kept: Mapping[str, Size]) -> tuple[csr_array, np.ndarray, np.ndarray]:
+    """Return no option but the kept size and nothing; the blocks of a layer stay or leave together."""
+    anatomy, rows = program.anatomy, []
+    forbidden = np.zeros(len(program.options))
+    stays: dict[int, np.ndarray] = {block: np.zeros(len(program.options)) for block in program.blocks}
+    for column, (block, size) in enumerate(program.options):
+        if size == kept[anatomy[block].kind]:
+            stays[block][column] = 1
+        elif size:
+            forbidden[column] = 1
+    for layer in range(anatomy.layers):
+        blocks = [block for block in anatomy.of_layer(layer) if block in stays]
+        rows += [stays[first] - stays[other] for first, other in pairwise(blocks)]
+    matrix = np.vstack([forbidden, *rows])
+    return csr_array(matrix), np.zeros(len(matrix)), np.zeros(len(matrix))

@@ -38,7 +38,7 @@ PLACES = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
 def _probes(problem: Problem) -> list[list[Step]]:
-    """The paths that get to the problem's ratio."""
+    """Return the paths that get to the problem's ratio."""
     paths = []
     for place in PLACES:
         with suppress(InfeasibleError):
@@ -47,7 +47,7 @@ def _probes(problem: Problem) -> list[list[Step]]:
 
 
 def reachable_ratio(problem: Problem) -> float:
-    """The problem's ratio if these shares can reach it, else about the largest that they can.
+    """Return the problem's ratio if these shares can reach it, else about the largest that they can.
 
     What can be reached depends on which blocks happen to leave; a ratio counts as reachable when any of a few paths
     that need no model gets there. The largest is found by halving the interval.
@@ -66,7 +66,7 @@ def reachable_ratio(problem: Problem) -> float:
 
 
 def expected_candidates(problem: Problem) -> dict[Dimension, int]:
-    """About how many candidates each dimension will compare, for telling the time that is left."""
+    """Return about how many candidates each dimension will compare, for telling the time that is left."""
     counts: dict[Dimension, int] = {dimension: 0 for dimension, _ in problem.stages()}
     for step in next(iter(_probes(problem)), ()):
         counts[step.stage] += step.candidates

@@ -42,7 +42,7 @@ class Schedule:
             raise ConfigError(f"shares {self.shares!r}: give blocks, mlp, heads in whole per cent, {TOTAL} in all")
 
     def decode(self) -> dict[str, Any]:
-        """Settings by keyword, as a recipe has them (and whether there is a ``repair``)."""
+        """Return settings by keyword, as a recipe has them (and whether there is a ``repair``)."""
         return {
             "stages": self.order,
             "shares": dict(zip(DIMENSIONS, map(float, self.shares), strict=True)),
@@ -52,7 +52,7 @@ class Schedule:
         }
 
     def share(self, dimension: Dimension) -> int:
-        """The share of one dimension, in per cent."""
+        """Return the share of one dimension, in per cent."""
         return self.shares[DIMENSIONS.index(dimension)]
 
 
@@ -78,7 +78,7 @@ class ScheduleSpace:
                 raise ConfigError(f"a search over schedules needs at least one choice of {name.replace('_', ' ')}")
 
     def random(self, rng: random.Random) -> Schedule:
-        """Shares uniform on the simplex; in a quarter of the cases one dimension gets none."""
+        """Return shares uniform on the simplex; in a quarter of the cases one dimension gets none."""
         cuts = sorted(rng.randint(0, TOTAL) for _ in DIMENSIONS[1:])
         shares = [b - a for a, b in pairwise([0, *cuts, TOTAL])]
         if rng.random() < 0.25:
@@ -92,7 +92,7 @@ class ScheduleSpace:
         )  # fmt: skip
 
     def admit(self, candidate: Schedule, rng: random.Random) -> Schedule:
-        """The schedule in its canonical form.
+        """Return the schedule in its canonical form.
 
         Raises:
             ConfigError: when one of its choices is not among this space's.
@@ -107,7 +107,7 @@ class ScheduleSpace:
         return self._canonical(candidate)
 
     def mate(self, one: Schedule, other: Schedule, rng: random.Random) -> tuple[Schedule, Schedule]:
-        """Shares on the line between the parents'; everything else from either."""
+        """Return shares on the line between the parents'; everything else from either."""
         weight = rng.uniform(-0.25, 1.25)
         left, right = (
             rounded([max(0.0, a + w * (b - a)) for a, b in zip(one.shares, other.shares, strict=True)])
@@ -154,7 +154,7 @@ class ScheduleSpace:
         return replace(schedule, order=(*used, *unused), channel_group=group)
 
     def to_json(self, candidate: Schedule) -> dict[str, Any]:
-        """Plain lists and numbers."""
+        """Return plain lists and numbers."""
         return {
             "order": list(candidate.order),
             "shares": list(candidate.shares),
@@ -164,11 +164,11 @@ class ScheduleSpace:
         }
 
     def from_json(self, value: Any) -> Schedule:
-        """The inverse of :meth:`to_json`."""
+        """Return the inverse of :meth:`to_json`."""
         return Schedule(**{**value, "order": tuple(value["order"]), "shares": tuple(value["shares"])})
 
     def identity(self) -> dict[str, Any]:
-        """The choices."""
+        """Return the choices."""
         return {
             "kind": self.kind,
             "channel_groups": list(self.channel_groups),
@@ -185,7 +185,7 @@ def _move(shares: list[int], giver: int, taker: int, amount: int) -> None:
 
 
 def rounded(shares: Sequence[float]) -> tuple[int, ...]:
-    """Whole per cent that add up to 100: rounded down, what is missing goes to the largest remainders."""
+    """Return whole per cent that add up to 100: rounded down, what is missing goes to the largest remainders."""
     scaled = [share * TOTAL / sum(shares) for share in shares]
     whole = [int(share) for share in scaled]
     by_remainder = sorted(range(len(shares)), key=lambda i: (whole[i] - scaled[i], i))

@@ -54,7 +54,7 @@ class Scorer(Generic[T]):
         self.computed = 0
 
     def __call__(self, candidates: Sequence[T], fidelity: int) -> list[Individual[T]]:
-        """The candidates scored at one fidelity, without those whose values are not finite.
+        """Return the candidates scored at one fidelity, without those whose values are not finite.
 
         Raises:
             NumericsError: when a cost is not a number.
@@ -65,7 +65,7 @@ class Scorer(Generic[T]):
         return [individual for individual in scored if all(abs(v) < inf for v in individual.fitness.values)]
 
     def individual(self, candidate: T, fidelity: int) -> Individual[T]:
-        """A candidate that was scored before."""
+        """Return a candidate that was scored before."""
         costs = [float(cost(candidate)) for cost in self._costs.values()]
         for name, amount in zip(self._costs, costs, strict=True):
             if isnan(amount):
@@ -73,7 +73,7 @@ class Scorer(Generic[T]):
         return Individual(candidate, fidelity, (*self.table[fidelity][candidate], *costs))
 
     def seen(self, candidate: T) -> bool:
-        """Whether this run has scored a candidate at any fidelity."""
+        """Tell whether this run has scored a candidate at any fidelity."""
         return any(candidate in table for table in self.table)
 
     def _ask(self, candidates: Sequence[T], fidelity: int) -> None:
@@ -108,7 +108,7 @@ class Scorer(Generic[T]):
         return tuple(inf if isnan(value) else value for value in values)
 
     def to_json(self) -> list[list[list[Any]]]:
-        """The tables, in the order in which they were filled."""
+        """Return the tables, in the order in which they were filled."""
         return [
             [[self._space.to_json(candidate), [v if abs(v) < inf else None for v in values]] for candidate, values in
              table.items()]
@@ -116,7 +116,7 @@ class Scorer(Generic[T]):
         ]  # fmt: skip
 
     def restore(self, tables: Sequence[Sequence[Sequence[Any]]]) -> None:
-        """The inverse of :meth:`to_json`."""
+        """Take over what :meth:`to_json` gave."""
         self.table = [
             {self._space.from_json(row): tuple(inf if v is None else v for v in values) for row, values in table}
             for table in tables

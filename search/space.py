@@ -21,29 +21,29 @@ class Space(Protocol[T]):
         ...
 
     def random(self, rng: random.Random) -> T:
-        """Any candidate."""
+        """Return any candidate."""
         ...
 
     def admit(self, candidate: T, rng: random.Random) -> T:
-        """The candidate itself when it is allowed, else one near it."""
+        """Return the candidate itself when it is allowed, else one near it."""
         ...
 
     def mate(self, one: T, other: T, rng: random.Random) -> tuple[T, T]:
-        """Two children of two parents."""
+        """Return two children of two parents."""
         ...
 
     def mutate(self, candidate: T, rng: random.Random, strength: float = 1.0) -> T:
-        """A neighbour; ``strength`` is the mean number of changes, at least 1."""
+        """Return a neighbour; ``strength`` is the mean number of changes, at least 1."""
         ...
 
     def to_json(self, candidate: T) -> Any:
-        """A JSON value that stands for the candidate."""
+        """Return a JSON value that stands for the candidate."""
         ...
 
     def from_json(self, value: Any) -> T:
-        """The inverse of :meth:`to_json`."""
+        """Return the inverse of :meth:`to_json`."""
         ...
 
     def identity(self) -> dict[str, Any]:
-        """What tells this space from another, as JSON."""
+        """Return what tells this space from another, as JSON."""
         ...

@@ -36,13 +36,13 @@ class State:
 
 
 def rng_to_json(rng: random.Random) -> list[Any]:
-    """A generator's state as JSON."""
+    """Return a generator's state as JSON."""
     version, words, gauss = rng.getstate()
     return [version, list(words), gauss]
 
 
 def rng_from_json(value: list[Any]) -> random.Random:
-    """The inverse of :func:`rng_to_json`."""
+    """Return the inverse of :func:`rng_to_json`."""
     rng = random.Random()
     rng.setstate((value[0], tuple(value[1]), value[2]))
     return rng
@@ -59,7 +59,7 @@ def save(path: Path, identity: Mapping[str, Any], state: State) -> None:
 
 
 def load(path: Path, identity: Mapping[str, Any]) -> State | None:
-    """The state that was saved last, or ``None`` when there is none.
+    """Return the state that was saved last, or ``None`` when there is none.
 
     Raises:
         ConfigError: when it belongs to another search; names what differs.

@@ -12,9 +12,10 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
+from multipruner.core import earlier
 from multipruner.core.axes import Dimension
 from multipruner.core.errors import ConfigError
-from multipruner.core.structure import BlockKind, LayerSize, Structure
+from multipruner.core.structure import Anatomy, Size, Structure
 from multipruner.storage.journal import Journal
 
 FORMAT = {"format": "multipruner-trajectory", "version": 1}
@@ -27,7 +28,7 @@ class Step:
     Attributes:
         stage: the dimension being pruned.
         kind, layer: the block that was removed or narrowed.
-        size: the layer's size afterwards, (query heads, KV heads, channels).
+        size: its size afterwards.
         loss: calibration loss afterwards, in nats.
         ratio, backbone_ratio: removed so far, of all parameters and of the decoder layers alone.
         candidates: how many were compared.
@@ -37,24 +38,27 @@ class Step:
     """
 
     stage: Dimension
-    kind: BlockKind
+    kind: str
     layer: int
-    size: tuple[int, int, int]
+    size: Size
     loss: float
     ratio: float
     backbone_ratio: float
     candidates: int
-    runner_up: tuple[BlockKind, int] | None = None
+    runner_up: tuple[str, int] | None = None
     runner_up_loss: float | None = None
     seconds: float = field(default=0.0, compare=False)
 
     def to_json(self) -> dict[str, Any]:
-        """A plain mapping; floats keep every bit."""
-        return asdict(self)
+        """Encode as a plain mapping; floats keep every bit."""
+        record = asdict(self)
+        return {**{key: value for key, value in record.items() if key != "size"}, "kept": list(self.size)}
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Step:
-        """The inverse of :meth:`to_json`.
+        """Decode what :meth:`to_json`, or version 1, encoded.
+
+        Version 1 had the size of the whole layer, ``[query heads, KV heads, channels]``.
 
         Raises:
             ConfigError: when the mapping is no step.
@@ -63,27 +67,37 @@ class Step:
             if not isfinite(record["loss"]):
                 raise ConfigError(f"not a step of a trajectory: its loss is {record['loss']}")
             runner_up = record["runner_up"]
-            return cls(
-                **{
-                    **record,
-                    "size": tuple(record["size"]),
-                    "runner_up": tuple(runner_up) if runner_up else None,
-                }
-            )
-        except (KeyError, TypeError) as error:
+            return cls(**{**attributes(record), "runner_up": tuple(runner_up) if runner_up else None})
+        except (KeyError, TypeError, ValueError) as error:
             raise ConfigError(f"not a step of a trajectory: {error!r}") from None
 
 
-def replay(dense: Structure, steps: Sequence[Step]) -> Structure:
-    """The structure that some steps lead to."""
-    structure = dense
+def attributes(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the attributes of a step by their names, from what :meth:`Step.to_json`, or version 1, encoded.
+
+    Raises:
+        KeyError, TypeError, ValueError: when it is neither.
+    """
+    now = earlier.step(record) if "size" in record else record
+    return {**{key: value for key, value in now.items() if key != "kept"}, "size": tuple(now["kept"])}
+
+
+def replay(anatomy: Anatomy, steps: Sequence[Step], start: Structure | None = None) -> Structure:
+    """Return the structure that some steps lead to.
+
+    Args:
+        anatomy: the dense model's blocks.
+        steps: of a path.
+        start: where they begin; default: the dense structure.
+    """
+    structure = anatomy.dense if start is None else start
     for step in steps:
-        structure = structure.replace(step.layer, LayerSize(*step.size))
+        structure = structure.replace(anatomy.at(step.layer, step.kind), step.size)
     return structure
 
 
 def steps_to(steps: Sequence[Step], ratio: float, stop: str = "nearest") -> int:
-    """How many steps of a path lead to a ratio.
+    """Tell how many steps of a path lead to a ratio.
 
     Args:
         steps: the path.

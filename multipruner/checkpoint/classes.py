@@ -19,19 +19,19 @@ from transformers import PreTrainedModel
 from transformers.dynamic_module_utils import get_class_from_dynamic_module, get_relative_import_files
 from transformers.utils.hub import HF_MODULES_CACHE
 
-from multipruner.core.axes import BLOCK_KINDS, Layout
+from multipruner.core.axes import BLOCK_KINDS
 from multipruner.core.blocks import BlockSpec
 from multipruner.core.errors import ConfigError
 from multipruner.core.families import FAMILIES, Family
-from multipruner.core.structure import KINDS
+from multipruner.core.layout import Layout
 
 MODEL_TYPE = "multipruner_"
 """Prefix of a pruned model's ``config.model_type``; the rest is the family's own."""
 _TEMPLATE = Path(__file__).with_name("template.py")
 _FAMILY = re.compile(r"# family: begin\n(.*)# family: end\n", re.DOTALL)
 _STOCK = """\
-from transformers.models.{module}.configuration_{module} import {prefix}Config
-from transformers.models.{module}.modeling_{module} import {prefix}DecoderLayer, {prefix}ForCausalLM, {prefix}Model
+from transformers.models.{module}.configuration_{module} import {config}
+from transformers.models.{module}.modeling_{module} import {prefix}DecoderLayer, {prefix}ForCausalLM, {model}
 """
 _REMOTE = """\
 from .{config_module} import {config} as {prefix}Config
@@ -99,13 +99,13 @@ def _family(spec: Family, dense: PreTrainedModel | None) -> str:
     """Return the part of the modelling code in which families differ: imports, names of modules, how a layer is
     built.
     """
-    blocks = {kind: (spec.block(kind).path, spec.block(kind).norms) for kind in KINDS}
-    heads = spec.key("kv_groups * queries") or spec.key("kv_groups")
+    blocks = {block.kind: (block.path, block.norms) for block in spec.blocks}
+    heads, kv_heads = spec.heads_keys
     names = _NAMES.format(
-        decoder=spec.decoder, layers=spec.layers, depth=spec.depth, blocks=blocks, cache=spec.attention.cache,
-        heads=heads, kv_heads=spec.key("kv_groups") or heads,
+        decoder=spec.decoder, layers=spec.layers, depth=spec.depth, blocks=blocks,
+        cache=next(block.cache for block in spec.blocks if block.cache), heads=heads, kv_heads=kv_heads,
     )  # fmt: skip
-    resized = [spec.block(kind) for kind in KINDS if spec.block(kind).resized]
+    resized = [block for block in spec.blocks if block.resized]
     text = _CUT_TO_SIZE if resized else _AS_IT_IS
     built = text.format(prefix=spec.prefix, arguments=spec.layer_arguments, **_sizes(spec, resized))
     names = names.replace("'", '"')
@@ -119,7 +119,13 @@ def _imports(spec: Family, dense: PreTrainedModel | None) -> str:
         ConfigError: when the family's code travels with the model, and there is none.
     """
     if not spec.remote_code:
-        return _STOCK.format(module=spec.model_type, prefix=spec.prefix)
+        named = {
+            end.lower(): f"{spec.prefix}{end}" if not spec.infix else
+            f"{spec.prefix}{spec.infix}{end} as {spec.prefix}{end}"
+            for end in ("Config", "Model")
+        }  # fmt: skip
+        module = spec.model_type.removesuffix(f"_{spec.infix.lower()}") if spec.infix else spec.model_type
+        return _STOCK.format(module=module, prefix=spec.prefix, **named)
     if dense is None:
         raise ConfigError(f"{spec.model_type}: the code travels with the model; load the folder with trust_remote_code")
     decoder = dense.get_submodule(spec.decoder)

@@ -9,11 +9,11 @@ from typing import Any
 from huggingface_hub.errors import StrictDataclassClassValidationError
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from multipruner.core.axes import Counts, Layout
 from multipruner.core.errors import ConfigError
-from multipruner.core.families import Family, dense_structure, dimensions, leading, spec_for
-from multipruner.core.plan import PruningPlan, surviving_layers
-from multipruner.core.structure import KINDS, LayerSize, Structure
+from multipruner.core.families import Family, anatomy_of, constants_of, spec_for
+from multipruner.core.layout import Layout
+from multipruner.core.plan import PruningPlan
+from multipruner.core.structure import GONE, Anatomy, Place, Structure
 
 from .classes import model_class
 
@@ -30,25 +30,27 @@ def pruned_config(config: Any, plan: PruningPlan, dense: PreTrainedModel | None 
         ConfigError: when the plan was made for another model, or leaves nothing.
         UnsupportedModelError: when the family has no row.
     """
-    spec = spec_for(config)
+    spec, whole = spec_for(config), anatomy_of(config)
     _check_plan(config, plan)
-    layers = surviving_layers(plan)
+    layers = plan.layers
     record = config.to_dict()
     for key in ("model_type", "architectures", "auto_map", "transformers_version", "per_layer_config"):
         record.pop(key, None)
-    sizes = Structure(tuple(plan.structure[number] for number in layers))
-    record |= {key: [record[key][number] for number in layers] for key in _per_layer_lists(record, len(plan.dense))}
+    kept = [plan.structure[number] for number, place in enumerate(whole) if place.layer in set(layers)]
+    anatomy, structure = whole.of_layers(layers), Structure(tuple(kept))
+    record |= {key: [record[key][number] for number in layers] for key in _per_layer_lists(record, whole.layers)}
     record[spec.depth] = len(layers)
     if record.get("layer_types"):
-        record["layer_types"] = _layer_types(record["layer_types"], sizes)
-    stock = _stock_config(config, record, sizes, spec)
+        record["layer_types"] = _layer_types(record["layer_types"], _cached(structure, anatomy, spec))
+    rows = [_numbers(structure, anatomy, layer, spec) for layer in range(len(layers))]
+    stock = _stock_config(config, record, rows, structure, spec)
     if stock is not None:
         return stock
-    constants = dimensions(config).constants
     if (width := spec.key("head_dim")) is not None:
-        record[width] = constants["head_dim"]
-    record |= _cache_slots(sizes)
-    record["per_layer_config"] = {number: _overrides(size, spec, constants) for number, size in enumerate(sizes)}
+        record[width] = anatomy.constants["head_dim"]
+    record |= _cache_slots(structure, anatomy, spec)
+    skips = [_skipped(structure, anatomy, layer) for layer in range(len(layers))]
+    record["per_layer_config"] = {number: _overrides(*row) for number, row in enumerate(zip(rows, skips, strict=True))}
     config_class: Any = model_class(spec, dense).config_class
     return config_class(**record)
 
@@ -62,17 +64,20 @@ def _per_layer_lists(record: Mapping[str, Any], layers: int) -> list[str]:
     ]
 
 
-def _stock_config(config: Any, record: dict[str, Any], sizes: Structure, spec: Family) -> PreTrainedConfig | None:
+def _stock_config(
+    config: Any, record: dict[str, Any], rows: list[dict[str, int]], structure: Structure, spec: Family
+) -> PreTrainedConfig | None:
     """Return the family's own configuration for these sizes, or ``None`` where it has no words for them."""
-    size, constants = sizes[0], dimensions(config).constants
-    widths = any(block.resized for block in map(spec.block, KINDS))
-    if spec.remote_code or widths or len(set(sizes)) > 1 or not (size.has_attention and size.has_mlp):
+    constants = constants_of(config)
+    resized = any(block.resized for block in spec.blocks)
+    if spec.remote_code or resized or any(row != rows[0] for row in rows) or not all(structure):
         return None
     width = spec.key("head_dim")
-    square = size.query_heads * constants["head_dim"] == constants["hidden"]
+    heads = {**record, **rows[0]}[spec.heads_keys[0]]
+    square = heads * constants["head_dim"] == constants["hidden"]
     if width is None and not square:
         return None
-    record = {**record, **_sizes(size, spec, constants)}
+    record = {**record, **rows[0]}
     if width is not None and (width in record or not square):
         record[width] = constants["head_dim"]
     config_class: Any = type(config)
@@ -84,7 +89,7 @@ def _stock_config(config: Any, record: dict[str, Any], sizes: Structure, spec: F
 
 
 def with_older_words(record: Mapping[str, Any]) -> dict[str, Any]:
-    """A configuration that says its rotary embeddings in the words of transformers 4 as well.
+    """Return a configuration that says its rotary embeddings in the words of transformers 4 as well.
 
     Most other readers know no others, and take the defaults without a word. transformers 5 read the same out of both,
     but for the bare configuration that they fall back on where code is not to be run: what comes with code stays.
@@ -104,19 +109,33 @@ def with_older_words(record: Mapping[str, Any]) -> dict[str, Any]:
 def _check_plan(config: Any, plan: PruningPlan) -> None:
     if plan.model_type != config.model_type:
         raise ConfigError(f"the plan was made for a {plan.model_type!r} model, this one is {config.model_type!r}")
-    if plan.dense != dense_structure(config):
-        sizes = [f"{len(s)} layers, the first {s[0]}" for s in (plan.dense, dense_structure(config))]
+    if plan.anatomy != anatomy_of(config):
+        sizes = [_described(anatomy) for anatomy in (plan.anatomy, anatomy_of(config))]
         raise ConfigError(f"the plan was made for a model of {sizes[0]}; this one has {sizes[1]}")
-    if not surviving_layers(plan):
+    if not plan.layers:
         raise ConfigError("the plan leaves no decoder layer")
 
 
-def _cache_slots(sizes: Structure) -> dict[str, Any]:
-    """As many slots of a cache as there are attentions, the first ones: an empty one breaks what takes tokens back.
+def _described(anatomy: Anatomy) -> str:
+    first = (place for place in anatomy if place.layer == 0)
+    sizes = ", ".join(f"{place.kind} {' x '.join(map(str, place.dense))}" for place in first)
+    return f"{anatomy.layers} layers, the first with {sizes}"
+
+
+def _cached(structure: Structure, anatomy: Anatomy, spec: Family) -> list[bool]:
+    """Tell of every layer whether it has a block that is in the cache."""
+    kinds = {block.kind for block in spec.blocks if block.cache}
+    has = {place.layer for place, size in zip(anatomy, structure, strict=True) if size and place.kind in kinds}
+    return [layer in has for layer in range(anatomy.layers)]
+
+
+def _cache_slots(structure: Structure, anatomy: Anatomy, spec: Family) -> dict[str, Any]:
+    """Return as many slots of a cache as there are attentions, the first ones: an empty one breaks what takes tokens
+    back.
 
     transformers do so for layers that share a cache, which they say by the layer; up to 5.14 by their number.
     """
-    slots, layers = sizes.count("attention"), len(sizes)
+    slots, layers = sum(_cached(structure, anatomy, spec)), anatomy.layers
     if slots in (0, layers):
         return {}
     return {
@@ -125,46 +144,54 @@ def _cache_slots(sizes: Structure) -> dict[str, Any]:
     }
 
 
-def _layer_types(types: list[str], sizes: Structure) -> list[str]:
+def _layer_types(types: list[str], has: list[bool]) -> list[str]:
     """Give layers without attention such types that the first slots of a cache are what the attentions need."""
-    living = [kind for kind, size in zip(types, sizes, strict=True) if size.has_attention]
+    living = [kind for kind, cached in zip(types, has, strict=True) if cached]
     slots = len(living)
-    needed = [kind for kind, size in zip(types[slots:], tuple(sizes)[slots:], strict=True) if size.has_attention]
+    needed = [kind for kind, cached in zip(types[slots:], has[slots:], strict=True) if cached]
     free = iter(needed + living[:1] * len(types))
-    return [kind if size.has_attention or not living else next(free) for kind, size in zip(types, sizes, strict=True)]
+    return [kind if cached or not living else next(free) for kind, cached in zip(types, has, strict=True)]
 
 
-def _sizes(size: LayerSize, spec: Family, constants: Counts) -> dict[str, int]:
-    """Return what the keys of a family's configuration say of a layer of this size."""
-    counts = {**constants, **leading(size)}
+def _numbers(structure: Structure, anatomy: Anatomy, layer: int, spec: Family) -> dict[str, int]:
+    """Return what the keys of a family's configuration say of a layer; 0 where the block is gone."""
+    counts = dict(anatomy.constants)
+    for number in anatomy.of_layer(layer):
+        counts |= anatomy.counts(number, structure[number])
     layouts = {key: Layout(text) for key, text in spec.config.items()}
     return {key: layout.size(counts) for key, layout in layouts.items() if layout.axes}
 
 
-def _overrides(size: LayerSize, spec: Family, constants: Counts) -> dict[str, Any]:
+def _skipped(structure: Structure, anatomy: Anatomy, layer: int) -> list[str]:
+    """Return the kinds of the blocks that a layer has lost."""
+    return [anatomy[number].kind for number in anatomy.of_layer(layer) if not structure[number]]
+
+
+def _overrides(numbers: Mapping[str, int], skip: list[str]) -> dict[str, Any]:
     """Return one layer's entry of ``per_layer_config``; :func:`sizes_in` reads it.
 
     A removed block is written with size 1, the least that stock constructors take: building the layer costs nothing,
     and a stock class that knows no ``skip`` meets differing sizes and refuses.
     """
-    skip = [kind for kind in KINDS if not size.has(kind)]
-    numbers = {key: number or 1 for key, number in _sizes(size, spec, constants).items()}
-    return {**numbers, **({"skip": skip} if skip else {})}
+    return {**{key: number or 1 for key, number in numbers.items()}, **({"skip": skip} if skip else {})}
 
 
-def sizes_in(record: Mapping[str, Any], spec: Family) -> Structure:
-    """Return the sizes of all layers that a checkpoint's ``config.json`` says, stock or ours.
+def sizes_in(record: Mapping[str, Any], spec: Family) -> tuple[Anatomy, Structure]:
+    """Return the blocks of all layers that a checkpoint's ``config.json`` says, stock or ours, and what they keep.
 
     Args:
         record: its content. ``per_layer_config`` says what differs from the rest (its keys may be padded: ``"02"``).
         spec: the family's row.
+
+    Returns:
+        The anatomy of a dense model of as many layers, every block as large as it is here, and the structure, in which
+        removed blocks are gone.
     """
     table = {int(number): entry for number, entry in (record.get("per_layer_config") or {}).items()}
-    layers = []
+    places, sizes = [], []
     for number in range(int(record.get(spec.depth) or 0)):
         own = {**record, **table.get(number, {})}
-        size = spec.size(own)
-        for kind in own.get("skip") or ():
-            size = size.without(kind)
-        layers.append(size)
-    return Structure(tuple(layers))
+        for kind, size in spec.sizes(own).items():
+            places.append(Place(number, kind, size))
+            sizes.append(GONE if kind in (own.get("skip") or ()) else size)
+    return Anatomy(tuple(places)), Structure(tuple(sizes))

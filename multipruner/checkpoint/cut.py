@@ -10,7 +10,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from multipruner.checkpoint.weights import pruned_weights
 from multipruner.core.errors import ConfigError, UnsupportedModelError
-from multipruner.core.families import dimensions, spec_for
+from multipruner.core.families import constants_of, spec_for
 from multipruner.core.plan import PruningPlan
 
 from .classes import family_of, model_class
@@ -36,7 +36,7 @@ def apply_plan(model: PreTrainedModel, plan: PruningPlan) -> PreTrainedModel:
     dense = model.state_dict()
     if getattr(model.config, "quantization_config", None) or any(tensor.is_meta for tensor in dense.values()):
         raise UnsupportedModelError("quantised or offloaded weights cannot be cut; load the model in full precision")
-    weights = pruned_weights(dense, plan, spec, dimensions(model.config).constants)
+    weights = pruned_weights(dense, plan, spec, constants_of(model.config))
     cls = model_class(spec, model) if family_of(config) else type(model)
     pruned = _with_weights(cls, config, _own(weights, dense), model)
     pruned.generation_config = copy.deepcopy(model.generation_config)

@@ -11,9 +11,8 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,10 +22,10 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils.hub import HF_MODULES_CACHE
 
 from multipruner.core.errors import ConfigError, MultiprunerError, OutputError
-from multipruner.core.families import dense_structure, spec_for
+from multipruner.core.families import anatomy_of, spec_for
 from multipruner.core.identity import digest
 from multipruner.core.plan import PruningPlan, Ranking
-from multipruner.core.structure import LayerSize, Structure
+from multipruner.core.structure import GONE, Anatomy, Size, Structure
 from multipruner.storage.cache import cache_folder
 
 from .carry import SAMPLES, folder_of, ids_of, opens_as
@@ -85,7 +84,7 @@ class Rehearsal:
         """
         try:
             folders = {}
-            for number, structure in enumerate(structures(dense_structure(self._model.config), uniform=self._uniform)):
+            for number, structure in enumerate(structures(anatomy_of(self._model.config), uniform=self._uniform)):
                 folder = Path(self._work.name, f"structure-{number}")
                 folders[str(folder)] = self._rehearse(folder, structure)
             self._begin_elsewhere(folders)
@@ -175,34 +174,49 @@ def _sizeless(value: Any) -> Any:
     return value if value is None or isinstance(value, (str, bool)) else "a number"
 
 
-def structures(dense: Structure, *, uniform: bool) -> list[Structure]:
-    """Return small structures of the kind that a search may find: narrower everywhere in layers that are all alike, or
-    layers that differ in heads, channels and blocks.
-    """
+Choice = Callable[[int, str], bool]
+"""Whether something holds for the block of a layer and kind."""
 
-    def narrow(size: LayerSize, *, heads: bool, channels: bool) -> LayerSize:
-        groups = max(1, size.kv_heads - 1) if heads else size.kv_heads
-        per_group = size.query_heads // size.kv_heads if size.kv_heads else 0
-        width = max(1, size.channels // 2) if channels else size.channels
-        return replace(size, query_heads=groups * per_group, kv_heads=groups, channels=width)
+
+def structures(anatomy: Anatomy, *, uniform: bool) -> list[Structure]:
+    """Return small structures of the kind that a search may find: narrower everywhere in layers that are all alike,
+    or layers that differ in widths and blocks.
+    """
+    kinds = anatomy.kinds
+
+    def of(
+        narrow: Callable[[int, str], bool], gone: Callable[[int, str], bool] = lambda layer, kind: False
+    ) -> Structure:
+        return Structure(
+            tuple(
+                GONE if gone(place.layer, place.kind) else
+                _narrow(place.dense) if narrow(place.layer, place.kind) else place.dense
+                for place in anatomy
+            )
+        )  # fmt: skip
 
     if uniform:
-        widths = Structure(tuple(narrow(size, heads=False, channels=True) for size in dense))
-        return [widths, Structure(tuple(narrow(size, heads=True, channels=True) for size in dense))]
-    kinds = (
-        lambda size: narrow(size, heads=True, channels=True),
-        lambda size: size,
-        lambda size: replace(size, query_heads=0, kv_heads=0),
-        lambda size: replace(size, channels=0),
-    )
-    return [Structure(tuple(kinds[number % len(kinds)](size) for number, size in enumerate(dense)))]
+        return [of(lambda layer, kind: kind == kinds[-1]), of(lambda layer, kind: True)]
+    turns = len(kinds) + 2  # all narrow, all whole, then each kind missing once
+    return [
+        of(
+            lambda layer, kind: layer % turns == 0,
+            lambda layer, kind: layer % turns >= 2 and kinds[layer % turns - 2] == kind,
+        )
+    ]
+
+
+def _narrow(size: Size) -> Size:
+    """Return fewer units of the first axis: half, or one less where there are few."""
+    first, *rest = size
+    return (max(1, first // 2 if first > 16 else first - 1), *rest)
 
 
 def empty_model(model: PreTrainedModel, structure: Structure) -> PreTrainedModel:
     """Return a smaller model of some structure without weights, on the meta device, in the dense model's type."""
-    dense = dense_structure(model.config)
+    anatomy = anatomy_of(model.config)
     plan = PruningPlan.from_structure(
-        structure, Ranking.identity(dense), dense, model="", model_type=spec_for(model.config).model_type
+        structure, Ranking.identity(anatomy), anatomy, model="", model_type=spec_for(model.config).model_type
     )
     config = pruned_config(model.config, plan, model)
     cls: Any = model_class(spec_for(model.config), model) if family_of(config) else type(model)
@@ -250,10 +264,13 @@ def _culprit(model: PreTrainedModel, structure: Structure) -> str:
 
 def _cure(model: PreTrainedModel, structure: Structure) -> str:
     """Return what would work, if something does."""
-    if len(set(structure)) == 1:
+    anatomy = anatomy_of(model.config)
+    if all(structure) and len(set(zip((place.kind for place in anatomy), structure, strict=True))) == len(
+        anatomy.kinds
+    ):
         return ""
     try:
-        for other in structures(dense_structure(model.config), uniform=True):
+        for other in structures(anatomy, uniform=True):
             empty_model(model, other)
     except Exception:
         return "; take it out of config.json if the model does not need it"

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from multipruner.core.axes import Counts
 from multipruner.core.errors import ConfigError
-from multipruner.core.families import Family, leading, units
-from multipruner.core.plan import KeptLayer, PruningPlan, surviving_layers
-from multipruner.core.structure import KINDS, LayerSize
+from multipruner.core.families import Family
+from multipruner.core.plan import PruningPlan
+from multipruner.core.structure import counts_of
 from multipruner.engine.cutting import Cut, cuts, take
 
 
@@ -33,8 +33,9 @@ def pruned_weights(
         ConfigError: when the weights do not have the shapes that the plan was made for.
     """
     pattern = re.compile(rf"^({re.escape(spec.decoder)}\.{re.escape(spec.layers)})\.(\d+)\.(.+)$")
-    renumbered = {old: new for new, old in enumerate(surviving_layers(plan))}
-    found = [_layer_cuts(kept, full, spec, constants) for kept, full in zip(plan.layers, plan.dense, strict=True)]
+    renumbered = {old: new for new, old in enumerate(plan.layers)}
+    found = _all_cuts(plan, spec, constants)
+    gone = _removed_paths(plan, spec)
     result: dict[str, Tensor] = {}
     for name, tensor in weights.items():
         match = pattern.match(name)
@@ -42,29 +43,34 @@ def pruned_weights(
             result[name] = tensor
             continue
         number, inner = int(match[2]), match[3]
-        if number not in renumbered or _belongs_to_removed(inner, plan.layers[number].size, spec):
+        if number not in renumbered or inner.startswith(gone.get(number, ())):
             continue
-        shape, cut = found[number].get(inner, (tuple(tensor.shape), {}))
+        shape, cut = found.get((number, inner), (tuple(tensor.shape), {}))
         if tensor.shape != shape:
             raise ConfigError(f"{name} is {tuple(tensor.shape)}, the plan was made for a model where it is {shape}")
         result[f"{match[1]}.{renumbered[number]}.{inner}"] = take(tensor, cut).clone() if cut else tensor
     return result
 
 
-def _layer_cuts(
-    kept: KeptLayer, full: LayerSize, spec: Family, constants: Counts
-) -> dict[str, tuple[tuple[int, ...], Cut]]:
-    """Return shape and cut of every tensor of a layer that depends on its size, by its name in the layer."""
-    chosen, dense = units(kept, full), {**constants, **leading(full)}
-    found: dict[str, tuple[tuple[int, ...], Cut]] = {}
-    for block in (spec.block(kind) for kind in KINDS):
-        cut = cuts(block, chosen, dense)
+def _all_cuts(plan: PruningPlan, spec: Family, constants: Counts) -> dict[tuple[int, str], tuple[tuple[int, ...], Cut]]:
+    """Return shape and cut of every tensor that depends on a block's size, by its layer and its name in that."""
+    found: dict[tuple[int, str], tuple[tuple[int, ...], Cut]] = {}
+    for number, place in enumerate(plan.anatomy):
+        block, dense = spec.block(place.kind), {**constants, **counts_of(place.kind, place.dense)}
+        cut = cuts(block, plan.kept(number), dense)
         for tensor in block.tensors:
-            found[f"{block.path}.{tensor.path}"] = (tensor.shape(dense), cut.get(tensor.path, {}))
+            found[place.layer, f"{block.path}.{tensor.path}"] = (tensor.shape(dense), cut.get(tensor.path, {}))
     return found
 
 
-def _belongs_to_removed(inner: str, size: LayerSize, spec: Family) -> bool:
-    """Tell whether a tensor of a layer belongs to a block, or to a norm that goes with it, that is gone."""
-    gone = (spec.block(kind) for kind in KINDS if not size.has(kind))
-    return any(inner.startswith(f"{path}.") for block in gone for path in (block.path, *block.norms))
+def _removed_paths(plan: PruningPlan, spec: Family) -> dict[int, tuple[str, ...]]:
+    """Return layer -> the beginnings of the names of its tensors that belong to blocks, and norms with them, that
+    are gone.
+    """
+    found: dict[int, tuple[str, ...]] = {}
+    for place, kept in zip(plan.anatomy, plan.blocks, strict=True):
+        if not kept.axes:
+            block = spec.block(place.kind)
+            paths = tuple(f"{path}." for path in (block.path, *block.norms))
+            found[place.layer] = (*found.get(place.layer, ()), *paths)
+    return found

@@ -189,25 +189,27 @@ def _measured(
 def _spread(table: LatencyTable, name: str) -> float:
     """Return the median spread of a workload's blocks; those of removed ones take too little to tell."""
     row = table.row(name)
-    return median(entry.spread for kind in (row.attention, row.mlp) for width, entry in kind.items() if width)
+    return median(entry.spread for entries in row.blocks.values() for size, entry in entries.items() if size)
 
 
 def _summary(table: LatencyTable, model: Any) -> Any:
     """Return the dense model's prediction and the entries, as a table for the screen."""
     from rich.table import Table
 
-    from multipruner.core.families import dense_structure
+    from multipruner.core.axes import BLOCK_KINDS
+    from multipruner.core.families import anatomy_of
 
-    dense = dense_structure(model.config)
+    anatomy = anatomy_of(model.config)
     environment = table.environment
     threads = f", {environment['threads']} threads" if environment["device"] == "cpu" else ""
     title = f"milliseconds on {environment['device_name']}{threads}, {environment['dtype']}"
     view = Table(title=title, title_justify="left")
-    for column in ("workload", "dense", "constant", "attention", "MLP", "spread"):
+    kinds = [BLOCK_KINDS[kind].label for kind in anatomy.kinds]
+    for column in ("workload", "dense", "constant", *kinds, "spread"):
         view.add_column(column, justify="left" if column == "workload" else "right")
     for name in table.workloads:
-        full = dense[0]
-        kinds = [table.block_milliseconds(kind, full, name) for kind in ("attention", "mlp")]
-        numbers = [table.milliseconds(dense, name), table.constant(name), *kinds]
+        first = [anatomy[anatomy.of_kind(kind)[0]] for kind in anatomy.kinds]
+        blocks = [table.block_milliseconds(place.kind, place.dense, name) for place in first]
+        numbers = [table.milliseconds(anatomy.dense, anatomy, name), table.constant(name), *blocks]
         view.add_row(name, *(f"{number:.3f}" for number in numbers), f"{100 * _spread(table, name):.0f}%")
     return view

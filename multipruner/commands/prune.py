@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from multipruner.commands.push_later import PushLater
+from multipruner.core import __version__
 from multipruner.core.errors import ConfigError
-from multipruner.core.version import __version__
 
 from . import COMMANDS, recipes
 from .base import SHELLS, Parser, PrintCompletion, add_fields

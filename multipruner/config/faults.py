@@ -14,7 +14,7 @@ _BRANCH = re.compile(r"(constrained-|literal\[|int$|float$|str$)")
 
 
 def explained(error: ValidationError, keys: Iterable[str]) -> str:
-    """One line per fault: the field, the value, what is allowed."""
+    """Return one line per fault: the field, the value, what is allowed."""
     lines: dict[str, str] = {}
     for fault in error.errors():
         field = ".".join(str(part) for part in fault["loc"] if not _BRANCH.match(str(part))) or "recipe"

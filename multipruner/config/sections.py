@@ -22,7 +22,7 @@ class Frozen(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _refuse_switch(cls, value: Any, about: ValidationInfo) -> Any:
-        """``rounds: true`` is no number, although Python counts with it."""
+        """Refuse ``rounds: true``: it is no number, although Python counts with it."""
         if isinstance(value, bool) and cls.model_fields[str(about.field_name)].annotation is not bool:
             raise ValueError("give a value, not true or false")
         return value

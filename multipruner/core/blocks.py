@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .axes import Counts, Layout
-from .structure import BlockKind
+from .axes import Counts
+from .layout import Layout
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,28 +46,44 @@ def conv1d(path: str, rows: str, columns: str) -> Tensors:
 
 @dataclass(frozen=True, slots=True)
 class BlockSpec:
-    """One residual block of a decoder layer: ``x + output(f(inputs(norm(x))))``; paths within the layer.
+    """One residual block of a decoder layer: ``x + gain * after(output(f(inputs(before(x)))))``; paths in the layer.
 
     Attributes:
         kind: what it is.
         path: its module within the decoder layer.
-        norms: the norms that leave with it, within the decoder layer; the first is the one before it.
+        before: the norm of what goes into it; empty where it has none.
+        after: the norm of what comes out of it; empty where it has none.
+        gain: the attribute of the layer that what it adds is multiplied by; empty where it has none.
         tensors: its tensors that depend on its size, some of which a model may lack (biases). A matrix that is not the
             output's is an input projection.
         output: its output projection, within its module; the columns lie unit by unit.
         attributes: attributes of its module that depend on its size, and what they are.
+        arguments: whether it is called with all that the layer is called with (masks, rotary embeddings, the cache), as
+            attention is, or with the normed hidden states alone.
+        cached: how many numbers it holds per token of context, in the order of the cache.
+        scores: multiply-accumulates per token and token of context, beside those of its tensors.
         cache: the attribute of its module that names its slot in the KV cache; empty where it has none.
         resized: whether its constructor knows no size but the dense one, so that it is built so and then cut.
     """
 
-    kind: BlockKind
+    kind: str
     path: str
-    norms: tuple[str, ...]
     tensors: Tensors
     output: str
+    before: str = ""
+    after: str = ""
+    gain: str = ""
     attributes: tuple[tuple[str, Layout], ...] = ()
+    arguments: bool = False
+    cached: tuple[Layout, ...] = ()
+    scores: tuple[Layout, ...] = ()
     cache: str = ""
     resized: bool = False
+
+    @property
+    def norms(self) -> tuple[str, ...]:
+        """The norms that leave with it."""
+        return tuple(filter(None, (self.before, self.after)))
 
     @property
     def inputs(self) -> Tensors:

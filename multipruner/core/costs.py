@@ -6,46 +6,71 @@ Whatever can be bounded is a row of :data:`COSTS`: recipes, flags, limits, repor
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from math import prod
+from typing import NamedTuple
 
+from .axes import Counts
 from .errors import ConfigError, did_you_mean
 from .latency_table import LatencyTable
-from .structure import BlockKind, LayerSize, Structure
+from .layout import Layout
+from .structure import Anatomy, Size, Structure, counts_of
 
 
-@dataclass(frozen=True, slots=True)
-class LayerCost:
-    """Parameters of one decoder layer, linear in its size. Norms belong to the block they feed.
+class Amounts(NamedTuple):
+    """What a block of some size weighs.
 
-    ``matrix_*`` counts only what is multiplied per token (no norms, no biases), for FLOPs.
+    Attributes:
+        parameters: of it and of the norms that go with it.
+        products: multiply-accumulates of its matrices for one token (no norms, no biases).
+        cached: numbers that it keeps per token of context.
+        scores: multiply-accumulates per token and token of context, beside those of its matrices.
     """
 
-    attention_fixed: int
-    per_query_head: int
-    per_kv_head: int
-    mlp_fixed: int
-    per_channel: int
-    matrix_per_query_head: int
-    matrix_per_kv_head: int
-    matrix_per_channel: int
+    parameters: int
+    products: int
+    cached: int
+    scores: int
 
-    def parameters(self, size: LayerSize) -> int:
-        """Parameters of a layer of this size."""
-        total = 0
-        if size.has_attention:
-            total += self.attention_fixed
-            total += size.query_heads * self.per_query_head + size.kv_heads * self.per_kv_head
-        if size.has_mlp:
-            total += self.mlp_fixed + size.channels * self.per_channel
-        return total
 
-    def macs_per_token(self, size: LayerSize) -> int:
-        """Multiply-accumulates of the projections for one token."""
-        return (
-            size.query_heads * self.matrix_per_query_head
-            + size.kv_heads * self.matrix_per_kv_head
-            + size.channels * self.matrix_per_channel
+@dataclass(frozen=True)
+class BlockCost:
+    """What one residual block weighs at any size.
+
+    Attributes:
+        kind, constants: of the block, and the numbers that no size changes, by their names in layouts.
+        fixed: parameters that stay as long as the block does, its norms among them.
+        tensors: the layouts of the tensors that depend on its size.
+        cached, scores: see :class:`~multipruner.core.blocks.BlockSpec`.
+    """
+
+    kind: str
+    constants: Counts
+    fixed: int
+    tensors: tuple[tuple[Layout, ...], ...]
+    cached: tuple[Layout, ...] = ()
+    scores: tuple[Layout, ...] = ()
+    _known: dict[Size, Amounts] = field(default_factory=dict, repr=False, compare=False)
+
+    def __call__(self, size: Size) -> Amounts:
+        """Return the amounts of a block of this size; all zero where it is gone."""
+        if size not in self._known:
+            self._known[size] = self._amounts(size) if size else Amounts(0, 0, 0, 0)
+        return self._known[size]
+
+    def _amounts(self, size: Size) -> Amounts:
+        counts = {**self.constants, **counts_of(self.kind, size)}
+
+        def lengths(layouts: tuple[Layout, ...]) -> list[int]:
+            return [layout.size(counts) for layout in layouts]
+
+        shapes = list(map(lengths, self.tensors))
+        return Amounts(
+            self.fixed + sum(map(prod, shapes)),
+            sum(prod(shape) for shape in shapes if len(shape) == 2),
+            sum(lengths(self.cached)),
+            sum(lengths(self.scores)),
         )
 
 
@@ -54,55 +79,59 @@ class Costs:
     """Structure -> numbers.
 
     Attributes:
-        dense: the dense structure, what every ratio refers to.
-        layer: the cost of one decoder layer (alike in all layers of the supported families).
+        anatomy: the dense model's blocks.
+        blocks: the cost of each of them.
         constant: parameters outside the decoder layers (embeddings counted once when tied).
-        head_dim: width of one attention head.
         head_macs: multiply-accumulates of the output projection for one token.
         bytes_per_parameter: of the checkpoint's dtype.
     """
 
-    dense: Structure
-    layer: LayerCost
+    anatomy: Anatomy
+    blocks: tuple[BlockCost, ...]
     constant: int
-    head_dim: int
     head_macs: int
     bytes_per_parameter: int
 
+    @property
+    def dense(self) -> Structure:
+        """The dense structure, which every ratio refers to."""
+        return self.anatomy.dense
+
+    def _amounts(self, structure: Structure) -> Iterator[Amounts]:
+        return (cost(size) for cost, size in zip(self.blocks, structure.blocks, strict=True))
+
     def backbone_parameters(self, structure: Structure) -> int:
-        """Parameters of the decoder layers alone."""
-        return sum(self.layer.parameters(size) for size in structure)
+        """Return parameters of the decoder layers alone."""
+        return sum(amounts.parameters for amounts in self._amounts(structure))
 
     def parameters(self, structure: Structure) -> int:
-        """All parameters, tied embeddings counted once."""
+        """Return all parameters, tied embeddings counted once."""
         return self.constant + self.backbone_parameters(structure)
 
     def ratio(self, structure: Structure) -> float:
-        """Removed parameters / all parameters of the dense model (the paper's pruning ratio)."""
+        """Return removed parameters / all parameters of the dense model (the paper's pruning ratio)."""
         return 1.0 - self.parameters(structure) / self.parameters(self.dense)
 
     def backbone_ratio(self, structure: Structure) -> float:
-        """Removed parameters / parameters of the dense decoder layers."""
+        """Return removed parameters / parameters of the dense decoder layers."""
         return 1.0 - self.backbone_parameters(structure) / self.backbone_parameters(self.dense)
 
     def weight_bytes(self, structure: Structure) -> int:
-        """Size of the weights in the checkpoint's dtype."""
+        """Return size of the weights in the checkpoint's dtype."""
         return self.parameters(structure) * self.bytes_per_parameter
 
     def kv_bytes_per_token(self, structure: Structure) -> int:
-        """KV-cache bytes that one token of context takes."""
-        return sum(2 * size.kv_heads * self.head_dim for size in structure) * self.bytes_per_parameter
+        """Return KV-cache bytes that one token of context takes."""
+        return sum(amounts.cached for amounts in self._amounts(structure)) * self.bytes_per_parameter
 
     def flops_per_token(self, structure: Structure, context: int = 0) -> int:
-        """Floating-point operations for one token; a multiply-accumulate counts as two.
+        """Return floating-point operations for one token; a multiply-accumulate counts as two.
 
         Args:
             structure: of the model.
             context: tokens that attention scores are computed against; projections and output head always count.
         """
-        macs = self.head_macs + sum(self.layer.macs_per_token(size) for size in structure)
-        macs += sum(2 * context * size.query_heads * self.head_dim for size in structure)
-        return 2 * macs
+        return 2 * (self.head_macs + sum(a.products + context * a.scores for a in self._amounts(structure)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,8 +159,16 @@ class Measures:
             raise ConfigError("latency needs --latency-table FILE (multipruner latency makes one)")
         return self.table
 
+    def milliseconds(self, structure: Structure) -> float:
+        """Return predicted milliseconds of one forward pass, by the table."""
+        return self.timed.milliseconds(structure, self.costs.anatomy, self.workload)
+
+    def block_milliseconds(self, place: int, size: Size) -> float:
+        """Return milliseconds of one residual block of some size, by the table."""
+        return self.timed.block_milliseconds(self.costs.anatomy[place].kind, size, self.workload)
+
     def of_all(self, structure: Structure) -> dict[str, float]:
-        """Every cost of a structure by its name; latency only where there is a table."""
+        """Return every cost of a structure by its name; latency only where there is a table."""
         known = (cost for cost in COSTS.values() if self.table is not None or not cost.needs_table)
         return {cost.name: cost.of(self, structure) for cost in known}
 
@@ -149,8 +186,8 @@ class Cost:
         typed: what an amount may be typed with, and what that multiplies.
         axis: what figures divide by, and what they call the quotient.
         of: (measures, structure) -> amount.
-        block: (measures, kind, that block alone) -> amount of one residual block, where that is no difference of whole
-            structures; ``rest``: what is left without any block then.
+        block: (measures, number of the block, its size) -> amount of one residual block, where that is no difference of
+            whole structures; ``rest``: what is left without any block then.
         reported: key among the costs of ``report.json``, understood in fronts too; empty: the name.
         needs_table: whether it is read from a latency table.
         everyday: whether the short help shows its flag.
@@ -165,7 +202,7 @@ class Cost:
     typed: Mapping[str, float] = field(hash=False)
     axis: tuple[float, str]
     of: Callable[[Measures, Structure], float]
-    block: Callable[[Measures, BlockKind, LayerSize], float] | None = None
+    block: Callable[[Measures, int, Size], float] | None = None
     rest: Callable[[Measures], float] | None = None
     reported: str = ""
     needs_table: bool = False
@@ -187,7 +224,7 @@ class Cost:
         return f"{self.label} ({self.axis[1]})"
 
     def shown(self, value: float) -> str:
-        """An amount with a unit that keeps the number short."""
+        """Return an amount with a unit that keeps the number short."""
         if self.unit == "bytes":
             return _scaled(value, 1024, ("B", "KiB", "MiB", "GiB", "TiB"))
         if self.unit == "count":
@@ -195,7 +232,7 @@ class Cost:
         return f"{value:,.4g}\N{NO-BREAK SPACE}{self.unit}"
 
     def change(self, before: float, after: float) -> str:
-        """Such as ``22.5 -> 19.0 KiB``, in the unit of figures."""
+        """Return such as ``22.5 -> 19.0 KiB``, in the unit of figures."""
         divisor, unit = self.axis
         digits = 0 if before >= 100 * divisor else 1
         return f"{before / divisor:,.{digits}f} -> {after / divisor:,.{digits}f} {unit}"
@@ -232,9 +269,9 @@ _ROWS = (
         name="latency", word="latency", label="latency", help="milliseconds of one forward pass; needs a latency table",
         metavar="MS", unit="ms", typed={"": 1, "ms": 1, "s": 1e3}, axis=(1.0, "ms"), needs_table=True,
         reported="latency_ms", everyday=True,
-        of=lambda measures, structure: measures.timed.milliseconds(structure, measures.workload),
+        of=lambda measures, structure: measures.milliseconds(structure),
         # a removed block costs a little while its layer lives; the sum over blocks counts it always
-        block=lambda measures, kind, size: measures.timed.block_milliseconds(kind, size, measures.workload),
+        block=lambda measures, place, size: measures.block_milliseconds(place, size),
         rest=lambda measures: measures.timed.constant(measures.workload),
     ),
 )  # fmt: skip
@@ -243,7 +280,7 @@ COSTS: dict[str, Cost] = {row.name: row for row in _ROWS}
 
 
 def cost_named(name: str) -> Cost:
-    """The row of a name.
+    """Return the row of a name.
 
     Raises:
         ConfigError: naming those that there are.
@@ -254,10 +291,12 @@ def cost_named(name: str) -> Cost:
 
 
 def reported_as(key: str) -> Cost | None:
-    """The row of a key of ``report.json``, or of a name; ``None`` where there is none (any more)."""
+    """Return the row of a key of ``report.json``, or of a name; ``None`` where there is none (any more)."""
     return next((cost for cost in COSTS.values() if key in (cost.key, cost.name)), None)
 
 
 def timed_first() -> list[Cost]:
-    """The rows, what is read from a latency table before what is counted: the order in which figures choose one."""
+    """Return the rows, what is read from a latency table before what is counted: the order in which figures choose
+    one.
+    """
     return sorted(COSTS.values(), key=lambda cost: not cost.needs_table)

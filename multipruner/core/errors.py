@@ -54,5 +54,5 @@ def did_you_mean(name: str, choices: Iterable[str]) -> str:
 
 
 def shortened(text: str) -> str:
-    """A text for one line of a screen: what is very long in it (a number of a thousand digits) is cut."""
+    """Return a text for one line of a screen: what is very long in it (a number of a thousand digits) is cut."""
     return re.sub(r"(\S{120})\S{40,}", r"\1...", text)

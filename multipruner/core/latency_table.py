@@ -11,19 +11,22 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from math import isfinite
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal
 
+from . import earlier
 from .errors import ConfigError, did_you_mean
 from .identity import differences
-from .structure import BlockKind, LayerSize, Structure
+from .structure import Anatomy, Size, Structure
 
 FORMAT = "multipruner-latency"
-VERSION = 1
+VERSION = 2
 MOST = 2**31 - 1
 """Positions and sizes are 32-bit numbers in most of what runs models."""
 Phase = Literal["prefill", "decode"]
-Width: TypeAlias = int
-"""What a block's time depends on: the KV heads of an attention block, the channels of an MLP block; 0 means none."""
+Shapes = Mapping[str, Any]
+"""What a block's time depends on besides its own size: the family, the vocabulary, the dense count of every axis and
+the constants of layouts, by their names. Tables serve every model that has the same; the number of layers is no part
+of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,22 +61,6 @@ class Workload:
 
 
 @dataclass(frozen=True, slots=True)
-class Shapes:
-    """What a block's time depends on besides its own size. Tables serve every model that has the same.
-
-    The number of layers is no part of it; ``vocab_size`` matters for the constant rest.
-    """
-
-    model_type: str
-    hidden_size: int
-    head_dim: int
-    queries_per_kv: int
-    kv_heads: int
-    channels: int
-    vocab_size: int
-
-
-@dataclass(frozen=True, slots=True)
 class Entry:
     """One measured time.
 
@@ -94,42 +81,59 @@ class WorkloadTable:
 
     Attributes:
         workload: what was timed.
-        attention: by KV heads (query heads in the dense proportion), with 0 for a removed block.
-        mlp: by channels, with 0 for a removed block.
+        blocks: by the kind of a block, its entries by size; the empty size is a removed block.
         constant: the rest of a forward pass: embedding, final norm, head, calls.
-        check: largest relative error of interpolation at the measured widths where it was checked.
+        check: largest relative error of interpolation at the measured sizes where it was checked.
     """
 
     workload: Workload
-    attention: Mapping[Width, Entry]
-    mlp: Mapping[Width, Entry]
+    blocks: Mapping[str, Mapping[Size, Entry]]
     constant: Entry
     check: float = 0.0
 
-    def entries(self, kind: BlockKind) -> Mapping[Width, Entry]:
-        """The entries of one kind of block."""
-        return self.attention if kind == "attention" else self.mlp
+    def milliseconds(self, kind: str) -> dict[Size, float]:
+        """Return the times of one kind of block by size; none where the table has none."""
+        return {size: entry.milliseconds for size, entry in self.blocks.get(kind, {}).items()}
 
 
-def interpolate(points: Mapping[Width, float], width: Width) -> float:
-    """Piecewise linear between measured widths; below the least that is not 0, that one's value.
+def interpolate(points: Mapping[Size, float], size: Size) -> float:
+    """Return piecewise linear between measured sizes, axis by axis; below the least of an axis, that one's value.
 
-    A block of no width is another thing than a narrow one (nothing is launched), so 0 is only looked up.
+    A block that is gone is another thing than a small one (nothing is launched), so that is only looked up.
+
+    Args:
+        points: times; of the sizes that are not empty, all combinations of what was measured of every axis.
+        size: any.
 
     Raises:
-        ConfigError: when the width is negative, beyond the widest measured one, or 0 and not measured.
+        ConfigError: when the size is beyond the largest measured one, or gone and not measured.
     """
-    if width in points:
-        return points[width]
-    widths = sorted(w for w in points if w > 0)
-    if width <= 0 or not widths or width > widths[-1]:
-        raise ConfigError(f"width {width} was not measured; measured: {', '.join(map(str, sorted(points))) or 'none'}")
-    above = bisect_left(widths, width)
-    if above == 0:
-        return points[widths[0]]
-    left, right = widths[above - 1], widths[above]
-    low, high = points[left], points[right]
-    value = low + (high - low) * (width - left) / (right - left)
+    if size in points:
+        return points[size]
+    there = [point for point in points if point]
+    if not size or not there or any(count > max(p[axis] for p in there) for axis, count in enumerate(size)):
+        known = ", ".join(map(_shown, sorted(points))) or "none"
+        raise ConfigError(f"size {_shown(size)} was not measured; measured: {known}")
+    return _between({point: points[point] for point in there}, (), size)
+
+
+def _shown(size: Size) -> str:
+    return " x ".join(map(str, size)) or "gone"
+
+
+def _between(points: Mapping[Size, float], before: Size, size: Size) -> float:
+    """Interpolate along one axis, what comes before it being fixed, and in the same way along the others."""
+    axis = len(before)
+    if axis == len(size):
+        return points[before]
+    measured = sorted({point[axis] for point in points if point[:axis] == before})
+    above = bisect_left(measured, size[axis])
+    right = measured[min(above, len(measured) - 1)]
+    if above == 0 or right == size[axis]:
+        return _between(points, (*before, right), size)
+    left = measured[above - 1]
+    low, high = (_between(points, (*before, count), size) for count in (left, right))
+    value = low + (high - low) * (size[axis] - left) / (right - left)
     return min(max(value, min(low, high)), max(low, high))  # rounding must not leave the interval
 
 
@@ -155,7 +159,7 @@ class LatencyTable:
         return tuple(self.rows)
 
     def row(self, workload: str) -> WorkloadTable:
-        """The entries of a workload.
+        """Return the entries of a workload.
 
         Raises:
             ConfigError: naming those that there are.
@@ -165,35 +169,33 @@ class LatencyTable:
             raise ConfigError(f"the table has no workload {workload!r}{hint}; it has {', '.join(self.rows) or 'none'}")
         return self.rows[workload]
 
-    def block_milliseconds(self, kind: BlockKind, size: LayerSize, workload: str) -> float:
-        """Milliseconds of one residual block (its norm and addition included) of a layer of this size.
+    def block_milliseconds(self, kind: str, size: Size, workload: str) -> float:
+        """Return milliseconds of one residual block (its norm and addition included) of some size.
 
-        A removed block still costs the call of an empty module, as long as the layer's other block stays.
+        A removed block still costs the call of an empty module, as long as another block of its layer stays.
 
         Raises:
-            ConfigError: for an unknown workload, a size beyond the table, or query heads in another proportion.
+            ConfigError: for an unknown workload, or a size beyond the table.
         """
-        points = {width: entry.milliseconds for width, entry in self.row(workload).entries(kind).items()}
-        if kind == "attention" and size.query_heads != size.kv_heads * self.shapes.queries_per_kv:
-            raise ConfigError(
-                f"the table knows whole KV groups of {self.shapes.queries_per_kv} query heads, not "
-                f"{size.query_heads} query heads on {size.kv_heads} KV heads"
-            )
-        return interpolate(points, size.kv_heads if kind == "attention" else size.channels)
+        return interpolate(self.row(workload).milliseconds(kind), size)
 
     def constant(self, workload: str) -> float:
-        """Milliseconds that no structure changes."""
+        """Return milliseconds that no structure changes."""
         return self.row(workload).constant.milliseconds
 
-    def layer_milliseconds(self, size: LayerSize, workload: str) -> float:
-        """Milliseconds of one decoder layer, 0 where neither block stays; raises as :meth:`block_milliseconds`."""
-        if not (size.has_attention or size.has_mlp):
-            return 0.0
-        return sum(self.block_milliseconds(kind, size, workload) for kind in ("attention", "mlp"))
+    def milliseconds(self, structure: Structure, anatomy: Anatomy, workload: str) -> float:
+        """Return predicted milliseconds of one forward pass: nothing for layers that are gone altogether.
 
-    def milliseconds(self, structure: Structure, workload: str) -> float:
-        """Predicted milliseconds of one forward pass of the model; raises as :meth:`block_milliseconds` does."""
-        return self.constant(workload) + sum(self.layer_milliseconds(size, workload) for size in structure)
+        Raises:
+            ConfigError: as :meth:`block_milliseconds` does.
+        """
+        living = set(anatomy.living_layers(structure))
+        blocks = (
+            self.block_milliseconds(place.kind, size, workload)
+            for place, size in zip(anatomy, structure, strict=True)
+            if place.layer in living
+        )
+        return self.constant(workload) + sum(blocks)
 
     def check_shapes(self, shapes: Shapes) -> None:
         """Refuse a model that the table was not measured for.
@@ -201,23 +203,25 @@ class LatencyTable:
         Raises:
             ConfigError: naming what differs.
         """
-        found = differences(asdict(self.shapes), asdict(shapes))
+        found = differences(self.shapes, shapes)
         if found:
             raise ConfigError(f"the latency table is of another model ({'; '.join(found)}); measure this one")
 
     def warning(self, environment: Mapping[str, Any]) -> str | None:
-        """One line that says how another machine or software differs from the table's; ``None`` when they agree."""
+        """Return one line that says how another machine or software differs from the table's; ``None`` when they
+        agree.
+        """
         found = differences(self.environment, environment)
         if not found:
             return None
         return f"the latency table was measured elsewhere ({'; '.join(found)}): its milliseconds may not hold here"
 
     def to_json(self) -> str:
-        """JSON text, the same bytes for the same table."""
+        """Return JSON text, the same bytes for the same table."""
         record = {
             "format": FORMAT,
             "version": VERSION,
-            "shapes": asdict(self.shapes),
+            "shapes": dict(self.shapes),
             "environment": dict(self.environment),
             "date": self.date,
             "workloads": [_row_record(row) for row in self.rows.values()],
@@ -226,18 +230,19 @@ class LatencyTable:
 
     @classmethod
     def from_json(cls, text: str) -> LatencyTable:
-        """The inverse of :meth:`to_json`.
+        """Return the inverse of :meth:`to_json`; tables of version 1 are read too.
 
         Raises:
-            ConfigError: when the text is no table, or one of another version.
+            ConfigError: when the text is no table, or one of a newer version.
         """
         try:
             record = json.loads(text)
-            if (record["format"], record["version"]) != (FORMAT, VERSION):
+            if record["format"] != FORMAT or record["version"] not in (1, VERSION):
                 raise ConfigError(f"this is no latency table of version {VERSION}: measure anew")
-            rows = [_row(entry) for entry in record["workloads"]]
+            record = earlier.latency_table(record) if record["version"] == 1 else record
+            rows = [_row(entry, _blocks(entry)) for entry in record["workloads"]]
             named = {row.workload.name: row for row in rows}
-            return cls(Shapes(**record["shapes"]), record["environment"], record["date"], named)
+            return cls(dict(record["shapes"]), dict(record["environment"]), record["date"], named)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ConfigError(f"not a latency table: {error!r}") from error
 
@@ -256,33 +261,35 @@ class LatencyTable:
 
 
 def _row_record(row: WorkloadTable) -> dict[str, Any]:
-    def listed(entries: Mapping[Width, Entry]) -> list[dict[str, Any]]:
-        return [{"width": width, **asdict(entries[width])} for width in sorted(entries)]
+    def listed(entries: Mapping[Size, Entry]) -> list[dict[str, Any]]:
+        return [{"size": list(size), **asdict(entries[size])} for size in sorted(entries)]
 
     return {
         **asdict(row.workload),
         "constant": asdict(row.constant),
         "interpolation_error": row.check,
-        "attention": listed(row.attention),
-        "mlp": listed(row.mlp),
+        "blocks": {kind: listed(entries) for kind, entries in row.blocks.items()},
     }
 
 
-def _row(record: dict[str, Any]) -> WorkloadTable:
-    def entries(rows: list[dict[str, Any]]) -> dict[Width, Entry]:
-        return {row["width"]: _entry(row) for row in rows}
+_Blocks = dict[str, dict[Size, Entry]]
 
+
+def _blocks(record: Mapping[str, Any]) -> _Blocks:
+    return {kind: {tuple(row["size"]): _entry(row) for row in rows} for kind, rows in record["blocks"].items()}
+
+
+def _row(record: Mapping[str, Any], blocks: _Blocks) -> WorkloadTable:
     return WorkloadTable(
         workload=Workload(record["phase"], record["batch"], record["tokens"]),
-        attention=entries(record["attention"]),
-        mlp=entries(record["mlp"]),
+        blocks=blocks,
         constant=_entry(record["constant"]),
         check=record["interpolation_error"],
     )
 
 
 def _entry(row: Mapping[str, Any]) -> Entry:
-    """A measurement as it is stored; one that is no time would make every budget hold, or none."""
+    """Return a measurement as it is stored; one that is no time would make every budget hold, or none."""
     entry = Entry(row["milliseconds"], row["spread"], row["samples"])
     if not (isfinite(entry.milliseconds) and isfinite(entry.spread)):
         raise ValueError(f"{entry.milliseconds} milliseconds, spread {entry.spread}")

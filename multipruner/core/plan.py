@@ -7,159 +7,194 @@ bit.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby, pairwise
-from typing import Any
+from itertools import pairwise
+from typing import Any, cast
 
+from . import earlier
+from .axes import BLOCK_KINDS, LARGEST, Axis, Kept, ranges_of, units_in
 from .errors import ConfigError
-from .structure import LayerSize, Structure, queries_per_group
+from .structure import Anatomy, Place, Size, Structure
 
 PLAN_FORMAT = "multipruner-plan"
-PLAN_VERSION = 1
-LARGEST = 10_000_000
-"""What every index is below: a damaged file shall not fill the memory."""
+PLAN_VERSION = 2
+Units = tuple[int, ...] | tuple[tuple[int, ...], ...]
+"""Units of an axis; of one within another axis, those of each unit of that."""
 
 
 @dataclass(frozen=True, slots=True)
-class LayerRanking:
-    """Most important first: KV groups, MLP channels and query heads of one dense layer, in the dense numbering.
+class BlockUnits:
+    """Units of every axis of one residual block, in the dense numbering: an order of all, or those that stay.
 
     Attributes:
-        kv_groups: of the layer.
-        channels: of the layer.
-        query_heads: for every KV group, by its number, the query heads in it; empty: each group's in the dense order.
+        axes: in the order of the kind's; of an axis within another one, its units' numbers within the unit they are in.
+            Empty where the block is gone.
     """
 
-    kv_groups: tuple[int, ...]
-    channels: tuple[int, ...]
-    query_heads: tuple[tuple[int, ...], ...] = ()
+    axes: tuple[Units, ...] = ()
 
-    def heads(self, full: LayerSize, groups: int | None = None, per_group: int | None = None) -> tuple[int, ...]:
-        """Query heads group by group: the first of every group, in the first groups, both most important first.
+    @classmethod
+    def whole(cls, place: Place) -> BlockUnits:
+        """Return all units of a dense block in the dense order."""
+        counts = dict(zip(BLOCK_KINDS[place.kind].names, place.dense, strict=True))
+        return cls(
+            tuple(
+                (tuple(range(counts[axis.name])),) * counts[axis.within] if axis.within else
+                tuple(range(counts[axis.name]))
+                for axis in BLOCK_KINDS[place.kind].axes
+            )
+        )  # fmt: skip
 
-        Args:
-            full: the dense layer.
-            groups, per_group: how many KV groups, and how many query heads of each; all where nothing is given.
+    def by_axis(self, kind: str) -> Kept:
+        """Return axis -> its units, those of an axis within another one in the order of that one's units."""
+        names = BLOCK_KINDS[kind].names
+        return dict(zip(names, self.axes or ((),) * len(names), strict=True))
+
+    @property
+    def size(self) -> Size:
+        """How many there are.
+
+        Raises:
+            ConfigError: when units keep different numbers of those within them.
         """
-        whole = queries_per_group(full)
-        inside = self.query_heads or [range(group * whole, (group + 1) * whole) for group in range(full.kv_heads)]
-        return tuple(head for group in self.kv_groups[:groups] for head in inside[group][:per_group])
+        return tuple(map(_count, self.axes))
+
+
+def _count(units: Units) -> int:
+    lengths = {len(inner) for inner in units if isinstance(inner, tuple)}
+    if len(lengths) > 1:
+        raise ConfigError(f"every unit must keep the same number of those within it, not {sorted(lengths)}")
+    return lengths.pop() if lengths else len(units)
 
 
 @dataclass(frozen=True, slots=True)
 class Ranking:
-    """Nested orders for every layer: any width is a prefix of one ranking, and of one in every KV group that stays."""
+    """An order of the units of every axis of every block, most important first: any width is a prefix of it.
 
-    layers: tuple[LayerRanking, ...]
+    Of an axis within another one there is an order for every unit of that one, by its number in the dense model.
+    """
+
+    blocks: tuple[BlockUnits, ...]
 
     @classmethod
-    def identity(cls, dense: Structure) -> Ranking:
-        """The dense model's own order (the paper's "no reordering")."""
-        return cls(tuple(LayerRanking(tuple(range(s.kv_heads)), tuple(range(s.channels))) for s in dense.layers))
+    def identity(cls, anatomy: Anatomy) -> Ranking:
+        """Return the dense model's own order (the paper's "no reordering")."""
+        return cls(tuple(map(BlockUnits.whole, anatomy.places)))
+
+    def all_of(self, place: int, kind: str) -> Kept:
+        """Return everything that a block has, in its order."""
+        return self._first(place, kind, None).by_axis(kind)
+
+    def first(self, place: int, kind: str, size: Size) -> BlockUnits:
+        """Return the most important units that a size has room for, in the dense order."""
+        return _sorted(self._first(place, kind, size), BLOCK_KINDS[kind].axes) if size else BlockUnits()
+
+    def _first(self, place: int, kind: str, size: Size | None) -> BlockUnits:
+        orders, chosen = self.blocks[place].axes, dict[str, Units]()
+        ends: Sequence[int | None] = size or (None,) * len(orders)
+        for axis, order, end in zip(BLOCK_KINDS[kind].axes, orders, ends, strict=True):
+            outer = chosen[axis.within] if axis.within else ()
+            nested = cast(tuple[tuple[int, ...], ...], order)
+            chosen[axis.name] = (
+                tuple(nested[unit][:end] for unit in cast(tuple[int, ...], outer)) if axis.within else order[:end]
+            )
+        return BlockUnits(tuple(chosen.values()))
 
 
-@dataclass(frozen=True, slots=True)
-class KeptLayer:
-    """Sorted indices, in the dense numbering, of what one decoder layer keeps."""
-
-    query_heads: tuple[int, ...]
-    kv_heads: tuple[int, ...]
-    channels: tuple[int, ...]
-
-    @property
-    def size(self) -> LayerSize:
-        """How much that is."""
-        return LayerSize(len(self.query_heads), len(self.kv_heads), len(self.channels))
-
-
-def _encode(indices: Sequence[int]) -> str:
-    """Sorted indices as ranges: ``(0, 1, 2, 7)`` becomes ``"0-2,7"``."""
-    runs = []
-    for _, run in groupby(enumerate(indices), key=lambda pair: pair[1] - pair[0]):
-        members = [index for _, index in run]
-        runs.append(str(members[0]) if len(members) == 1 else f"{members[0]}-{members[-1]}")
-    return ",".join(runs)
-
-
-def _decode(text: str) -> tuple[int, ...]:
-    """The inverse of :func:`_encode`."""
-    indices: list[int] = []
-    for run in filter(None, text.split(",")):
-        first, _, last = run.partition("-")
-        if int(last or first) >= LARGEST:
-            raise ValueError(f"index {last or first} is too large")
-        indices.extend(range(int(first), int(last or first) + 1))
-    return tuple(indices)
+def _sorted(units: BlockUnits, axes: Sequence[Axis]) -> BlockUnits:
+    """Return the same units in the dense order."""
+    found: dict[str, Units] = {}
+    for axis, chosen in zip(axes, units.axes, strict=True):
+        if not axis.within:
+            found[axis.name] = tuple(sorted(cast(tuple[int, ...], chosen)))
+            continue
+        outer = cast(tuple[int, ...], units.axes[[other.name for other in axes].index(axis.within)])
+        inner = cast(tuple[tuple[int, ...], ...], chosen)
+        rows = sorted(zip(outer, inner, strict=True), key=lambda row: row[0])
+        found[axis.name] = tuple(tuple(sorted(row)) for _, row in rows)
+    return BlockUnits(tuple(found.values()))
 
 
 @dataclass(frozen=True, slots=True)
 class PruningPlan:
-    """Which heads and channels of which dense model stay. Stands alone: plan + dense weights => pruned model.
+    """Which units of which dense model stay. Stands alone: plan + dense weights => pruned model.
 
     Attributes:
         model: what the dense model was loaded from (Hub id or source name).
         revision: its revision, or ``None``.
         fingerprint: SHA-256 of the dense weights, or ``None`` when unknown.
         model_type: ``config.model_type`` of the dense model.
-        dense: the dense structure.
-        layers: kept indices per dense layer, in the dense numbering.
+        anatomy: the dense model's blocks; constants are not part of a plan.
+        blocks: what stays of each of them, ascending.
 
     Raises:
-        ConfigError: when indices are unsorted, out of range, or KV groups keep unequal numbers of query heads.
+        ConfigError: when indices are unsorted or out of range, or units keep unequal numbers of those within them.
     """
 
     model: str
     revision: str | None
     fingerprint: str | None
     model_type: str
-    dense: Structure
-    layers: tuple[KeptLayer, ...]
+    anatomy: Anatomy
+    blocks: tuple[BlockUnits, ...]
 
     def __post_init__(self) -> None:
-        if len(self.layers) != len(self.dense):
-            raise ConfigError(f"plan has {len(self.layers)} layers, the dense model {len(self.dense)}")
-        for number, (kept, full) in enumerate(zip(self.layers, self.dense, strict=True)):
-            _check_layer(number, kept, full)
+        if len(self.blocks) != len(self.anatomy):
+            raise ConfigError(f"plan has {len(self.blocks)} blocks, the dense model {len(self.anatomy)}")
+        for place, kept in zip(self.anatomy, self.blocks, strict=True):
+            _check_block(place, kept)
+
+    @property
+    def dense(self) -> Structure:
+        """The dense model's structure."""
+        return self.anatomy.dense
 
     @property
     def structure(self) -> Structure:
         """The sizes that this plan leads to."""
-        return Structure(tuple(kept.size for kept in self.layers))
+        return Structure(tuple(kept.size for kept in self.blocks))
+
+    @property
+    def layers(self) -> list[int]:
+        """Dense numbers of the decoder layers that keep at least one block, in order."""
+        return self.anatomy.living_layers(self.structure)
+
+    def kept(self, place: int) -> Kept:
+        """Return what a block keeps of its axes."""
+        return self.blocks[place].by_axis(self.anatomy[place].kind)
 
     @classmethod
     def from_structure(
         cls,
         structure: Structure,
         ranking: Ranking,
-        dense: Structure,
+        anatomy: Anatomy,
         *,
         model: str,
         model_type: str,
         revision: str | None = None,
         fingerprint: str | None = None,
     ) -> PruningPlan:
-        """Keep the most important groups and channels that a structure has room for.
+        """Keep the most important units that a structure has room for.
 
         Args:
             structure: how much stays.
-            ranking: the order of every dense layer's parts.
-            dense: the dense model's structure.
+            ranking: the order of every dense block's units.
+            anatomy: the dense model's blocks.
             model, model_type, revision, fingerprint: of the dense model, see :class:`PruningPlan`.
 
         Raises:
-            ConfigError: when a layer does not fit, or asks for more query heads per KV group than there are.
+            ConfigError: when a block is larger than the dense one.
         """
-        if not structure.fits_in(dense):
-            raise ConfigError("the structure is larger than the dense model somewhere")
-        layers = tuple(
-            _keep(number, size, rank, full)
-            for number, (size, rank, full) in enumerate(zip(structure, ranking.layers, dense, strict=True))
-        )
-        return cls(model, revision, fingerprint, model_type, dense, layers)
+        if not structure.fits_in(anatomy.dense):
+            raise ConfigError(f"the structure is larger than the dense model{_first_too_large(structure, anatomy)}")
+        rows = enumerate(zip(anatomy, structure, strict=True))
+        blocks = tuple(ranking.first(number, place.kind, size) for number, (place, size) in rows)
+        return cls(model, revision, fingerprint, model_type, Anatomy(anatomy.places), blocks)
 
     def to_json(self) -> str:
-        """JSON text, the same bytes for the same plan."""
+        """Return JSON text, the same bytes for the same plan."""
         record = {
             "format": PLAN_FORMAT,
             "version": PLAN_VERSION,
@@ -169,21 +204,13 @@ class PruningPlan:
                 "fingerprint": self.fingerprint,
                 "model_type": self.model_type,
             },
-            "dense": self.dense.to_json(),
-            "layers": [
-                {
-                    "query_heads": _encode(kept.query_heads),
-                    "kv_heads": _encode(kept.kv_heads),
-                    "channels": _encode(kept.channels),
-                }
-                for kept in self.layers
-            ],
+            "blocks": [_block_record(p, kept) for p, kept in zip(self.anatomy, self.blocks, strict=True)],
         }
         return json.dumps(record, indent=1) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> PruningPlan:
-        """The inverse of :meth:`to_json`.
+        """Return the inverse of :meth:`to_json`; plans of version 1 are read too.
 
         Raises:
             ConfigError: when the text is no plan, or one of a newer format.
@@ -195,7 +222,7 @@ class PruningPlan:
 
     @classmethod
     def _from_record(cls, record: dict[str, Any]) -> PruningPlan:
-        if record.get("format") != PLAN_FORMAT or record.get("version") != PLAN_VERSION:
+        if record.get("format") != PLAN_FORMAT or record.get("version") not in (1, PLAN_VERSION):
             raise ConfigError(
                 f"plan format {record.get('format')!r} version {record.get('version')!r} is not "
                 f"{PLAN_FORMAT!r} version {PLAN_VERSION}: a newer multipruner may read it"
@@ -203,39 +230,73 @@ class PruningPlan:
         base = record["base_model"]
         if not isinstance(base["name"], str) or not isinstance(base["model_type"], str):
             raise ValueError("the names of the base model and its type are no texts")
-        layers = tuple(
-            KeptLayer(_decode(row["query_heads"]), _decode(row["kv_heads"]), _decode(row["channels"]))
-            for row in record["layers"]
-        )
-        dense = Structure.from_json(record["dense"])
-        return cls(base["name"], base["revision"], base["fingerprint"], base["model_type"], dense, layers)
+        places, blocks = zip(*_blocks(earlier.plan(record) if record["version"] == 1 else record), strict=True)
+        about = base["name"], base["revision"], base["fingerprint"], base["model_type"]
+        return cls(*about, Anatomy(tuple(places)), tuple(blocks))
 
 
-def _keep(number: int, size: LayerSize, rank: LayerRanking, full: LayerSize) -> KeptLayer:
-    per_group = queries_per_group(size)
-    if per_group > queries_per_group(full):
-        raise ConfigError(f"layer {number}: a KV group has {queries_per_group(full)} query heads, {size} wants more")
-    heads = rank.heads(full, size.kv_heads, per_group)
-    groups, channels = rank.kv_groups[: size.kv_heads], rank.channels[: size.channels]
-    return KeptLayer(tuple(sorted(heads)), tuple(sorted(groups)), tuple(sorted(channels)))
+def _block_record(place: Place, kept: BlockUnits) -> dict[str, Any]:
+    """Return a block of a plan's file: units as ranges, those within others one text for each of them."""
+    names = BLOCK_KINDS[place.kind].names
+    chosen = {
+        name: list(map(ranges_of, cast(tuple[tuple[int, ...], ...], units)))
+        if units and isinstance(units[0], tuple)
+        else ranges_of(cast(tuple[int, ...], units))
+        for name, units in zip(names, kept.axes, strict=False)
+    }
+    dense = dict(zip(names, place.dense, strict=True))
+    return {"layer": place.layer, "kind": place.kind, "dense": dense, "kept": chosen}
 
 
-def _check_layer(number: int, kept: KeptLayer, full: LayerSize) -> None:
-    for name in ("query_heads", "kv_heads", "channels"):
-        indices, limit = getattr(kept, name), getattr(full, name)
-        ascending = all(a < b for a, b in pairwise(indices))
-        if not ascending or (indices and not 0 <= indices[0] <= indices[-1] < limit):
-            raise ConfigError(f"layer {number}: {name} must be ascending indices below {limit}")
-    if not kept.kv_heads:
-        if kept.query_heads:
-            raise ConfigError(f"layer {number}: query heads without KV heads")
+def _blocks(record: Mapping[str, Any]) -> Iterable[tuple[Place, BlockUnits]]:
+    for row in record["blocks"]:
+        if row["kind"] not in BLOCK_KINDS:
+            raise ConfigError(f"the plan has a block of kind {row['kind']!r}: a newer multipruner may know it")
+        names = BLOCK_KINDS[row["kind"]].names
+        units: tuple[Units, ...] = tuple(_units(row["kept"][name]) for name in (names if row["kept"] else ()))
+        place = Place(_number(row["layer"]), row["kind"], tuple(_number(row["dense"][name]) for name in names))
+        yield place, BlockUnits(units)
+
+
+def _units(value: Any) -> Any:
+    """Return ranges or numbers, of an axis within another one a list of either."""
+    if isinstance(value, str):
+        return units_in(value)
+    return tuple(unit if isinstance(unit, int) else _units(unit) for unit in value)
+
+
+def _number(value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < LARGEST:
+        raise ValueError(f"{value!r} is no number of units or of a layer")
+    return value
+
+
+def _first_too_large(structure: Structure, anatomy: Anatomy) -> str:
+    """Return where, such as ``: the attention block of layer 3 has ...``, or that it is of another depth."""
+    for place, size in zip(anatomy, structure, strict=False):
+        if not Structure((size,)).fits_in(Structure((place.dense,))):
+            there = ", ".join(
+                f"{n} {axis.label}" for n, axis in zip(place.dense, BLOCK_KINDS[place.kind].axes, strict=True)
+            )
+            return f": {place.name} has {there}, the structure {' x '.join(map(str, size))}"
+    return f", which has {len(anatomy)} blocks: it has {len(structure)}"
+
+
+def _check_block(place: Place, kept: BlockUnits) -> None:
+    if not kept.axes:
         return
-    per_group = queries_per_group(full)
-    in_group = [sum(head // per_group == group for head in kept.query_heads) for group in kept.kv_heads]
-    if sum(in_group) != len(kept.query_heads) or len(set(in_group)) != 1 or not in_group[0]:
-        raise ConfigError(f"layer {number}: every kept KV group must keep the same number of query heads")
-
-
-def surviving_layers(plan: PruningPlan) -> list[int]:
-    """Dense numbers of the decoder layers that keep at least one block, in order."""
-    return [number for number, kept in enumerate(plan.layers) if kept.size.has_attention or kept.size.has_mlp]
+    axes = BLOCK_KINDS[place.kind].axes
+    if len(kept.axes) != len(axes):
+        raise ConfigError(f"{place.name}: {len(kept.axes)} axes instead of {', '.join(a.name for a in axes)}")
+    by_name = dict(zip(BLOCK_KINDS[place.kind].names, kept.axes, strict=True))
+    for axis, units, limit in zip(axes, kept.axes, place.dense, strict=True):
+        rows = units if axis.within else (units,)
+        if axis.within and len(rows) != len(by_name[axis.within]):
+            raise ConfigError(f"{place.name}: {axis.label} must be given for every unit that they are within")
+        for row in cast(tuple[tuple[int, ...], ...], rows):
+            if not isinstance(row, tuple) or not all(isinstance(index, int) for index in row):
+                raise ConfigError(f"{place.name}: {axis.label} must be indices")
+            if not row or any(a >= b for a, b in pairwise(row)) or not 0 <= row[0] <= row[-1] < limit:
+                raise ConfigError(f"{place.name}: {axis.label} must be ascending indices below {limit}")
+        if len({len(row) for row in cast(tuple[tuple[int, ...], ...], rows)}) != 1:
+            raise ConfigError(f"{place.name}: every unit must keep the same number of {axis.label}")

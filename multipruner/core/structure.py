@@ -2,127 +2,258 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any
 
+from . import earlier
+from .axes import AXES, BLOCK_KINDS
 from .errors import ConfigError
 
-BlockKind = Literal["attention", "mlp"]
-KINDS: tuple[BlockKind, ...] = ("attention", "mlp")
-"""The residual blocks of a decoder layer, in the order in which they run."""
-
-
-@dataclass(frozen=True, slots=True)
-class LayerSize:
-    """What one decoder layer keeps.
-
-    Attributes:
-        query_heads: query heads; 0 means the layer has no attention block.
-        kv_heads: KV heads; divides ``query_heads``.
-        channels: MLP intermediate size; 0 means the layer has no MLP block.
-
-    Raises:
-        ConfigError: for negative sizes or KV heads that do not divide the query heads.
-    """
-
-    query_heads: int
-    kv_heads: int
-    channels: int
-
-    def __post_init__(self) -> None:
-        if min(self.query_heads, self.kv_heads, self.channels) < 0:
-            raise ConfigError(f"layer sizes must not be negative: {self}")
-        if (self.query_heads == 0) != (self.kv_heads == 0):
-            raise ConfigError(f"query heads and KV heads must vanish together: {self}")
-        if self.kv_heads and self.query_heads % self.kv_heads:
-            raise ConfigError(f"{self.kv_heads} KV heads do not divide {self.query_heads} query heads")
-
-    @property
-    def has_attention(self) -> bool:
-        """Whether the attention block is still there."""
-        return self.query_heads > 0
-
-    @property
-    def has_mlp(self) -> bool:
-        """Whether the MLP block is still there."""
-        return self.channels > 0
-
-    def has(self, kind: BlockKind) -> bool:
-        """Whether the block of this kind is still there."""
-        return self.has_attention if kind == "attention" else self.has_mlp
-
-    def without(self, kind: BlockKind) -> LayerSize:
-        """This layer with one residual block removed."""
-        if kind == "attention":
-            return replace(self, query_heads=0, kv_heads=0)
-        return replace(self, channels=0)
-
-    def same_block(self, other: LayerSize, kind: BlockKind) -> bool:
-        """Whether the block of this kind has the same size in this layer and in the other."""
-        if kind == "mlp":
-            return self.channels == other.channels
-        return (self.query_heads, self.kv_heads) == (other.query_heads, other.kv_heads)
-
-
-def queries_per_group(size: LayerSize) -> int:
-    """Query heads that share one KV head; 0 in a layer without attention."""
-    return size.query_heads // size.kv_heads if size.kv_heads else 0
+Size = tuple[int, ...]
+"""What a residual block keeps: counts along its kind's axes, of an axis within another one in every unit of that."""
+GONE: Size = ()
+"""The size of a block that is not there."""
 
 
 @dataclass(frozen=True, slots=True)
 class Structure:
-    """The sizes of all decoder layers; hashable, hence the key of every memo, cache and look-up table."""
+    """The sizes of all residual blocks, in the order in which they run; hashable, hence the key of every memo, cache
+    and look-up table.
 
-    layers: tuple[LayerSize, ...]
+    Attributes:
+        blocks: the size of every block.
+
+    Raises:
+        ConfigError: when a block that is there has none of something.
+    """
+
+    blocks: tuple[Size, ...]
+
+    def __post_init__(self) -> None:
+        for size in self.blocks:
+            if any(count < 1 for count in size):
+                raise ConfigError(f"a block keeps at least one of everything, or is gone; not {size}")
+
+    def __len__(self) -> int:
+        return len(self.blocks)
+
+    def __getitem__(self, place: int) -> Size:
+        return self.blocks[place]
+
+    def __iter__(self) -> Iterator[Size]:
+        return iter(self.blocks)
+
+    def replace(self, place: int, size: Size) -> Structure:
+        """Return this structure with one block's size changed."""
+        return Structure((*self.blocks[:place], size, *self.blocks[place + 1 :]))
+
+    def fits_in(self, dense: Structure) -> bool:
+        """Tell whether every size is at most the dense model's."""
+        return len(self) == len(dense) and all(
+            not size or (len(size) == len(full) and all(a <= b for a, b in zip(size, full, strict=True)))
+            for size, full in zip(self, dense, strict=True)
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Encode as ``{"blocks": [[3, 3], [], ...]}``."""
+        return {"blocks": [list(size) for size in self.blocks]}
 
     @classmethod
-    def uniform(cls, layers: int, query_heads: int, kv_heads: int, channels: int) -> Structure:
-        """A structure whose layers are all alike, such as every dense model's.
+    def from_json(cls, value: Any) -> Structure:
+        """Decode what :meth:`to_json`, or version 1, encoded.
+
+        Raises:
+            ConfigError: for sizes that no block can have.
+            TypeError, ValueError: when it is neither.
+        """
+        record = value if isinstance(value, Mapping) else earlier.structure(value)
+        return cls(tuple(tuple(map(_whole, size)) for size in record["blocks"]))
+
+
+def _whole(count: Any) -> int:
+    if not isinstance(count, int) or isinstance(count, bool):
+        raise TypeError(f"a size holds whole numbers, not {count!r}")
+    return count
+
+
+def counts_of(kind: str, size: Size) -> dict[str, int]:
+    """Tell how much of every axis of its kind a block of some size has: nothing where it is gone."""
+    names = BLOCK_KINDS[kind].names
+    return dict(zip(names, size or (0,) * len(names), strict=True))
+
+
+def total(kind: str, size: Size, axis: str) -> int:
+    """Tell how many units of an axis a block has in all, in every unit of what it is within."""
+    counts = counts_of(kind, size)
+    chain = [axis]
+    while AXES[chain[-1]].within:
+        chain.append(AXES[chain[-1]].within)
+    return prod(counts[name] for name in chain)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a residual block stands.
+
+    Attributes:
+        layer: number of its decoder layer in the dense model.
+        kind: name of its kind.
+        dense: its size in the dense model.
+    """
+
+    layer: int
+    kind: str
+    dense: Size
+
+    @property
+    def name(self) -> str:
+        """What messages call it, such as ``the MLP block of layer 3``."""
+        return f"the {BLOCK_KINDS[self.kind].label} block of layer {self.layer}"
+
+
+@dataclass(frozen=True, slots=True)
+class Anatomy:
+    """The residual blocks of a dense model, in the order in which they run.
+
+    Attributes:
+        places: one of every block.
+        constants: the numbers that no structure changes, by their names in layouts.
+    """
+
+    places: tuple[Place, ...]
+    constants: Mapping[str, int] = field(default_factory=dict, compare=False)
+
+    @classmethod
+    def uniform(cls, layers: int, sizes: Mapping[str, Size], constants: Mapping[str, int] | None = None) -> Anatomy:
+        """Build the anatomy of layers that are all alike, such as most dense models have.
 
         Args:
             layers: how many.
-            query_heads, kv_heads, channels: of each, see :class:`LayerSize`.
-
-        Raises:
-            ConfigError: for sizes that no layer can have.
+            sizes: of the blocks of each layer by their kinds, in the order in which they run.
+            constants: see :class:`Anatomy`.
         """
-        return cls((LayerSize(query_heads, kv_heads, channels),) * layers)
+        rows = [Place(layer, kind, size) for layer in range(layers) for kind, size in sizes.items() if size]
+        return cls(tuple(rows), constants or {})
 
     def __len__(self) -> int:
-        return len(self.layers)
+        return len(self.places)
 
-    def __getitem__(self, layer: int) -> LayerSize:
-        return self.layers[layer]
+    def __getitem__(self, place: int) -> Place:
+        return self.places[place]
 
-    def __iter__(self) -> Iterator[LayerSize]:
-        return iter(self.layers)
+    def __iter__(self) -> Iterator[Place]:
+        return iter(self.places)
 
-    def replace(self, layer: int, size: LayerSize) -> Structure:
-        """This structure with one layer's size changed."""
-        return Structure((*self.layers[:layer], size, *self.layers[layer + 1 :]))
+    @property
+    def dense(self) -> Structure:
+        """The structure of the dense model."""
+        return Structure(tuple(place.dense for place in self.places))
 
-    def count(self, kind: BlockKind) -> int:
-        """How many residual blocks of this kind are left."""
-        return sum(size.has(kind) for size in self.layers)
+    @property
+    def empty(self) -> Structure:
+        """The structure without any block."""
+        return Structure((GONE,) * len(self.places))
 
-    def fits_in(self, dense: Structure) -> bool:
-        """Whether every size is at most the dense model's."""
-        return len(self) == len(dense) and all(
-            a.query_heads <= b.query_heads and a.kv_heads <= b.kv_heads and a.channels <= b.channels
-            for a, b in zip(self, dense, strict=True)
-        )
+    @property
+    def layers(self) -> int:
+        """How many decoder layers there are."""
+        return 1 + max((place.layer for place in self.places), default=-1)
 
-    def to_json(self) -> list[list[int]]:
-        """``[[query_heads, kv_heads, channels], ...]``."""
-        return [[size.query_heads, size.kv_heads, size.channels] for size in self.layers]
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds of its blocks, in the order in which they first run."""
+        return tuple(dict.fromkeys(place.kind for place in self.places))
 
-    @classmethod
-    def from_json(cls, rows: Sequence[Sequence[int]]) -> Structure:
-        """The inverse of :meth:`to_json`.
+    def of_kind(self, kind: str) -> tuple[int, ...]:
+        """Return the numbers of the blocks of a kind."""
+        return tuple(number for number, place in enumerate(self.places) if place.kind == kind)
+
+    def of_layer(self, layer: int) -> tuple[int, ...]:
+        """Return the numbers of the blocks of a decoder layer."""
+        return tuple(number for number, place in enumerate(self.places) if place.layer == layer)
+
+    def at(self, layer: int, kind: str) -> int:
+        """Return the number of a layer's block of a kind.
 
         Raises:
-            ConfigError: for sizes that no layer can have.
-            TypeError: when a row does not hold three numbers.
+            KeyError: when the layer has none.
         """
-        return cls(tuple(LayerSize(*row) for row in rows))
+        found = [number for number in self.of_layer(layer) if self.places[number].kind == kind]
+        if not found:
+            raise KeyError(f"layer {layer} has no {kind} block")
+        return found[0]
+
+    def counts(self, place: int, size: Size | None = None) -> dict[str, int]:
+        """Tell how much of every axis a block has, dense or of another size, and the constants."""
+        here = self.places[place]
+        return {**self.constants, **counts_of(here.kind, here.dense if size is None else size)}
+
+    def count(self, structure: Structure, kind: str) -> int:
+        """Tell how many blocks of a kind are left."""
+        return sum(bool(structure[number]) for number in self.of_kind(kind))
+
+    def total(self, structure: Structure, axis: str) -> int:
+        """Tell how many units of an axis all blocks together have."""
+        blocks = zip(self.places, structure, strict=True)
+        return sum(total(p.kind, size, axis) for p, size in blocks if axis in BLOCK_KINDS[p.kind].names)
+
+    def living_layers(self, structure: Structure) -> list[int]:
+        """Return dense numbers of the decoder layers that keep at least one block, in order."""
+        blocks = zip(self.places, structure, strict=True)
+        return sorted({place.layer for place, size in blocks if size})
+
+    def of_layers(self, layers: Sequence[int]) -> Anatomy:
+        """Return the anatomy of some of the decoder layers alone, numbered anew in their order."""
+        new = {old: number for number, old in enumerate(layers)}
+        rows = [Place(new[place.layer], place.kind, place.dense) for place in self.places if place.layer in new]
+        return Anatomy(tuple(rows), self.constants)
+
+
+_BARS = " ▁▂▃▄▅▆▇█"
+
+
+def bar(part: int, whole: int) -> str:
+    """Return one character whose height is the share that stays; a dot for nothing."""
+    if not part:
+        return "·"
+    return _BARS[max(1, round(8 * part / whole))]
+
+
+def picture(structure: Structure, anatomy: Anatomy) -> str:
+    """Draw the shape of a model: one character per block, its height what the block keeps, a dot for nothing."""
+    ruler = "".join(str(number // 10 % 10) if number % 10 == 0 else " " for number in range(anatomy.layers)).rstrip()
+    rows = {"layer": ruler} | {BLOCK_KINDS[kind].label: _row(structure, anatomy, kind) for kind in anatomy.kinds}
+    wide = max(9, *map(len, rows))
+    return "\n".join((*(f"{name:{wide}}  {row}".rstrip() for name, row in rows.items()), *_kept(structure, anatomy)))
+
+
+def finest(kind: str) -> str:
+    """Return the axis whose units a block of a kind is drawn and counted by: the last one, within all that it is
+    within.
+    """
+    return BLOCK_KINDS[kind].names[-1]
+
+
+def _row(structure: Structure, anatomy: Anatomy, kind: str) -> str:
+    marks = [" "] * anatomy.layers
+    for number in anatomy.of_kind(kind):
+        place, axis = anatomy[number], finest(kind)
+        marks[place.layer] = bar(total(kind, structure[number], axis), total(kind, place.dense, axis))
+    return "".join(marks)
+
+
+def kept_in_words(structure: Structure, anatomy: Anatomy) -> list[str]:
+    """Return what stays of every kind, such as ``30 of 30 attention blocks (200 of 270 query heads)``."""
+    found = []
+    for kind in anatomy.kinds:
+        axis = BLOCK_KINDS[kind].axes[-1]
+        blocks = f"{anatomy.count(structure, kind)} of {anatomy.count(anatomy.dense, kind)}"
+        units = f"{anatomy.total(structure, axis.name):,} of {anatomy.total(anatomy.dense, axis.name):,}"
+        found.append(f"{blocks} {BLOCK_KINDS[kind].label} blocks ({units} {axis.label})")
+    return found
+
+
+def _kept(structure: Structure, anatomy: Anatomy) -> list[str]:
+    return [f"{'kept: ' if not row else '      '}{text}" for row, text in enumerate(kept_in_words(structure, anatomy))]

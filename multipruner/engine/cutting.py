@@ -7,14 +7,17 @@ prefix of the ranked weights, so nothing is copied); the checkpoint takes the *w
 
 from __future__ import annotations
 
-from typing import NamedTuple, TypeVar
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from multipruner.core.axes import Counts, Kept, Layout
+from multipruner.core.axes import Counts, Kept
 from multipruner.core.blocks import BlockSpec
+from multipruner.core.layout import Layout
 
 Index = slice | Tensor
 """What stays of a dimension: a slice gives views, a tensor of indices gives copies."""
@@ -36,7 +39,7 @@ class Projection(NamedTuple):
 
     @classmethod
     def of(cls, module: nn.Module, transposed: bool = False) -> Projection:
-        """Weight and bias of a linear layer, as they are.
+        """Take weight and bias of a linear layer, as they are.
 
         Args:
             module: the layer.
@@ -47,7 +50,7 @@ class Projection(NamedTuple):
         return cls(weight.T if transposed else weight, bias if isinstance(bias, Tensor) else None)
 
     def to(self, dtype: torch.dtype) -> Projection:
-        """The same in another dtype."""
+        """Return the same in another dtype."""
         return Projection(self.weight.to(dtype), None if self.bias is None else self.bias.to(dtype))
 
     def write(self, module: nn.Module, transposed: bool = False) -> None:
@@ -59,7 +62,8 @@ class Projection(NamedTuple):
 
 
 def cuts(block: BlockSpec, kept: Kept, dense: Counts) -> dict[str, Cut]:
-    """What stays of the tensors of a block: name within the block -> cut. Tensors that stay whole are not listed.
+    """Return what stays of the tensors of a block: name within the block -> cut. Tensors that stay whole are not
+    listed.
 
     Args:
         block: the row's block.
@@ -80,7 +84,9 @@ def cuts(block: BlockSpec, kept: Kept, dense: Counts) -> dict[str, Cut]:
 
 
 def kept_columns(layout: Layout, kept: Kept, dense: Counts) -> Tensor:
-    """Which columns of an output projection of this layout stay, as indices, in the order of the units that stay."""
+    """Tell which columns of an output projection of this layout stay, as indices, in the order of the units that
+    stay.
+    """
     index = layout.index(kept, dense)
     return torch.arange(index.stop) if isinstance(index, slice) else torch.tensor(index, dtype=torch.long)
 
@@ -96,7 +102,7 @@ def take(tensor: Tensor, cut: Cut) -> Tensor:
 
 
 def shallow_copy(module: M) -> M:
-    """The same module with its own tables of parameters, buffers and children; tensors are shared."""
+    """Return the same module with its own tables of parameters, buffers and children; tensors are shared."""
     copy = module.__class__.__new__(module.__class__)
     copy.__dict__ = dict(module.__dict__)
     for table in ("_parameters", "_buffers", "_modules"):
@@ -105,7 +111,7 @@ def shallow_copy(module: M) -> M:
 
 
 def slim_block(module: nn.Module, block: BlockSpec, counts: Counts, dense: Counts) -> nn.Module:
-    """A block whose weights are the leading parts of a module's; the module itself is untouched.
+    """Return a block whose weights are the leading parts of a module's; the module itself is untouched.
 
     Args:
         module: the block.
@@ -140,7 +146,9 @@ def _tell_shape(module: nn.Module, weight: Tensor) -> None:
 
 
 def with_output(module: nn.Module, block: BlockSpec, projection: Projection) -> nn.Module:
-    """The same block with another output projection (its own bias, where that brings none); the module is untouched."""
+    """Return the same block with another output projection (its own bias, where that brings none); the module is
+    untouched.
+    """
     copy, output = shallow_copy(module), shallow_copy(module.get_submodule(block.output))
     weight = projection.weight.T if block.transposed else projection.weight
     output._parameters["weight"] = nn.Parameter(weight, requires_grad=False)
@@ -150,14 +158,20 @@ def with_output(module: nn.Module, block: BlockSpec, projection: Projection) -> 
     return copy
 
 
-def scaled_norm(module: nn.Module, gain: Tensor) -> nn.Module:
-    """A norm whose output is multiplied by a gain [hidden_size], in its own dtype; the module is untouched.
+def scaled_norm(module: nn.Module, gain: Tensor, offset: float = 0.0) -> nn.Module:
+    """Return a norm whose output is multiplied by a gain [hidden_size], in its own dtype; the module is untouched.
 
-    Every parameter is multiplied: in all families the output is linear in the norm's own parameters.
+    Every parameter is changed: in all families the output is linear in the norm's own parameters and their offset.
+
+    Args:
+        module: the norm.
+        gain: for every element of its output.
+        offset: what its weight is added to before it multiplies.
     """
     copy = shallow_copy(module)
     for name, parameter in module.named_parameters(recurse=False):
-        value = (parameter.detach().float() * gain.to(parameter.device)).to(parameter.dtype)
+        base = offset if name == "weight" else 0.0
+        value = ((base + parameter.detach().float()) * gain.to(parameter.device) - base).to(parameter.dtype)
         copy._parameters[name] = nn.Parameter(value, requires_grad=False)
     return copy
 
@@ -172,3 +186,21 @@ def set_size_attributes(module: nn.Module, block: BlockSpec, counts: Counts) -> 
     for name, layout in block.attributes:
         if hasattr(module, name):
             setattr(module, name, layout.size(counts))
+
+
+@contextmanager
+def replaced(root: nn.Module, path: str, child: nn.Module) -> Iterator[None]:
+    """Swap one module in, and back on any exit."""
+    parent, _, name = path.rpartition(".")
+    table = root.get_submodule(parent)._modules
+    original = table[name]
+    table[name] = child
+    try:
+        yield
+    finally:
+        table[name] = original
+
+
+def silenced(module: nn.Module, args: Any, output: Any) -> Any:
+    """Return a forward hook that silences a block."""
+    return (output[0] * 0, *output[1:]) if isinstance(output, tuple) else output * 0

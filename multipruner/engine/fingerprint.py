@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def fingerprint(model: torch.nn.Module) -> str:
-    """SHA-256 (hexadecimal) over names, dtypes, shapes and bytes of all parameters, tied ones once."""
+    """Return SHA-256 (hexadecimal) over names, dtypes, shapes and bytes of all parameters, tied ones once."""
     import torch
 
     hashed = hashlib.sha256()
@@ -27,6 +27,8 @@ _NOT_COMPUTED_WITH = ("_name_or_path", "architectures", "auto_map", "dtype", "to
 
 
 def configuration(model: Any) -> str:
-    """SHA-256 (hexadecimal) of a model's configuration: how it computes with its weights, such as rotary embeddings."""
+    """Return SHA-256 (hexadecimal) of a model's configuration: how it computes with its weights, such as rotary
+    embeddings.
+    """
     settings = {key: value for key, value in model.config.to_diff_dict().items() if key not in _NOT_COMPUTED_WITH}
     return digest(settings, default=str)

@@ -62,8 +62,9 @@ def _pays(module: nn.Module) -> bool:
 def _forward(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **settings: Any
 ) -> tuple[Tensor, None]:
-    """An attention function of transformers: query [sequences, heads, queries, head_dim], key and value likewise with
-    KV heads; the result is [sequences, queries, heads, head_dim]."""
+    """Return an attention function of transformers: query [sequences, heads, queries, head_dim], key and value
+    likewise with KV heads; the result is [sequences, queries, heads, head_dim].
+    """
     special = any(settings.get(name) is not None for name in ("position_bias", "softcap", "cache"))
     special = special or settings.get("dropout") or settings.get("output_attentions") or torch.is_grad_enabled()
     causal = settings.get("is_causal")
@@ -78,12 +79,12 @@ def _forward(
 
 
 def _of_keys(mask: Tensor) -> bool:
-    """Whether a mask says which keys to see, the same for every head: bool [sequences, 1, 1, keys]."""
+    """Tell whether a mask says which keys to see, the same for every head: bool [sequences, 1, 1, keys]."""
     return mask.dtype is torch.bool and mask.shape[1] == 1
 
 
 def _one_query(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> Tensor:
-    """One new position per sequence, as when text is sampled."""
+    """Return one new position per sequence, as when text is sampled."""
     rows, heads, _, width = query.shape
     groups, keys = key.shape[1:3]
     asked = (query * scale).reshape(rows * groups, heads // groups, width)
@@ -95,7 +96,7 @@ def _one_query(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, s
 
 
 def _causal(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-    """Every position sees itself and those before it."""
+    """Return every position sees itself and those before it."""
     rows, heads, length, width = query.shape
     groups = key.shape[1]
     each = heads // groups

@@ -15,8 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from multipruner.core.structure import KINDS, BlockKind
-
 from .prunable import Inputs, Prunable
 
 Progress = Callable[[int, int], None]
@@ -33,24 +31,25 @@ class Statistics:
     """Moments of the dense model.
 
     Attributes:
-        grams: (layer, kind) -> mean over tokens of ``x x^T``, float32 [n, n], x the input of the block's output
-            projection (query heads side by side, or MLP channels), in the dense numbering.
+        grams: block -> mean over tokens of ``x x^T``, float32 [n, n], x the input of the block's output projection
+            (query heads side by side, or MLP channels), in the dense numbering.
         tokens: how many tokens the means are of.
         hash: of the token ids.
-        means: (layer, kind) -> mean over tokens of x, float32 [n]; empty where nobody gathered them, and then biases
+        means: block -> mean over tokens of x, float32 [n]; empty where nobody gathered them, and then biases
             stay as they are.
         place: what ``grams`` is of, for what is made from it.
     """
 
-    grams: MutableMapping[tuple[int, BlockKind], Tensor] = field(default_factory=dict)
+    grams: MutableMapping[int, Tensor] = field(default_factory=dict)
     tokens: int = 0
     hash: str = ""
-    means: dict[tuple[int, BlockKind], Tensor] = field(default_factory=dict)
+    means: dict[int, Tensor] = field(default_factory=dict)
     place: Place = dict
 
 
 def gather(prunable: Prunable, ids: Tensor, progress: Progress | None = None, place: Place = dict) -> Statistics:
-    """All moments: ``layers * (channels^2 + (query heads * head_dim)^2) * 4`` bytes, in memory or where ``place`` says.
+    """Gather all moments: 4 bytes times the squared columns of every output projection, in memory or where ``place``
+    says.
 
     Args:
         prunable: the dense model.
@@ -60,16 +59,16 @@ def gather(prunable: Prunable, ids: Tensor, progress: Progress | None = None, pl
     """
     hashed = hashlib.sha256(ids.contiguous().numpy().tobytes()).hexdigest()
     moments = Statistics(place(), ids.numel(), hashed, place=place)
-    for done, (layer, kind, gram, mean) in enumerate(stream(prunable, ids)):
-        moments.grams[layer, kind], moments.means[layer, kind] = gram, mean
+    for block, gram, mean in stream(prunable, ids):
+        moments.grams[block], moments.means[block] = gram, mean
         if progress is not None:
-            progress(done + 1, len(prunable.dense) * len(KINDS))
+            progress(block + 1, len(prunable.anatomy))
     return moments
 
 
 @torch.inference_mode()
-def stream(prunable: Prunable, ids: Tensor) -> Iterator[tuple[int, BlockKind, Tensor, Tensor]]:
-    """One block after another: (layer, kind, second moments, means), so that one matrix is in memory at a time.
+def stream(prunable: Prunable, ids: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Yield one block after another: (its number, second moments, means), so that one matrix is in memory at a time.
 
     Args:
         prunable: the dense model.
@@ -77,20 +76,14 @@ def stream(prunable: Prunable, ids: Tensor) -> Iterator[tuple[int, BlockKind, Te
     """
     batches = embedded(prunable, ids)
     hidden = [batch.hidden for batch in batches]
-    for layer, size in enumerate(prunable.dense):
-        for kind in KINDS:
-            block = prunable.spec.block(kind)
-            output = prunable.layers[layer].get_submodule(f"{block.path}.{block.output}")
-            with Moments(output) as moments:
-                hidden = [
-                    prunable.block(states, batch, layer, kind, size)
-                    for states, batch in zip(hidden, batches, strict=True)
-                ]
-            yield layer, kind, moments.second(), moments.first()
+    for block, size in enumerate(prunable.dense):
+        with Moments(prunable.dense_output(block)) as moments:
+            hidden = [prunable.block(states, batch, block, size) for states, batch in zip(hidden, batches, strict=True)]
+        yield block, moments.second(), moments.first()
 
 
 def embedded(prunable: Prunable, ids: Tensor) -> list[Inputs]:
-    """Token ids as batches that are ready for the first block."""
+    """Return token ids as batches that are ready for the first block."""
     rows = max(1, BATCH_TOKENS // ids.shape[1])
     return [prunable.inputs(batch.to(prunable.model.device)) for batch in ids.split(rows)]
 
@@ -122,12 +115,12 @@ class Moments:
         self._tokens += len(rows)
 
     def first(self) -> Tensor:
-        """Mean of ``x`` over the tokens, [n]."""
+        """Return mean of ``x`` over the tokens, [n]."""
         assert self._sum is not None, "nothing ran"
         return self._sum / self._tokens
 
     def second(self) -> Tensor:
-        """Mean of ``x x^T`` over the tokens, [n, n]."""
+        """Return mean of ``x x^T`` over the tokens, [n, n]."""
         assert self._squares is not None, "nothing ran"
         return mirrored(self._squares) / self._tokens
 
@@ -168,5 +161,5 @@ def add_moments(total: Tensor, rows: Tensor) -> None:
 
 
 def mirrored(total: Tensor) -> Tensor:
-    """The whole symmetric matrix of which only the upper triangle is meant."""
+    """Return the whole symmetric matrix of which only the upper triangle is meant."""
     return total.triu() + total.triu(1).T

@@ -1,6 +1,6 @@
 """The loss of any structure on calibration text, without computing anything twice.
 
-Candidates of a search step differ from the structure at hand in one layer, so everything below that layer is
+Candidates of a search step differ from the structure at hand in one block, so everything below that block is
 already known. :class:`CalibrationObjective` keeps the hidden states at the input of every residual block for its
 base structure and re-runs only from the first block that differs. :class:`PlainObjective` runs the stock model
 from end to end; it is the reference that tests and benchmarks compare with.
@@ -21,8 +21,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from multipruner.core.errors import UnsupportedModelError
 from multipruner.core.objective import Choice, best_two
-from multipruner.core.structure import KINDS, BlockKind, Structure
+from multipruner.core.structure import Structure
 
 from .prunable import Inputs, Prunable
 from .token_losses import DivergenceFromDense, NegativeLogLikelihood, TokenLoss, tokens_at_once
@@ -88,9 +89,6 @@ class CalibrationObjective:
         self.base = prunable.dense
         self.tokens = ids.numel()
         self.work = Work()
-        self._order: list[tuple[int, BlockKind]] = [
-            (layer, kind) for layer in range(len(prunable.dense)) for kind in KINDS
-        ]
         self._buffer: Tensor | None = None
         per_sequence = prunable.state_bytes(ids.shape[1])
         self._hold = per_sequence * len(ids) <= state_bytes
@@ -113,11 +111,15 @@ class CalibrationObjective:
             if loss == "kl":
                 with self._states([batch]):
                     normed = self.prunable.normed(self._scored(batch.states[-1], batch))
+                if self.prunable.cap is not None:
+                    raise UnsupportedModelError(
+                        "capped logits have no divergence from the dense model: --objective nll"
+                    )
                 batch.loss = DivergenceFromDense.of(self.prunable.head, normed, self._chunk)
         self.work = Work()
 
     def __call__(self, structure: Structure) -> float:
-        """The loss of one structure in nats.
+        """Return the loss of one structure in nats.
 
         Raises:
             NumericsError: when it is not finite.
@@ -170,22 +172,19 @@ class CalibrationObjective:
     def _fill(self, batch: _Batch, start: int) -> None:
         """Recompute the base's states from block ``start`` on."""
         states = batch.states[: start + 1] or [batch.inputs.hidden]
-        for layer, kind in self._order[len(states) - 1 :]:
-            states.append(self._block(states[-1], batch, layer, kind, self.base))
+        for block in range(len(states) - 1, len(self.base)):
+            states.append(self._block(states[-1], batch, block, self.base))
         batch.states = states
 
-    def _block(self, hidden: Tensor, batch: _Batch, layer: int, kind: BlockKind, structure: Structure) -> Tensor:
-        size = structure[layer]
-        if size.has(kind):
+    def _block(self, hidden: Tensor, batch: _Batch, block: int, structure: Structure) -> Tensor:
+        if structure[block]:
             self.work.token_blocks += hidden.shape[0] * hidden.shape[1]
-        return self.prunable.block(hidden, batch.inputs, layer, kind, size)
+        return self.prunable.block(hidden, batch.inputs, block, structure[block])
 
     def _first_change(self, structure: Structure) -> int:
         """Index of the first residual block in which a structure differs from the base."""
-        for index, (layer, kind) in enumerate(self._order):
-            if not structure[layer].same_block(self.base[layer], kind):
-                return index
-        return len(self._order)
+        changed = (block for block, (a, b) in enumerate(zip(structure, self.base, strict=True)) if a != b)
+        return next(changed, len(self.base))
 
     def _add(self, structure: Structure, group: list[_Batch], total: float, bound: float) -> float:
         """Add a candidate's loss on some batches to its running total; infinity when that exceeds the bound, or is no
@@ -195,8 +194,8 @@ class CalibrationObjective:
             if total > bound or total == math.inf:
                 return math.inf
             hidden = batch.states[start]
-            for layer, kind in self._order[start:]:
-                hidden = self._block(hidden, batch, layer, kind, structure)
+            for block in range(start, len(structure)):
+                hidden = self._block(hidden, batch, block, structure)
             total += self._token_losses(hidden, batch, bound - total)
             if math.isnan(total):  # this candidate overflows; others need not
                 return math.inf
@@ -204,16 +203,16 @@ class CalibrationObjective:
 
     @property
     def _chunk(self) -> int:
-        return tokens_at_once(self.prunable.vocab_size)
+        return tokens_at_once(len(self.prunable.head_weight))
 
     @staticmethod
     def _scored(hidden: Tensor, batch: _Batch) -> Tensor:
-        """The positions that count, [scored, hidden_size]."""
+        """Return the positions that count, [scored, hidden_size]."""
         flat = hidden[:, :-1].flatten(0, 1)
         return flat[batch.scored] if len(batch.scored) < len(flat) else flat
 
     def _token_losses(self, hidden: Tensor, batch: _Batch, bound: float) -> float:
-        """Weighted loss of a batch, logits reduced in chunks; stops as soon as the bound is passed."""
+        """Return weighted loss of a batch, logits reduced in chunks; stops as soon as the bound is passed."""
         flat, total, chunk = self._scored(hidden, batch), 0.0, self._chunk
         for begin in range(0, len(flat), chunk):
             part = slice(begin, begin + chunk)
@@ -226,10 +225,11 @@ class CalibrationObjective:
         return total
 
     def _scores(self, logits: Tensor) -> Tensor:
-        """Logits in float32, in one buffer that is used again and again."""
+        """Return logits in float32, in one buffer that is used again and again."""
         if self._buffer is None or len(self._buffer) < len(logits):
             self._buffer = torch.empty(logits.shape, dtype=torch.float32, device=logits.device)
-        return self._buffer[: len(logits)].copy_(logits)
+        scores, cap = self._buffer[: len(logits)].copy_(logits), self.prunable.cap
+        return scores if cap is None else scores.div_(cap).tanh_().mul_(cap)
 
 
 class PlainObjective:
@@ -241,7 +241,7 @@ class PlainObjective:
 
     @torch.inference_mode()
     def __call__(self, structure: Structure) -> float:
-        """The loss of one structure in nats."""
+        """Return the loss of one structure in nats."""
         total, device = 0.0, self.prunable.model.device
         with self.prunable.applied(structure):
             for rows in self.ids.to(device).split(self.batch_size):
@@ -249,13 +249,13 @@ class PlainObjective:
                 nll = F.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten(), reduction="none")
                 weights = label_weights(rows, self.ignore_id).flatten() / len(self.ids)
                 total += float(nll.double() @ weights)
-                self.work.token_blocks += rows.numel() * len(KINDS) * len(structure)
+                self.work.token_blocks += rows.numel() * len(structure)
                 self.work.head_tokens += rows.numel()
         self.work.evaluations += 1
         return total
 
     def commit(self, structure: Structure) -> None:
-        """Nothing is kept, so nothing moves."""
+        """Do nothing: nothing is kept, so nothing moves."""
 
     def argmin(self, structures: Sequence[Structure], progress: Progress | None = None) -> Choice:
         """Score candidates and name the best two."""
@@ -268,11 +268,13 @@ class PlainObjective:
 
 
 def label_weights(ids: Tensor, ignore_id: int | None) -> Tensor:
-    """What the NLL of each label counts: 1 / (scored labels of its sequence); float64 [sequences, length - 1]."""
+    """Return what the NLL of each label counts: 1 / (scored labels of its sequence); float64 [sequences, length -
+    1].
+    """
     scored = torch.ones_like(ids[:, 1:], dtype=torch.bool) if ignore_id is None else ids[:, 1:] != ignore_id
     return scored / scored.sum(dim=1, keepdim=True).clamp(min=1).double()
 
 
 def _second(totals: Sequence[float]) -> float:
-    """The second smallest total so far: what a candidate must not exceed to matter."""
+    """Return the second smallest total so far: what a candidate must not exceed to matter."""
     return sorted(totals)[1] if len(totals) > 1 else math.inf

@@ -122,7 +122,7 @@ class Precision:
         return f"{what} (GFLOP/s here: {', '.join(rates)})" if len(rates) > 1 else what
 
     def to_json(self) -> dict[str, object]:
-        """What a report says of it."""
+        """Return what a report says of it."""
         rates = {name: round(rate, 1) for name, rate in self.rates.items()}
         return {"computed": name_of(self.computed), "stored": name_of(self.stored), "gflops": rates}
 
@@ -192,7 +192,7 @@ def cast(model: nn.Module, dtype: torch.dtype) -> None:
 
 
 def _main_weight(model: nn.Module) -> Tensor:
-    """The largest weight: its type is the checkpoint's, whatever single norms have.
+    """Return the largest weight: its type is the checkpoint's, whatever single norms have.
 
     Raises:
         ConfigError: for a model without weights.

@@ -49,7 +49,7 @@ class Team:
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Team:
-        """What the launcher says in ``RANK``, ``WORLD_SIZE`` and ``LOCAL_RANK``.
+        """Return what the launcher says in ``RANK``, ``WORLD_SIZE`` and ``LOCAL_RANK``.
 
         Raises:
             DistributedError: when the processes do not find each other.
@@ -64,17 +64,17 @@ class Team:
         return team
 
     def device(self, wanted: str) -> str:
-        """The device of this process: with several GPUs each process has its own; a named device stays."""
+        """Return the device of this process: with several GPUs each process has its own; a named device stays."""
         if self.size == 1 or wanted not in ("auto", "cuda") or not torch.cuda.is_available():
             return wanted
         return f"cuda:{self.local_rank % torch.cuda.device_count()}"
 
     def share(self, count: int) -> range:
-        """The places of this process among ``count`` things in a row: stretches of (nearly) equal length."""
+        """Return the places of this process among ``count`` things in a row: stretches of (nearly) equal length."""
         return range(self.rank * count // self.size, (self.rank + 1) * count // self.size)
 
     def told(self, work: Callable[[], Any]) -> Any:
-        """What rank 0 finds, a JSON value, told to everybody."""
+        """Return what rank 0 finds, a JSON value, told to everybody."""
         if self.size == 1:
             return work()
         with self.watched():
@@ -119,11 +119,11 @@ class Team:
         return made
 
     def handle(self, name: str, handler: Handler) -> None:
-        """What this process answers to requests of a name; to be said alike in all processes before they are asked."""
+        """Set what this process answers to requests of a name; alike in all processes, before they are asked."""
         self._handlers[name] = handler
 
     def ask(self, name: str, request: Any) -> list[Any]:
-        """The answers of all processes, by rank (on rank 0).
+        """Return the answers of all processes, by rank (on rank 0).
 
         Raises:
             DistributedError: when a process failed, has gone, or does not answer.
@@ -196,7 +196,7 @@ class Team:
         return _decode(data)
 
     def _gather(self, reply: Any) -> list[Any]:
-        """Everybody's reply, on every rank; raises everywhere when one of them is an error."""
+        """Return everybody's reply, on every rank; raises everywhere when one of them is an error."""
         data = _encode(reply)
         lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
         dist.all_gather(lengths, torch.tensor([len(data)]))

@@ -16,19 +16,20 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from multipruner.core.axes import Counts, Kept
+from multipruner.core.blocks import BlockSpec
 from multipruner.core.costs import Costs
-from multipruner.core.families import Family, dense_structure, dimensions, leading, ranked, spec_for
+from multipruner.core.families import Family, anatomy_of, spec_for
 from multipruner.core.plan import Ranking
-from multipruner.core.structure import KINDS, BlockKind, LayerSize, Structure
+from multipruner.core.structure import Anatomy, Size, Structure
 
 from .coefficients import costs_of, weight_of
-from .cutting import Projection, cuts, scaled_norm, slim_block, take, with_output
+from .cutting import Projection, cuts, replaced, scaled_norm, silenced, slim_block, take, with_output
 from .grouped_attention import grouped_attention
 
-OutputOf = Callable[[int, BlockKind, LayerSize, Projection], Projection]
-"""(layer, kind, size, whole output projection in ranked order) -> the projection of a block of that size."""
-Outputs = dict[tuple[int, BlockKind], Projection]
-"""(layer, kind) -> an output projection, columns in ranked order."""
+OutputOf = Callable[[int, Size, Projection], Projection]
+"""(block, size, whole output projection in ranked order) -> the projection of a block of that size."""
+Outputs = dict[int, Projection]
+"""Block -> an output projection, columns in ranked order."""
 
 
 class _Recorder(nn.Module):
@@ -69,22 +70,20 @@ class Prunable:
     Attributes:
         model: the stock model, in evaluation mode.
         spec: its family's row.
-        dense: its structure.
-        constants: the numbers that no structure changes, by their names in layouts.
+        anatomy: its residual blocks, which are called by their numbers here.
         costs: what any structure costs, in the type that the weights are stored in.
         stored: that type, which the engine may compute in another than (:mod:`multipruner.precision`).
     """
 
     model: PreTrainedModel
     spec: Family
-    dense: Structure
-    constants: Counts
+    anatomy: Anatomy
     costs: Costs
     stored: torch.dtype
     _repair: OutputOf | None = field(default=None, repr=False)
     _outputs: Outputs = field(default_factory=dict, repr=False)
     _final_norm: nn.Module | None = field(default=None, repr=False)
-    _slim: dict[tuple[int, BlockKind, LayerSize], nn.Module] = field(default_factory=dict, repr=False)
+    _slim: dict[tuple[int, Size], nn.Module] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(cls, model: Any, stored: torch.dtype | None = None) -> Prunable:
@@ -97,31 +96,42 @@ class Prunable:
         Raises:
             UnsupportedModelError: when its family has no row, or its weights have other shapes than the row says.
         """
-        spec, dense, dims = spec_for(model.config), dense_structure(model.config), dimensions(model.config)
+        spec, anatomy = spec_for(model.config), anatomy_of(model.config)
         stored = weight_of(model.get_submodule(spec.head)).dtype if stored is None else stored
-        return cls(model, spec, dense, dims.constants, costs_of(model, spec, dense, dims.constants, stored), stored)
+        return cls(model, spec, anatomy, costs_of(model, spec, anatomy, stored), stored)
+
+    @property
+    def dense(self) -> Structure:
+        """The structure of the dense model."""
+        return self.anatomy.dense
 
     @property
     def decoder(self) -> nn.Module:
         return self.model.get_submodule(self.spec.decoder)
 
     @property
-    def layers(self) -> nn.ModuleList:
-        layers = self.decoder.get_submodule(self.spec.layers)
-        assert isinstance(layers, nn.ModuleList)
-        return layers
+    def layers(self) -> Any:
+        return self.decoder.get_submodule(self.spec.layers)
 
-    @property
-    def head_dim(self) -> int:
-        return self.constants["head_dim"]
+    def counts(self, block: int, size: Size | None = None) -> Counts:
+        """Tell how much of every axis a block has, dense or of another size, and the constants."""
+        return self.anatomy.counts(block, size)
 
-    def counts(self, layer: int, size: LayerSize | None = None) -> Counts:
-        """How much of every axis a layer has, dense or of another size, and the constants."""
-        return {**self.constants, **leading(size or self.dense[layer])}
+    def block_spec(self, block: int) -> BlockSpec:
+        """Return what the family's row says of a block."""
+        return self.spec.block(self.anatomy[block].kind)
 
-    @property
-    def vocab_size(self) -> int:
-        return self.head_weight.shape[0]
+    def layer_of(self, block: int) -> nn.Module:
+        """Return the decoder layer that a block is in."""
+        return self.layers[self.anatomy[block].layer]
+
+    def module(self, block: int) -> nn.Module:
+        """Return a block's module, dense."""
+        return self.layer_of(block).get_submodule(self.block_spec(block).path)
+
+    def dense_output(self, block: int) -> nn.Module:
+        """Return the output projection of a block, dense."""
+        return self.module(block).get_submodule(self.block_spec(block).output)
 
     @property
     def head_weight(self) -> Tensor:
@@ -132,14 +142,14 @@ class Prunable:
         return weight.to(self.stored).to(self.head_weight.dtype)
 
     def state_bytes(self, length: int) -> int:
-        """Memory for the hidden states at the input of every block, and after the last, of one sequence."""
-        states = len(self.dense) * len(KINDS) + 1
+        """Return memory for the hidden states at the input of every block, and after the last, of one sequence."""
+        states = len(self.anatomy) + 1
         return states * length * self.head_weight.shape[1] * self.head_weight.element_size()
 
     def inputs(self, ids: Tensor) -> Inputs:
         """Embed token ids [sequences, length] and record how the stock decoder calls its layers."""
         recorders = [_Recorder(layer, self.spec.layer_output == "tuple") for layer in self.layers]
-        with _replaced(self.decoder, self.spec.layers, nn.ModuleList(recorders)):
+        with replaced(self.decoder, self.spec.layers, nn.ModuleList(recorders)):
             self.decoder(input_ids=ids, use_cache=False)
         arguments = tuple(dict(recorder.called_with) for recorder in recorders)
         hidden = arguments[0]["hidden"]
@@ -147,89 +157,98 @@ class Prunable:
             del row["hidden"]
         return Inputs(hidden, arguments)
 
-    def block(self, hidden: Tensor, inputs: Inputs, layer: int, kind: BlockKind, size: LayerSize) -> Tensor:
-        """One residual block of a given size: ``hidden + block(norm(hidden))``; [sequences, length, hidden_size]."""
-        if not size.has(kind):
+    def block(self, hidden: Tensor, inputs: Inputs, block: int, size: Size) -> Tensor:
+        """Return the residual stream after one block of a given size, [sequences, length, hidden_size]."""
+        if not size:
             return hidden
-        return hidden + self._run(self._slimmed(layer, kind, size), hidden, inputs, layer, kind)
+        return hidden + self.added(self._run(self._slimmed(block, size), hidden, inputs, block), block)
 
-    def _run(self, module: nn.Module, hidden: Tensor, inputs: Inputs, layer: int, kind: BlockKind) -> Tensor:
-        normed = self.layers[layer].get_submodule(self.spec.block(kind).norms[0])(hidden)
-        if kind == "mlp":
+    def _run(self, module: nn.Module, hidden: Tensor, inputs: Inputs, block: int) -> Tensor:
+        spec, place = self.block_spec(block), self.anatomy[block]
+        normed = self.layer_of(block).get_submodule(spec.before)(hidden) if spec.before else hidden
+        if not spec.arguments:
             return module(normed)
         with grouped_attention(module):
-            output = module(hidden_states=normed, **inputs.arguments[layer])
+            output = module(hidden_states=normed, **inputs.arguments[place.layer])
         return output[0] if isinstance(output, tuple) else output
 
-    def output_of(self, layer: int, kind: BlockKind, size: LayerSize) -> nn.Module:
-        """The output projection of a block of a given size."""
-        return self._slimmed(layer, kind, size).get_submodule(self.spec.block(kind).output)
+    def added(self, output: Tensor, block: int) -> Tensor:
+        """Return what a block adds to the residual stream, from what comes out of its output projection."""
+        spec, layer = self.block_spec(block), self.layer_of(block)
+        if spec.after:
+            output = layer.get_submodule(spec.after)(output)
+        return output * getattr(layer, spec.gain) if spec.gain else output
 
-    def output_input(self, hidden: Tensor, inputs: Inputs, layer: int, kind: BlockKind, size: LayerSize) -> Tensor:
-        """What the output projection of a block of a given size is multiplied with, [sequences, length, columns]."""
+    def output_of(self, block: int, size: Size) -> nn.Module:
+        """Return the output projection of a block of a given size."""
+        return self._slimmed(block, size).get_submodule(self.block_spec(block).output)
+
+    def output_input(self, hidden: Tensor, inputs: Inputs, block: int, size: Size) -> Tensor:
+        """Return what the output projection of a block of a given size is multiplied with, [sequences, length,
+        columns].
+        """
         seen: list[Tensor] = []
-        output = self.output_of(layer, kind, size)
-        hook = output.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+        hook = self.output_of(block, size).register_forward_pre_hook(lambda module, args: seen.append(args[0]))
         try:
-            self._run(self._slimmed(layer, kind, size), hidden, inputs, layer, kind)
+            self._run(self._slimmed(block, size), hidden, inputs, block)
         finally:
             hook.remove()
         return seen[0]
 
     def normed(self, hidden: Tensor) -> Tensor:
-        """Final hidden states after the last norm: what the head multiplies."""
-        return (self._final_norm or self.decoder.get_submodule(self.spec.final_norm))(hidden)
+        """Return final hidden states after the last norm, scaled as the logits are: what the head multiplies."""
+        normed = (self._final_norm or self.decoder.get_submodule(self.spec.final_norm))(hidden)
+        scale = self.spec.logit_scale(self.model.config)
+        return normed if scale == 1.0 else normed * scale
+
+    @property
+    def cap(self) -> float | None:
+        """What a tanh keeps the logits within, where one does."""
+        return getattr(self.model.config, self.spec.head_cap) if self.spec.head_cap else None
 
     @property
     def head(self) -> nn.Module:
         """The output projection; its logits are in the model's dtype."""
         return self.model.get_submodule(self.spec.head)
 
-    def _slimmed(self, layer: int, kind: BlockKind, size: LayerSize) -> nn.Module:
-        full, block = self.dense[layer], self.spec.block(kind)
-        module = self.layers[layer].get_submodule(block.path)
-        fixed = self._outputs.get((layer, kind))
-        if size.same_block(full, kind) and fixed is None:
+    def _slimmed(self, block: int, size: Size) -> nn.Module:
+        spec, module, whole = self.block_spec(block), self.module(block), size == self.anatomy[block].dense
+        fixed = self._outputs.get(block)
+        if whole and fixed is None:
             return module
-        size = size.without("mlp" if kind == "attention" else "attention")
-        key = (layer, kind, size)
+        key = (block, size)
         if key not in self._slim:
-            if len(self._slim) >= 4 * len(self.dense):
+            if len(self._slim) >= 2 * len(self.anatomy):
                 self._slim.clear()  # views cost nothing, but slices of fused projections and parts of groups are copies
-            slim = slim_block(module, block, self.counts(layer, size), self.counts(layer))
-            own = Projection.of(slim.get_submodule(block.output), block.transposed)
+            slim = slim_block(module, spec, self.counts(block, size), self.counts(block))
+            own = Projection.of(slim.get_submodule(spec.output), spec.transposed)
             if fixed is not None and fixed.weight.shape == own.weight.shape:
-                slim = with_output(slim, block, fixed)
-            elif self._repair is not None and not size.same_block(full, kind):
-                whole = Projection.of(module.get_submodule(block.output), block.transposed)
-                slim = with_output(slim, block, self._repair(layer, kind, size, whole))
+                slim = with_output(slim, spec, fixed)
+            elif self._repair is not None and not whole:
+                dense = Projection.of(module.get_submodule(spec.output), spec.transposed)
+                slim = with_output(slim, spec, self._repair(block, size, dense))
             self._slim[key] = slim
         return self._slim[key]
 
     @contextmanager
     def applied(self, structure: Structure) -> Iterator[None]:
-        """Make the stock model itself compute a structure, for reference; undone on leaving.
-
-        Smaller blocks are swapped in; the output of a removed one is multiplied by zero.
-        """
+        """Make the stock model itself compute a structure, for reference; undone on leaving: smaller blocks are swapped
+        in, the output of a removed one is multiplied by zero."""
         with ExitStack() as stack:
             if self._final_norm is not None:
-                stack.enter_context(_replaced(self.decoder, self.spec.final_norm, self._final_norm))
+                stack.enter_context(replaced(self.decoder, self.spec.final_norm, self._final_norm))
             for number, size in enumerate(structure):
-                for kind in KINDS:
-                    block = self.spec.block(kind)
-                    if size.has(kind):
-                        path = f"{self.spec.layers}.{number}.{block.path}"
-                        stack.enter_context(_replaced(self.decoder, path, self._slimmed(number, kind, size)))
-                    else:
-                        module = self.layers[number].get_submodule(block.path)
-                        stack.callback(module.register_forward_hook(_zero).remove)
+                if size:
+                    path = f"{self.spec.layers}.{self.anatomy[number].layer}.{self.block_spec(number).path}"
+                    stack.enter_context(replaced(self.decoder, path, self._slimmed(number, size)))
+                else:
+                    stack.callback(self.module(number).register_forward_hook(silenced).remove)
             yield
 
     @contextmanager
     def in_order(self, ranking: Ranking, repair: OutputOf | None = None) -> Iterator[None]:
-        """Reorder channels, KV groups and the query heads in them by a ranking, so that every width is a leading slice
-        (of every leading group, where groups keep a part of their query heads); undone on leaving.
+        """Reorder the units of every axis by a ranking, so that every size is a leading slice (of every leading unit,
+        for units within others); undone on leaving.
 
         The model computes the same function throughout (up to the order of summation).
 
@@ -237,7 +256,7 @@ class Prunable:
             ranking: the orders.
             repair: gives narrowed blocks another output projection than the leading slice of the whole one.
         """
-        orders = [ranked(rank, full) for rank, full in zip(ranking.layers, self.dense, strict=True)]
+        orders = [ranking.all_of(number, place.kind) for number, place in enumerate(self.anatomy)]
         done: list[int] = []
         try:
             for number, order in enumerate(orders):
@@ -264,7 +283,8 @@ class Prunable:
         self._slim.clear()
         self._outputs = outputs
         if gain is not None:
-            self._final_norm = scaled_norm(self.decoder.get_submodule(self.spec.final_norm), gain)
+            norm = self.decoder.get_submodule(self.spec.final_norm)
+            self._final_norm = scaled_norm(norm, gain, self.spec.norm_offset)
         try:
             yield
         finally:
@@ -272,29 +292,10 @@ class Prunable:
             self._slim.clear()
 
     @torch.no_grad()
-    def _permute(self, number: int, order: Kept, *, back: bool = False) -> None:
-        for block in map(self.spec.block, KINDS):
-            there = dict(self.layers[number].get_submodule(block.path).named_parameters())
-            for name, cut in cuts(block, order, self.counts(number)).items():
-                if name in there:
-                    moved = {side: torch.as_tensor(index) for side, index in cut.items()}
-                    back_or_forth = {s: torch.argsort(i) if back else i for s, i in moved.items()}
-                    there[name].data = take(there[name].data, dict(back_or_forth))
-
-
-@contextmanager
-def _replaced(root: nn.Module, path: str, child: nn.Module) -> Iterator[None]:
-    """Swap one module in, and back on any exit."""
-    parent, _, name = path.rpartition(".")
-    table = root.get_submodule(parent)._modules
-    original = table[name]
-    table[name] = child
-    try:
-        yield
-    finally:
-        table[name] = original
-
-
-def _zero(module: nn.Module, args: Any, output: Any) -> Any:
-    """A forward hook that silences a block."""
-    return (output[0] * 0, *output[1:]) if isinstance(output, tuple) else output * 0
+    def _permute(self, block: int, order: Kept, *, back: bool = False) -> None:
+        there = dict(self.module(block).named_parameters())
+        for name, cut in cuts(self.block_spec(block), order, self.counts(block)).items():
+            if name in there:
+                moved = {side: torch.as_tensor(index) for side, index in cut.items()}
+                back_or_forth = {s: torch.argsort(i) if back else i for s, i in moved.items()}
+                there[name].data = take(there[name].data, dict(back_or_forth))

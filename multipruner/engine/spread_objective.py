@@ -35,7 +35,7 @@ class SpreadObjective:
         team.handle(name, self._answer)
 
     def __call__(self, structure: Structure) -> float:
-        """The loss of one structure in nats."""
+        """Return the loss of one structure in nats."""
         return self.argmin([structure]).loss
 
     @property
@@ -49,11 +49,11 @@ class SpreadObjective:
         return self.objective.work
 
     def commit(self, structure: Structure) -> None:
-        """The structure that the next candidates differ little from; the others hear of it with the candidates."""
+        """Remember the structure that the next candidates differ little from; others hear of it with the candidates."""
         self._base = structure
 
     def argmin(self, structures: Sequence[Structure], progress: Callable[[int, int], None] | None = None) -> Choice:
-        """The best and the second best of several structures.
+        """Return the best and the second best of several structures.
 
         Raises:
             NumericsError: when no candidate has a finite loss.
@@ -68,7 +68,7 @@ class SpreadObjective:
         return best_two(structures, losses)
 
     def _answer(self, request: Any) -> list[tuple[float, int]]:
-        """Loss and place of the best two of this process's candidates."""
+        """Return loss and place of the best two of this process's candidates."""
         if request["base"] is not None:
             base = Structure.from_json(request["base"])
             if base != self._committed:

@@ -17,7 +17,7 @@ _LOGIT_BYTES = 48 << 20  # one float32 chunk of logits; larger temporaries cost 
 
 
 def tokens_at_once(vocab_size: int) -> int:
-    """Tokens whose float32 logits are in memory together."""
+    """Return tokens whose float32 logits are in memory together."""
     return max(_LOGIT_BYTES // (4 * vocab_size), 16)
 
 
@@ -25,7 +25,7 @@ class TokenLoss(Protocol):
     """Loss of every token of a batch."""
 
     def __call__(self, scores: Tensor, normed: Tensor, part: slice) -> Tensor:
-        """Losses of some tokens, float32 [tokens].
+        """Return losses of some tokens, float32 [tokens].
 
         Args:
             scores: their logits, float32 [tokens, vocabulary]; may be overwritten.
@@ -36,7 +36,7 @@ class TokenLoss(Protocol):
 
 
 def _log_total(scores: Tensor) -> Tensor:
-    """Logarithm of the sum of exponentials of every row, in place."""
+    """Return logarithm of the sum of exponentials of every row, in place."""
     top = scores.amax(dim=1, keepdim=True)
     return scores.sub_(top).exp_().sum(dim=1).log_() + top[:, 0]
 

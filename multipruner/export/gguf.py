@@ -15,7 +15,7 @@ from multipruner.core.errors import ConfigError, OutputError
 from multipruner.storage.files import whole_file
 
 from .gguf_model import GgufModel, read_model
-from .gguf_tensors import OUTTYPES, TensorJob, Weights, tensor_jobs, written_size
+from .gguf_tensors import OUTTYPES, TensorJob, Weights, numbers_of, tensor_jobs, written_sizes
 from .gguf_tokenizer import Field, copied_fields, tokenizer_fields
 
 _QUANTIZATION_VERSION = 2
@@ -106,12 +106,12 @@ def export_gguf(
         _write(writer, jobs, weights, kind)
     wide = sum(len(job.shape) > 1 and job.type(kind) != kind for job in jobs)
     return Exported(
-        target, model.architecture.name, len(model.sizes), len(jobs), target.stat().st_size, wide, model.window
+        target, model.architecture.name, len(model.layers), len(jobs), target.stat().st_size, wide, model.window
     )
 
 
 def _jobs(model: GgufModel, weights: Weights) -> list[TensorJob]:
-    jobs = tensor_jobs(model.spec, model.sizes, model.shape, weights)
+    jobs = tensor_jobs(model.spec, model.layers, model.shape, weights)
     if model.rope_factors:
         jobs.insert(1, TensorJob("rope_freqs.weight", (len(model.rope_factors),), values=model.rope_factors))
     return jobs
@@ -156,14 +156,18 @@ def _card(folder: Path) -> dict[str, Any]:
 def _add_model(writer: GGUFWriter, model: GgufModel) -> None:
     """Write the sizes: arrays for layers that differ, single numbers for the family's own architecture."""
     config, head_dim = model.config, model.shape.head_dim
-    sizes = [written_size(number, size, model.architecture.whole) for number, size in enumerate(model.sizes)]
-    for add, values in (
-        (writer.add_head_count, [size.query_heads for size in sizes]),
-        (writer.add_head_count_kv, [size.kv_heads for size in sizes]),
-        (writer.add_feed_forward_length, [size.channels for size in sizes]),
+    layers = [
+        numbers_of(model.spec, written_sizes(number, sizes, model.architecture.whole))
+        for number, sizes in enumerate(model.layers)
+    ]
+    for add, key in (
+        (writer.add_head_count, "num_attention_heads"),
+        (writer.add_head_count_kv, "num_key_value_heads"),
+        (writer.add_feed_forward_length, "intermediate_size"),
     ):
+        values = [numbers[key] for numbers in layers]
         add(values if model.architecture.per_layer else values[0])
-    writer.add_block_count(len(sizes))
+    writer.add_block_count(len(layers))
     writer.add_context_length(model.window or config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
     writer.add_vocab_size(config.vocab_size)

@@ -15,9 +15,9 @@ from multipruner.checkpoint.classes import MODEL_TYPE
 from multipruner.checkpoint.config import sizes_in
 from multipruner.core.errors import UnknownModelError, UnsupportedModelError
 from multipruner.core.families import FAMILIES, Family
-from multipruner.core.structure import Structure
+from multipruner.core.structure import Anatomy, Structure
 
-from .gguf_tensors import Architecture, Shape
+from .gguf_tensors import Architecture, LayerSizes, Shape, numbers_of
 
 _ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 """Rotary frequencies that do not depend on the length of the text: factors of the plain ones say them all."""
@@ -61,7 +61,7 @@ class GgufModel:
     Attributes:
         spec: the family's row.
         config: a stock configuration of the family; its sizes are not the layers'.
-        sizes: the layers'.
+        layers: what each layer keeps.
         architecture: what the file tells llama.cpp.
         shape: the dimensions that all tensors share.
         rope_factors: what divides the plain rotary frequencies; empty if they are plain.
@@ -70,7 +70,7 @@ class GgufModel:
 
     spec: Family
     config: Any
-    sizes: Structure
+    layers: tuple[LayerSizes, ...]
     architecture: Architecture
     shape: Shape
     rope_factors: tuple[float, ...]
@@ -102,7 +102,10 @@ def read_model(folder: Path) -> GgufModel:
     family = GGUF_FAMILIES.get(model_type)
     if family is None or model_type not in FAMILIES:
         raise UnsupportedModelError(_refusal(model_type, "auto_map" not in record))
-    sizes, head_dim = sizes_in(record, FAMILIES[model_type]), FAMILIES[model_type].counts(record)["head_dim"]
+    layers, head_dim = (
+        _by_layer(*sizes_in(record, FAMILIES[model_type])),
+        FAMILIES[model_type].counts(record)["head_dim"],
+    )
     for key in ("model_type", "architectures", "auto_map", "per_layer_config", "transformers_version"):
         record.pop(key, None)
     # one head: the sizes count, and no width of the file's own may offend a stock check
@@ -112,23 +115,31 @@ def read_model(folder: Path) -> GgufModel:
     if config.hidden_act != "silu":
         raise UnsupportedModelError(f"hidden_act {config.hidden_act!r}: llama.cpp's architectures here compute silu")
     factors, scale = _rotary(config, head_dim)
-    architecture = _architecture(model_type, family, config, sizes, head_dim, plain=not factors and scale == 1.0)
+    architecture = _architecture(model_type, family, config, layers, head_dim, plain=not factors and scale == 1.0)
     tied = bool(config.tie_word_embeddings)
     shape = Shape(config.hidden_size, head_dim, config.vocab_size, tied, architecture, family.head_norms)
-    return GgufModel(FAMILIES[model_type], config, sizes, architecture, shape, factors, scale)
+    return GgufModel(FAMILIES[model_type], config, layers, architecture, shape, factors, scale)
+
+
+def _by_layer(anatomy: Anatomy, structure: Structure) -> tuple[LayerSizes, ...]:
+    """Return what each layer keeps, by the kinds of its blocks."""
+    return tuple(
+        {anatomy[number].kind: structure[number] for number in anatomy.of_layer(layer)}
+        for layer in range(anatomy.layers)
+    )
 
 
 def _architecture(
-    model_type: str, family: GgufFamily, config: Any, sizes: Structure, head_dim: int, plain: bool
+    model_type: str, family: GgufFamily, config: Any, layers: tuple[LayerSizes, ...], head_dim: int, plain: bool
 ) -> Architecture:
     """Return the family's own architecture where it can say this model, else the one for layers that differ.
 
     Raises:
         UnsupportedModelError: when neither can; it says why, and what works instead.
     """
-    differ = len(set(sizes)) > 1 or not (sizes[0].has_attention and sizes[0].has_mlp)
+    differ = any(sizes != layers[0] for sizes in layers) or not all(layers[0].values())
     biased = getattr(config, "attention_bias", False) or getattr(config, "mlp_bias", False)
-    narrow = sizes[0].query_heads * head_dim != config.hidden_size
+    narrow = numbers_of(FAMILIES[model_type], layers[0])["num_attention_heads"] * head_dim != config.hidden_size
 
     def faults(row: Architecture) -> list[str]:
         told = {

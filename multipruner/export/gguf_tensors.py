@@ -1,13 +1,13 @@
 """Tensors of a GGUF file: which there are, under which names, and their values, read one at a time.
 
-llama.cpp's architectures that take sizes per layer do not take every combination; see :func:`written_size` for what
+llama.cpp's architectures that take sizes per layer do not take every combination; see :func:`written_sizes` for what
 stands in for a removed block there.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,8 +19,9 @@ from safetensors import SafetensorError, safe_open
 
 from multipruner.core.blocks import BlockSpec
 from multipruner.core.errors import ConfigError, NumericsError, UnknownModelError
-from multipruner.core.families import Family, leading
-from multipruner.core.structure import BlockKind, LayerSize, Structure
+from multipruner.core.families import Family
+from multipruner.core.layout import Layout
+from multipruner.core.structure import GONE, Size, counts_of
 
 OUTTYPES: dict[str, GGMLQuantizationType] = {
     "f32": GGMLQuantizationType.F32,
@@ -38,12 +39,15 @@ _INPUTS = {
 }
 """Input projections of the families that llama.cpp's architectures compute, and their names in the file."""
 _FUSED = "attn_qkv"
-_NORM_AND_OUTPUT: dict[BlockKind, tuple[str, str]] = {
+_NORM_AND_OUTPUT = {
     "attention": ("attn_norm", "attn_output"),
     "mlp": ("ffn_norm", "ffn_down"),
 }
 _ROTARY = ("q_proj", "k_proj")
-_LEAST_CHANNELS = 32  # a whole block of Q8_0
+_STAND_IN: dict[str, Size] = {"attention": (1, 1), "mlp": (32,)}
+"""Sizes of blocks of zeros: one head; as many channels as a block of Q8_0 holds."""
+LayerSizes = Mapping[str, Size]
+"""What one layer keeps, by the kinds of its blocks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,18 +170,26 @@ def interleave(rows: NDArray[np.float32], heads: int) -> NDArray[np.float32]:
     return rows.reshape(heads, 2, -1, *rows.shape[1:]).swapaxes(1, 2).reshape(rows.shape)
 
 
-def written_size(number: int, size: LayerSize, whole: bool) -> LayerSize:
-    """Return what the file says of a layer: its size, or more where llama.cpp would fail or compute something else.
+def written_sizes(number: int, sizes: LayerSizes, whole: bool) -> LayerSizes:
+    """Return what the file says of a layer: its sizes, or more where llama.cpp would fail or compute something else.
 
     ``deci`` skips a layer without MLP altogether, attention and all, and takes the width of a head from layer 0;
     ``openelm`` knows only layers with both blocks. Zero weights add nothing to the residual stream, so one zero head
     and 32 zero channels keep the values as they are.
     """
-    if not size.has_attention and (whole or number == 0):
-        size = replace(size, query_heads=1, kv_heads=1)
-    if not size.has_mlp and (whole or size.has_attention):
-        size = replace(size, channels=_LEAST_CHANNELS)
-    return size
+    attention, mlp = sizes["attention"], sizes["mlp"]
+    if not attention and (whole or number == 0):
+        attention = _STAND_IN["attention"]
+    if not mlp and (whole or attention):
+        mlp = _STAND_IN["mlp"]
+    return {"attention": attention, "mlp": mlp}
+
+
+def numbers_of(spec: Family, sizes: LayerSizes) -> dict[str, int]:
+    """Return what the keys of a family's configuration say of a layer of these sizes; 0 where a block is gone."""
+    counts = {name: count for kind, size in sizes.items() for name, count in counts_of(kind, size).items()}
+    layouts = {key: Layout(text) for key, text in spec.config.items()}
+    return {key: layout.size(counts) for key, layout in layouts.items() if set(layout.names) <= set(counts)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,12 +208,12 @@ class Shape:
     head_norms: tuple[tuple[str, str], ...] = ()
 
 
-def tensor_jobs(spec: Family, sizes: Structure, shape: Shape, weights: Weights) -> list[TensorJob]:
+def tensor_jobs(spec: Family, layers: Sequence[LayerSizes], shape: Shape, weights: Weights) -> list[TensorJob]:
     """Return every tensor of the file, in order; checked against the checkpoint.
 
     Args:
         spec: the family's row.
-        sizes: what each layer has.
+        layers: what each layer has.
         shape: the rest of the dimensions, and the architecture.
         weights: the checkpoint.
 
@@ -210,8 +222,8 @@ def tensor_jobs(spec: Family, sizes: Structure, shape: Shape, weights: Weights) 
     """
     table, vector = (shape.vocab_size, shape.hidden_size), (shape.hidden_size,)
     jobs = [_job("token_embd.weight", table, f"{spec.decoder}.{spec.embeddings}.weight")]
-    for number, size in enumerate(sizes):
-        jobs += _layer_jobs(spec, number, size, shape, weights)
+    for number, sizes in enumerate(layers):
+        jobs += _layer_jobs(spec, number, sizes, shape, weights)
     jobs.append(_job("output_norm.weight", vector, f"{spec.decoder}.{spec.final_norm}.weight"))
     head = f"{spec.head}.weight"
     if not shape.tied_embeddings:
@@ -224,14 +236,13 @@ def _job(name: str, shape: tuple[int, ...], source: str, heads: int = 0, fill: f
     return TensorJob(name, shape, ((source, shape[0]),), heads, fill)
 
 
-def _layer_jobs(spec: Family, number: int, size: LayerSize, shape: Shape, weights: Weights) -> Iterator[TensorJob]:
-    prefix, written = f"{spec.decoder}.{spec.layers}.{number}", written_size(number, size, shape.architecture.whole)
-    kinds: Sequence[BlockKind] = ("attention", "mlp")
-    for kind in kinds:
-        if not written.has(kind):
+def _layer_jobs(spec: Family, number: int, sizes: LayerSizes, shape: Shape, weights: Weights) -> Iterator[TensorJob]:
+    prefix, written = f"{spec.decoder}.{spec.layers}.{number}", written_sizes(number, sizes, shape.architecture.whole)
+    for block in spec.blocks:
+        if not written[block.kind]:
             continue
-        real = size.has(kind)
-        jobs = list(_block_jobs(spec.block(kind), kind, f"blk.{number}", prefix, written, shape))
+        real = sizes[block.kind] != GONE
+        jobs = list(_block_jobs(block, f"blk.{number}", prefix, written[block.kind], shape))
         for job in _fuse(jobs) if shape.architecture.fused else jobs:
             if job.name.endswith(".bias") and not (real and job.sources[0][0] in weights.shapes):
                 continue
@@ -251,13 +262,11 @@ def _fuse(jobs: Sequence[TensorJob]) -> Iterator[TensorJob]:
             yield job
 
 
-def _block_jobs(
-    block: BlockSpec, kind: BlockKind, target: str, prefix: str, size: LayerSize, shape: Shape
-) -> Iterator[TensorJob]:
+def _block_jobs(block: BlockSpec, target: str, prefix: str, size: Size, shape: Shape) -> Iterator[TensorJob]:
     """Yield a block's tensors, each matrix with the bias that it may have."""
-    norm, output = _NORM_AND_OUTPUT[kind]
-    yield _job(f"{target}.{norm}.weight", (shape.hidden_size,), f"{prefix}.{block.norms[0]}.weight", fill=1.0)
-    counts = {"hidden": shape.hidden_size, "head_dim": shape.head_dim, **leading(size)}
+    norm, output = _NORM_AND_OUTPUT[block.kind]
+    yield _job(f"{target}.{norm}.weight", (shape.hidden_size,), f"{prefix}.{block.before}.weight", fill=1.0)
+    counts = {"hidden": shape.hidden_size, "head_dim": shape.head_dim, **counts_of(block.kind, size)}
     for tensor in block.inputs:
         part = tensor.path.removesuffix(".weight")
         rows, columns = tensor.shape(counts)
@@ -265,7 +274,7 @@ def _block_jobs(
         heads = (rows // shape.head_dim) if shape.architecture.interleaved and part in _ROTARY else 0
         yield _job(f"{target}.{name}.weight", (rows, columns), f"{source}.weight", heads)
         yield _job(f"{target}.{name}.bias", (rows,), f"{source}.bias", heads)
-    for path, name in shape.head_norms if kind == "attention" else ():
+    for path, name in shape.head_norms if block.kind == "attention" else ():
         yield _job(f"{target}.{name}.weight", (shape.head_dim,), f"{prefix}.{block.path}.{path}.weight", fill=1.0)
     source = f"{prefix}.{block.path}.{block.output}"
     yield _job(f"{target}.{output}.weight", block.weight.shape(counts), f"{source}.weight")

@@ -1,8 +1,8 @@
-"""Nested orders of KV groups and MLP channels, most important first.
+"""Nested orders of the units of a block, most important first.
 
-An importance looks at one dense decoder layer, and where it wants at moments of calibration text, and orders the
-layer's parts; every width is a prefix of the order it gives. To add one, write a function and a row in ``IMPORTANCES``
-(:mod:`multipruner.importance.table`).
+An importance looks at one dense residual block, and where it wants at calibration statistics, and orders the units of
+its axes; every size is a prefix of the orders it gives. To add one, write a function and a row in ``IMPORTANCES``
+(:mod:`multipruner.config.choices`).
 """
 
 from __future__ import annotations
@@ -10,10 +10,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from multipruner.core.plan import LayerRanking
-from multipruner.core.structure import BlockKind
+from multipruner.core.plan import BlockUnits
 
-from .layer_view import LayerView
+from .block_view import BlockView
 from .second_order import elimination_order
 
 
@@ -24,50 +23,31 @@ def _descending(scores: Tensor) -> tuple[int, ...]:
     return tuple(torch.sort(scores, descending=True, stable=True).indices.tolist())
 
 
-def by_magnitude(layer: LayerView) -> LayerRanking:
-    """Return the paper's order (arXiv 2501.09949, section 3): L1 norms of the rows that feed a channel or a KV group.
+def by_magnitude(block: BlockView) -> BlockUnits:
+    """Return the paper's order (arXiv 2501.09949, section 3): L1 norms of the rows that feed a unit, in the mean.
 
-    A channel's score is the sum over its gate and up rows; a KV group's is the mean L1 norm of its q, k and v
-    rows, a query head's that of its q rows. Norms are taken in float32.
+    A channel's rows are those of gate and up, a KV group's its q, k and v rows, a query head's its q rows. Norms are
+    taken in float32.
     """
-    channels = torch.cat(layer.input_norms("mlp", "channels"), dim=1).sum(dim=1)
-    groups = torch.cat(layer.input_norms("attention", "kv_groups"), dim=1).mean(dim=1)
-    heads = _magnitudes_of_heads(layer) if layer.orders_heads else ()
-    return LayerRanking(_descending(groups), _descending(channels), layer.nested(heads))
+    return block.ordered(lambda axis: _descending(block.input_norms(axis).mean(dim=1)))
 
 
-def _magnitudes_of_heads(layer: LayerView) -> tuple[int, ...]:
-    return _descending(torch.cat(layer.input_norms("attention", "queries"), dim=1).mean(dim=1))
-
-
-def by_activation(layer: LayerView) -> LayerRanking:
+def by_activation(block: BlockView) -> BlockUnits:
     """Return what a column contributes to the block's output on its own: ``|w_j|^2 E[x_j^2]`` (after Wanda,
     2306.11695).
     """
-
-    def scores(kind: BlockKind) -> Tensor:
-        return layer.output(kind).square().sum(dim=0) * layer.gram(kind).diagonal()
-
-    columns = scores("attention")
-    heads = _descending(layer.by_unit("attention", "queries", columns)) if layer.orders_heads else ()
-    groups = layer.by_unit("attention", "kv_groups", columns)
-    return LayerRanking(_descending(groups), _descending(scores("mlp")), layer.nested(heads))
+    columns = block.output.square().sum(dim=0) * block.gram.diagonal()
+    return block.ordered(lambda axis: _descending(block.by_unit(axis, columns)))
 
 
-def by_second_order(layer: LayerView) -> LayerRanking:
+def by_second_order(block: BlockView) -> BlockUnits:
     """Order by backward elimination with exact repair (OBS; ZipLM, arXiv 2302.04089): see :mod:`.second_order`.
 
-    Query heads inside the KV groups stand in the order in which they leave when any head of the layer may.
+    Units within others stand in the order in which they leave when any unit of the block may.
     """
-
-    def order(kind: BlockKind, groups: int) -> tuple[int, ...]:
-        return elimination_order(layer.output(kind), layer.gram(kind), groups=groups)
-
-    heads = order("attention", layer.full.query_heads) if layer.orders_heads else ()
-    groups, channels = order("attention", layer.full.kv_heads), order("mlp", layer.full.channels)
-    return LayerRanking(groups, channels, layer.nested(heads))
+    return block.ordered(lambda axis: elimination_order(block.output, block.gram, groups=block.units(axis)))
 
 
-def as_it_is(layer: LayerView) -> LayerRanking:
+def as_it_is(block: BlockView) -> BlockUnits:
     """Return the dense model's own order (the paper's ablation "no reordering")."""
-    return LayerRanking(tuple(range(layer.full.kv_heads)), tuple(range(layer.full.channels)))
+    return BlockUnits.whole(block.place)

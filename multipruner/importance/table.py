@@ -1,4 +1,4 @@
-"""The orders of all layers by an importance of the table."""
+"""The orders of all blocks by an importance of the table."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from multipruner.core.plan import Ranking
 from multipruner.engine.moments import Statistics
 from multipruner.engine.prunable import Prunable
 
-from .layer_view import LayerView
+from .block_view import BlockView
 
 
 @torch.no_grad()
@@ -22,16 +22,17 @@ def rank(
     statistics: Statistics | None = None,
     progress: Callable[[int, int], None] | None = None,
     *,
-    within_groups: bool = False,
+    within: bool = False,
 ) -> Ranking:
-    """Order every dense layer's KV groups and channels by the importance of this name.
+    """Order the units of every dense block by the importance of this name.
 
     Args:
         name: a key of :data:`multipruner.config.choices.IMPORTANCES`.
         prunable: the dense model.
-        statistics: its moments, for importances that look at them.
-        progress: called with (layers done, layers in all).
-        within_groups: order the query heads of every KV group as well; they stay in the dense order otherwise.
+        statistics: its second moments, for importances that look at them.
+        progress: called with (blocks done, blocks in all).
+        within: order units within others, such as the query heads of every KV group, as well; they stay in the dense
+            order otherwise.
 
     Raises:
         ConfigError: when there is no such importance, or it needs moments and gets none.
@@ -40,9 +41,9 @@ def rank(
     if row.moments and statistics is None:
         raise ConfigError(f"importance {name!r} needs moments of calibration text")
     by = loaded(row.by)
-    layers = []
-    for number in range(len(prunable.dense)):
-        layers.append(by(LayerView(prunable, number, statistics, within_groups)))
+    blocks = []
+    for number in range(len(prunable.anatomy)):
+        blocks.append(by(BlockView(prunable, number, statistics, within)))
         if progress is not None:
-            progress(number + 1, len(prunable.dense))
-    return Ranking(tuple(layers))
+            progress(number + 1, len(prunable.anatomy))
+    return Ranking(tuple(blocks))

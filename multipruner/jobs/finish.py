@@ -129,7 +129,7 @@ def _plan(setting: Setting, found: Found) -> PruningPlan:
     return PruningPlan.from_structure(
         found.structure,
         setting.ranking,
-        setting.prunable.dense,
+        setting.prunable.anatomy,
         model=setting.source.name,
         revision=setting.source.revision,
         fingerprint=setting.fingerprint,

@@ -9,11 +9,10 @@ from multipruner.config.recipe import Recipe
 from multipruner.core.costs import COSTS, Cost, Measures, cost_named
 from multipruner.core.errors import ConfigError
 from multipruner.core.latency_table import LatencyTable
-from multipruner.core.structure import BlockKind, LayerSize, Structure
+from multipruner.core.structure import Size
 from multipruner.engine.prunable import Prunable
 from multipruner.latency.bench import shapes_of
 from multipruner.search import Limit
-from multipruner.search.limits import alone
 
 Timed = tuple[LatencyTable, str]
 """A latency table and the workload that counts."""
@@ -58,13 +57,13 @@ def _limit(cost: Cost, measures: Measures, most: float) -> Limit:
 
     Where a row says itself what a block costs, that is taken.
     """
-    empty = Structure((LayerSize(0, 0, 0),) * len(measures.costs.dense))
+    empty = measures.costs.anatomy.empty
     constant = cost.rest(measures) if cost.rest is not None else cost.of(measures, empty)
 
-    def of_block(layer: int, kind: BlockKind, size: LayerSize) -> float:
+    def of_block(block: int, size: Size) -> float:
         if cost.block is not None:
-            return cost.block(measures, kind, alone(size, kind))
-        return cost.of(measures, empty.replace(layer, alone(size, kind))) - constant
+            return cost.block(measures, block, size)
+        return cost.of(measures, empty.replace(block, size)) - constant
 
     return Limit.of_blocks(cost.name, of_block, constant, most)
 

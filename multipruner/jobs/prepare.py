@@ -17,6 +17,7 @@ from multipruner.config.choices import IMPORTANCES
 from multipruner.config.recipe import Recipe
 from multipruner.console.progress import counting_display, named, waiting_display
 from multipruner.console.say import teller
+from multipruner.core.axes import AXES
 from multipruner.core.errors import NumericsError
 from multipruner.engine.fingerprint import fingerprint
 from multipruner.engine.moments import gather
@@ -96,8 +97,8 @@ def prepare(
             shown = named(display, "moments")
             statistics = gather(prunable, more, shown, place) if more is not None else None
             order = named(display, "order")
-            finer = grid_of(recipe, prunable).query_head_step is not None
-            ranking = rank(recipe.importance, prunable, statistics, order, within_groups=finer)
+            finer = any(AXES[name].within for name in grid_of(recipe, prunable).steps)
+            ranking = rank(recipe.importance, prunable, statistics, order, within=finer)
     repair = None
     if statistics is not None and recipe.repair != "none":
         repair = Repair(prunable, statistics, ranking, recipe.ridge, recipe.repair)

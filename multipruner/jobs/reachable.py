@@ -5,6 +5,7 @@ from __future__ import annotations
 from math import floor
 
 from multipruner.config.recipe import Recipe
+from multipruner.core.axes import AXES
 from multipruner.core.errors import InfeasibleError
 from multipruner.engine.prunable import Prunable
 from multipruner.repair.scoring import check_repair
@@ -26,20 +27,20 @@ def check_reachable(recipe: Recipe, prunable: Prunable) -> None:
         _check_path(problem_of(recipe, prunable))
     else:
         task = task_of(recipe, prunable)
-        task.grid.check(task.dense)
+        task.grid.check(task.anatomy)
         check_feasible(task)
 
 
 def _check_path(problem: Problem) -> None:
-    problem.grid.check(problem.costs.dense)
+    problem.grid.check(problem.anatomy)
     reachable = reachable_ratio(problem)
     if not reachable:
         raise too_small(problem)
     if reachable < problem.ratio:
         shares = ":".join(f"{problem.shares[dimension]:g}" for dimension in DIMENSIONS)
+        steps = ", ".join(f"{AXES[name].step} {step}" for name, step in problem.grid.steps.items())
         raise InfeasibleError(
-            f"a ratio of {problem.ratio:g} is out of reach with shares {shares} and channel groups of "
-            f"{problem.grid.channel_group}: the maximum is about {floor(reachable * 1e3) / 1e3:g}; ask for less, or "
-            "give 'blocks' a larger share",
+            f"a ratio of {problem.ratio:g} is out of reach with shares {shares} ({steps}): the maximum is "
+            f"about {floor(reachable * 1e3) / 1e3:g}; ask for less, or give 'blocks' a larger share",
             nearest=reachable,
         )

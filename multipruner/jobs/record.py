@@ -16,12 +16,11 @@ from typing import Any
 
 from multipruner.config.precedence import from_file
 from multipruner.config.recipe import Recipe
+from multipruner.core import __version__
 from multipruner.core.costs import COSTS, Measures
 from multipruner.core.errors import OutputError
-from multipruner.core.picture import picture
 from multipruner.core.plan import PruningPlan
-from multipruner.core.structure import Structure
-from multipruner.core.version import __version__
+from multipruner.core.structure import Structure, picture
 from multipruner.eval import Comparison
 from multipruner.latency.environment import environment_of
 from multipruner.latency.timing import time_side_by_side
@@ -66,7 +65,7 @@ def record(
             if cost.name != "parameters" and not cost.needs_table
         },
         "structure": structure.to_json(),
-        "picture": picture(structure, dense),
+        "picture": picture(structure, plan.anatomy),
         "calibration": {"name": setting.calibration.name, "hash": setting.calibration.hash,
                         "tokens": setting.calibration.ids.numel(), "sequences": len(setting.calibration.ids),
                         **setting.texts},
@@ -138,8 +137,8 @@ def latency_record(setting: Setting, plan: PruningPlan, pruned: Any, say: Callab
             say(warning)
         measured = time_side_by_side({"dense": dense, "pruned": pruned}, table.row(workload).workload)
     row = {
-        "predicted_ms": table.milliseconds(plan.structure, workload),
-        "predicted_dense_ms": table.milliseconds(plan.dense, workload),
+        "predicted_ms": table.milliseconds(plan.structure, plan.anatomy, workload),
+        "predicted_dense_ms": table.milliseconds(plan.dense, plan.anatomy, workload),
         "measured_ms": measured["pruned"].median_ms,
         "dense_ms": measured["dense"].median_ms,
     }

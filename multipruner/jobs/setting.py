@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from multipruner.config.recipe import Recipe
+from multipruner.core.axes import AXES
 from multipruner.core.plan import Ranking
 from multipruner.core.structure import Structure
 from multipruner.engine.fingerprint import configuration
@@ -27,20 +28,32 @@ from multipruner.sources.resolve import ResolvedModel
 from .limits import Timed, latency_table_of, limits_of
 
 
+def grid_in(recipe: Recipe, **settings: int) -> Grid:
+    """Tell how finely a recipe cuts any model, alignment aside.
+
+    Args:
+        recipe: names the steps.
+        **settings: keys of the recipe with other values.
+    """
+    values = {axis.name: settings.get(axis.setting, getattr(recipe, axis.setting)) for axis in AXES.values()}
+    partial = (axis.name for axis in AXES.values() if axis.partial and getattr(recipe, axis.partial))
+    return Grid({name: step for name, step in values.items() if step is not None}, frozenset(partial))
+
+
 def grid_of(recipe: Recipe, prunable: Prunable) -> Grid:
     """Tell how finely a recipe cuts a model.
 
     Raises:
         ConfigError: when the model's widths cannot be aligned as the recipe asks.
     """
-    grid = Grid(recipe.channel_group, recipe.kv_group_step, recipe.partial_groups, recipe.query_head_step)
-    return grid if recipe.align is None else aligned(grid, prunable.dense, prunable.head_dim, recipe.align)
+    grid = grid_in(recipe)
+    return grid if recipe.align is None else aligned(grid, prunable.anatomy, recipe.align)
 
 
 def task_of(recipe: Recipe, prunable: Prunable, latency: Timed | None = None) -> Task:
     """Return the integer program that a recipe asks for; its latency table is read where it is not given."""
     return Task(
-        prunable.dense,
+        prunable.anatomy,
         grid_of(recipe, prunable),
         limits_of(recipe, prunable, latency),
         recipe.layout == "uniform",
@@ -124,16 +137,13 @@ class Setting:
             "batch_size": recipe.calibration.batch_size,
             "strategy": "sequential" if recipe.greedy else "milp",
             "objective": recipe.objective,
-            "channel_group": grid.channel_group,
-            "partial_groups": grid.partial,
-            "kv_group_step": grid.kv_group_step,
+            **{AXES[name].setting: step for name, step in grid.steps.items()},
+            **{axis.partial: axis.name in grid.partial for axis in AXES.values() if axis.partial},
             "importance": recipe.importance,
             "compensation": recipe.repair if recipe.repair_stage == "search" else "none",
             "dtype": str(self.prunable.head_weight.dtype),
             "device": self.prunable.model.device.type,
         }
-        if grid.query_head_step is not None:  # only then: what was measured without it stays valid
-            identity |= {"query_head_step": grid.query_head_step}
         if self.statistics is not None:
             identity |= {"statistics": self.statistics.hash, "ridge": recipe.ridge}
         if self.repair is not None and any(has_output_bias(self.prunable).values()):

@@ -12,19 +12,20 @@ from __future__ import annotations
 import math
 import random
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 
 from transformers import PreTrainedModel
 
 from multipruner.checkpoint.cut import apply_plan
-from multipruner.core.families import dense_structure, dimensions, spec_for
-from multipruner.core.latency_table import LatencyTable, Shapes, Width, Workload, WorkloadTable, interpolate
-from multipruner.core.plan import LayerRanking, PruningPlan, Ranking
-from multipruner.core.structure import KINDS, BlockKind, LayerSize, Structure
+from multipruner.core.axes import BLOCK_KINDS
+from multipruner.core.families import anatomy_of, spec_for
+from multipruner.core.latency_table import LatencyTable, Shapes, Workload, WorkloadTable, interpolate
+from multipruner.core.plan import PruningPlan, Ranking
+from multipruner.core.structure import GONE, Anatomy, Size, Structure
 
 from .deal import Deck, deal
 from .environment import environment_of
@@ -58,16 +59,26 @@ class Effort:
     tries: int = 5
 
 
+Gap = tuple[int, int]
+"""Two counts that were measured, with none between them."""
 Report = Callable[[str, float], None]
 """Told what is being measured, and the share of everything that is done."""
 
 
 def shapes_of(model: PreTrainedModel) -> Shapes:
-    """What a model's block times depend on, besides the size of the block."""
-    dims, full = dimensions(model.config), dense_structure(model.config)[0]
-    per_kv = full.query_heads // full.kv_heads
-    model_type = spec_for(model.config).model_type
-    return Shapes(model_type, dims.hidden_size, dims.head_dim, per_kv, full.kv_heads, full.channels, dims.vocab_size)
+    """Return what a model's block times depend on, besides the size of the block."""
+    anatomy, model_type = anatomy_of(model.config), spec_for(model.config).model_type
+    counts = {name: count for sizes in _largest(anatomy).items() for name, count in _named(*sizes).items()}
+    return {"model_type": model_type, **anatomy.constants, **counts, "vocab_size": model.config.vocab_size}
+
+
+def _largest(anatomy: Anatomy) -> dict[str, Size]:
+    """Return the largest dense block of every kind."""
+    return {kind: max(anatomy[number].dense for number in anatomy.of_kind(kind)) for kind in anatomy.kinds}
+
+
+def _named(kind: str, size: Size) -> dict[str, int]:
+    return dict(zip(BLOCK_KINDS[kind].names, size, strict=True))
 
 
 def measure_table(
@@ -82,8 +93,10 @@ def measure_table(
 ) -> LatencyTable:
     """Measure every option of a model's blocks on its own device.
 
-    Attention: every number of KV groups, and none. MLP: multiples of the channel step, and none; first a coarse grid,
-    then the middles between its widths, and finer wherever interpolation is off by more than :data:`TOLERANCE`.
+    Of an axis whose units have a width of their own, such as KV groups, every number is measured; of one within
+    another, such as query heads, the least, the middle and the most; of any other, such as channels, multiples of the
+    step: first a coarse grid, then the middles between its sizes, and finer wherever interpolation is off by more than
+    :data:`TOLERANCE`. A removed block is measured too.
 
     Args:
         model: the dense model; not modified.
@@ -100,7 +113,7 @@ def measure_table(
     """
     effort = effort or Effort()
     environment, shapes = environment_of(model, compiled=compiled), shapes_of(model)
-    identity = {**asdict(shapes), **environment, **asdict(effort), "channel_step": channel_step}
+    identity = {**shapes, **environment, **asdict(effort), "channel_step": channel_step}
     with ProbeJournal(resume_from, identity) as journal, room_for_sizes(compiled):
         rows: dict[str, WorkloadTable] = {}
         for number, workload in enumerate(workloads):
@@ -114,19 +127,35 @@ def measure_table(
     return LatencyTable(shapes, environment, datetime.now(UTC).isoformat(timespec="seconds"), rows)
 
 
-def coarse_grid(full: int, step: int) -> list[Width]:
-    """Widths to start from: multiples of the step from one step to the full width, which always belongs to them."""
-    widths = [*range(step, full, step), full]
-    count = min(len(widths), max(5, min(9, len(widths) // 4)))
+def coarse_grid(full: int, step: int) -> list[int]:
+    """Return counts to start from: multiples of the step from one step to the full count, which always belongs to
+    them.
+    """
+    counts = [*range(step, full, step), full]
+    count = min(len(counts), max(5, min(9, len(counts) // 4)))
     if count == 1:
-        return widths
-    return sorted({widths[round(i * (len(widths) - 1) / (count - 1))] for i in range(count)})
+        return counts
+    return sorted({counts[round(i * (len(counts) - 1) / (count - 1))] for i in range(count)})
 
 
-def middle(low: Width, high: Width, step: int) -> Width | None:
-    """The multiple of the step nearest to the middle between two widths; ``None`` when there is none between them."""
-    width = round((low + high) / 2 / step) * step
-    return next((w for w in (width, width - step, width + step) if low < w < high), None)
+def middle(low: int, high: int, step: int) -> int | None:
+    """Return the multiple of the step nearest to the middle between two counts; ``None`` when there is none between
+    them.
+    """
+    count = round((low + high) / 2 / step) * step
+    return next((c for c in (count, count - step, count + step) if low < c < high), None)
+
+
+def first_options(kind: str, full: Size, step: int) -> list[Size]:
+    """Return the options of a block that are measured first: none, and all combinations of some counts of every
+    axis.
+    """
+    counts = [
+        sorted({1, (most + 1) // 2, most}) if axis.within else
+        [*range(1, most + 1)] if axis.width else coarse_grid(most, step)
+        for axis, most in zip(BLOCK_KINDS[kind].axes, full, strict=True)
+    ]  # fmt: skip
+    return [GONE, *product(*counts)]
 
 
 class _Bench:
@@ -143,41 +172,61 @@ class _Bench:
     ) -> None:
         self._model, self._workload, self._effort = model, workload, effort
         self._compiled, self._journal, self._report = compiled, journal, report
-        self._dense = dense_structure(model.config)
+        self._anatomy = anatomy_of(model.config)
+        self._full = _largest(self._anatomy)
+        self._kinds = self._anatomy.kinds
         self._records: list[ProbeRecord] = []
         self._stack = stack_size(model)
 
     def table(self, step: int) -> WorkloadTable:
-        full = self._dense[0]
-        widths = coarse_grid(full.channels, step)
-        self._stage(0, [*range(full.kv_heads + 1)], [0, *widths])
-        gaps, stage, worst = list(pairwise(widths)), 0, 0.0
-        while middles := {gap: found for gap in gaps if (found := middle(*gap, step)) is not None}:
+        """Measure what is first, then between it where interpolation is off."""
+        self._stage(0, {kind: first_options(kind, full, step) for kind, full in self._full.items()})
+        gaps = {
+            kind: list(pairwise(coarse_grid(*full, step)))
+            for kind, full in self._full.items()
+            if not any(axis.width or axis.within for axis in BLOCK_KINDS[kind].axes) and len(full) == 1
+        }
+        stage, worst = 0, 0.0
+        while middles := self._middles(gaps, step):
             stage += 1
-            # the full widths again: what is measured later is seen beside what was measured before
-            self._stage(stage, [full.kv_heads], [*middles.values(), full.channels])
-            times = {width: entry.milliseconds for width, entry in summarise(self._records)["mlp"].items()}
-            gaps = []
-            for (low, high), found in middles.items():
-                error = abs(interpolate({w: times[w] for w in (low, high)}, found) / times[found] - 1)
-                if error <= TOLERANCE:
-                    worst = max(worst, error)
-                else:
-                    gaps += [(low, found), (found, high)]
+            # the full sizes again: what is measured later is seen beside what was measured before
+            again = {kind: [*((found,) for found in middles.get(kind, {}).values()), full]
+                     for kind, full in self._full.items()}  # fmt: skip
+            self._stage(stage, again)
+            entries = summarise(self._records, self._kinds)
+            gaps = {kind: [] for kind in middles}
+            for kind, found in middles.items():
+                times = {size: entry.milliseconds for size, entry in entries[kind].items()}
+                for (low, high), count in found.items():
+                    between = interpolate({(c,): times[c,] for c in (low, high)}, (count,))
+                    error = abs(between / times[count,] - 1)
+                    if error <= TOLERANCE:
+                        worst = max(worst, error)
+                    else:
+                        gaps[kind] += [(low, count), (count, high)]
         self._report(1.0)
-        entries = summarise(self._records)
-        constant = constant_rest(self._records, entries)
-        return WorkloadTable(self._workload, entries["attention"], entries["mlp"], constant, worst)
+        entries = summarise(self._records, self._kinds)
+        constant = constant_rest(self._records, entries, self._kinds)
+        return WorkloadTable(self._workload, entries, constant, worst)
 
-    def _stage(self, stage: int, attention: Sequence[Width], mlp: Sequence[Width]) -> None:
-        """Probes that show each of these options in enough places."""
-        needed = self._effort.placements * max(len(attention), len(mlp)) / self._stack
+    @staticmethod
+    def _middles(gaps: Mapping[str, Sequence[Gap]], step: int) -> dict[str, dict[Gap, int]]:
+        """Return what stands between the ends of gaps; kinds and gaps with nothing between are left out."""
+        found = {
+            kind: {gap: count for gap in rows if (count := middle(*gap, step)) is not None}
+            for kind, rows in gaps.items()
+        }
+        return {kind: rows for kind, rows in found.items() if rows}
+
+    def _stage(self, stage: int, options: Mapping[str, Sequence[Size]]) -> None:
+        """Measure probes that show each of these options in enough places."""
+        needed = self._effort.placements * max(map(len, options.values())) / self._stack
         probes = max(self._effort.probes, math.ceil(needed))
         rng = random.Random(f"{self._workload.name} {stage}")
-        decks = {"attention": Deck(attention, rng), "mlp": Deck(mlp, rng)}
+        decks = {kind: Deck(options[kind], rng) for kind in self._kinds}
         for number in range(probes):
-            sizes = deal(decks["attention"], decks["mlp"], self._stack, self._dense[0], rng)
-            record = self._journal.find(self._workload.name, sizes, stage, number)
+            sizes = deal(decks, self._stack, self._anatomy, rng)
+            record = self._journal.find(self._workload.name, self._shown(sizes), stage, number)
             if record is None:
                 record = self._measure(sizes, stage, number)
                 self._journal.add(record)
@@ -185,16 +234,21 @@ class _Bench:
             done = (number + 1) / probes
             self._report(1 - 0.5 ** (stage + done))
 
+    def _shown(self, sizes: Structure) -> Structure:
+        """Return the part of a structure that a probe has."""
+        return Structure(sizes.blocks[: len(self._kinds) * self._stack])
+
     def _measure(self, sizes: Structure, stage: int, number: int) -> ProbeRecord:
         """Build one smaller model and time it, whole and block by block."""
-        gone = (LayerSize(0, 0, 0),) * (len(self._dense) - len(sizes))
-        model = apply_plan(self._model, _leading(self._model, Structure((*sizes.layers, *gone)))).eval()
+        model = apply_plan(self._model, _leading(self._model, sizes)).eval()
         spec = spec_for(self._model.config)
         layers = f"{spec.decoder}.{spec.layers}"
-        places: list[tuple[int, BlockKind]] = [(layer, kind) for layer in range(len(sizes)) for kind in KINDS]
+        shown = self._shown(sizes)
+        places = self._anatomy.places[: len(shown)]
         if self._compiled:
             compile_blocks(model)
-        norms = [model.get_submodule(f"{layers}.{layer}.{spec.block(kind).norms[0]}") for layer, kind in places]
+        first = [(place.layer, spec.block(place.kind)) for place in places]
+        norms = [model.get_submodule(f"{layers}.{layer}.{block.before or block.path}") for layer, block in first]
         norms.append(model.get_submodule(f"{spec.decoder}.{spec.final_norm}"))
         with quiet_process():
             runner = Runner(model, self._workload)
@@ -204,11 +258,13 @@ class _Bench:
             tries: list[ProbeRecord] = []
             while not tries or (not tries[-1].calm and len(tries) < self._effort.tries):
                 plain, marked, blocks = self._samples(runner, probe)
-                tries.append(ProbeRecord(self._workload.name, stage, number, sizes, plain, marked, blocks))
+                tries.append(ProbeRecord(self._workload.name, stage, number, shown, plain, marked, blocks))
         return min(tries, key=lambda record: statistics.median(record.plain))
 
     def _samples(self, runner: Runner, probe: Probe) -> tuple[list[float], list[float], list[list[float]]]:
-        """Passes without and with marks in alternation: the whole times of both, and the blocks' of the latter."""
+        """Return passes without and with marks in alternation: the whole times of both, and the blocks' of the
+        latter.
+        """
         plain, marked, blocks = [], [], []
         for _ in range(self._effort.repeats):
             plain.append(round(runner.sample(), 6))  # to the nanosecond, as good as any clock
@@ -220,16 +276,15 @@ class _Bench:
 
 
 def stack_size(model: PreTrainedModel) -> int:
-    """Decoder layers of a probe: all, or as many as no cache can hold."""
-    spec, total = spec_for(model.config), len(dense_structure(model.config))
+    """Return decoder layers of a probe: all, or as many as no cache can hold."""
+    spec, total = spec_for(model.config), anatomy_of(model.config).layers
     layer = model.get_submodule(f"{spec.decoder}.{spec.layers}.0")
     size = sum(tensor.numel() * tensor.element_size() for tensor in layer.parameters())
     return min(total, max(8, math.ceil(STACK_BYTES / size)))
 
 
 def _leading(model: PreTrainedModel, structure: Structure) -> PruningPlan:
-    """The plan that keeps the first heads and channels: time does not depend on which."""
-    dense = dense_structure(model.config)
-    order = Ranking(tuple(LayerRanking(tuple(range(s.kv_heads)), tuple(range(s.channels))) for s in dense))
-    model_type = spec_for(model.config).model_type
-    return PruningPlan.from_structure(structure, order, dense, model="latency probe", model_type=model_type)
+    """Return the plan that keeps the first units of everything: time does not depend on which."""
+    anatomy, model_type = anatomy_of(model.config), spec_for(model.config).model_type
+    order = Ranking.identity(anatomy)
+    return PruningPlan.from_structure(structure, order, anatomy, model="latency probe", model_type=model_type)

@@ -29,5 +29,5 @@ class Clock:
             torch.cuda.synchronize(self._device)
 
     def milliseconds(self, start: Any, end: Any) -> float:
-        """Between two points; on CUDA only after :meth:`wait`."""
+        """Return between two points; on CUDA only after :meth:`wait`."""
         return start.elapsed_time(end) if self._cuda else 1e3 * (end - start)

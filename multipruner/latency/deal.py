@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from multipruner.core.latency_table import Width
-from multipruner.core.structure import LayerSize, Structure
+from multipruner.core.structure import GONE, Anatomy, Size, Structure
 
 
 class Deck:
     """Options in random order, every one once before any comes again."""
 
-    def __init__(self, options: Sequence[Width], rng: random.Random) -> None:
+    def __init__(self, options: Sequence[Size], rng: random.Random) -> None:
         self._options, self._rng = list(options), rng
-        self._left: list[Width] = []
+        self._left: list[Size] = []
 
-    def draw(self, count: int) -> list[Width]:
-        """The next options."""
-        drawn: list[Width] = []
+    def draw(self, count: int) -> list[Size]:
+        """Return the next options."""
+        drawn: list[Size] = []
         while len(drawn) < count:
             if not self._left:
                 self._left = self._rng.sample(self._options, len(self._options))
@@ -26,14 +25,30 @@ class Deck:
         return drawn
 
 
-def deal(attention: Deck, mlp: Deck, layers: int, full: LayerSize, rng: random.Random) -> Structure:
-    """Layers with the decks' next options in random places; none loses both blocks, for it would vanish."""
-    groups, channels = attention.draw(layers), mlp.draw(layers)
+def deal(decks: Mapping[str, Deck], layers: int, anatomy: Anatomy, rng: random.Random) -> Structure:
+    """Return a structure whose first layers hold the decks' next options in random places, and the others nothing.
+
+    No layer of the probe loses all its blocks, for it would vanish.
+
+    Args:
+        decks: of every kind of block.
+        layers: of the probe.
+        anatomy: of the dense model; of a layer the options of its own size or smaller are taken.
+        rng: chance.
+    """
+    drawn = {kind: deck.draw(layers) for kind, deck in decks.items()}
     for _ in range(200):
-        rng.shuffle(groups)
-        rng.shuffle(channels)
-        if all(a or b for a, b in zip(groups, channels, strict=True)):
+        for options in drawn.values():
+            rng.shuffle(options)
+        if all(map(any, zip(*drawn.values(), strict=True))):
             break
-    per_kv = full.query_heads // full.kv_heads
-    pairs = [(a or (0 if b else full.kv_heads), b) for a, b in zip(groups, channels, strict=True)]
-    return Structure(tuple(LayerSize(a * per_kv, a, b) for a, b in pairs))
+    sizes = []
+    for place in anatomy:
+        if place.layer >= layers:
+            sizes.append(GONE)
+            continue
+        size = drawn[place.kind][place.layer]
+        alone = not any(drawn[kind][place.layer] for kind in decks)
+        first = place.kind == next(iter(decks))
+        sizes.append(place.dense if alone and first else size)
+    return Structure(tuple(sizes))

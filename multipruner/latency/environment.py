@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 
 def device_name(device: torch.device) -> str:
-    """What the hardware calls itself."""
+    """Return what the hardware calls itself."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return _cpu_name()
@@ -33,7 +33,7 @@ def _cpu_name() -> str:
 
 
 def environment_of(model: PreTrainedModel, *, compiled: bool = False) -> dict[str, Any]:
-    """Machine, software and settings that a model's times depend on, as latency tables record them."""
+    """Return machine, software and settings that a model's times depend on, as latency tables record them."""
     device = model.device
     return {
         "device": device.type,

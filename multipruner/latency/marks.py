@@ -29,7 +29,7 @@ class Probe:
 
     @contextmanager
     def attached(self) -> Iterator[None]:
-        """Within, every forward pass leaves its marks."""
+        """Have every forward pass leave its marks, within."""
         handles = [norm.register_forward_pre_hook(self._mark) for norm in self._norms]
         try:
             yield
@@ -41,7 +41,7 @@ class Probe:
         self._marks.append(self._clock.now())
 
     def sample(self, runner: Runner) -> tuple[float, list[float]]:
-        """Milliseconds of one whole pass, and of each of its blocks."""
+        """Return milliseconds of one whole pass, and of each of its blocks."""
         runner.prepare()
         self._clock.wait()
         self._marks = [self._clock.now()]

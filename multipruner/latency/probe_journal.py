@@ -11,6 +11,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from multipruner.core import earlier
 from multipruner.core.errors import OutputError
 from multipruner.core.identity import differences
 from multipruner.core.structure import Structure
@@ -27,10 +28,10 @@ class ProbeRecord:
     Attributes:
         workload: its name.
         stage, number: which probe of the measurement it is.
-        sizes: of the probe's layers.
+        sizes: of the probe's blocks.
         plain: of whole passes without marks.
         marked: of whole passes with marks.
-        blocks: of those passes' blocks, attention and MLP of every layer in turn.
+        blocks: of those passes' blocks, in the order in which they run.
     """
 
     workload: str
@@ -47,13 +48,13 @@ class ProbeRecord:
         return statistics.median(self.plain) <= 1.15 * min(self.plain)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values."""
+        """Return plain values."""
         values = {name: getattr(self, name) for name in self.__slots__}
         return {**values, "sizes": self.sizes.to_json()}
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> ProbeRecord:
-        """The inverse of :meth:`to_json`."""
+        """Return the inverse of :meth:`to_json`."""
         return cls(**{**record, "sizes": Structure.from_json(record["sizes"])})
 
 
@@ -132,7 +133,7 @@ class ProbeJournal:
             Path(self._lock.lock_file).unlink(missing_ok=True)
 
     def find(self, workload: str, sizes: Structure, stage: int, number: int) -> ProbeRecord | None:
-        """What was measured of a probe before, if it was."""
+        """Return what was measured of a probe before, if it was."""
         record = self._known.get((workload, stage, number))
         return record if record is not None and record.sizes == sizes else None
 
@@ -145,7 +146,7 @@ class ProbeJournal:
         records = journal.refresh(ProbeRecord.from_json)
         if not journal.header:
             journal.begin(identity=self._identity)
-        elif found := differences(journal.header["identity"], self._identity):
+        elif found := differences(earlier.shapes(journal.header["identity"]), self._identity):
             raise OutputError(
                 f"{journal.path} holds a measurement with other settings ({'; '.join(found)}); remove it to start"
             )

@@ -73,14 +73,14 @@ class Runner:
         self._steps = REFILL
 
     def prepare(self) -> None:
-        """What must not be timed: the cache of a decoding step is filled when it is due."""
+        """Do what must not be timed: the cache of a decoding step is filled when it is due."""
         if self._workload.phase == "decode" and self._steps >= REFILL:
             self._cache = None  # the old one goes before a new one comes
             self._cache = self._model(input_ids=self._ids, use_cache=True, **self._arguments).past_key_values
             self._steps = 0
 
     def forward(self) -> None:
-        """The pass itself; on CUDA it may still be running on return."""
+        """Run the pass itself; on CUDA it may still be running on return."""
         if self._workload.phase == "prefill":
             self._model(input_ids=self._ids, use_cache=True, **self._arguments)
         else:
@@ -89,7 +89,7 @@ class Runner:
             self._steps += 1
 
     def sample(self) -> float:
-        """Milliseconds of one pass."""
+        """Return milliseconds of one pass."""
         self.prepare()
         self.clock.wait()
         start = self.clock.now()
@@ -101,7 +101,7 @@ class Runner:
 
 @contextmanager
 def quiet_process() -> Iterator[None]:
-    """Without gradients, and without a garbage collection in the middle of a sample."""
+    """Run without gradients, and without a garbage collection in the middle of a sample."""
     collecting = gc.isenabled()
     gc.collect()
     gc.disable()
@@ -143,7 +143,7 @@ def time_side_by_side(
 def side_by_side_samples(
     models: Mapping[str, PreTrainedModel], workload: Workload, *, rounds: int = 20, warmup: int = 3
 ) -> dict[str, list[float]]:
-    """The samples of :func:`time_side_by_side`: the n-th of every model were taken one after the other."""
+    """Return the samples of :func:`time_side_by_side`: the n-th of every model were taken one after the other."""
     samples: dict[str, list[float]] = {name: [] for name in models}
     with quiet_process():
         runners = {name: Runner(model, workload) for name, model in models.items()}
@@ -168,7 +168,7 @@ def compile_blocks(model: PreTrainedModel) -> None:
     """
     spec = family_of(model.config) or spec_for(model.config)
     for layer in model.get_submodule(f"{spec.decoder}.{spec.layers}").children():
-        for block in (spec.attention, spec.mlp):
+        for block in spec.blocks:
             module = layer.get_submodule(block.path)
             if any(True for _ in module.parameters()):  # nothing to gain where a block was removed
                 module.compile()
@@ -176,7 +176,7 @@ def compile_blocks(model: PreTrainedModel) -> None:
 
 @contextmanager
 def room_for_sizes(compiled: bool) -> Iterator[None]:
-    """Within, every block size is compiled: beyond 8 variants of a module, dynamo silently stops compiling it."""
+    """Let every block size be compiled, within: beyond 8 variants of a module, dynamo silently stops."""
     if not compiled:
         yield
         return

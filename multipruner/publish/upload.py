@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from multipruner.checkpoint.run_folder import left_over
-from multipruner.core.version import __version__
+from multipruner.core import __version__
 
 from .errors import SILENCE, PublishError, hub_errors, patience
 from .package import Item, Package, human

@@ -62,17 +62,17 @@ class GainFit:
 
     @torch.inference_mode()
     def solve(self) -> Tensor | None:
-        """Return the gain, float32 [hidden_size]; ``None`` where the head is no plain linear layer, or nothing finite
+        """Return the gain, float32 [hidden_size]; ``None`` where logits are not linear in it, or nothing finite
         solves the equations: a run ends without this step rather than not at all.
         """
         head = self.prunable.head
-        if type(head) is not nn.Linear:
+        if type(head) is not nn.Linear or self.prunable.cap is not None:
             return None
         width, device = head.weight.shape[1], head.weight.device
         slope, curvature = torch.zeros(width, device=device), torch.zeros(width, width, device=device)
         generator = torch.Generator().manual_seed(self.seed)
         for dense, pruned in self._states:
-            rows = tokens_at_once(self.prunable.vocab_size)
+            rows = tokens_at_once(len(self.prunable.head_weight))
             for wanted, states in zip(dense.split(rows), pruned.split(rows), strict=True):
                 _add(slope, curvature, head, wanted, states, generator)
         curvature = mirrored(curvature)

@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from multipruner.core.errors import ConfigError
-from multipruner.core.families import leading, ranked
 from multipruner.core.plan import Ranking
-from multipruner.core.structure import KINDS, BlockKind, LayerSize
+from multipruner.core.structure import Size
 from multipruner.engine.cutting import Projection, kept_columns
 from multipruner.engine.moments import Statistics
 from multipruner.engine.prunable import Prunable
@@ -18,13 +17,10 @@ from multipruner.engine.prunable import Prunable
 from .columns import RIDGE, How, repaired
 
 
-def has_output_bias(prunable: Prunable) -> dict[BlockKind, bool]:
-    """Tell which blocks' output projections have a bias."""
-    layer, found = prunable.layers[0], dict[BlockKind, bool]()
-    for kind in KINDS:
-        block = prunable.spec.block(kind)
-        found[kind] = Projection.of(layer.get_submodule(f"{block.path}.{block.output}")).bias is not None
-    return found
+def has_output_bias(prunable: Prunable) -> dict[str, bool]:
+    """Tell which kinds of blocks have an output projection with a bias."""
+    first = {place.kind: number for number, place in reversed(list(enumerate(prunable.anatomy)))}
+    return {kind: Projection.of(prunable.dense_output(first[kind])).bias is not None for kind in prunable.anatomy.kinds}
 
 
 def check_repair(how: str, prunable: Prunable) -> None:
@@ -36,8 +32,9 @@ def check_repair(how: str, prunable: Prunable) -> None:
     if how == "bias" and not any(has_output_bias(prunable).values()):
         spec = prunable.spec
         raise ConfigError(
-            f"repair bias: the output projections of this {spec.model_type} model ({spec.attention.output}, "
-            f"{spec.mlp.output}) have no bias that could take the mean of what leaves; use --repair lstsq"
+            f"repair bias: the output projections of this {spec.model_type} model "
+            f"({', '.join(block.output for block in spec.blocks)}) have no bias that could take the "
+            "mean of what leaves; use --repair lstsq"
         )
 
 
@@ -66,30 +63,30 @@ class Repair:
     ) -> None:
         self._prunable, self._statistics, self.ridge = prunable, statistics, ridge
         self.how: How = how
-        self._orders = [ranked(rank, full) for rank, full in zip(ranking.layers, prunable.dense, strict=True)]
-        self._weights: MutableMapping[tuple[int, BlockKind, LayerSize], Tensor] = statistics.place()
-        self._biases: dict[tuple[int, BlockKind, LayerSize], Tensor | None] = {}
+        self._orders = [ranking.all_of(number, place.kind) for number, place in enumerate(prunable.anatomy)]
+        self._weights: MutableMapping[tuple[int, Size], Tensor] = statistics.place()
+        self._biases: dict[tuple[int, Size], Tensor | None] = {}
 
     @torch.no_grad()
-    def __call__(self, layer: int, kind: BlockKind, size: LayerSize, whole: Projection) -> Projection:
+    def __call__(self, block: int, size: Size, whole: Projection) -> Projection:
         """Return the output projection of a block of some size.
 
         Args:
-            layer, kind, size: which block, and what it keeps.
+            block, size: which block, and what it keeps.
             whole: the projection with all its columns, in ranked order.
 
         Returns:
             The projection with the kept columns, in the dtype of ``whole``.
         """
-        key = (layer, kind, size.without("mlp" if kind == "attention" else "attention"))
+        key = (block, size)
         if key not in self._biases:
-            prunable, dense = self._prunable, self._prunable.counts(layer)
-            columns = prunable.spec.block(kind).columns
-            order = kept_columns(columns, self._orders[layer], dense)
-            gram, mean = self._statistics.grams[layer, kind], self._statistics.means.get((layer, kind))
+            prunable, dense = self._prunable, self._prunable.counts(block)
+            columns = prunable.block_spec(block).columns
+            order = kept_columns(columns, self._orders[block], dense)
+            gram, mean = self._statistics.grams[block], self._statistics.means.get(block)
             gram = gram[order.to(gram.device)][:, order.to(gram.device)]
             mean = None if mean is None else mean[order.to(mean.device)]
-            kept = kept_columns(columns, leading(size), dense).to(gram.device)
+            kept = kept_columns(columns, prunable.counts(block, size), dense).to(gram.device)
             weight, bias = repaired(self.how, whole, gram, mean, kept, self.ridge)
             self._weights[key] = prunable.as_stored(weight)
             self._biases[key] = None if bias is None else prunable.as_stored(bias)

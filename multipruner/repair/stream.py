@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from multipruner.core.errors import NumericsError
-from multipruner.core.structure import KINDS, Structure
+from multipruner.core.structure import Structure
 from multipruner.engine.cutting import Projection
 from multipruner.engine.moments import add_moments, embedded, mirrored, products_of
 from multipruner.engine.prunable import Outputs, Prunable
@@ -59,7 +59,7 @@ def accumulated(
             length, hidden_size], batch by batch.
 
     Returns:
-        (layer, kind) -> a projection, columns in ranked order, as it will be stored; a bias stays as it is.
+        Block -> a projection, columns in ranked order, as it will be stored; a bias stays as it is.
 
     Raises:
         NumericsError: when the equations cannot be solved.
@@ -68,31 +68,34 @@ def accumulated(
     dense = [batch.hidden for batch in batches]
     pruned, untouched = list(dense), True
     outputs: Outputs = {}
-    for layer, size in enumerate(structure):
-        for place, kind in enumerate(KINDS):
-            after = [
-                prunable.block(h, b, layer, kind, prunable.dense[layer]) for h, b in zip(dense, batches, strict=True)
-            ]
-            untouched = untouched and size.same_block(prunable.dense[layer], kind)
-            if untouched:  # nothing has been lost yet, so there is nothing to make good
-                pruned = list(after)
-            elif size.has(kind):
-                fit, block = _Fit(), prunable.spec.block(kind)
-                output = Projection.of(prunable.output_of(layer, kind, size), block.transposed)
-                bias = torch.zeros((), device=dense[0].device) if output.bias is None else output.bias.float()
-                rows = zip(dense, pruned, after, batches, strict=True)
-                for number, (before, now, target, batch) in enumerate(rows):
-                    x = prunable.output_input(now, batch, layer, kind, size)
+    for number, (size, full) in enumerate(zip(structure, prunable.dense, strict=True)):
+        after = [prunable.block(h, b, number, full) for h, b in zip(dense, batches, strict=True)]
+        untouched = untouched and size == full
+        if untouched:  # nothing has been lost yet, so there is nothing to make good
+            pruned = list(after)
+        elif size:
+            fit, spec = _Fit(), prunable.block_spec(number)
+            output = Projection.of(prunable.output_of(number, size), spec.transposed)
+            whole = prunable.dense_output(number)
+            bias = torch.zeros((), device=dense[0].device) if output.bias is None else output.bias.float()
+            for row, (before, now, target, batch) in enumerate(zip(dense, pruned, after, batches, strict=True)):
+                x = prunable.output_input(now, batch, number, size)
+                if spec.after:  # what adds up does not go back through a norm: the block gives what it gave
+                    wanted = whole(prunable.output_input(before, batch, number, full)).float() - bias
+                else:
+                    wanted = (target.float() - before.float()) + share * (before.float() - now.float())
                     # the bias is added whatever the columns are
-                    wanted = (target.float() - before.float()) + share * (before.float() - now.float()) - bias
-                    held_out = ridge is None and number % HELD_OUT == HELD_OUT - 1
-                    fit.add(x, wanted, held_out)
-                weight = prunable.as_stored(fit.solve(output.weight.float(), ridge))
-                outputs[layer, kind] = Projection(weight, output.bias)
-                pruned = [now + F.linear(x, *outputs[layer, kind]) for now, x in zip(pruned, fit.inputs, strict=True)]
-            dense = after
-            if progress is not None:
-                progress(2 * layer + place + 1, 2 * len(structure))
+                    wanted = wanted / (getattr(prunable.layer_of(number), spec.gain) if spec.gain else 1.0) - bias
+                fit.add(x, wanted, ridge is None and row % HELD_OUT == HELD_OUT - 1)
+            weight = prunable.as_stored(fit.solve(output.weight.float(), ridge))
+            outputs[number] = Projection(weight, output.bias)
+            pruned = [
+                now + prunable.added(F.linear(x, *outputs[number]), number)
+                for now, x in zip(pruned, fit.inputs, strict=True)
+            ]
+        dense = after
+        if progress is not None:
+            progress(number + 1, len(structure))
     if ends is not None:
         for states in zip(dense, pruned, strict=True):
             ends(*states)

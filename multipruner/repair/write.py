@@ -5,9 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from multipruner.core.families import leading, ranked, units
-from multipruner.core.plan import PruningPlan, Ranking, surviving_layers
-from multipruner.core.structure import KINDS
+from multipruner.core.plan import PruningPlan, Ranking
 from multipruner.engine.cutting import Projection, kept_columns, scaled_norm
 from multipruner.engine.moments import Statistics
 from multipruner.engine.prunable import Outputs, Prunable
@@ -36,24 +34,28 @@ def repair_outputs(
     Returns:
         How many projections were repaired.
     """
-    spec, done = prunable.spec, 0
-    for new, old in enumerate(surviving_layers(plan)):
-        kept, full = plan.layers[old], plan.dense[old]
-        for kind in KINDS:
-            if not kept.size.has(kind) or kept.size.same_block(full, kind):
-                continue
-            block = spec.block(kind)
-            columns = kept_columns(block.columns, units(kept, full), prunable.counts(old))
-            gram = statistics.grams[old, kind]
-            dense = prunable.layers[old].get_submodule(f"{block.path}.{block.output}")
-            whole = Projection.of(dense, block.transposed)
-            if how == "bias" and whole.bias is None:
-                continue
-            target = pruned.get_submodule(f"{spec.decoder}.{spec.layers}.{new}.{block.path}.{block.output}")
-            mean = statistics.means.get((old, kind))
-            repaired(how, whole, gram, mean, columns.to(gram.device), ridge).write(target, block.transposed)
-            done += 1
+    done = 0
+    for block, (place, kept) in enumerate(zip(plan.anatomy, plan.blocks, strict=True)):
+        if not kept.axes or kept.size == place.dense:
+            continue
+        spec = prunable.block_spec(block)
+        columns = kept_columns(spec.columns, plan.kept(block), prunable.counts(block))
+        gram = statistics.grams[block]
+        whole = Projection.of(prunable.dense_output(block), spec.transposed)
+        if how == "bias" and whole.bias is None:
+            continue
+        mean = statistics.means.get(block)
+        fitted = repaired(how, whole, gram, mean, columns.to(gram.device), ridge)
+        fitted.write(_output_in(pruned, prunable, plan, block), spec.transposed)
+        done += 1
     return done
+
+
+def _output_in(pruned: nn.Module, prunable: Prunable, plan: PruningPlan, block: int) -> nn.Module:
+    """Return the output projection of a block in a pruned model, whose layers are numbered anew."""
+    spec, place = prunable.spec, plan.anatomy[block]
+    new, own = plan.layers.index(place.layer), prunable.block_spec(block)
+    return pruned.get_submodule(f"{spec.decoder}.{spec.layers}.{new}.{own.path}.{own.output}")
 
 
 @torch.no_grad()
@@ -69,15 +71,11 @@ def write_outputs(
     spec = prunable.spec
     if gain is not None:
         norm = pruned.get_submodule(f"{spec.decoder}.{spec.final_norm}")
-        norm.load_state_dict(scaled_norm(norm, gain).state_dict())
-    for new, old in enumerate(surviving_layers(plan)):
-        order = ranked(ranking.layers[old], plan.dense[old])
-        for kind in KINDS:
-            if (old, kind) not in outputs:
-                continue
-            block, (weight, bias) = spec.block(kind), outputs[old, kind]
-            whole = kept_columns(block.columns, order, prunable.counts(old))
-            first = kept_columns(block.columns, leading(plan.layers[old].size), prunable.counts(old))
-            place = torch.argsort(whole[first]).to(weight.device)
-            path = f"{spec.decoder}.{spec.layers}.{new}.{block.path}.{block.output}"
-            Projection(weight[:, place], bias).write(pruned.get_submodule(path), block.transposed)
+        norm.load_state_dict(scaled_norm(norm, gain, spec.norm_offset).state_dict())
+    for block, (weight, bias) in outputs.items():
+        own, dense = prunable.block_spec(block), prunable.counts(block)
+        whole = kept_columns(own.columns, ranking.all_of(block, plan.anatomy[block].kind), dense)
+        first = kept_columns(own.columns, prunable.counts(block, plan.structure[block]), dense)
+        place = torch.argsort(whole[first]).to(weight.device)
+        target = _output_in(pruned, prunable, plan, block)
+        Projection(weight[:, place], bias).write(target, own.transposed)

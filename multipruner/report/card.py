@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from multipruner.config.spellings import respelled
+from multipruner.core.axes import BLOCK_KINDS
 from multipruner.core.errors import ConfigError
 from multipruner.core.families import FAMILIES
 from multipruner.core.plan import PruningPlan
@@ -193,13 +194,15 @@ def _summary(report: Mapping[str, Any], model: str) -> str:
 
 
 def _removed(plan: PruningPlan, picture: Any, figure: str | None) -> str:
-    dense, kept = plan.dense, plan.structure
+    anatomy, kept = plan.anatomy, plan.structure
     rows = [
-        ("attention blocks", dense.count("attention"), kept.count("attention")),
-        ("MLP blocks", dense.count("mlp"), kept.count("mlp")),
-        ("query heads", sum(s.query_heads for s in dense), sum(s.query_heads for s in kept)),
-        ("KV heads", sum(s.kv_heads for s in dense), sum(s.kv_heads for s in kept)),
-        ("MLP channels", sum(s.channels for s in dense), sum(s.channels for s in kept)),
+        (f"{BLOCK_KINDS[kind].label} blocks", *(anatomy.count(s, kind) for s in (anatomy.dense, kept)))
+        for kind in anatomy.kinds
+    ]
+    rows += [
+        (axis.label, *(anatomy.total(s, axis.name) for s in (anatomy.dense, kept)))
+        for kind in anatomy.kinds
+        for axis in reversed(BLOCK_KINDS[kind].axes)
     ]
     table = "\n".join(f"| {what} | {before:,} | {after:,} |" for what, before, after in rows)
     text = f"## What was removed\n\n| | dense | here |\n|---|---:|---:|\n{table}"

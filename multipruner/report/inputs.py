@@ -18,10 +18,10 @@ from multipruner.config.spellings import respelled
 from multipruner.core.costs import timed_first
 from multipruner.core.errors import ConfigError
 from multipruner.core.plan import PruningPlan
-from multipruner.core.structure import Structure
+from multipruner.core.structure import Anatomy, Structure
 from multipruner.eval.comparison import Contrast
 from multipruner.search import Step
-from multipruner.search.step import TrajectoryJournal
+from multipruner.search.step import TrajectoryJournal, attributes
 from multipruner.storage.run_report import check_numbers
 
 REPORT, PLAN, TRAJECTORY, FRONT = "report.json", "plan.json", "trajectory.jsonl", "front.json"
@@ -98,7 +98,7 @@ class Report:
     ratio: Number
     backbone_ratio: Number
     parameters: Amount
-    structure: tuple[tuple[int, int, int], ...]
+    structure: Any
     costs: dict[str, Amount] = field(default_factory=dict)
     calibration: Calibration = field(default_factory=Calibration)
     search: Search = field(default_factory=Search)
@@ -153,8 +153,8 @@ class RunFiles:
     steps: tuple[Step, ...]
 
     @property
-    def dense(self) -> Structure:
-        return self.plan.dense
+    def anatomy(self) -> Anatomy:
+        return self.plan.anatomy
 
     @property
     def structure(self) -> Structure:
@@ -198,14 +198,10 @@ def _read_front(path: Path, label: str, *, needed: bool) -> list[Front]:
     A point is ``{"values": {"loss": ..., "latency": ...}}``, or holds its numbers itself.
     """
     rows = _checked(tuple[dict[str, Any], ...], _mapping(path).get("points"), path, "points")
-    number = dict[Literal["loss"], float]
-    points: list[dict[str, Any]] = []
-    for index, row in enumerate(rows):
-        values = row["values"] if isinstance(row.get("values"), dict) else row
-        _checked(number, {"loss": values.get("loss")}, path, f"points.{index}")
-        points.append(values)
-    names = [name for cost in timed_first() for name in dict.fromkeys((cost.key, cost.name))]
-    for cost in names:
+    points: list[dict[str, Any]] = [row["values"] if isinstance(row.get("values"), dict) else row for row in rows]
+    for index, values in enumerate(points):
+        _checked(dict[Literal["loss"], float], {"loss": values.get("loss")}, path, f"points.{index}")
+    for cost in (name for row in timed_first() for name in dict.fromkeys((row.key, row.name))):
         both = tuple((float(p["loss"]), float(p[cost])) for p in points if _finite(p.get(cost)) and _finite(p["loss"]))
         if both:
             return [Front(label, cost, both)]
@@ -241,26 +237,34 @@ def _read_run(folder: Path, label: str) -> RunFiles:
         plan = PruningPlan.from_json(_text(folder / PLAN))
     except ConfigError as error:
         raise ConfigError(f"{folder / PLAN}: {error}") from None
-    if plan.structure.to_json() != [list(size) for size in report.structure]:
+    if plan.structure != _structure(report.structure, path):
         raise ConfigError(f"{path} and {folder / PLAN} hold different structures: they are of different runs")
-    return RunFiles(label, folder, report, plan, _read_steps(folder / TRAJECTORY, report, plan.dense))
+    return RunFiles(label, folder, report, plan, _read_steps(folder / TRAJECTORY, report, plan.anatomy))
 
 
-def _read_steps(path: Path, report: Report, dense: Structure) -> tuple[Step, ...]:
+def _structure(value: Any, path: Path) -> Structure:
+    try:
+        return Structure.from_json(value)
+    except (ConfigError, KeyError, TypeError, ValueError) as error:
+        raise ConfigError(f"{path} is broken: structure: {error}") from None
+
+
+def _read_steps(path: Path, report: Report, anatomy: Anatomy) -> tuple[Step, ...]:
     """Return the steps up to the run's ratio; a torn last line (the writer was killed) does not count.
 
     Raises:
         OutputError: naming the line that is damaged.
     """
+    there = {(place.layer, place.kind) for place in anatomy}
 
     def parsed(record: dict[str, Any]) -> Step | None:
         if "finished" in record:
             return None
-        step = _checked(Step, record, path)
+        step = _checked(Step, attributes(record), path)
         if not (_finite(step.loss) and 0 <= step.ratio <= 1):
             raise ValueError(f"loss {step.loss} at ratio {step.ratio}")
-        if not 0 <= step.layer < len(dense):
-            raise ValueError(f"the dense model has no layer {step.layer}")
+        if (step.layer, step.kind) not in there:
+            raise ValueError(f"no layer {step.layer} with a block {step.kind!r}")
         return step
 
     steps = [step for step in TrajectoryJournal(path, "make the run again").refresh(parsed) if step is not None]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from multipruner.core.version import __version__
+from multipruner.core import __version__
 from multipruner.report.figures.drawing import Drawing
 
 from .html import Html, element, join

@@ -6,6 +6,8 @@ import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 
+from multipruner.core.axes import BLOCK_KINDS
+from multipruner.core.structure import kept_in_words
 from multipruner.eval.comparison import Contrast
 from multipruner.report.figures.comparison import Phase, costs_figure, latency_figure, phases, scores_figure
 from multipruner.report.figures.drawing import STAGE, STAGE_NAMES, Drawing
@@ -99,16 +101,11 @@ def _tiles(run: RunFiles) -> Html:
 
 
 def _about(run: RunFiles) -> Html:
-    report, dense, kept = run.report, run.dense, run.structure
+    report = run.report
     rows = [("model", report.model.description or report.model.name)]
     if report.model.revision:
         rows.append(("revision", report.model.revision))
-    rows.append(
-        ("kept", f"{kept.count('attention')} of {dense.count('attention')} attention blocks, "
-         f"{kept.count('mlp')} of {dense.count('mlp')} MLP blocks, "
-         f"{sum(s.query_heads for s in kept):,} of {sum(s.query_heads for s in dense):,} query heads, "
-         f"{sum(s.channels for s in kept):,} of {sum(s.channels for s in dense):,} MLP channels")
-    )  # fmt: skip
+    rows.append(("kept", ", ".join(kept_in_words(run.structure, run.anatomy))))
     text = report.calibration
     if text.name:
         digest = f", hash {text.hash[:12]}…" if text.hash else ""
@@ -232,12 +229,14 @@ def _runs_table(runs: Sequence[RunFiles], found: Sequence[Curve], anchor: Callab
         averages = [scores.average for scores in report.scores if scores.average]
         rows.append(
             [element("a", run.label, href=f"#{anchor(run)}"), f"{report.ratio:.2%}", f"{report.backbone_ratio:.2%}",
-             amount("parameters", report.parameters.after), f"{kept.count('attention')} + {kept.count('mlp')}",
+             amount("parameters", report.parameters.after),
+             " + ".join(str(run.anatomy.count(kept, kind)) for kind in run.anatomy.kinds),
              f"{values[run.label]:,.4g}" if run.label in values else "–",
              number(averages[-1].pruned) if averages else "–",
              duration(report.seconds["search"]) if "search" in report.seconds else "–"]
         )  # fmt: skip
-    headings = ("run", "ratio", "decoder layers", "parameters", "attention + MLP blocks", heading, "tasks", "search")
+    blocks = " + ".join(BLOCK_KINDS[kind].label for kind in runs[0].anatomy.kinds) + " blocks"
+    headings = ("run", "ratio", "decoder layers", "parameters", blocks, heading, "tasks", "search")
     return table(headings, rows)
 
 

@@ -34,7 +34,7 @@ def check_numbers(report: Mapping[str, Any], path: Path) -> None:
 
 
 def _may_overflow(key: str, value: float) -> bool:
-    """Whether a perplexity too large for a float leaves this: itself infinite, a difference of two of them NaN."""
+    """Tell whether a perplexity too large for a float leaves this: itself infinite, a difference of two of them NaN."""
     return value == math.inf or key.endswith(("difference", "stderr"))
 
 
@@ -43,7 +43,7 @@ def _damaged(path: Path, key: str, value: Any, wanted: str) -> str:
 
 
 def _numbers(value: Any, key: str) -> Iterator[tuple[str, float]]:
-    """Every number of a record, under its dotted key."""
+    """Yield every number of a record, under its dotted key."""
     waiting = [(key, value)]
     while waiting:  # no recursion: a file may be nested as deeply as JSON is read
         key, value = waiting.pop()

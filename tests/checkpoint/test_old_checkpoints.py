@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 from multipruner.checkpoint.config import sizes_in
 from multipruner.checkpoint.load import load
 from multipruner.core.families import FAMILIES
-from multipruner.core.plan import PruningPlan, surviving_layers
+from multipruner.core.plan import PruningPlan
 
 FOLDERS = sorted(path for path in (Path(__file__).parents[1] / "fixtures" / "checkpoints-1").iterdir())
 
@@ -44,5 +44,8 @@ def test_an_old_checkpoint_can_be_saved_anew(folder: Path, tmp_path: Path) -> No
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
 def test_the_sizes_of_an_old_configuration_are_those_of_its_plan(folder: Path) -> None:
     plan = PruningPlan.from_json((folder / "plan.json").read_text())
-    said = sizes_in(json.loads((folder / "config.json").read_text()), FAMILIES[folder.name])
-    assert said.layers == tuple(plan.structure[number] for number in surviving_layers(plan))
+    anatomy, structure = sizes_in(json.loads((folder / "config.json").read_text()), FAMILIES[folder.name])
+    left = [number for number, place in enumerate(plan.anatomy) if place.layer in plan.layers]
+    assert list(structure) == [plan.structure[number] for number in left]
+    assert anatomy.layers == len(plan.layers) < plan.anatomy.layers
+    assert [place.kind for place in anatomy] == [plan.anatomy[number].kind for number in left]

@@ -17,8 +17,9 @@ import torch
 from multipruner.checkpoint.config import with_older_words
 from multipruner.checkpoint.cut import apply_plan
 from multipruner.checkpoint.save import save
-from multipruner.core.structure import LayerSize, Structure
+from multipruner.core.structure import Structure
 from tests.support import tiny
+from tests.support.layers import structure_of
 
 READER = os.environ.get("MULTIPRUNER_READER")
 needs_reader = pytest.mark.skipif(READER is None, reason="MULTIPRUNER_READER names no other interpreter")
@@ -31,8 +32,8 @@ ROTARY: dict[str, dict[str, Any]] = {
         "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 32
     },
 }  # fmt: skip
-UNIFORM = Structure((LayerSize(4, 2, 24),) * 3)
-MIXED = Structure((LayerSize(0, 0, 24), LayerSize(4, 2, 0), LayerSize(2, 1, 40)))
+UNIFORM = structure_of(*[(4, 2, 24)] * 3)
+MIXED = structure_of((0, 0, 24), (4, 2, 0), (2, 1, 40))
 LENGTH = 200
 """Longer than the context, where dynamic scaling begins."""
 OPEN = """

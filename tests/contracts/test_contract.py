@@ -11,7 +11,6 @@ import os
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +23,8 @@ from multipruner.checkpoint.cut import apply_plan
 from multipruner.checkpoint.load import load
 from multipruner.checkpoint.save import save
 from multipruner.core import families as architecture
-from multipruner.core.families import dense_structure
-from multipruner.core.structure import LayerSize, Structure
+from multipruner.core.families import anatomy_of
+from multipruner.core.structure import GONE, Anatomy, Size, Structure
 from multipruner.eval import run_tasks
 from tests.support import tiny
 
@@ -35,31 +34,39 @@ variants = pytest.mark.parametrize("variant", VARIANTS)
 STEPS = 5
 
 
-def _first_attention_gone(dense: Structure) -> Structure:
-    return dense.replace(0, dense[0].without("attention"))
+def _cut(dense: Structure, anatomy: Anatomy, *changes: tuple[int, str, Size]) -> Structure:
+    """Another size for blocks of some layers and kinds."""
+    for layer, kind, size in changes:
+        dense = dense.replace(anatomy.at(layer % anatomy.layers, kind), size)
+    return dense
 
 
-def _last_attention_gone(dense: Structure) -> Structure:
-    return dense.replace(len(dense) - 1, dense[-1].without("attention"))
+def _first_attention_gone(dense: Structure, anatomy: Anatomy) -> Structure:
+    return _cut(dense, anatomy, (0, "attention", GONE))
 
 
-def _layer_gone(dense: Structure) -> Structure:
-    return dense.replace(1, LayerSize(0, 0, 0)).replace(2, replace(dense[2], channels=9))
+def _last_attention_gone(dense: Structure, anatomy: Anatomy) -> Structure:
+    return _cut(dense, anatomy, (-1, "attention", GONE))
 
 
-def _unequal_kv_heads(dense: Structure) -> Structure:
-    full = dense[1]
-    return dense.replace(1, replace(full, query_heads=full.query_heads // 2, kv_heads=full.kv_heads // 2))
+def _layer_gone(dense: Structure, anatomy: Anatomy) -> Structure:
+    return _cut(dense, anatomy, (1, "attention", GONE), (1, "mlp", GONE), (2, "mlp", (9,)))
 
 
-def _unequal_channels(dense: Structure) -> Structure:
-    return dense.replace(0, replace(dense[0], channels=31)).replace(1, dense[1].without("mlp"))
+def _unequal_kv_heads(dense: Structure, anatomy: Anatomy) -> Structure:
+    groups, queries = dense[anatomy.at(1, "attention")]
+    return _cut(dense, anatomy, (1, "attention", (groups // 2, queries)))
 
 
-def _everything(dense: Structure) -> Structure:
+def _unequal_channels(dense: Structure, anatomy: Anatomy) -> Structure:
+    return _cut(dense, anatomy, (0, "mlp", (31,)), (1, "mlp", GONE))
+
+
+def _everything(dense: Structure, anatomy: Anatomy) -> Structure:
     """All at once; a layer more than the others have is there to be removed."""
-    cut = _unequal_channels(_unequal_kv_heads(_first_attention_gone(_last_attention_gone(dense))))
-    return cut.replace(len(dense) - 2, LayerSize(0, 0, 0)) if len(dense) > 3 else cut
+    for cut in (_last_attention_gone, _first_attention_gone, _unequal_kv_heads, _unequal_channels):
+        dense = cut(dense, anatomy)
+    return _cut(dense, anatomy, (-2, "attention", GONE), (-2, "mlp", GONE)) if anatomy.layers > 3 else dense
 
 
 STRUCTURES = {
@@ -74,7 +81,8 @@ STRUCTURES = {
 
 def _pruned(variant: str, structure: str) -> tuple[PreTrainedModel, Any]:
     dense = tiny.tiny_model(**{"layers": 4, **tiny.VARIANTS[variant]})
-    plan = tiny.plan_for(dense, STRUCTURES[structure](dense_structure(dense.config)), seed=2)
+    anatomy = anatomy_of(dense.config)
+    plan = tiny.plan_for(dense, STRUCTURES[structure](anatomy.dense, anatomy), seed=2)
     return apply_plan(dense, plan), plan
 
 

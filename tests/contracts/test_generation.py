@@ -9,7 +9,8 @@ import torch
 from transformers import PreTrainedModel
 
 from multipruner.checkpoint.cut import apply_plan
-from multipruner.core.families import dense_structure
+from multipruner.core.families import anatomy_of
+from multipruner.core.structure import GONE as REMOVED
 from multipruner.core.structure import Structure
 from tests.support import tiny
 
@@ -21,10 +22,10 @@ GONE = {"first": (0,), "last": (-1,), "all-but-last": range(-1), "all-but-first"
 
 def _without_attention(variant: str, which: str) -> PreTrainedModel:
     model = tiny.tiny_model(**tiny.VARIANTS[variant])
-    structure = dense_structure(model.config)
-    layers = len(structure)
+    anatomy = anatomy_of(model.config)
+    layers = anatomy.layers
     gone = {"last": [layers - 1], "all-but-last": range(layers - 1)}.get(which, GONE[which])
-    sizes = [size.without("attention") if n in gone else size for n, size in enumerate(structure)]
+    sizes = [REMOVED if p.kind == "attention" and p.layer in gone else p.dense for p in anatomy]
     return apply_plan(model, tiny.plan_for(model, Structure(tuple(sizes))))
 
 
@@ -153,7 +154,7 @@ def _drafts(model: PreTrainedModel, variant: str) -> dict[str, dict[str, Any]]:
 @pytest.mark.parametrize("which", ["first", "last", "all-but-last", "all-but-first"])
 @pytest.mark.parametrize("variant", ["llama", "mistral-sliding", "qwen2-mixed", "qwen3"])
 def test_a_cache_has_as_many_slots_as_there_are_attentions(variant: str, which: str) -> None:
-    model = _without_attention(variant, which)
+    model: Any = _without_attention(variant, which)
     ids = tiny.random_ids(1)
     settings = {"max_new_tokens": 12, "min_new_tokens": 12, "do_sample": False, "pad_token_id": 0}
     state: Any = model(ids, use_cache=True).past_key_values
@@ -171,4 +172,5 @@ def test_a_cache_has_as_many_slots_as_there_are_attentions(variant: str, which: 
 
 def _dense_with(draft: PreTrainedModel | None, variant: str, ids: torch.Tensor, settings: dict[str, Any]) -> Any:
     """What the dense model writes, with and without a draft."""
-    return tiny.tiny_model(**tiny.VARIANTS[variant]).generate(ids, assistant_model=draft, **settings)
+    model: Any = tiny.tiny_model(**tiny.VARIANTS[variant])
+    return model.generate(ids, assistant_model=draft, **settings)

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +17,17 @@ from multipruner.checkpoint.cut import apply_plan
 from multipruner.checkpoint.load import load
 from multipruner.checkpoint.save import save
 from multipruner.core.errors import UnsupportedModelError
-from multipruner.core.families import dense_structure
+from multipruner.core.families import anatomy_of
 from multipruner.core.plan import PruningPlan
-from multipruner.core.structure import LayerSize, Structure
+from multipruner.core.structure import Structure
 from tests.support import tiny
+from tests.support.layers import changed, layers_of, structure_of
 
 CUT = {
-    "fewer layers": lambda dense: dense.replace(1, LayerSize(0, 0, 0)),
-    "narrower MLPs": lambda dense: Structure(tuple(replace(size, channels=17) for size in dense)),
-    "fewer heads": lambda dense: Structure((LayerSize(2, 1, 40),) * len(dense)),
-    "all three": lambda dense: Structure((LayerSize(2, 1, 9),) * len(dense)).replace(0, LayerSize(0, 0, 0)),
+    "fewer layers": lambda dense: changed(dense, 1, (0, 0, 0)),
+    "narrower MLPs": lambda dense: structure_of(*(layer._replace(channels=17) for layer in layers_of(dense))),
+    "fewer heads": lambda dense: structure_of(*[(2, 1, 40)] * len(layers_of(dense))),
+    "all three": lambda dense: structure_of((0, 0, 0), *[(2, 1, 9)] * (len(layers_of(dense)) - 1)),
 }
 """Structures whose layers that are left are all alike."""
 VARIANTS = [name for name in tiny.VARIANTS if name not in tiny.OWN_CODE]
@@ -48,7 +48,7 @@ for folder in sys.argv[1:]:
 
 def _uniform(variant: str, cut: str, **config: Any) -> tuple[PreTrainedModel, PreTrainedModel, PruningPlan]:
     model = tiny.tiny_model(**{**tiny.VARIANTS[variant], **config})
-    plan = tiny.plan_for(model, CUT[cut](dense_structure(model.config)), seed=3)
+    plan = tiny.plan_for(model, CUT[cut](anatomy_of(model.config).dense), seed=3)
     return model, apply_plan(model, plan), plan
 
 
@@ -105,7 +105,7 @@ def test_head_width_is_written_only_where_it_cannot_be_derived(tmp_path: Path) -
     model = tiny.tiny_model(**square)
     vars(model.config).pop("head_dim")
     for heads, written in ((4, False), (2, True)):
-        plan = tiny.plan_for(model, Structure((LayerSize(heads, heads // 2, 40),) * 3))
+        plan = tiny.plan_for(model, structure_of(*[(heads, heads // 2, 40)] * 3))
         config = _save(tmp_path / str(heads), apply_plan(model, plan), plan)
         assert ("head_dim" in config) == written
     assert config["head_dim"] == 16
@@ -115,7 +115,7 @@ def test_heads_that_do_not_divide_the_hidden_size_keep_our_class(tmp_path: Path)
     """LlamaConfig refuses 5 heads on a hidden size of 48, though head_dim is given; Mistral's and Qwen2's do not."""
     for family, stock in (("llama", False), ("mistral", True), ("qwen2", True)):
         model = tiny.tiny_model(family, num_attention_heads=6, num_key_value_heads=6)
-        plan = tiny.plan_for(model, Structure((LayerSize(5, 5, 40),) * 3))
+        plan = tiny.plan_for(model, structure_of(*[(5, 5, 40)] * 3))
         pruned = apply_plan(model, plan)
         assert (type(pruned) is type(model)) == stock
         assert (_logits(pruned) - _logits(tiny.masked_model(model, plan))).abs().max() < 1e-4
@@ -125,25 +125,24 @@ def test_heads_that_do_not_divide_the_hidden_size_keep_our_class(tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    "sizes",
+    "structure",
     [
-        pytest.param((LayerSize(4, 2, 40), LayerSize(4, 2, 39)), id="widths differ"),
-        pytest.param((LayerSize(4, 2, 0),) * 2, id="no MLP anywhere"),
-        pytest.param((LayerSize(0, 0, 40),) * 2, id="no attention anywhere"),
+        pytest.param(structure_of((4, 2, 40), (4, 2, 39)), id="widths differ"),
+        pytest.param(structure_of((4, 2, 0), (4, 2, 0)), id="no MLP anywhere"),
+        pytest.param(structure_of((0, 0, 40), (0, 0, 40)), id="no attention anywhere"),
     ],
 )
-def test_what_no_stock_configuration_can_say_keeps_our_class(sizes: tuple[LayerSize, ...]) -> None:
+def test_what_no_stock_configuration_can_say_keeps_our_class(structure: Structure) -> None:
     model = tiny.tiny_model("llama", layers=2)
-    pruned = apply_plan(model, tiny.plan_for(model, Structure(sizes)))
+    plan = tiny.plan_for(model, structure)
+    pruned = apply_plan(model, plan)
     assert pruned.config.model_type == "multipruner_llama"
-    assert (
-        _logits(pruned) - _logits(tiny.masked_model(model, tiny.plan_for(model, Structure(sizes))))
-    ).abs().max() < 1e-4
+    assert (_logits(pruned) - _logits(tiny.masked_model(model, plan))).abs().max() < 1e-4
 
 
 def test_a_family_with_code_of_its_own_keeps_our_class() -> None:
     model = tiny.tiny_model("baichuan")
-    plan = tiny.plan_for(model, dense_structure(model.config).replace(0, LayerSize(0, 0, 0)))
+    plan = tiny.plan_for(model, changed(anatomy_of(model.config).dense, 0, (0, 0, 0)))
     assert apply_plan(model, plan).config.model_type == "multipruner_baichuan"
 
 

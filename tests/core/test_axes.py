@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from multipruner.core.axes import AXES, BLOCK_KINDS, Layout, kept_counts
+from multipruner.core.axes import AXES, BLOCK_KINDS
+from multipruner.core.layout import Layout, kept_counts
 
 LAYOUTS = (
     "hidden", "3", "channels", "channels + channels", "channels * 2", "2 * channels", "kv_groups",

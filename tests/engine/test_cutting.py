@@ -15,11 +15,12 @@ from multipruner.checkpoint.classes import family_of, model_class, modeling_sour
 from multipruner.checkpoint.config import pruned_config
 from multipruner.checkpoint.cut import apply_plan
 from multipruner.core.errors import ConfigError, UnsupportedModelError
-from multipruner.core.families import FAMILIES, dense_structure, spec_for
-from multipruner.core.plan import KeptLayer, PruningPlan
-from multipruner.core.structure import LayerSize, Structure
+from multipruner.core.families import FAMILIES, anatomy_of, spec_for
+from multipruner.core.plan import BlockUnits, PruningPlan
+from multipruner.core.structure import GONE
 from multipruner.engine.prunable import Prunable
 from tests.support import tiny
+from tests.support.layers import changed, structure_of, uniform
 
 TOLERANCE = 3e-5
 variants = pytest.mark.parametrize("variant", tiny.VARIANTS)
@@ -44,8 +45,8 @@ def test_sliced_equals_masked(variant: str, seed: int) -> None:
 @variants
 def test_removed_blocks_alone_change_no_bit(variant: str) -> None:
     model = tiny.tiny_model(**tiny.VARIANTS[variant])
-    dense = dense_structure(model.config)
-    structure = dense.replace(0, dense[0].without("attention")).replace(2, dense[2].without("mlp"))
+    anatomy = anatomy_of(model.config)
+    structure = anatomy.dense.replace(anatomy.at(0, "attention"), GONE).replace(anatomy.at(2, "mlp"), GONE)
     plan = tiny.plan_for(model, structure)
     assert _difference(apply_plan(model, plan), tiny.masked_model(model, plan)) == 0
 
@@ -53,7 +54,7 @@ def test_removed_blocks_alone_change_no_bit(variant: str) -> None:
 @variants
 def test_nothing_removed_changes_no_bit(variant: str) -> None:
     model = tiny.tiny_model(**tiny.VARIANTS[variant])
-    assert _difference(apply_plan(model, tiny.plan_for(model, dense_structure(model.config))), model) == 0
+    assert _difference(apply_plan(model, tiny.plan_for(model, anatomy_of(model.config).dense)), model) == 0
 
 
 @variants
@@ -85,8 +86,7 @@ def test_a_layer_without_blocks_disappears() -> None:
     model = tiny.tiny_model(
         "qwen2", layers=4, layer_types=tiny.MIXED_WINDOWS, use_sliding_window=True, sliding_window=3
     )
-    dense = dense_structure(model.config)
-    plan = tiny.plan_for(model, dense.replace(1, LayerSize(0, 0, 0)))
+    plan = tiny.plan_for(model, changed(anatomy_of(model.config).dense, 1, (0, 0, 0)))
     pruned = apply_plan(model, plan)
     assert pruned.config.num_hidden_layers == 3
     assert pruned.config.layer_types == ["sliding_attention", "sliding_attention", "full_attention"]
@@ -95,11 +95,10 @@ def test_a_layer_without_blocks_disappears() -> None:
 
 def test_query_heads_can_be_pruned_within_groups() -> None:
     model = tiny.tiny_model("llama")
-    dense = dense_structure(model.config)
-    kept = KeptLayer((1, 2), (0, 1), tuple(range(0, 40, 3)))
-    plan = PruningPlan("tiny", None, None, "llama", dense, (kept,) * 3)
+    heads, channels = BlockUnits(((0, 1), ((1,), (0,)))), BlockUnits((tuple(range(0, 40, 3)),))
+    plan = PruningPlan("tiny", None, None, "llama", anatomy_of(model.config), (heads, channels) * 3)
     pruned = apply_plan(model, plan)
-    assert plan.structure == Structure((LayerSize(2, 2, 14),) * 3)
+    assert plan.structure == structure_of(*[(2, 2, 14)] * 3)
     assert _difference(pruned, tiny.masked_model(model, plan)) < TOLERANCE
 
 
@@ -125,8 +124,8 @@ def test_tied_embeddings_stay_tied() -> None:
 
 def test_configuration_says_what_is_left() -> None:
     model = tiny.tiny_model("llama")
-    dense = dense_structure(model.config)
-    plan = tiny.plan_for(model, dense.replace(1, LayerSize(0, 0, 24)).replace(2, LayerSize(2, 1, 0)))
+    dense = anatomy_of(model.config).dense
+    plan = tiny.plan_for(model, changed(changed(dense, 1, (0, 0, 24)), 2, (2, 1, 0)))
     config = pruned_config(model.config, plan)
     assert config.model_type == "multipruner_llama"
     assert family_of(config) is spec_for(model.config)
@@ -141,8 +140,7 @@ def test_configuration_says_what_is_left() -> None:
 
 def test_head_counts_need_not_divide_the_hidden_size() -> None:
     model = tiny.tiny_model("llama", num_attention_heads=6, num_key_value_heads=6)
-    dense = dense_structure(model.config)
-    plan = tiny.plan_for(model, dense.replace(0, LayerSize(5, 5, 40)))
+    plan = tiny.plan_for(model, changed(anatomy_of(model.config).dense, 0, (5, 5, 40)))
     config = apply_plan(model, plan).config
     config.validate()
     assert type(config)(**config.to_dict()).to_dict() == config.to_dict()
@@ -168,7 +166,7 @@ def test_a_plan_for_another_model_is_refused() -> None:
     with pytest.raises(ConfigError, match="2 layers"):
         apply_plan(llama, tiny.random_plan(tiny.tiny_model("llama", layers=2)))
     with pytest.raises(ConfigError, match="no decoder layer"):
-        apply_plan(llama, tiny.plan_for(llama, Structure((LayerSize(0, 0, 0),) * 3)))
+        apply_plan(llama, tiny.plan_for(llama, anatomy_of(llama.config).empty))
 
 
 def test_offloaded_weights_are_refused() -> None:
@@ -209,11 +207,11 @@ def test_the_template_is_the_llama_that_is_rendered() -> None:
 def test_lists_with_a_value_per_layer_lose_those_of_layers_that_are_gone() -> None:
     model = tiny.tiny_model("llama", layers=4)
     model.config.window_of_layer, model.config.extra_token_ids = [1, 2, 3, 4], [5, 6, 7, 8]
-    dense = dense_structure(model.config)
-    for change in (LayerSize(0, 0, 0), LayerSize(2, 1, 0)):
-        plan = tiny.plan_for(model, dense.replace(1, LayerSize(0, 0, 0)).replace(2, change).replace(0, dense[0]))
+    dense = anatomy_of(model.config).dense
+    for change in ((0, 0, 0), (2, 1, 0)):
+        plan = tiny.plan_for(model, changed(changed(dense, 1, (0, 0, 0)), 2, change))
         record = pruned_config(model.config, plan).to_dict()
-        assert record["window_of_layer"] == ([1, 4] if change == LayerSize(0, 0, 0) else [1, 3, 4])
+        assert record["window_of_layer"] == ([1, 3, 4] if any(change) else [1, 4])
         assert record["extra_token_ids"] == [5, 6, 7, 8], "four by chance"
 
 
@@ -223,19 +221,19 @@ def test_weights_of_other_shapes_than_the_rows_are_refused() -> None:
     with pytest.raises(UnsupportedModelError, match=r"up_proj.weight is \(39, 48\).*channels x hidden.*\(40, 48\)"):
         Prunable.of(model)
     with pytest.raises(ConfigError, match=r"up_proj.weight is \(39, 48\), the plan was made"):
-        apply_plan(model, tiny.plan_for(model, dense_structure(model.config)))
+        apply_plan(model, tiny.plan_for(model, anatomy_of(model.config).dense))
 
 
 @st.composite
 def plans(draw: st.DrawFn) -> PruningPlan:
     groups, per_group, channels = draw(st.integers(1, 4)), draw(st.integers(1, 3)), draw(st.integers(1, 70))
-    dense = Structure.uniform(draw(st.integers(1, 4)), groups * per_group, groups, channels)
+    anatomy = uniform(draw(st.integers(1, 4)), groups * per_group, groups, channels)
     rng = random.Random(draw(st.integers(0, 2**32)))
-    structure = tiny.random_structure(dense, rng.randrange(1000), drop=draw(st.floats(0, 1)))
+    structure = tiny.random_structure(anatomy, rng.randrange(1000), drop=draw(st.floats(0, 1)))
     names = {"model": draw(st.text(max_size=20)), "model_type": "llama"}
-    ranking = tiny.random_ranking(dense, rng.randrange(1000))
+    ranking = tiny.random_ranking(anatomy, rng.randrange(1000))
     return PruningPlan.from_structure(
-        structure, ranking, dense, revision=draw(st.none() | st.text(max_size=8)), **names
+        structure, ranking, anatomy, revision=draw(st.none() | st.text(max_size=8)), **names
     )
 
 

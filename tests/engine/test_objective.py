@@ -11,9 +11,10 @@ import torch
 from multipruner.checkpoint.weights import pruned_weights
 from multipruner.core.errors import NumericsError, UnsupportedModelError
 from multipruner.core.plan import PruningPlan
-from multipruner.core.structure import Structure
+from multipruner.core.structure import GONE
 from multipruner.engine.objective import CalibrationObjective, PlainObjective, label_weights
 from multipruner.engine.prunable import Prunable
+from tests.support.layers import structure_of
 from tests.support.tiny import VARIANTS, random_ids, random_ranking, random_structure, tiny_model
 
 EOS = 2
@@ -28,11 +29,11 @@ def _ids() -> torch.Tensor:
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_reusing_objective_equals_the_plain_one(variant: str) -> None:
     prunable = Prunable.of(tiny_model(**VARIANTS[variant]))
-    with prunable.in_order(random_ranking(prunable.dense, 3)):
+    with prunable.in_order(random_ranking(prunable.anatomy, 3)):
         plain = PlainObjective(prunable, _ids(), ignore_id=EOS)
         fast = CalibrationObjective(prunable, _ids(), ignore_id=EOS, batch_size=2)
         for seed in range(8):
-            structure = random_structure(prunable.dense, seed)
+            structure = random_structure(prunable.anatomy, seed)
             expected = plain(structure)
             assert fast(structure) == pytest.approx(expected, rel=1e-5)
             fast.commit(structure)
@@ -43,7 +44,7 @@ def test_reusing_objective_equals_the_plain_one(variant: str) -> None:
 def test_logits_in_chunks_change_nothing(loss: Literal["nll", "kl"], monkeypatch: pytest.MonkeyPatch) -> None:
     """16 tokens at a time, the last time fewer, against all of a batch's at once."""
     prunable = Prunable.of(tiny_model("llama"))
-    structures = [random_structure(prunable.dense, seed) for seed in range(4)]
+    structures = [random_structure(prunable.anatomy, seed) for seed in range(4)]
     whole = CalibrationObjective(prunable, _ids(), ignore_id=EOS, batch_size=3, loss=loss)
     expected = [whole(structure) for structure in structures]
     if loss == "nll":
@@ -58,7 +59,7 @@ def test_logits_in_chunks_change_nothing(loss: Literal["nll", "kl"], monkeypatch
 @pytest.mark.parametrize("state_bytes", [0, 1 << 30])
 def test_argmin_abandons_without_changing_the_choice(state_bytes: int) -> None:
     prunable = Prunable.of(tiny_model("llama"))
-    structures = [random_structure(prunable.dense, seed) for seed in range(24)]
+    structures = [random_structure(prunable.anatomy, seed) for seed in range(24)]
     fast = CalibrationObjective(prunable, _ids(), batch_size=2, state_bytes=state_bytes)
     plain = PlainObjective(prunable, _ids())
     seen: list[tuple[int, int]] = []
@@ -71,8 +72,7 @@ def test_argmin_abandons_without_changing_the_choice(state_bytes: int) -> None:
 
 def test_prefix_reuse_saves_work() -> None:
     prunable = Prunable.of(tiny_model("llama", layers=6))
-    last = len(prunable.dense) - 1
-    changed = prunable.dense.replace(last, prunable.dense[last].without("mlp"))
+    changed = prunable.dense.replace(prunable.anatomy.at(5, "mlp"), GONE)
     fast = CalibrationObjective(prunable, _ids())
     fast(prunable.dense)
     before = fast.work.token_blocks
@@ -101,11 +101,11 @@ def test_parameters_computed_are_parameters_left(variant: str) -> None:
     assert prunable.costs.parameters(prunable.dense) == sum(p.numel() for p in model.parameters())
     parameters = dict(model.named_parameters())
     for seed in range(6):
-        structure = random_structure(prunable.dense, seed)
+        structure = random_structure(prunable.anatomy, seed)
         plan = PruningPlan.from_structure(
-            structure, random_ranking(prunable.dense, seed), prunable.dense, model="tiny", model_type="x"
+            structure, random_ranking(prunable.anatomy, seed), prunable.anatomy, model="tiny", model_type="x"
         )
-        left = pruned_weights(parameters, plan, prunable.spec, prunable.constants)
+        left = pruned_weights(parameters, plan, prunable.spec, prunable.anatomy.constants)
         assert sum(tensor.numel() for tensor in left.values()) == prunable.costs.parameters(structure)
 
 
@@ -114,7 +114,7 @@ def test_a_ranked_model_is_restored_to_the_bit(variant: str) -> None:
     model = tiny_model(**VARIANTS[variant])
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     prunable = Prunable.of(model)
-    with pytest.raises(KeyboardInterrupt), prunable.in_order(random_ranking(prunable.dense, 5)):
+    with pytest.raises(KeyboardInterrupt), prunable.in_order(random_ranking(prunable.anatomy, 5)):
         assert any(not torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
         raise KeyboardInterrupt
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
@@ -125,7 +125,7 @@ def test_a_model_is_restored_after_a_structure_was_applied() -> None:
     prunable, ids = Prunable.of(model), random_ids()
     with torch.no_grad():
         before = model(input_ids=ids).logits
-        with pytest.raises(ZeroDivisionError), prunable.applied(random_structure(prunable.dense, 2)):
+        with pytest.raises(ZeroDivisionError), prunable.applied(random_structure(prunable.anatomy, 2)):
             assert not torch.allclose(before, model(input_ids=ids).logits)
             raise ZeroDivisionError
         assert torch.equal(before, model(input_ids=ids).logits)
@@ -150,7 +150,7 @@ def test_unknown_family_lists_the_known() -> None:
 def test_flops_and_bytes() -> None:
     prunable = Prunable.of(tiny_model("llama", layers=1))
     costs, dense = prunable.costs, prunable.dense
-    half = Structure.uniform(1, 2, 1, 20)
+    half = structure_of((2, 1, 20))
     assert costs.kv_bytes_per_token(dense) == 2 * 2 * 16 * 4
     assert costs.kv_bytes_per_token(half) * 2 == costs.kv_bytes_per_token(dense)
     assert costs.weight_bytes(dense) == 4 * costs.parameters(dense)

@@ -120,7 +120,7 @@ def test_both_types_lead_to_valid_results_of_the_checkpoints_type(
     written, dense = load_file(tmp_path / "run" / "model.safetensors"), load_file(folders[stored] / "model.safetensors")
     assert {tensor.dtype for tensor in written.values()} == {stored}
     assert torch.equal(written["model.embed_tokens.weight"], dense["model.embed_tokens.weight"]), "to the bit"
-    kept = list(PruningPlan.from_json((tmp_path / "run" / "plan.json").read_text()).layers[0].channels)
+    kept = list(PruningPlan.from_json((tmp_path / "run" / "plan.json").read_text()).blocks[1].axes[0])
     name = "model.layers.0.mlp.up_proj.weight"
     assert torch.equal(written[name], dense[name][kept]), "what is only cut is cut, not rounded"
     assert multipruner.load(tmp_path / "run").dtype == stored

@@ -20,7 +20,6 @@ from multipruner.checkpoint.cut import apply_plan
 from multipruner.checkpoint.save import save
 from multipruner.commands.export import run
 from multipruner.core.errors import ConfigError, NumericsError, OutputError, UnknownModelError, UnsupportedModelError
-from multipruner.core.structure import LayerSize, Structure
 from multipruner.export import gguf_tensors
 from multipruner.export.gguf import export_gguf
 from tests.support import tiny
@@ -35,6 +34,7 @@ from tests.support.gguf_cases import (
     pruned_folder,
     sentencepiece_like,
 )
+from tests.support.layers import layers_of, structure_of
 
 HEAD = 16
 WRITTEN = {"head_count": [1, 4, 2, 0, 4], "head_count_kv": [1, 2, 1, 0, 2], "feed_forward_length": [23, 32, 7, 32, 40]}
@@ -56,7 +56,7 @@ def _straight(rows: np.ndarray, heads: int) -> np.ndarray:
     return rows[order]
 
 
-def _expected(model: PreTrainedModel, sizes: list[LayerSize]) -> dict[str, np.ndarray]:
+def _expected(model: PreTrainedModel, layers: int) -> dict[str, np.ndarray]:
     """Tensors by GGUF name, from a model in memory; made-up ones by what they must do: nothing."""
     state = {name: tensor.float().numpy() for name, tensor in model.state_dict().items()}
     parts = {
@@ -67,7 +67,7 @@ def _expected(model: PreTrainedModel, sizes: list[LayerSize]) -> dict[str, np.nd
     names = {"model.embed_tokens.weight": "token_embd.weight", "model.norm.weight": "output_norm.weight"}
     if not model.config.tie_word_embeddings:
         names["lm_head.weight"] = "output.weight"
-    for number in range(len(sizes)):
+    for number in range(layers):
         for ours, theirs in parts.items():
             for kind in ("weight", "bias"):
                 names[f"model.layers.{number}.{ours}.{kind}"] = f"blk.{number}.{theirs}.{kind}"
@@ -90,8 +90,8 @@ def test_every_tensor_and_array_is_that_of_the_checkpoint(variant: str, tmp_path
     assert fields["deci.embedding_length"] == 48 and fields["deci.vocab_size"] == VOCABULARY
     assert fields["deci.attention.layer_norm_rms_epsilon"] == pytest.approx(model.config.rms_norm_eps)
 
-    sizes = [size for size in MIXED if size.has_attention or size.has_mlp]
-    expected = _expected(model, sizes)
+    sizes = [layer for layer in layers_of(MIXED) if any(layer)]
+    expected = _expected(model, len(sizes))
     tensors = {tensor.name: tensor for tensor in reader.tensors}
     for name, tensor in tensors.items():
         values = _values(tensor)
@@ -120,7 +120,7 @@ def test_every_tensor_and_array_is_that_of_the_checkpoint(variant: str, tmp_path
 def test_types_of_the_tensors(outtype: str, tmp_path: Path) -> None:
     model = pruned_folder(tmp_path / "run", hidden_size=64)
     done = export_gguf(tmp_path / "run", tmp_path / "out.gguf", outtype=outtype)
-    exact = _expected(model, [size for size in MIXED if size != LayerSize(0, 0, 0)])
+    exact = _expected(model, sum(map(any, layers_of(MIXED))))
     wide, near = 0, {"f32": 0.0, "f16": 1e-3, "bf16": 8e-3, "q8_0": 2e-2}[outtype]
     for tensor in GGUFReader(done.path).tensors:
         if len(tensor.shape) == 1:
@@ -136,13 +136,13 @@ def test_types_of_the_tensors(outtype: str, tmp_path: Path) -> None:
 
 
 def test_uniform_results_take_the_family_s_own_architecture(tmp_path: Path) -> None:
-    wide = Structure((LayerSize(4, 2, 24),) * 3)
+    wide = structure_of(*[(4, 2, 24)] * 3)
     for number, (variant, structure, config, architecture) in enumerate(
         [
             ("llama", UNIFORM, {}, "llama"),
             (
                 "llama",
-                Structure((LayerSize(5, 5, 40),) * 2),
+                structure_of(*[(5, 5, 40)] * 2),
                 {"num_attention_heads": 6, "num_key_value_heads": 6},
                 "llama",
             ),
@@ -156,9 +156,9 @@ def test_uniform_results_take_the_family_s_own_architecture(tmp_path: Path) -> N
         assert done.path == tmp_path / f"{number}-f32.gguf"
         reader = GGUFReader(done.path)
         heads = _fields(reader)[f"{architecture}.attention.head_count"]
-        size = structure[0]
+        size, *rest = layers_of(structure)
         assert done.architecture == architecture
-        assert heads == ([size.query_heads] * len(structure) if architecture == "deci" else size.query_heads)
+        assert heads == ([size.query_heads] * (1 + len(rest)) if architecture == "deci" else size.query_heads)
         query = next(_values(tensor) for tensor in reader.tensors if tensor.name == "blk.1.attn_q.weight")
         rows = model.state_dict()["model.layers.1.self_attn.q_proj.weight"].numpy()
         assert np.array_equal(query if architecture == "qwen2" else _straight(query, size.query_heads), rows)
@@ -379,7 +379,7 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.M
 def test_only_one_tensor_is_read_at_a_time(tmp_path: Path) -> None:
     import tracemalloc
 
-    pruned_folder(tmp_path / "run", vocab_size=20000, structure=Structure((LayerSize(4, 2, 40),) * 2), tied=False)
+    pruned_folder(tmp_path / "run", vocab_size=20000, structure=structure_of(*[(4, 2, 40)] * 2), tied=False)
     export_gguf(tmp_path / "run", tmp_path / "first.gguf", outtype="f32")
     table = 20000 * 48 * 4
     tracemalloc.start()

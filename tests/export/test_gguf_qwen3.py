@@ -12,10 +12,11 @@ from gguf import GGUFReader
 from transformers import PreTrainedModel
 
 from multipruner.core.errors import UnsupportedModelError
-from multipruner.core.structure import LayerSize, Structure
+from multipruner.core.structure import Structure
 from multipruner.export.gguf import export_gguf
 from tests.support import tiny
 from tests.support.gguf_cases import MIXED, UNIFORM, pruned_folder
+from tests.support.layers import layers_of, structure_of
 from tests.support.llama_cpp import check_llama
 
 HEAD, HIDDEN = 16, 48
@@ -52,11 +53,11 @@ def test_every_tensor_and_array_of_mixed_layers_is_that_of_the_checkpoint(tmp_pa
     assert np.array_equal(tensors.pop("token_embd.weight"), state["model.embed_tokens.weight"])
     assert np.array_equal(tensors.pop("output_norm.weight"), state["model.norm.weight"])
     assert len(tensors) == 5 * 9, "norm, qkv, two head norms, output; norm, gate, up, down"
-    for number, size in enumerate(size for size in MIXED if size.has_attention or size.has_mlp):
+    for number, size in enumerate(size for size in layers_of(MIXED) if any(size)):
         layer, block = f"model.layers.{number}", f"blk.{number}"
         qkv, heads = tensors.pop(f"{block}.attn_qkv.weight"), WRITTEN["head_count"][number]
         assert qkv.shape == ((heads + 2 * WRITTEN["head_count_kv"][number]) * HEAD, HIDDEN)
-        if size.has_attention:
+        if size.kv_heads:
             rows = [state[f"{layer}.self_attn.{part}_proj.weight"] for part in "qkv"]
             assert [len(part) for part in rows] == [size.query_heads * HEAD, *[size.kv_heads * HEAD] * 2]
             assert np.array_equal(qkv, np.concatenate(rows)), "queries, keys, values, halves where they were"
@@ -65,7 +66,7 @@ def test_every_tensor_and_array_of_mixed_layers_is_that_of_the_checkpoint(tmp_pa
         for name in ("attn_norm", "attn_q_norm", "attn_k_norm", "attn_output", "ffn_norm", "ffn_gate", "ffn_up",
                      "ffn_down"):  # fmt: skip
             values = tensors.pop(f"{block}.{name}.weight")
-            if size.has("attention" if name.startswith("attn") else "mlp"):
+            if size.kv_heads if name.startswith("attn") else size.channels:
                 assert np.array_equal(values, state[f"{layer}.{NAMES[name]}.weight"]), (number, name)
             else:
                 assert (values == ("norm" in name)).all(), (number, name)
@@ -81,7 +82,7 @@ def test_uniform_layers_take_qwen3_itself(tied: bool, tmp_path: Path) -> None:
     assert (fields["qwen3.attention.head_count"], fields["qwen3.attention.head_count_kv"]) == (2, 1)
     assert fields["qwen3.feed_forward_length"] == 24
     ours = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", **({} if tied else {"output": "lm_head"})}
-    ours |= {f"blk.{n}.{a}": f"model.layers.{n}.{b}" for n in range(len(UNIFORM)) for a, b in NAMES.items()}
+    ours |= {f"blk.{n}.{a}": f"model.layers.{n}.{b}" for n in range(len(layers_of(UNIFORM))) for a, b in NAMES.items()}
     assert set(tensors) == {f"{name}.weight" for name in ours}
     for name, source in ours.items():
         assert np.array_equal(tensors[f"{name}.weight"], state[f"{source}.weight"]), name
@@ -106,8 +107,8 @@ def test_what_neither_architecture_computes_is_refused(tmp_path: Path) -> None:
     "structure",
     [
         MIXED,
-        Structure((LayerSize(2, 1, 0), LayerSize(4, 2, 13), LayerSize(0, 0, 9))),
-        Structure((LayerSize(2, 2, 13), LayerSize(4, 2, 0), LayerSize(1, 1, 40))),
+        structure_of((2, 1, 0), (4, 2, 13), (0, 0, 9)),
+        structure_of((2, 2, 13), (4, 2, 0), (1, 1, 40)),
     ],
     ids=["mixed", "cut ends", "partial KV groups"],
 )

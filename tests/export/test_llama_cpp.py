@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from multipruner.checkpoint.load import load
-from multipruner.core.structure import LayerSize, Structure
+from multipruner.core.structure import Structure
 from multipruner.export.gguf import export_gguf
 from multipruner.export.gguf_tokenizer import PRE
 from tests.support.gguf_cases import (
@@ -23,6 +23,7 @@ from tests.support.gguf_cases import (
     pruned_folder,
     sentencepiece_like,
 )
+from tests.support.layers import structure_of
 from tests.support.llama_cpp import check_llama, opened
 
 pytestmark = pytest.mark.llama_cpp
@@ -40,15 +41,15 @@ def test_llama_cpp_computes_the_same_of_mixed_layers(variant: str, tmp_path: Pat
     check_llama(tmp_path / "run", pruned_folder(tmp_path / "run", variant), "deci")
 
 
-@pytest.mark.parametrize("last", [LayerSize(0, 0, 9), LayerSize(2, 1, 0)], ids=["without attention", "without MLP"])
-def test_llama_cpp_computes_the_same_with_a_cut_last_layer(last: LayerSize, tmp_path: Path) -> None:
-    structure = Structure((LayerSize(2, 1, 0), LayerSize(4, 2, 13), last))
+@pytest.mark.parametrize("last", [(0, 0, 9), (2, 1, 0)], ids=["without attention", "without MLP"])
+def test_llama_cpp_computes_the_same_with_a_cut_last_layer(last: tuple[int, int, int], tmp_path: Path) -> None:
+    structure = structure_of((2, 1, 0), (4, 2, 13), last)
     check_llama(tmp_path / "run", pruned_folder(tmp_path / "run", "qwen2", structure), "deci")
 
 
 @pytest.mark.parametrize("variant", ["llama", "qwen2"])
 def test_llama_cpp_computes_the_same_of_partial_kv_groups(variant: str, tmp_path: Path) -> None:
-    structure = Structure((LayerSize(4, 2, 7), LayerSize(2, 2, 0), LayerSize(2, 1, 13), LayerSize(1, 1, 40)))
+    structure = structure_of((4, 2, 7), (2, 2, 0), (2, 1, 13), (1, 1, 40))
     check_llama(tmp_path / "run", pruned_folder(tmp_path / "run", variant, structure), "deci")
 
 
@@ -57,11 +58,11 @@ def test_llama_cpp_computes_the_same_of_partial_kv_groups(variant: str, tmp_path
     [
         ("llama", UNIFORM, {}, "llama"),
         ("llama-biased", UNIFORM, {}, "llama"),
-        ("llama", Structure((LayerSize(5, 5, 40),) * 2), {"num_attention_heads": 6, "num_key_value_heads": 6}, "llama"),
+        ("llama", structure_of(*[(5, 5, 40)] * 2), {"num_attention_heads": 6, "num_key_value_heads": 6}, "llama"),
         ("mistral", UNIFORM, {}, "llama"),
-        ("llama", Structure((LayerSize(2, 2, 24),) * 2), {}, "llama"),
+        ("llama", structure_of(*[(2, 2, 24)] * 2), {}, "llama"),
         ("qwen2", UNIFORM, {}, "deci"),
-        ("qwen2", Structure((LayerSize(4, 2, 24),) * 3), {"hidden_size": 64}, "qwen2"),
+        ("qwen2", structure_of(*[(4, 2, 24)] * 3), {"hidden_size": 64}, "qwen2"),
     ],
 )
 def test_llama_cpp_computes_the_same_of_uniform_layers(
@@ -74,7 +75,7 @@ def test_llama_cpp_computes_the_same_of_uniform_layers(
 @pytest.mark.parametrize("kind", ROPES)
 def test_llama_cpp_computes_the_same_with_scaled_rotary_embeddings(kind: str, family: str, tmp_path: Path) -> None:
     rope = {"rope_type": kind, "rope_theta": 10000.0, **ROPES[kind]}
-    square = Structure((LayerSize(4, 2, 24),) * 3)
+    square = structure_of(*[(4, 2, 24)] * 3)
     model = pruned_folder(tmp_path / "run", family, square, hidden_size=64, rope_parameters=rope)
     check_llama(tmp_path / "run", model, {"llama": "llama", "qwen2": "deci"}[family])
 

@@ -23,11 +23,11 @@ from multipruner.checkpoint.load import load
 from multipruner.checkpoint.save import save
 from multipruner.commands import export as command
 from multipruner.core.errors import ConfigError, OutputError, UnknownModelError
-from multipruner.core.families import FAMILIES, dense_structure
-from multipruner.core.structure import LayerSize, Structure
+from multipruner.core.families import FAMILIES, anatomy_of
 from multipruner.export import onnx as module
 from multipruner.export.onnx import export_onnx
 from tests.support import tiny
+from tests.support.layers import layers_of, structure_of
 
 onnx, onnxruntime = import_module("onnx"), import_module("onnxruntime")
 VARIANTS = ("llama-tied", "mistral-sliding", "qwen2-mixed", "qwen3", "baichuan")
@@ -37,9 +37,9 @@ SHAPES = ((2, 9), (1, 1), (3, 5), (1, 40))
 def _save(folder: Path, variant: str) -> Path:
     """No attention in the first layer, half the heads in the second, no MLP in the third."""
     model = tiny.tiny_model(**tiny.VARIANTS[variant])
-    dense = dense_structure(model.config)
-    half = LayerSize(dense[1].query_heads // 2, dense[1].kv_heads // 2, 17)
-    cut = dense.replace(0, dense[0].without("attention")).replace(1, half).replace(2, dense[2].without("mlp"))
+    first, second, third, *rest = layers_of(anatomy_of(model.config).dense)
+    half = (second.query_heads // 2, second.kv_heads // 2, 17)
+    cut = structure_of((0, 0, first.channels), half, third._replace(channels=0), *rest)
     plan = tiny.plan_for(model, cut, seed=3)
     return save(folder, apply_plan(model, plan), tiny.tiny_tokenizer(), plan=plan, report={}, card="")
 
@@ -88,7 +88,7 @@ def test_logits_are_those_of_transformers(variant: str, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_uniform_result_and_half_precision(tmp_path: Path) -> None:
     dense = tiny.tiny_model("llama")
-    plan = tiny.plan_for(dense, Structure((LayerSize(2, 1, 17),) * 3))
+    plan = tiny.plan_for(dense, structure_of(*[(2, 1, 17)] * 3))
     save(tmp_path / "run", apply_plan(dense, plan), None, plan=plan, report={}, card="")
     model = load(tmp_path / "run")
     _check(export_onnx(tmp_path / "run").path, model, (2, 9), 5e-5)

@@ -15,15 +15,17 @@ from multipruner.commands.main import main
 from multipruner.config.recipe import Recipe
 from multipruner.core.costs import COSTS, Cost
 from multipruner.core.errors import ConfigError
+from multipruner.core.structure import Structure
 from multipruner.report.figures.runs import front_figure
 from multipruner.report.inputs import read_folders
 from multipruner.search.objectives import check_objectives
 from tests.support.commands import arguments
+from tests.support.layers import layers_of
 
 HEADS = Cost(
     name="heads_left", word="heads", label="query heads", help="query heads of all layers", metavar="N", unit="count",
     typed={"": 1, "dozen": 12}, axis=(12.0, "dozens"),
-    of=lambda measures, structure: sum(s.query_heads for s in structure),
+    of=lambda measures, structure: measures.costs.anatomy.total(structure, "queries"),
 )  # fmt: skip
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -48,7 +50,7 @@ def test_it_is_a_flag_a_limit_and_a_cost_of_the_report(dense: Path, tmp_path: Pa
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     assert report["recipe"]["budgets"] == {"heads_left": "1dozen"}
     cost = report["costs"]["heads_left"]
-    kept = sum(query_heads for query_heads, _, _ in report["structure"])
+    kept = sum(layer.query_heads for layer in layers_of(Structure.from_json(report["structure"])))
     assert cost["after"] == kept <= 12 < cost["before"]
     assert main(["report", str(tmp_path / "run")]) == 0
     assert "query heads" in (tmp_path / "run" / "report.html").read_text()

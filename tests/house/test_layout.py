@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import subprocess
 import sys
 import tomllib
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from multipruner.commands import COMMANDS
+from multipruner.core.axes import AXES
 
 ROOT = Path(__file__).parents[2]
 FLOORS = {
@@ -100,6 +102,41 @@ def test_core_needs_nothing_and_search_no_torch(path: Path) -> None:
         assert others <= sys.stdlib_module_names
     if package == "search":
         assert not others & HEAVY
+
+
+NAME_AXES = {"core.axes", "core.families", "core.earlier"}
+"""Who may name an axis: the table of axes, the rows of families, and the reader of version 1."""
+
+
+def axes_named(tree: ast.AST) -> set[str]:
+    """The axes that string literals name, alone or in the text of a layout; f-strings are looked at in their parts."""
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            text = re.sub("[()]", "", node.value).strip("+* ")
+            if re.fullmatch(r"\w+(\s*[+*]\s*\w+)*", text):
+                found |= set(re.findall(r"\w+", text)) & set(AXES)
+    return found
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_axes_are_named_in_tables_only(path: Path) -> None:
+    """Everything else follows from the table, so that a new axis is a row: no key, no layout, no column by its name."""
+    found = axes_named(ast.parse(path.read_text()))
+    assert not found or module_name(path) in NAME_AXES, f"{path} names {sorted(found)}"
+
+
+def test_names_of_axes_are_found_where_they_are() -> None:
+    named = {
+        'a["channels"]': {"channels"}, 'Layout("kv_groups * (queries + 2) * head_dim")': {"kv_groups", "queries"},
+        'f"{rest} + channels"': {"channels"}, 'f"channels * {rest} * queries"': {"channels", "queries"},
+        '"MLP channels"': set(), '"of channels and queries + more"': set(), "kv_groups = 1": set(),
+        'f"{n} channels of a layer"': set(), "size.channels": set(),
+    }  # fmt: skip
+    assert {code: axes_named(ast.parse(code)) for code in named} == named
+    assert set(NAMES) >= NAME_AXES
+    for name in NAME_AXES:
+        assert axes_named(ast.parse(NAMES[name].read_text())) == set(AXES), f"{name} names them, or is no exception"
 
 
 def test_no_import_cycles() -> None:

@@ -11,8 +11,8 @@ import pytest
 from multipruner import recipes
 from multipruner.config.recipe import Recipe
 from multipruner.core.errors import ConfigError, UnknownModelError
-from multipruner.core.structure import Structure
-from multipruner.search import Grid
+from multipruner.jobs.setting import grid_in
+from tests.support.layers import uniform
 
 FOLDER = Path(recipes.__file__).parent
 PUBLISHED = {
@@ -168,4 +168,4 @@ def test_budgets_without_a_ratio_replace_it(sources: list[dict[str, object]], ra
 def test_groups_suit_the_model(name: str) -> None:
     recipe = Recipe.build(recipes.read(name))
     assert set(DENSE) == set(recipes.names())
-    Grid(recipe.channel_group, recipe.kv_group_step, recipe.partial_groups).check(Structure.uniform(*DENSE[name]))
+    grid_in(recipe).check(uniform(*DENSE[name]))

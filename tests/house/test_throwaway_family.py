@@ -47,7 +47,8 @@ def test_parts_that_share_a_matrix_are_ordered_each_by_itself(monkeypatch: pytes
         fused[:, 40:80] *= 2
         fused[:, 8:16] *= 0.01
         wide[:, [7, 47]] *= 0.01
-    first = rank("magnitude", Prunable.of(model), within_groups=True).layers[0]
-    assert first.kv_groups == (1, 0)
-    assert first.query_heads[0][-1] == 1
-    assert first.channels[-1] == 7
+    attention, mlp = rank("magnitude", Prunable.of(model), within=True).blocks[:2]
+    groups, inside = attention.axes
+    assert groups == (1, 0)
+    assert inside[0][-1] == 1  # pyright: ignore[reportIndexIssue]
+    assert mlp.axes[0][-1] == 7

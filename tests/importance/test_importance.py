@@ -15,6 +15,7 @@ from multipruner.importance.table import rank
 from tests.support.tiny import tiny_model
 
 GROUPS, PER_GROUP, HEAD, CHANNELS = 2, 2, 16, 40
+KINDS = ("attention", "mlp")
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +42,9 @@ def _best_first(scores: list[float]) -> tuple[int, ...]:
 @torch.no_grad()
 def test_magnitude_is_the_l1_norm_of_what_feeds_a_channel_or_a_group(prunable: Prunable) -> None:
     squares_differ = False
-    for layer, found in zip(prunable.layers, rank("magnitude", prunable, within_groups=True).layers, strict=True):
+    ranking = rank("magnitude", prunable, within=True)
+    for number, layer in enumerate(prunable.layers):
+        (kv_groups, inside), (found,) = (ranking.blocks[prunable.anatomy.at(number, k)].axes for k in KINDS)
         gate, up = _weight(layer, "mlp.gate_proj"), _weight(layer, "mlp.up_proj")
         channels = [float(gate[c].abs().sum() + up[c].abs().sum()) for c in range(CHANNELS)]
         squares = [float(gate[c].square().sum() + up[c].square().sum()) for c in range(CHANNELS)]
@@ -56,9 +59,9 @@ def test_magnitude_is_the_l1_norm_of_what_feeds_a_channel_or_a_group(prunable: P
             for g in range(GROUPS)
         ]
         heads = [rows(q, h * HEAD, HEAD) for h in range(GROUPS * PER_GROUP)]
-        assert found.channels == _best_first(channels) and found.kv_groups == _best_first(groups)
-        expected = tuple(tuple(h for h in _best_first(heads) if h // PER_GROUP == g) for g in range(GROUPS))
-        assert found.query_heads == expected
+        assert found == _best_first(channels) and kv_groups == _best_first(groups)
+        expected = tuple(tuple(h % PER_GROUP for h in _best_first(heads) if h // PER_GROUP == g) for g in range(GROUPS))
+        assert inside == expected
         squares_differ = squares_differ or _best_first(squares) != _best_first(channels)
     assert squares_differ, "or this would not tell the norms apart"
 
@@ -66,20 +69,23 @@ def test_magnitude_is_the_l1_norm_of_what_feeds_a_channel_or_a_group(prunable: P
 @torch.no_grad()
 def test_activation_is_the_norm_of_a_column_times_its_mean_square(prunable: Prunable) -> None:
     chance, statistics = torch.Generator().manual_seed(0), Statistics()
-    for number in range(len(prunable.dense)):
+    for number in range(len(prunable.layers)):
         for kind, columns in (("attention", GROUPS * PER_GROUP * HEAD), ("mlp", CHANNELS)):
             mixing = torch.randn(columns, columns, generator=chance) * torch.rand(columns, generator=chance) ** 2
-            statistics.grams[number, kind] = mixing.T @ mixing  # type: ignore[index]
+            statistics.grams[prunable.anatomy.at(number, kind)] = mixing.T @ mixing
     norms_differ = False
-    for number, found in enumerate(rank("activation", prunable, statistics).layers):
-        layer = prunable.layers[number]
+    ranking = rank("activation", prunable, statistics)
+    for number, layer in enumerate(prunable.layers):
+        attention, mlp = (prunable.anatomy.at(number, kind) for kind in KINDS)
         down, out = _weight(layer, "mlp.down_proj"), _weight(layer, "self_attn.o_proj")
-        squares, inner = statistics.grams[number, "mlp"], statistics.grams[number, "attention"]
+        squares, inner = statistics.grams[mlp], statistics.grams[attention]
         channels = [float(down[:, c].square().sum() * squares[c, c]) for c in range(CHANNELS)]
         columns = [float(out[:, c].square().sum() * inner[c, c]) for c in range(out.shape[1])]
         width = PER_GROUP * HEAD
-        assert found.channels == _best_first(channels)
-        assert found.kv_groups == _best_first([sum(columns[g * width : (g + 1) * width]) for g in range(GROUPS)])
+        assert ranking.blocks[mlp].axes == (_best_first(channels),)
+        groups, whole = ranking.blocks[attention].axes
+        assert groups == _best_first([sum(columns[g * width : (g + 1) * width]) for g in range(GROUPS)])
+        assert whole == (tuple(range(PER_GROUP)),) * GROUPS, "not asked for: in the dense order"
         norms = [float(down[:, c].square().sum()) for c in range(CHANNELS)]
         norms_differ = norms_differ or _best_first(norms) != _best_first(channels)
     assert norms_differ

@@ -43,7 +43,7 @@ def test_the_sum_over_blocks_is_the_cost(variant: str, seed: int) -> None:
     prunable = _prunable(variant)
     budgets = dict.fromkeys(("parameters", "weight_bytes", "kv_bytes", "flops"), "0.5x")
     recipe = Recipe.build({"model": "m", "ratio": None, "budgets": budgets})
-    structure = random_structure(prunable.dense, seed)
+    structure = random_structure(prunable.anatomy, seed)
     costs = prunable.costs
     for limit, count in zip(
         limits_of(recipe, prunable),

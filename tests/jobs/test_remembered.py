@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from multipruner.core.errors import NumericsError
 from multipruner.core.objective import Choice, best_two
-from multipruner.core.structure import Structure
+from multipruner.core.structure import GONE, Structure
 from multipruner.engine.objective import CalibrationObjective
 from multipruner.engine.prunable import Prunable
 from multipruner.jobs.remembered import RememberedObjective
@@ -29,7 +29,8 @@ def objective() -> CalibrationObjective:
 
 
 def _step(objective: CalibrationObjective) -> list[Structure]:
-    return [structure for _, _, structure in candidates("blocks", objective.prunable.dense, Grid(8))]
+    anatomy, grid = objective.prunable.anatomy, Grid({"channels": 8, "kv_groups": 1})
+    return [anatomy.dense.replace(*move) for move in candidates("blocks", anatomy.dense, anatomy, grid)]
 
 
 def test_a_step_is_measured_once_and_shows_progress(objective: CalibrationObjective, tmp_path: Path) -> None:
@@ -81,7 +82,7 @@ def test_a_loss_that_is_not_finite_is_infinity(tmp_path: Path) -> None:
     dense = objective.prunable.dense
     assert remembered(dense) == inf
     assert json.loads((tmp_path / "memo.jsonl").read_text())["values"] == [None]
-    without = dense.replace(1, dense[1].without("mlp"))
+    without = dense.replace(objective.prunable.anatomy.at(1, "mlp"), GONE)
     choice = remembered.argmin([dense, without])
     assert (choice.best, choice.runner_up) == (without, None)
     with pytest.raises(NumericsError, match="the calibration loss is not finite"):

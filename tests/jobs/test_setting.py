@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from multipruner.config.recipe import Recipe
 from multipruner.core.latency_table import Entry, LatencyTable, Workload, WorkloadTable
+from multipruner.core.structure import GONE
 from multipruner.jobs.prepare import prepare
 from multipruner.jobs.setting import Setting
 from multipruner.latency.bench import shapes_of
@@ -19,8 +20,9 @@ from multipruner.latency.bench import shapes_of
 @pytest.fixture
 def setting(dense: Path, tmp_path: Path) -> Setting:
     """With a budget in milliseconds, by a table of made-up times that is gone from the disk by now."""
-    times = {width: Entry(1.0 + width, 0.0, 1) for width in range(3)}
-    row = WorkloadTable(Workload("prefill", 1, 16), times, {0: times[0], 40: times[2]}, times[0])
+    gone, narrow, wide = (Entry(milliseconds, 0.0, 1) for milliseconds in (1.0, 2.0, 3.0))
+    blocks = {"attention": {GONE: gone, (1, 2): narrow, (2, 2): wide}, "mlp": {GONE: gone, (40,): wide}}
+    row = WorkloadTable(Workload("prefill", 1, 16), blocks, gone)
     shapes = shapes_of(AutoModelForCausalLM.from_pretrained(dense))
     table, text = tmp_path / "t.json", str(dense / "text.txt")
     table.write_text(LatencyTable(shapes, {}, "2026-01-01", {row.workload.name: row}).to_json())
@@ -46,6 +48,6 @@ def test_another_recipe_has_its_own(setting: Setting) -> None:
     recipe = setting.recipe.model_copy(update={"channel_group": 4, "budgets": {}, "latency_table": None, "ratio": 0.25})
     other = replace(setting, recipe=recipe)
     assert [limit.name for limit in other.task.limits] == ["parameters"]
-    assert (other.grid.channel_group, other.latency, other.problem.ratio) == (4, None, 0.25)
+    assert (other.grid.steps["channels"], other.latency, other.problem.ratio) == (4, None, 0.25)
     assert other.identity["channel_group"] == 4 != setting.identity["channel_group"]
     assert [limit.name for limit in setting.task.limits] == ["latency"]

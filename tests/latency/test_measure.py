@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +16,16 @@ from hypothesis import strategies as st
 from multipruner.checkpoint.cut import apply_plan
 from multipruner.commands import latency as command
 from multipruner.core.errors import ConfigError, OutputError
-from multipruner.core.families import dense_structure
+from multipruner.core.families import anatomy_of
 from multipruner.core.latency_table import LatencyTable, Workload
-from multipruner.core.structure import LayerSize, Structure
+from multipruner.core.structure import GONE, Size
 from multipruner.engine.prunable import Prunable
-from multipruner.latency.bench import Effort, coarse_grid, measure_table, middle, shapes_of
+from multipruner.latency.bench import Effort, coarse_grid, first_options, measure_table, middle, shapes_of
 from multipruner.latency.deal import Deck, deal
 from multipruner.latency.environment import environment_of
 from multipruner.latency.marks import Probe
 from multipruner.latency.timing import Runner, quiet_process, room_for_sizes, time_model, time_side_by_side
+from tests.support.layers import structure_of, uniform
 from tests.support.tiny import FAMILIES, plan_for, random_ids, random_plan, random_structure, tiny_model, tiny_tokenizer
 
 LITTLE = Effort(probes=2, placements=2, repeats=2, warmup=1, tries=1)
@@ -35,20 +36,21 @@ PREFILL, DECODE = Workload("prefill", 2, 6), Workload("decode", 1, 20)
 def test_every_option_is_measured(family: str) -> None:
     model = tiny_model(family)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    full = dense_structure(model.config)[0]
+    anatomy = anatomy_of(model.config)
+    (kv_groups, each), (channels,) = anatomy[0].dense, anatomy[1].dense
     table = measure_table(model, [PREFILL, DECODE], channel_step=16, effort=LITTLE)
     assert table.workloads == (PREFILL.name, DECODE.name)
     assert table.shapes == shapes_of(model)
     for name in table.workloads:
         row = table.row(name)
-        assert list(row.attention) == list(range(full.kv_heads + 1))
-        assert {0, 16, full.channels} <= set(row.mlp)
-        assert all(width in (0, full.channels) or width % 16 == 0 for width in row.mlp)
-        assert all(
-            entry.milliseconds > 0 and entry.samples >= 4 for entry in (*row.attention.values(), *row.mlp.values())
-        )
-        structure = random_structure(dense_structure(model.config), 3)
-        assert table.milliseconds(structure, name) > table.constant(name) >= 0
+        attention, mlp = row.blocks["attention"], row.blocks["mlp"]
+        pairs = product(range(1, kv_groups + 1), sorted({1, each}))
+        assert list(attention) == [GONE, *pairs], "every number of KV groups, with one query head and with all"
+        assert {GONE, (16,), (channels,)} <= set(mlp)
+        assert all(size in (GONE, (channels,)) or size[0] % 16 == 0 for size in mlp)
+        assert all(entry.milliseconds > 0 and entry.samples >= 4 for entry in (*attention.values(), *mlp.values()))
+        structure = random_structure(anatomy, 3, partial=True)
+        assert table.milliseconds(structure, anatomy, name) > table.constant(name) >= 0
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
 
@@ -159,7 +161,7 @@ def test_models_are_timed_side_by_side() -> None:
 def test_every_size_is_compiled_where_there_is_room(room: bool, compiled: int) -> None:
     """The first line shows what would happen without."""
     model = tiny_model("llama", layers=12)
-    pruned = apply_plan(model, plan_for(model, Structure(tuple(LayerSize(4, 2, 10 + i) for i in range(12)))))
+    pruned = apply_plan(model, plan_for(model, structure_of(*((4, 2, 10 + i) for i in range(12)))))
     graphs = []
 
     def backend(graph: torch.fx.GraphModule, example: list[torch.Tensor]) -> Callable[..., Any]:
@@ -188,16 +190,32 @@ def test_grids_reach_from_a_step_to_the_full_width(full: int, step: int) -> None
         assert found in between if between else found is None
 
 
+@given(st.integers(1, 12), st.integers(1, 9), st.integers(1, 4000), st.integers(1, 600))
+def test_first_options_are_all_combinations_of_some_counts_of_every_axis(
+    groups: int, queries: int, channels: int, step: int
+) -> None:
+    some = sorted({1, (queries + 1) // 2, queries})
+    expected = [GONE, *((g, q) for g in range(1, groups + 1) for q in some)]
+    assert first_options("attention", (groups, queries), step) == expected
+    assert first_options("mlp", (channels,), step) == [GONE, *((width,) for width in coarse_grid(channels, step))]
+
+
 @given(st.integers(1, 40), st.integers(1, 12), st.sets(st.integers(1, 50), min_size=1), st.integers(0, 99))
 def test_dealt_layers_show_options_evenly_and_never_vanish(
     layers: int, groups: int, widths: set[int], seed: int
 ) -> None:
     rng = random.Random(seed)
-    attention, mlp = Deck([*range(groups + 1)], rng), Deck([0, *sorted(widths)], rng)
-    structure = deal(attention, mlp, layers, LayerSize(2 * groups, groups, 50), rng)
-    assert len(structure) == layers
-    assert all(size.has_attention or size.has_mlp for size in structure)
-    counts = [sum(size.channels == width for size in structure) for width in (0, *widths)]
+    anatomy = uniform(layers + 2, 2 * groups, groups, 50)
+    options: dict[str, list[Size]] = {
+        "attention": [GONE, *((number, 2) for number in range(1, groups + 1))],
+        "mlp": [GONE, *((width,) for width in sorted(widths))],
+    }
+    decks = {kind: Deck(sizes, rng) for kind, sizes in options.items()}
+    structure = deal(decks, layers, anatomy, rng)
+    assert structure.fits_in(anatomy.dense)
+    assert anatomy.living_layers(structure) == list(range(layers)), "none of the probe vanishes, the others are gone"
+    shown = [structure[number] for number in anatomy.of_kind("mlp")[:layers]]
+    counts = [shown.count(size) for size in options["mlp"]]
     assert max(counts) - min(counts) <= 1
 
 
@@ -215,9 +233,9 @@ def test_a_table_predicts_real_models() -> None:
     Precision.of(model).held(model)
     workload = Workload("prefill", 1, 128)
     table = measure_table(model, [workload])
-    dense = Prunable.of(model).dense
-    structure = random_structure(dense, 7)
+    anatomy = Prunable.of(model).anatomy
+    structure = random_structure(anatomy, 7)
     models = {"dense": model, "smaller": apply_plan(model, plan_for(model, structure))}
     timings = time_side_by_side(models, workload)
-    predicted = table.milliseconds(structure, workload.name) / table.milliseconds(dense, workload.name)
-    assert predicted == pytest.approx(timings["smaller"].best_ms / timings["dense"].best_ms, rel=0.15)
+    smaller, dense = (table.milliseconds(one, anatomy, workload.name) for one in (structure, anatomy.dense))
+    assert smaller / dense == pytest.approx(timings["smaller"].best_ms / timings["dense"].best_ms, rel=0.15)

@@ -9,22 +9,29 @@ from typing import Any
 
 import pytest
 
-from multipruner.core.costs import Costs, LayerCost
+from multipruner.core.costs import BlockCost, Costs
+from multipruner.core.layout import Layout
 from multipruner.core.objective import Choice
 from multipruner.core.structure import Structure
 from multipruner.search import DIMENSIONS, Dimension, Grid, Problem, sequential_path
+from tests.support.layers import uniform
 from tests.support.official import HEAD_DIM, REFERENCE, after
 
-SMOLLM2 = Structure.uniform(30, 9, 3, 1536)
+ANATOMY = uniform(30, 9, 3, 1536, head_dim=HEAD_DIM)
+SMOLLM2 = ANATOMY.dense
 # SmolLM2-135M: hidden 576, head_dim 64, vocabulary 49,152, tied embeddings
+PER_HEAD, PER_CHANNEL = Layout(str(2 * 576 * HEAD_DIM)), Layout(str(3 * 576))
+ATTENTION = BlockCost(
+    "attention", {}, 576, ((Layout("kv_groups * queries"), PER_HEAD), (Layout("kv_groups"), PER_HEAD))
+)
 COSTS = Costs(
-    SMOLLM2,
-    LayerCost(576, 2 * 576 * 64, 2 * 576 * 64, 576, 3 * 576, 2 * 576 * 64, 2 * 576 * 64, 3 * 576),
+    ANATOMY,
+    (ATTENTION, BlockCost("mlp", {}, 576, ((Layout("channels"), PER_CHANNEL),))) * 30,
     constant=49152 * 576 + 576,
-    head_dim=HEAD_DIM,
     head_macs=49152 * 576,
     bytes_per_parameter=2,
 )
+GRID = Grid({"channels": 128, "kv_groups": 1})
 
 pytestmark = pytest.mark.skipif(
     not REFERENCE.exists(), reason=f"the official code's decisions are not in {REFERENCE} (they are not redistributed)"
@@ -56,11 +63,11 @@ def test_dimensions_end_where_the_official_ones_do(name: str) -> None:
     reference = json.loads((REFERENCE / f"official_{name}.json").read_text())
     shares: dict[Dimension, float] = dict(zip(DIMENSIONS, reference["shares"], strict=True))
     official = Official(reference["steps"])
-    problem = Problem(COSTS, reference["target_ratio"], DIMENSIONS, shares, Grid(128), "reach")
+    problem = Problem(COSTS, reference["target_ratio"], DIMENSIONS, shares, GRID, "reach")
     steps = sequential_path(problem, dict.fromkeys(DIMENSIONS, official))
     assert [(s.stage, s.kind, s.layer) for s in steps] == [
         (s["stage"], s["kind"], s["layer"]) for s in reference["steps"]
     ]
     # the official count leaves the norms of removed blocks in
-    norms = 576 * sum(2 - size.has_attention - size.has_mlp for size in official.structure)
+    norms = 576 * sum(not size for size in official.structure)
     assert COSTS.parameters(official.structure) == reference["final_parameters"] - norms

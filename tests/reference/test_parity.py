@@ -11,13 +11,14 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 
 from multipruner.config.recipe import Recipe
-from multipruner.core.plan import LayerRanking, Ranking
+from multipruner.core.plan import BlockUnits, Ranking
 from multipruner.engine.objective import CalibrationObjective
 from multipruner.engine.precision import Precision
 from multipruner.engine.prunable import Prunable
@@ -26,7 +27,7 @@ from multipruner.recipes import mapping_for
 from multipruner.search import Grid, candidates
 from multipruner.sources.dense import load_dense
 from multipruner.sources.resolve import resolve
-from tests.support.official import REFERENCE, after
+from tests.support.official import QUERIES_PER_KV, REFERENCE, after
 
 EOS = 2
 # of the decisions about channels, which are most of all and like each other; MULTIPRUNER_CI=full compares every one
@@ -55,13 +56,21 @@ def smollm2() -> Prunable:
     return Prunable.of(model, precision.stored)
 
 
+def _orders(official: Any) -> Iterator[tuple[list[int], list[int]]]:
+    """KV groups and channels of every layer."""
+    return zip(official["kv"], official["mlp"], strict=True)
+
+
 def test_decisions_are_the_official_ones(smollm2: Prunable, capsys: pytest.CaptureFixture[str]) -> None:
     reference, tokens, order = (
         read("official_multipruner_r20.json"),
         read("calibration_token_ids.json"),
         read("official_order.json"),
     )
-    ranking = Ranking(tuple(LayerRanking(tuple(kv), tuple(c)) for kv, c in zip(order["kv"], order["mlp"], strict=True)))
+    inside = (tuple(range(QUERIES_PER_KV)),) * len(order["kv"][0])
+    layers = ((BlockUnits((tuple(kv), inside)), BlockUnits((tuple(mlp),))) for kv, mlp in _orders(order))
+    ranking = Ranking(tuple(block for layer in layers for block in layer))
+    anatomy, grid = smollm2.anatomy, Grid({"channels": 128, "kv_groups": 1})
     same: dict[str, list[bool]] = {}
     structure, lines = smollm2.dense, []
     with smollm2.in_order(ranking):
@@ -74,7 +83,7 @@ def test_decisions_are_the_official_ones(smollm2: Prunable, capsys: pytest.Captu
                 continue
             objective = blocks if step["stage"] == "blocks" else width
             objective.commit(structure)
-            options = [s for _, _, s in candidates(step["stage"], structure, Grid(128))]
+            options = [structure.replace(*move) for move in candidates(step["stage"], structure, anatomy, grid)]
             assert len(options) == step["candidates"], "the same candidates are compared"
             choice, official = objective.argmin(options), after(structure, step)
             loss = choice.loss if choice.best == official else objective(official)
@@ -107,5 +116,6 @@ def test_our_float32_order_is_the_official_bfloat16_one_up_to_rounding(smollm2: 
         later = norms.flip(0).cummax(0).values.flip(0)
         assert bool((norms >= later * (1 - 2**-6)).all()), "no channel stands before one of clearly larger norm"
     ranking = rank("magnitude", smollm2)
-    agree = sum(list(ours.kv_groups) == kv for ours, kv in zip(ranking.layers, official["kv"], strict=True))
+    ours = [list(ranking.blocks[number].axes[0]) for number in smollm2.anatomy.of_kind("attention")]
+    agree = sum(order == kv for order, kv in zip(ours, official["kv"], strict=True))
     assert agree >= 20, "KV groups of nearly equal norm may change places"

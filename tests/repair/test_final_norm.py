@@ -115,8 +115,8 @@ def test_the_gain_is_what_the_written_model_computes(variant: str) -> None:
     prunable = Prunable.of(model)
     text, ids = random_ids(batch=24, length=20), random_ids(batch=4, length=14)
     ranking = rank("second-order", prunable, gather(prunable, text))
-    structure, family = random_structure(prunable.dense, 4), prunable.spec.model_type
-    plan = PruningPlan.from_structure(structure, ranking, prunable.dense, model="m", model_type=family)
+    structure, family = random_structure(prunable.anatomy, 4), prunable.spec.model_type
+    plan = PruningPlan.from_structure(structure, ranking, prunable.anatomy, model="m", model_type=family)
     pruned = apply_plan(model, plan)
     fit = GainFit(prunable, text.numel())
     before = prunable.normed(_states(prunable)).detach()

@@ -29,6 +29,7 @@ from multipruner.repair.stream import accumulated
 from multipruner.repair.write import repair_outputs, write_outputs
 from multipruner.sources.calibration import load_calibration
 from tests.support.commands import arguments
+from tests.support.layers import halved
 from tests.support.tiny import VARIANTS, random_ids, random_structure, tiny_model, tiny_tokenizer
 
 seeds = st.integers(0, 10**6)
@@ -151,11 +152,7 @@ def test_without_bias_or_means_the_fit_is_the_one_of_the_columns() -> None:
     ):
         assert torch.equal(output.weight, plain)
     assert repaired("bias", Projection(weight), gram, x.mean(dim=0), kept).bias is None
-    assert Statistics({(0, "mlp"): gram}, 60, "hash").means == {}
-
-
-def _halved(prunable: Prunable) -> list:
-    return [type(size)(size.query_heads // 2, size.kv_heads // 2, size.channels // 2) for size in prunable.dense]
+    assert Statistics({1: gram}, 60, "hash").means == {}
 
 
 def test_every_block_of_a_model_gains_from_its_bias() -> None:
@@ -176,12 +173,11 @@ def test_every_block_of_a_model_gains_from_its_bias() -> None:
         with prunable.in_order(ranking, repair), torch.no_grad():
             inputs = prunable.inputs(text)
             hidden, errors[name] = inputs.hidden, []
-            for layer, size in enumerate(_halved(prunable)):
-                for kind in ("attention", "mlp"):
-                    whole = prunable.block(hidden, inputs, layer, kind, prunable.dense[layer])
-                    part = prunable.block(hidden, inputs, layer, kind, size)
-                    errors[name].append(float((part - whole).square().sum()))
-                    hidden = whole
+            for block, size in enumerate(halved(prunable.anatomy)):
+                whole = prunable.block(hidden, inputs, block, prunable.dense[block])
+                part = prunable.block(hidden, inputs, block, size)
+                errors[name].append(float((part - whole).square().sum()))
+                hidden = whole
     for sliced, bias, columns, both in zip(*errors.values(), strict=True):
         assert both < min(columns, bias) and max(columns, bias) < sliced
 
@@ -196,12 +192,12 @@ def test_scores_with_a_repaired_bias_are_those_of_the_model_that_is_written(vari
     text, ids = random_ids(batch=12, length=20), random_ids(batch=4, length=14, seed=1)
     statistics = gather(prunable, text)
     ranking = rank("second-order", prunable, statistics)
-    structure, family = random_structure(prunable.dense, 4), prunable.spec.model_type
+    structure, family = random_structure(prunable.anatomy, 4), prunable.spec.model_type
     with prunable.in_order(ranking):
         sliced = CalibrationObjective(prunable, ids)(structure)
     with prunable.in_order(ranking, Repair(prunable, statistics, ranking, how=how)):
         loss = CalibrationObjective(prunable, ids)(structure)
-    plan = PruningPlan.from_structure(structure, ranking, prunable.dense, model="m", model_type=family)
+    plan = PruningPlan.from_structure(structure, ranking, prunable.anatomy, model="m", model_type=family)
     pruned = apply_plan(model, plan)
     before = {name: tensor.clone() for name, tensor in pruned.state_dict().items()}
     assert repair_outputs(pruned, prunable, plan, statistics, 1e-2, how) > 0
@@ -222,8 +218,8 @@ def test_the_repair_of_all_blocks_carries_the_repaired_biases() -> None:
     text, ids = random_ids(batch=24, length=20), random_ids(batch=4, length=14, seed=1)
     statistics = gather(prunable, text)
     ranking = rank("second-order", prunable, statistics)
-    structure = random_structure(prunable.dense, 4)
-    plan = PruningPlan.from_structure(structure, ranking, prunable.dense, model="m", model_type="llama")
+    structure = random_structure(prunable.anatomy, 4)
+    plan = PruningPlan.from_structure(structure, ranking, prunable.anatomy, model="m", model_type="llama")
     pruned = apply_plan(model, plan)
     with prunable.in_order(ranking, Repair(prunable, statistics, ranking)):
         outputs = accumulated(prunable, structure, text)

@@ -11,6 +11,7 @@ from multipruner.checkpoint.cut import apply_plan
 from multipruner.config.choices import IMPORTANCES
 from multipruner.core.errors import ConfigError, NumericsError, UnsupportedModelError
 from multipruner.core.plan import PruningPlan
+from multipruner.core.structure import GONE, Structure
 from multipruner.engine.cutting import Projection
 from multipruner.engine.moments import add_moments, gather, mirrored, stream
 from multipruner.engine.objective import CalibrationObjective, PlainObjective
@@ -22,6 +23,7 @@ from multipruner.repair.columns import repaired_columns
 from multipruner.repair.scoring import Repair
 from multipruner.repair.stream import RIDGES, _best_ridges, _Equations, _Fit, accumulated
 from multipruner.repair.write import repair_outputs, write_outputs
+from tests.support.layers import halved
 from tests.support.tiny import VARIANTS, random_ids, random_structure, tiny_model
 
 seeds = st.integers(0, 10**6)
@@ -102,9 +104,12 @@ def test_every_importance_orders_everything_once(variant: str, name: str) -> Non
     prunable = Prunable.of(tiny_model(**VARIANTS[variant]))
     statistics = gather(prunable, random_ids(batch=6, length=20))
     ranking = rank(name, prunable, statistics)
-    for layer, full in zip(ranking.layers, prunable.dense, strict=True):
-        assert sorted(layer.kv_groups) == list(range(full.kv_heads))
-        assert sorted(layer.channels) == list(range(full.channels))
+    for block, place in zip(ranking.blocks, prunable.anatomy, strict=True):
+        first, *inside = block.axes
+        assert sorted(first) == list(range(place.dense[0]))
+        for rows, most in zip(inside, place.dense[1:], strict=True):
+            assert len(rows) == place.dense[0]
+            assert all(sorted(row) == list(range(most)) for row in rows)  # type: ignore[arg-type]
     if name in ("activation", "second-order"):
         with pytest.raises(ConfigError, match="moments"):
             rank(name, prunable)
@@ -124,9 +129,10 @@ def test_streamed_statistics_are_the_moments_of_what_the_stock_model_computes(
         prunable.model(input_ids=ids)
     hook.remove()
     x = torch.cat(seen)
-    moments = {(layer, kind): (gram, mean) for layer, kind, gram, mean in stream(prunable, ids)}
-    assert torch.allclose(moments[2, "mlp"][0], x.T @ x / len(x), rtol=1e-4, atol=1e-7)
-    assert torch.allclose(moments[2, "mlp"][1], x.mean(dim=0), rtol=1e-4, atol=1e-6)
+    moments = {block: (gram, mean) for block, gram, mean in stream(prunable, ids)}
+    gram, mean = moments[prunable.anatomy.at(2, "mlp")]
+    assert torch.allclose(gram, x.T @ x / len(x), rtol=1e-4, atol=1e-7)
+    assert torch.allclose(mean, x.mean(dim=0), rtol=1e-4, atol=1e-6)
     assert not output._forward_pre_hooks
 
 
@@ -148,12 +154,10 @@ def test_repair_finds_its_layer_where_whole_layers_are_gone(variant: str, ridge:
     text, ids = random_ids(batch=24, length=20), random_ids(batch=4, length=14)
     statistics = gather(prunable, text)
     ranking = rank("second-order", prunable, statistics)
-    structure, family = prunable.dense, prunable.spec.model_type
-    structure = structure.replace(1, structure[1].without("attention").without("mlp"))
-    for layer in (0, 2, 3):
-        full = structure[layer]
-        structure = structure.replace(layer, type(full)(full.query_heads // 2, full.kv_heads // 2, full.channels // 2))
-    plan = PruningPlan.from_structure(structure, ranking, prunable.dense, model="m", model_type=family)
+    structure, family = halved(prunable.anatomy), prunable.spec.model_type
+    for block in prunable.anatomy.of_layer(1):
+        structure = structure.replace(block, GONE)
+    plan = PruningPlan.from_structure(structure, ranking, prunable.anatomy, model="m", model_type=family)
 
     with prunable.in_order(ranking, Repair(prunable, statistics, ranking, ridge)):
         scored = CalibrationObjective(prunable, ids)(structure)
@@ -178,7 +182,7 @@ def test_scores_with_repair_are_those_of_the_model_that_is_written(variant: str,
     ids = random_ids(batch=4, length=14)
     statistics = gather(prunable, random_ids(batch=6, length=20))
     ranking = rank("second-order", prunable, statistics)
-    structure = random_structure(prunable.dense, 4)
+    structure = random_structure(prunable.anatomy, 4)
     with torch.no_grad():
         dense = model(input_ids=ids).logits[:, :-1].flatten(0, 1).log_softmax(-1)
     with prunable.in_order(ranking, Repair(prunable, statistics, ranking)):
@@ -189,7 +193,7 @@ def test_scores_with_repair_are_those_of_the_model_that_is_written(variant: str,
         objective = CalibrationObjective(prunable, ids, batch_size=3, loss="nll" if name == "nll" else "kl")
         loss = objective(structure)
     plan = PruningPlan.from_structure(
-        structure, ranking, prunable.dense, model="m", model_type=prunable.spec.model_type
+        structure, ranking, prunable.anatomy, model="m", model_type=prunable.spec.model_type
     )
     pruned = apply_plan(model, plan)
     assert repair_outputs(pruned, prunable, plan, statistics, 1e-2) > 0
@@ -206,9 +210,7 @@ def test_repair_lowers_the_divergence_from_the_dense_model() -> None:
     ids = random_ids(batch=16, length=24)
     statistics = gather(prunable, ids)
     ranking = rank("second-order", prunable, statistics)
-    structure = prunable.dense
-    for layer, size in enumerate(structure):
-        structure = structure.replace(layer, type(size)(size.query_heads, size.kv_heads, size.channels // 2))
+    structure = halved(prunable.anatomy, "mlp")
     with prunable.in_order(ranking):
         plain = CalibrationObjective(prunable, ids, loss="kl")(structure)
     with prunable.in_order(ranking, Repair(prunable, statistics, ranking)):
@@ -242,8 +244,8 @@ def test_the_repair_of_all_blocks_is_what_the_written_model_computes(variant: st
     text, ids = random_ids(batch=24, length=20), random_ids(batch=4, length=14)
     statistics = gather(prunable, text)
     ranking = rank("second-order", prunable, statistics)
-    structure, family = random_structure(prunable.dense, 4), prunable.spec.model_type
-    plan = PruningPlan.from_structure(structure, ranking, prunable.dense, model="m", model_type=family)
+    structure, family = random_structure(prunable.anatomy, 4), prunable.spec.model_type
+    plan = PruningPlan.from_structure(structure, ranking, prunable.anatomy, model="m", model_type=family)
     pruned = apply_plan(model, plan)
     with prunable.in_order(ranking, Repair(prunable, statistics, ranking)):
         outputs = accumulated(prunable, structure, text)
@@ -261,13 +263,13 @@ def test_every_row_takes_the_ridge_that_held_out_text_prefers(monkeypatch: pytes
     """In the first narrowed block, whose inputs do not depend on other choices."""
     monkeypatch.setattr("multipruner.engine.moments.BATCH_TOKENS", 40)
     prunable = Prunable.of(tiny_model("llama"))
-    text, size = random_ids(batch=24, length=20), prunable.dense[0]
+    text, mlp = random_ids(batch=24, length=20), prunable.anatomy.at(0, "mlp")
     ranking = rank("second-order", prunable, gather(prunable, text))
-    structure = prunable.dense.replace(0, type(size)(size.query_heads, size.kv_heads, size.channels // 2))
+    structure = prunable.dense.replace(mlp, (20,))
     with prunable.in_order(ranking):
-        fixed = [accumulated(prunable, structure, text, ridge=ridge)[0, "mlp"].weight for ridge in RIDGES]
-        sliced = Projection.of(prunable.output_of(0, "mlp", structure[0])).weight
-        chosen = accumulated(prunable, structure, text, ridge=None)[0, "mlp"].weight
+        fixed = [accumulated(prunable, structure, text, ridge=ridge)[mlp].weight for ridge in RIDGES]
+        sliced = Projection.of(prunable.output_of(mlp, structure[mlp])).weight
+        chosen = accumulated(prunable, structure, text, ridge=None)[mlp].weight
         near = torch.stack([(chosen - one).abs().amax(dim=1) for one in (*fixed, sliced)])
     assert bool((near.min(dim=0).values < 1e-5).all())
     assert len(set(near.argmin(dim=0).tolist())) > 1, "rows differ in what they prefer"
@@ -292,15 +294,15 @@ def test_the_repair_of_all_blocks_leaves_what_has_lost_nothing_as_it_is(variant:
     prunable = Prunable.of(model)
     text = random_ids(batch=24, length=20)
     ranking = rank("second-order", prunable, gather(prunable, text))
-    assert ranking.layers[1].channels[-1] == 5
-    full = prunable.dense[1]
-    structure = prunable.dense.replace(1, type(full)(full.query_heads, full.kv_heads, full.channels - 1))
+    mlp = prunable.anatomy.at(1, "mlp")
+    assert ranking.blocks[mlp].axes[0][-1] == 5
+    structure = prunable.dense.replace(mlp, (39,))
     with prunable.in_order(ranking):
         assert accumulated(prunable, prunable.dense, text) == {}, "nothing is refitted before anything is lost"
         outputs = accumulated(prunable, structure, text)
-        assert min(outputs, key=lambda block: (block[0], block[1] == "mlp")) == (1, "mlp")
-        for (layer, kind), output in outputs.items():
-            whole = Projection.of(prunable.output_of(layer, kind, structure[layer]))
+        assert min(outputs) == mlp
+        for block, output in outputs.items():
+            whole = Projection.of(prunable.output_of(block, structure[block]))
             assert torch.allclose(output.weight, whole.weight, atol=1e-4)
             assert (output.bias is None) == (whole.bias is None)
             if output.bias is not None and whole.bias is not None:
@@ -313,16 +315,13 @@ def test_the_repair_of_all_blocks_brings_the_stream_back() -> None:
     prunable = Prunable.of(model)
     text = random_ids(batch=24, length=20)
     ranking = rank("second-order", prunable, gather(prunable, text))
-    structure = prunable.dense
-    for layer, size in enumerate(structure):
-        structure = structure.replace(layer, type(size)(size.query_heads, size.kv_heads, size.channels // 2))
+    structure = halved(prunable.anatomy, "mlp")
 
-    def stream_of(structure: object) -> torch.Tensor:
+    def stream_of(structure: Structure) -> torch.Tensor:
         inputs = prunable.inputs(text)
         hidden = inputs.hidden
-        for layer in range(len(prunable.dense)):
-            for kind in ("attention", "mlp"):
-                hidden = prunable.block(hidden, inputs, layer, kind, structure[layer])  # type: ignore[index]
+        for block, size in enumerate(structure):
+            hidden = prunable.block(hidden, inputs, block, size)
         return hidden
 
     ends: list[tuple[torch.Tensor, torch.Tensor]] = []
@@ -341,12 +340,12 @@ def test_every_block_takes_on_its_share_of_what_was_lost_before() -> None:
     prunable = Prunable.of(tiny_model("llama"))
     text = random_ids(batch=24, length=20)
     ranking = rank("second-order", prunable, gather(prunable, text))
-    size = prunable.dense[0]
-    structure = prunable.dense.replace(0, type(size)(size.query_heads, size.kv_heads, size.channels // 2))
+    first, second = prunable.anatomy.at(0, "mlp"), prunable.anatomy.at(1, "attention")
+    structure = prunable.dense.replace(first, (20,))
     with prunable.in_order(ranking):
         none, half, whole = (accumulated(prunable, structure, text, share=share) for share in (0.0, 0.5, 1.0))
-    assert torch.equal(none[0, "mlp"].weight, whole[0, "mlp"].weight)
-    low, middle, high = (outputs[1, "attention"].weight for outputs in (none, half, whole))
+    assert torch.equal(none[first].weight, whole[first].weight)
+    low, middle, high = (outputs[second].weight for outputs in (none, half, whole))
     assert (high - low).abs().max() > 1e-2
     assert torch.allclose(middle, (low + high) / 2, atol=1e-4)
 

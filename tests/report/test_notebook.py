@@ -98,8 +98,8 @@ def test_the_picture_shows_what_stays(run: Run, shown: str) -> None:
     assert head == "data:image/png;base64"
     with Image.open(io.BytesIO(base64.b64decode(data, validate=True))) as picture:
         assert picture.width > 1000 and len(picture.convert("RGB").getcolors(1 << 24) or ()) > 10
-    kept = run.plan.structure.count("attention")
-    assert f"{kept} of {len(run.plan.dense)} attention blocks" in str(attributes["alt"])
+    kept = run.plan.anatomy.count(run.plan.structure, "attention")
+    assert f"{kept} of {run.plan.anatomy.layers} attention blocks" in str(attributes["alt"])
 
 
 def test_everything_is_escaped(run: Run) -> None:

@@ -18,11 +18,13 @@ from multipruner.commands.main import main as command_line
 from multipruner.commands.report import run as report_command
 from multipruner.core.errors import ConfigError, OutputError
 from multipruner.core.plan import PruningPlan
+from multipruner.core.structure import Structure
 from multipruner.report.figures.path import removals
 from multipruner.report.figures.runs import curves
 from multipruner.report.inputs import read_folders
 from multipruner.report.write import write_report
 from tests.support.browser import Browser, missing
+from tests.support.layers import layers_of
 from tests.support.tiny import tiny_model, tiny_tokenizer
 
 FIGURES = {"structure", "trajectory", "order", "costs", "perplexity"}
@@ -98,7 +100,7 @@ def search(tmp_path: Path) -> Path:
     folder = tmp_path / "search"
     folder.mkdir()
     values = [{"loss": 3.0, "parameters": 9e6}, {"loss": 4.0, "parameters": 5e6}, {"loss": float("inf")}]
-    points = [{"structure": [[4, 2, 40]], "values": each} for each in values]
+    points = [{"structure": {"blocks": [[2, 2], [40]]}, "values": each} for each in values]
     (folder / "front.json").write_text(json.dumps({"points": points}))
     return folder
 
@@ -170,9 +172,16 @@ def test_the_tables_hold_the_numbers_of_the_run(plain: Path) -> None:
     plan = PruningPlan.from_json((folder / "plan.json").read_text())
     steps = [json.loads(line) for line in (folder / "trajectory.jsonl").read_text().splitlines()[1:-1]]
     structure = rows(plain, "structure")
-    assert [[int(r["query_heads"]), int(r["kv_heads"]), int(r["channels"])] for r in structure] == report["structure"]
-    assert [r["kept_query_head_indices"] for r in structure] == [
-        " ".join(map(str, kept.query_heads)) for kept in plan.layers
+    layers = layers_of(plan.structure)
+    assert plan.structure.to_json() == report["structure"]
+    for key, of in (("query_heads", "query_heads"), ("kv_groups", "kv_heads"), ("mlp_channels", "channels")):
+        assert [int(r[key]) for r in structure] == [getattr(layer, of) for layer in layers], key
+        dense = [getattr(layer, of) for layer in layers_of(plan.dense)]
+        assert [int(r[f"dense_{key}"]) for r in structure] == dense, key
+    kept = [plan.blocks[n].axes or ((), ()) for n in plan.anatomy.of_kind("attention")]
+    assert [r["kept_attention_indices"] for r in structure] == [
+        " ".join(str(2 * group + head) for group, heads in zip(*axes, strict=True) for head in heads)  # pyright: ignore
+        for axes in kept
     ]
     trajectory = rows(plain, "trajectory")
     assert [float(r["loss_nats"]) for r in trajectory] == [step["loss"] for step in steps]
@@ -245,7 +254,8 @@ def test_several_runs_side_by_side(runs: list[Path], everything: Path) -> None:
         assert float(curve[folder.name]["perplexity"]) == report["perplexity"][text]["pruned"]
     strips = rows(everything, "runs-structures")
     heads = [[int(row["query_heads"]) for row in strips if row["run"] == folder.name] for folder in runs]
-    assert heads == [[size[0] for size in report["structure"]] for report in reports]
+    structures = [layers_of(Structure.from_json(report["structure"])) for report in reports]
+    assert heads == [[layer.query_heads for layer in layers] for layers in structures]
     ids = [attributes["id"] for _, attributes in Elements(everything).found if "id" in attributes]
     assert len(ids) == len(set(ids)), "no two figures share an id"
 
@@ -305,16 +315,21 @@ BROKEN = {
     "another format": ("report.json", '{"format": "x"}', "report.json is not a report"),
     "no number": ("report.json", {"ratio": "<b>much</b>"}, "report.json is damaged: ratio"),
     "a bad contrast": ("report.json", {"perplexity": {"text": {}}}, "report.json is broken: perplexity.text.dense"),
-    "another run": ("report.json", {"structure": [[4, 2, 40]] * 6}, "different structures"),
+    "another run": ("report.json", {"structure": {"blocks": [[2, 2], [40]] * 6}}, "different structures"),
+    "another run of version 1": ("report.json", {"structure": [[4, 2, 40]] * 6}, "different structures"),
+    "no structure": ("report.json", {"structure": {"blocks": [["x"]]}}, "report.json is broken: structure"),
     "a broken plan": ("plan.json", "{}", "plan.json: plan format"),
-    "a broken step": ("trajectory.jsonl", TRAJECTORY, "line 2"),
+    "a broken step": ("trajectory.jsonl", '{"format": "multipruner-trajectory"}\n{"stage": "x"}\n', "line 2"),
+    "a step without its size": (
+        "trajectory.jsonl", '{"format": "multipruner-trajectory"}\n{"kind": "mlp"}\n', "line 2: 'kept' is missing",
+    ),
     "a layer too many": ("trajectory.jsonl", None, "no layer 77"),
     "a step without a loss": ("trajectory.jsonl", None, "line 2: loss nan"),
     "a calibration loss that is none": ("report.json", {"search": {"loss": float("nan")}}, "search.loss is nan"),
     "a loss that is a text": ("report.json", {"search": {"loss": "inf"}}, "report.json is broken: search.loss"),
     "more removed than there is": ("report.json", {"ratio": 1.5}, "ratio is 1.5, not a number from 0 to 1"),
     "a broken front": ("front.json", '{"points": [{"loss": "low"}]}', "front.json is broken: points.0.loss"),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("case", BROKEN)

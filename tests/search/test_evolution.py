@@ -17,7 +17,6 @@ import numpy as np
 import pytest
 from deap import creator
 
-from multipruner.core.costs import Costs, LayerCost
 from multipruner.core.errors import ConfigError, NumericsError, OutputError
 from multipruner.core.structure import Structure
 from multipruner.search.evolution import Result, evolve, random_search
@@ -29,16 +28,16 @@ from multipruner.search.limits import Budget
 from multipruner.search.memo import Memo
 from multipruner.search.schedule import Schedule, ScheduleSpace
 from multipruner.search.settings import Settings
-
-LAYER = LayerCost(10, 100, 100, 10, 30, 100, 100, 30)
+from tests.support.layers import layers_of, uniform
+from tests.support.toys import costs_of
 
 
 class Toy:
     """A sum of convex losses, one per block, and a term that couples neighbouring layers."""
 
     def __init__(self, layers: int, seed: int, coupling: float = 0.0, offsets: Sequence[float] = (0.0,)) -> None:
-        self.dense = Structure.uniform(layers, 4, 2, 32)
-        self.costs = Costs(self.dense, LAYER, 1000, 16, 1000, 2)
+        self.anatomy = uniform(layers, 4, 2, 32)
+        self.dense, self.costs = self.anatomy.dense, costs_of(self.anatomy, 1000)
         rng = random.Random(seed)
         self.weights = [(rng.randint(1, 40), rng.randint(1, 40)) for _ in range(layers)]
         self.coupling, self.offsets = coupling, offsets
@@ -46,7 +45,7 @@ class Toy:
 
     def loss(self, structure: Structure) -> float:
         """Dyadic numbers throughout, so that sums are exact."""
-        cut = [(1 - s.kv_heads / 2, 1 - s.channels / 32) for s in structure]
+        cut = [(1 - s.kv_heads / 2, 1 - s.channels / 32) for s in layers_of(structure)]
         alone = sum(a * x**2 + b * y**2 for (a, b), (x, y) in zip(self.weights, cut, strict=True))
         return alone + self.coupling * sum(x[1] * y[1] for x, y in pairwise(cut))
 
@@ -56,7 +55,7 @@ class Toy:
 
     def space(self, ratio: float | None, tolerance: float = 0.03) -> StructureSpace:
         budget = Budget() if ratio is None else Budget.from_ratio(self.costs, ratio, tolerance)
-        return StructureSpace(self.dense, Grid(8), budget)
+        return StructureSpace(self.anatomy, Grid({"channels": 8, "kv_groups": 1}), budget)
 
 
 def everything(space: StructureSpace) -> list[Structure]:
@@ -297,14 +296,17 @@ def test_a_checkpoint_of_another_search_is_refused(tmp_path: Path) -> None:
 def test_losses_that_are_not_finite_rule_a_structure_out_and_are_remembered(tmp_path: Path) -> None:
     toy = Toy(4, 3)
 
+    def width(structure: Structure) -> int:
+        return layers_of(structure)[0].channels
+
     def brittle(structures: Sequence[Structure], fidelity: int) -> list[float]:
         toy(structures, fidelity)
-        return [(nan, inf)[s[0].channels % 16 // 8] if s[0].channels < 24 else toy.loss(s) for s in structures]
+        return [(nan, inf)[width(s) % 16 // 8] if width(s) < 24 else toy.loss(s) for s in structures]
 
     memo, chosen = Memo(tmp_path / "memo.jsonl", "toy"), Settings(generations=10)
     result = evolve(toy.space(0.3), brittle, memo=memo, settings=chosen, checkpoint=tmp_path / "state")
-    assert all(point.candidate[0].channels >= 24 for point in result.front.points)
-    assert any(structure[0].channels < 24 for structure, _ in toy.asked)
+    assert all(width(point.candidate) >= 24 for point in result.front.points)
+    assert any(width(structure) < 24 for structure, _ in toy.asked)
     toy.asked.clear()
     same(result, evolve(toy.space(0.3), brittle, memo=Memo(memo.path, "toy"), settings=chosen))
     same(result, evolve(toy.space(0.3), brittle, memo=memo, settings=chosen, checkpoint=tmp_path / "state"))

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from multipruner.core.errors import ConfigError, OutputError
 from multipruner.search.memo import Memo
 
-CANDIDATE = [[2, 1, 8], [0, 0, 16]]
+CANDIDATE = {"blocks": [[1, 2], [8], [], [16]]}
 
 
 def test_values_come_back_to_the_bit(tmp_path: Path) -> None:
@@ -32,6 +32,20 @@ def test_values_come_back_to_the_bit(tmp_path: Path) -> None:
     assert again.get(CANDIDATE, 2) is None
     assert len(again) == 3
     assert all(json.loads(line, parse_constant=pytest.fail) for line in path.read_text().splitlines())
+
+
+def test_structures_of_version_1_are_the_same_candidates(tmp_path: Path) -> None:
+    """Rows of layers and rows of blocks have one key, whichever is written and whichever is asked for."""
+    path, rows = tmp_path / "memo.jsonl", [[2, 1, 8], [0, 0, 16]]
+    line = {"namespace": "a", "candidate": rows, "fidelity": 0, "values": [0.5]}
+    path.write_text(json.dumps(line) + "\n")
+    memo = Memo(path, "a")
+    assert memo.get(CANDIDATE, 0) == memo.get(rows, 0) == (0.5,)
+    memo.add([(CANDIDATE, 0, (9.0,)), (rows, 0, (9.0,)), ([[3, 2, 8]], 0, (1.0,))])
+    again = Memo(path, "a")
+    assert again.get(CANDIDATE, 0) == (0.5,)
+    assert again.get([[3, 2, 8]], 0) == (1.0,), "which is no structure, and a candidate all the same"
+    assert len(path.read_text().splitlines()) == len(again) == 2
 
 
 def test_namespaces_and_fidelities_are_kept_apart(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from multipruner.core.errors import ConfigError, InfeasibleError
-from multipruner.core.structure import LayerSize, Structure
+from multipruner.core.structure import GONE, Structure
 from multipruner.search import (
     DIMENSIONS,
     Dimension,
@@ -24,7 +24,8 @@ from multipruner.search import (
     sequential_path,
     steps_to,
 )
-from tests.support.toys import COSTS, DENSE, Additive, problem
+from tests.support.layers import anatomy_of, layers_of, structure_of
+from tests.support.toys import ANATOMY, COSTS, DENSE, Additive, problem
 
 
 def run(given_problem: Problem, objective: Additive | None = None, **keywords: object) -> list[Step]:
@@ -32,6 +33,12 @@ def run(given_problem: Problem, objective: Additive | None = None, **keywords: o
     return sequential_path(given_problem, dict.fromkeys(DIMENSIONS, objective), **keywords)  # type: ignore[arg-type]
 
 
+def after(dimension: Dimension, structure: Structure, grid: Grid) -> list[Structure]:
+    """What one step of a dimension can leave."""
+    return [structure.replace(*move) for move in candidates(dimension, structure, ANATOMY, grid)]
+
+
+FINE = Grid({"channels": 8, "kv_groups": 1})
 orders = st.permutations(DIMENSIONS).map(tuple)
 shares = st.fixed_dictionaries({name: st.integers(0, 10) for name in DIMENSIONS}).filter(lambda s: s["blocks"] > 0)
 
@@ -48,10 +55,10 @@ def test_every_step_is_the_best_of_its_dimension(
     except InfeasibleError:
         return
     for step in steps:
-        options = [s for _, _, s in candidates(step.stage, structure, asked.grid)]
+        options = after(step.stage, structure, asked.grid)
         assert step.candidates == len(options)
         assert step.loss == min(map(objective, options))
-        structure = replay(structure, [step])
+        structure = replay(ANATOMY, [step], structure)
         assert step.ratio == COSTS.ratio(structure)
     assert [step.stage for step in steps] == sorted((step.stage for step in steps), key=order.index)
 
@@ -62,9 +69,9 @@ def test_the_ratio_is_within_half_a_step_or_reached(order: tuple[Dimension, ...]
     steps = run(problem(ratio, order=order), Additive(seed))
     ratios = [0.0] + [step.ratio for step in steps]
     last = ratios[-1] - ratios[-2]
-    structure = replay(DENSE, steps)
-    options = candidates(order[-1], structure, Grid(8, 1))
-    best = Additive(seed).argmin([s for _, _, s in options]).best if options else structure
+    structure = replay(ANATOMY, steps)
+    options = after(order[-1], structure, FINE)
+    best = Additive(seed).argmin(options).best if options else structure
     next_size = COSTS.ratio(best) - ratios[-1]
     assert -max(next_size, last) / 2 - 1e-9 <= steps[-1].ratio - ratio <= last / 2 + 1e-9
     assert run(problem(ratio, "reach", order=order), Additive(seed))[-1].ratio >= ratio
@@ -85,7 +92,7 @@ def test_a_run_cut_anywhere_ends_the_same(cut: int, seed: int) -> None:
 def test_the_objective_is_told_of_every_commitment() -> None:
     objective = Additive()
     steps = run(problem(), objective)
-    assert objective.committed[-1] == replay(DENSE, steps)
+    assert objective.committed[-1] == replay(ANATOMY, steps)
     assert len(set(objective.committed)) == len(steps) + 1
 
 
@@ -112,7 +119,7 @@ def test_a_nested_path_serves_smaller_ratios() -> None:
 def test_what_cannot_be_reached_is_said_with_the_maximum() -> None:
     asked = problem(0.95, shares={"blocks": 0, "mlp": 1, "heads": 0})
     most = reachable_ratio(asked)
-    smallest = Structure.uniform(6, 8, 4, 8)
+    smallest = structure_of(*[(8, 4, 8)] * 6)
     assert most == pytest.approx(COSTS.ratio(smallest), abs=1e-3)
     with pytest.raises(InfeasibleError, match="out of reach") as caught:
         run(asked)
@@ -130,7 +137,7 @@ def test_what_some_path_reaches_is_not_refused(ratio: float) -> None:
 def test_less_than_half_a_step_is_refused_with_the_smallest() -> None:
     with pytest.raises(InfeasibleError, match="smallest step") as caught:
         run(problem(1e-4))
-    least = min(COSTS.ratio(s) for d in DIMENSIONS for _, _, s in candidates(d, DENSE, Grid(8)))
+    least = min(COSTS.ratio(s) for d in DIMENSIONS for s in after(d, DENSE, FINE))
     assert caught.value.nearest == least
 
 
@@ -141,26 +148,36 @@ def test_a_cut_of_a_path_follows_its_stop_rule() -> None:
 
 
 def test_groups_that_do_not_divide_are_refused_with_those_that_do() -> None:
-    with pytest.raises(ConfigError, match=r"48 does not divide the 64 channels.*32, 64"):
-        run(problem(grid=Grid(48, 1)))
-    with pytest.raises(ConfigError, match="does not divide the 4 kv heads"):
-        run(problem(grid=Grid(8, 3)))
+    with pytest.raises(ConfigError, match=r"48 does not divide the 64 MLP channels.*32, 64"):
+        run(problem(grid=Grid({"channels": 48, "kv_groups": 1})))
+    with pytest.raises(ConfigError, match="does not divide the 4 KV groups"):
+        run(problem(grid=Grid({"channels": 8, "kv_groups": 3})))
 
 
 def test_partial_groups_leave_from_the_end() -> None:
-    steps = run(problem(0.1, grid=Grid(24, 1, partial=True), shares={"blocks": 0, "mlp": 1, "heads": 0}))
-    widths = {size.channels for size in replay(DENSE, steps)}
+    partial = Grid({"channels": 24, "kv_groups": 1}, frozenset({"channels"}))
+    steps = run(problem(0.1, grid=partial, shares={"blocks": 0, "mlp": 1, "heads": 0}))
+    widths = {size.channels for size in layers_of(replay(ANATOMY, steps))}
     assert widths <= {64, 40}, "64 - 24 = 40 stay: another 24 would leave less than a group"
     with pytest.raises(ConfigError, match="--partial-groups"):
-        run(problem(grid=Grid(24, 1)))
+        run(problem(grid=Grid({"channels": 24, "kv_groups": 1})))
 
 
 def test_candidates_keep_a_block_and_a_group() -> None:
-    one = Structure((LayerSize(8, 4, 64), LayerSize(0, 0, 8)))
-    assert [kind for kind, *_ in candidates("blocks", one, Grid(8))] == ["mlp", "mlp"]
-    assert [layer for _, layer, _ in candidates("mlp", one, Grid(8))] == [0]
-    (kind, layer, structure), *rest = candidates("heads", one, Grid(8, 2))
-    assert (kind, layer, structure[0], rest) == ("attention", 0, LayerSize(4, 2, 64), [])
+    anatomy, one = anatomy_of((8, 4, 64), (8, 4, 64)), structure_of((8, 4, 64), (0, 0, 8))
+    assert candidates("blocks", one, anatomy, FINE) == [(anatomy.at(0, "mlp"), GONE), (anatomy.at(1, "mlp"), GONE)]
+    assert candidates("mlp", one, anatomy, FINE) == [(anatomy.at(0, "mlp"), (56,))]
+    coarse = Grid({"channels": 8, "kv_groups": 2})
+    assert candidates("heads", one, anatomy, coarse) == [(anatomy.at(0, "attention"), (2, 2))]
+    assert candidates("heads", one.replace(0, (2, 2)), anatomy, coarse) == [], "a step of the grid stays"
+
+
+def test_an_axis_without_a_step_stays_whole() -> None:
+    for dimension in DIMENSIONS:
+        moves = candidates(dimension, DENSE, ANATOMY, Grid({"channels": 8}))
+        assert bool(moves) == (dimension != "heads")
+    within = candidates("heads", DENSE, ANATOMY, Grid({"channels": 8, "queries": 1}))
+    assert within == [(number, (4, 1)) for number in ANATOMY.of_kind("attention")]
 
 
 def test_expected_candidates_are_of_the_right_size() -> None:

@@ -12,38 +12,37 @@ from hypothesis import strategies as st
 
 from multipruner.core.errors import ConfigError, InfeasibleError
 from multipruner.core.objective import Choice
-from multipruner.core.structure import BlockKind, LayerSize, Structure
+from multipruner.core.structure import GONE, Size, Structure
 from multipruner.search import Grid, Limit, Task, allocate, solve
-from multipruner.search.allocation import _solutions, with_block
-from multipruner.search.limits import alone
+from multipruner.search.allocation import _solutions
 from multipruner.search.options import interpolated, levels
-from multipruner.search.program import Block, assemble
+from tests.support.layers import layers_of, uniform
 
-ATTENTION = (LayerSize(0, 0, 0), LayerSize(2, 1, 0), LayerSize(4, 2, 0))
-MLP = (LayerSize(0, 0, 0), LayerSize(0, 0, 8), LayerSize(0, 0, 16))
+ATTENTION: tuple[Size, ...] = (GONE, (1, 2), (2, 2))
+MLP: tuple[Size, ...] = (GONE, (8,), (16,))
+TWO, SIX = uniform(2, 4, 2, 16), uniform(6, 4, 2, 16)
+Table = dict[int, dict[Size, float]]
 
 
-def _table(losses: Sequence[float], layers: int) -> dict[Block, dict[LayerSize, float]]:
-    kinds: tuple[tuple[BlockKind, tuple[LayerSize, ...]], ...] = (("attention", ATTENTION), ("mlp", MLP))
+def _table(losses: Sequence[float], layers: int) -> Table:
     numbers = iter(losses)
-    return {(layer, kind): {size: next(numbers) for size in sizes} for layer in range(layers) for kind, sizes in kinds}
+    return {block: {size: next(numbers) for size in (ATTENTION, MLP)[block % 2]} for block in range(2 * layers)}
 
 
-def _weight(layer: int, kind: BlockKind, size: LayerSize) -> float:
-    return 3.0 * size.query_heads + size.channels + (1.5 if size.has(kind) else 0)
+def _weight(block: int, size: Size) -> float:
+    """Attention and MLP in turn: three for a query head, one for a channel, and something for being there."""
+    return (3.0 * size[0] * size[1] if block % 2 == 0 else size[0]) + 1.5 if size else 0.0
 
 
-def _memory(layer: int, kind: BlockKind, size: LayerSize) -> float:
-    return float(size.kv_heads * (layer + 1))
+def _memory(block: int, size: Size) -> float:
+    return float(size[0] * (block // 2 + 1)) if size and block % 2 == 0 else 0.0
 
 
-def _all(table: dict[Block, dict[LayerSize, float]]) -> list[tuple[float, Structure]]:
-    blocks = sorted(table)
+def _all(table: Table) -> list[tuple[float, Structure]]:
     found = []
-    for sizes in product(*(table[block] for block in blocks)):
-        structure = assemble(dict(zip(blocks, sizes, strict=True)))
-        if structure.count("attention") and structure.count("mlp"):
-            found.append((sum(table[b][s] for b, s in zip(blocks, sizes, strict=True)), structure))
+    for sizes in product(*(table[block] for block in sorted(table))):
+        if any(sizes[::2]) and any(sizes[1::2]):
+            found.append((sum(table[b][s] for b, s in enumerate(sizes)), Structure(sizes)))
     return found
 
 
@@ -57,9 +56,9 @@ def test_the_program_finds_what_brute_force_finds(losses: list[float], weight: f
     feasible = [pair for pair in _all(table) if all(limit.cost(pair[1]) <= limit.limit for limit in limits)]
     if not feasible:
         with pytest.raises(InfeasibleError):
-            solve(table, limits)
+            solve(table, limits, TWO)
         return
-    solution = solve(table, limits)
+    solution = solve(table, limits, TWO)
     assert solution.predicted == pytest.approx(min(loss for loss, _ in feasible), abs=1e-6)
     assert all(limit.cost(solution.structure) <= limit.limit + 1e-9 for limit in limits)
     assert solution.gap == pytest.approx(0, abs=1e-6)
@@ -70,12 +69,12 @@ def test_uniform_solutions_are_the_best_uniform_ones(losses: list[float], weight
     table, limits = _table(losses, 2), (Limit.of_blocks("weight", _weight, 5.0, weight),)
 
     def uniform(structure: Structure) -> bool:
-        kept = {size for size in structure if size != LayerSize(0, 0, 0)}
-        return len(kept) == 1 and all(size.has_attention and size.has_mlp for size in kept)
+        kept = {size for size in layers_of(structure) if any(size)}
+        return len(kept) == 1 and all(map(all, kept))
 
     feasible = [(loss, s) for loss, s in _all(table) if uniform(s) and limits[0].cost(s) <= weight]
     assert feasible, "one narrow layer weighs less than 22"
-    solution = solve(table, limits, uniform=True)
+    solution = solve(table, limits, TWO, uniform=True)
     assert uniform(solution.structure)
     assert solution.predicted == pytest.approx(min(loss for loss, _ in feasible), abs=1e-6)
 
@@ -84,7 +83,7 @@ def test_an_impossible_budget_names_the_nearest_possible_one() -> None:
     table, limits = _table([0.0] * 12, 2), (Limit.of_blocks("weight", _weight, 5.0, 10.0),)
     least = min(limits[0].cost(structure) for _, structure in _all(table))
     with pytest.raises(InfeasibleError, match="nearest") as caught:
-        solve(table, limits)
+        solve(table, limits, TWO)
     assert caught.value.nearest == pytest.approx(least, rel=1e-6)
 
 
@@ -92,30 +91,27 @@ def test_a_limit_that_the_program_does_not_know_is_refused() -> None:
     table, whole = _table([0.0] * 12, 2), Limit("weight", lambda structure: 0.0, 10.0)
     for limit in (whole, replace(Limit.of_blocks("weight", _weight, 0.0, 10.0), least=5.0)):
         with pytest.raises(ConfigError, match=r"sums over blocks, not .*weight <= 10$"):
-            solve(table, (limit,))
+            solve(table, (limit,), TWO)
 
 
 @pytest.mark.parametrize("over", [0, 1, 3, 8, 20, 2_000_000])
 def test_a_budget_is_kept_where_the_solver_is_content_with_a_little_more(over: int) -> None:
     """The solver's tolerance is a millionth of the budget; the whole model is so little over it, or just fits."""
-    costs = {0: 0, 8: 2_000_000, 16: 5_000_000}
-    attention = LayerSize(1, 1, 0)
-    table: dict[Block, dict[LayerSize, float]] = {(0, "attention"): {attention: 0.0}}
-    for layer in range(2):
-        table[layer, "mlp"] = {LayerSize(0, 0, 16): 0.0, LayerSize(0, 0, 8): 0.1 + layer}
-    limit = Limit.of_blocks("parameters", lambda layer, kind, size: costs[size.channels], 0.0, 10_000_000.0 - over)
-    solution = solve(table, (limit,))
+    costs = {GONE: 0, (1, 1): 0, (8,): 2_000_000, (16,): 5_000_000}
+    table: Table = {0: {(1, 1): 0.0}, 1: {(16,): 0.0, (8,): 0.1}, 3: {(16,): 0.0, (8,): 1.1}}
+    limit = Limit.of_blocks("parameters", lambda block, size: costs[size], 0.0, 10_000_000.0 - over)
+    solution = solve(table, (limit,), TWO)
     assert limit.cost(solution.structure) <= limit.limit
-    assert [size.channels for size in solution.structure] == ([16, 16] if over == 0 else [8, 16])
+    assert solution.structure == Structure(((1, 1), (16,) if over == 0 else (8,), GONE, (16,)))
 
 
 def test_options_without_a_finite_loss_are_no_options() -> None:
     table = _table([0.0] * 12, 2)
-    table[0, "mlp"] = {MLP[0]: float("nan"), MLP[2]: 1.0}
-    assert solve(table, ()).structure[0].channels == 16
-    table[0, "mlp"] = {MLP[0]: float("inf")}
-    with pytest.raises(ConfigError, match="layer 0"):
-        solve(table, ())
+    table[1] = {MLP[0]: float("nan"), MLP[2]: 1.0}
+    assert solve(table, (), TWO).structure[1] == (16,)
+    table[1] = {MLP[0]: float("inf")}
+    with pytest.raises(ConfigError, match="the MLP block of layer 0"):
+        solve(table, (), TWO)
 
 
 class _Coupled:
@@ -128,7 +124,7 @@ class _Coupled:
         self.calls += 1
         missing = [
             (1 - (size.channels / 16 if kind == "mlp" else size.query_heads / 4)) * self.worth(layer, kind)
-            for layer, size in enumerate(structure)
+            for layer, size in enumerate(layers_of(structure))
             for kind in ("attention", "mlp")
         ]
         return sum(m * m for m in missing) + 4 * sum(a * b for a, b in zip(missing, missing[2:], strict=False))
@@ -142,8 +138,8 @@ class _Coupled:
 
 
 def _task(limit: float, rounds: int = 3, uniform: bool = False) -> Task:
-    dense = Structure.uniform(6, 4, 2, 16)
-    return Task(dense, Grid(4), (Limit.of_blocks("weight", _weight, 0.0, limit),), uniform, rounds)
+    grid = Grid({"channels": 4, "kv_groups": 1})
+    return Task(SIX, grid, (Limit.of_blocks("weight", _weight, 0.0, limit),), uniform, rounds)
 
 
 def test_measuring_again_around_the_solution_finds_a_better_one() -> None:
@@ -182,18 +178,14 @@ def test_first_tables_come_from_the_sketch_and_everything_else_from_the_loss_its
 def test_cautious_steps_change_few_blocks_and_keep_the_budgets(losses: list[float], pick: int) -> None:
     table = _table(losses * 3, 6)
     task = _task(110)
-    base = solve(table, task.limits).structure
+    base = solve(table, task.limits, task.anatomy).structure
     prices = {block: dict(zip(sizes, (losses * 2)[pick : pick + 3], strict=True)) for block, sizes in table.items()}
     free, *cautious = _solutions(task, prices, base)
-    assert free.structure == solve(prices, task.limits).structure or free.structure != base
+    assert free.structure == solve(prices, task.limits, task.anatomy).structure or free.structure != base
     for solution in (free, *cautious):
         assert task.limits[0].cost(solution.structure) <= 110 + 1e-9
     for solution in cautious:
-        changed = sum(
-            not size.same_block(old, kind)
-            for size, old in zip(solution.structure, base, strict=True)
-            for kind in ("attention", "mlp")
-        )
+        changed = sum(size != old for size, old in zip(solution.structure, base, strict=True))
         assert 0 < changed <= len(table) // 4
     assert len({solution.structure for solution in (free, *cautious)}) == 1 + len(cautious)
 
@@ -210,18 +202,19 @@ def test_allocation_reports_what_it_measures() -> None:
     result = allocate(_task(110, rounds=1, uniform=True), _Coupled(lambda *at: 1.0), lambda *at: seen.append(at))
     assert {what for what, *_ in seen} == {"first tables", "round 1"}
     assert all(0 < done <= total for _, done, total in seen)
-    assert len({size for size in result.structure if size != LayerSize(0, 0, 0)}) == 1
+    assert len({size for size in layers_of(result.structure) if any(size)}) == 1
 
 
 @given(st.integers(1, 40), st.integers(1, 8), st.integers(1, 64))
 def test_levels_run_from_nothing_to_everything(channels: int, kv_heads: int, group: int) -> None:
-    full = LayerSize(2 * kv_heads, kv_heads, channels)
-    for kind in ("attention", "mlp"):
-        sizes = levels(alone(full, kind), kind, Grid(group))
-        assert sizes[0] == LayerSize(0, 0, 0) and sizes[-1] == alone(full, kind)
-        assert list(sizes) == sorted(sizes, key=lambda size: (size.kv_heads, size.channels))
+    anatomy = uniform(2, 2 * kv_heads, kv_heads, channels)
+    for place in anatomy.places[:2]:
+        sizes = levels(place, Grid({"channels": group, "kv_groups": 1}))
+        assert sizes[0] == GONE and sizes[-1] == place.dense
+        assert list(sizes) == sorted(sizes, key=lambda size: size[:1])
+        assert all(size[1:] == (2,) for size in sizes[1:] if place.kind == "attention")
         rows = interpolated({sizes[0]: 1.0, sizes[-1]: 0.0}, sizes)
         assert set(rows) == set(sizes)
         assert sorted(rows.values(), reverse=True) == [rows[size] for size in sizes]
-        structure = with_block(Structure((full, full)), (1, kind), sizes[0])
-        assert not structure[1].has(kind) and structure[0] == full
+        structure = anatomy.dense.replace(anatomy.at(1, place.kind), sizes[0])
+        assert anatomy.count(structure, place.kind) == 1 and structure.blocks[:2] == anatomy.dense.blocks[:2]

@@ -14,7 +14,6 @@ from safetensors.torch import load_file
 
 from multipruner.commands.main import main
 from multipruner.core.errors import OutputError
-from multipruner.core.structure import LayerSize
 from multipruner.engine.cutting import Projection
 from multipruner.engine.moments import gather
 from multipruner.engine.prunable import Prunable
@@ -95,8 +94,8 @@ def test_order_and_repair_from_disk_are_those_from_memory(how: str) -> None:
         ranking = rank("second-order", prunable, statistics)
         repair = Repair(prunable, statistics, ranking, how=how)  # type: ignore[arg-type]
         whole = Projection.of(prunable.layers[1].get_submodule("mlp.down_proj"))
-        size = LayerSize(4, 2, 24)
-        first, again = repair(1, "mlp", size, whole), repair(1, "mlp", size, whole)
+        mlp = prunable.anatomy.at(1, "mlp")
+        first, again = repair(mlp, (24,), whole), repair(mlp, (24,), whole)
         assert torch.equal(first.weight, again.weight) and again.bias is not None
         made.append((ranking, dict(statistics.grams), first))
     (ranking, grams, projection), (other_ranking, other_grams, other) = made

@@ -11,23 +11,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from multipruner.checkpoint.cut import apply_plan
 from multipruner.checkpoint.save import save
-from multipruner.core.structure import LayerSize, Structure
+from multipruner.core.structure import Structure
 from multipruner.export.gguf_tokenizer import PRE
 from tests.support import tiny
+from tests.support.layers import structure_of
 
 VOCABULARY = 360
-MIXED = Structure(
-    (
-        LayerSize(0, 0, 23),
-        LayerSize(4, 2, 0),
-        LayerSize(0, 0, 0),
-        LayerSize(2, 1, 7),
-        LayerSize(0, 0, 32),
-        LayerSize(4, 2, 40),
-    )
-)
+MIXED = structure_of((0, 0, 23), (4, 2, 0), (0, 0, 0), (2, 1, 7), (0, 0, 32), (4, 2, 40))
 """Six layers, of which the first has no attention, the second no MLP, the third neither, the fifth no attention."""
-UNIFORM = Structure((LayerSize(2, 1, 24),) * 6)
+UNIFORM = structure_of(*[(2, 1, 24)] * 6)
 _ELSEWHERE = ("baichuan", "qwen2-mixed", "qwen3", "qwen3-tied")  # has no such file, or its own tests
 VARIANTS = {name: options for name, options in tiny.VARIANTS.items() if name not in _ELSEWHERE}
 TEXT = (
@@ -115,7 +107,7 @@ def pruned_folder(
     folder: Path, variant: str = "llama", structure: Structure = MIXED, tokenizer: Any = None, **config: Any
 ) -> PreTrainedModel:
     """A pruned model, saved; returned as it is in memory."""
-    options = {**VARIANTS.get(variant, {"family": variant}), "layers": len(structure), "vocab_size": VOCABULARY}
+    options = {**VARIANTS.get(variant, {"family": variant}), "layers": len(structure) // 2, "vocab_size": VOCABULARY}
     model = tiny.tiny_model(**{**options, **config})
     plan = tiny.plan_for(model, structure, seed=1)
     pruned = apply_plan(model, plan)

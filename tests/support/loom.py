@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from multipruner.core.axes import Layout
 from multipruner.core.blocks import BlockSpec, conv1d
 from multipruner.core.families import FAMILIES, Family
+from multipruner.core.layout import Layout
 
 from . import tiny
 
@@ -12,24 +12,29 @@ _HEADS = "kv_groups * queries * head_dim"
 ROW = Family(
     "loom",
     "Loom",
-    BlockSpec(
-        kind="attention",
-        path="mixer",
-        norms=("norm_a",),
-        tensors=(
-            *conv1d("fused", "kv_groups * (queries + 2) * head_dim", "hidden"),
-            *conv1d("out", "hidden", _HEADS),
+    (
+        BlockSpec(
+            kind="attention",
+            path="mixer",
+            before="norm_a",
+            tensors=(
+                *conv1d("fused", "kv_groups * (queries + 2) * head_dim", "hidden"),
+                *conv1d("out", "hidden", _HEADS),
+            ),
+            output="out",
+            attributes=(("groups", Layout("kv_groups")), ("each", Layout("queries"))),
+            arguments=True,
+            cached=(Layout("kv_groups * head_dim"), Layout("kv_groups * head_dim")),
+            scores=(Layout(_HEADS), Layout(_HEADS)),
+            cache="slot",
         ),
-        output="out",
-        attributes=(("groups", Layout("kv_groups")), ("each", Layout("queries"))),
-        cache="slot",
-    ),
-    BlockSpec(
-        kind="mlp",
-        path="feed",
-        norms=("norm_b",),
-        tensors=(*conv1d("wide", "channels + channels", "hidden"), *conv1d("narrow", "hidden", "channels")),
-        output="narrow",
+        BlockSpec(
+            kind="mlp",
+            path="feed",
+            before="norm_b",
+            tensors=(*conv1d("wide", "channels + channels", "hidden"), *conv1d("narrow", "hidden", "channels")),
+            output="narrow",
+        ),
     ),
     config={
         "d_model": "hidden",

@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from multipruner.core.structure import LayerSize, Structure
+from multipruner.core.structure import Structure
+
+from .layers import changed, layers_of
 
 REFERENCE = Path(__file__).parents[3] / "shared" / "reference"
 HEAD_DIM = 64
@@ -14,10 +16,11 @@ QUERIES_PER_KV = 3
 
 def after(structure: Structure, step: dict[str, Any]) -> Structure:
     """The structure after one official step."""
-    size = structure[step["layer"]]
+    heads, groups, channels = layers_of(structure)[step["layer"]]
     if step["stage"] == "blocks":
-        return structure.replace(step["layer"], size.without(step["kind"]))
+        gone = step["kind"] == "attention"
+        return changed(structure, step["layer"], (0, 0, channels) if gone else (heads, groups, 0))
     if step["kind"] == "mlp":
-        return structure.replace(step["layer"], LayerSize(size.query_heads, size.kv_heads, step["width"]))
+        return changed(structure, step["layer"], (heads, groups, step["width"]))
     groups = step["width"] // (QUERIES_PER_KV * HEAD_DIM)
-    return structure.replace(step["layer"], LayerSize(QUERIES_PER_KV * groups, groups, size.channels))
+    return changed(structure, step["layer"], (QUERIES_PER_KV * groups, groups, channels))

@@ -10,13 +10,17 @@ import copy
 import random
 import shutil
 import tempfile
+from collections.abc import Iterator
 from functools import cache
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
+    CONFIG_MAPPING,
+    MODEL_FOR_CAUSAL_LM_MAPPING,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
@@ -31,9 +35,9 @@ from transformers import (
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from multipruner.core import families
-from multipruner.core.families import dense_structure, dimensions, spec_for
-from multipruner.core.plan import LayerRanking, PruningPlan, Ranking
-from multipruner.core.structure import LayerSize, Structure
+from multipruner.core.families import anatomy_of, spec_for
+from multipruner.core.plan import BlockUnits, PruningPlan, Ranking, Units
+from multipruner.core.structure import GONE, Anatomy, Structure
 from multipruner.engine.cutting import Projection
 
 VOCABULARY = 97
@@ -95,6 +99,9 @@ def code_folder(family: str) -> Path:
 def _classes(family: str) -> tuple[Any, Any]:
     if family in CLASSES:
         return CLASSES[family]
+    if not families.FAMILIES[family].remote_code:
+        config = CONFIG_MAPPING[family]
+        return config, MODEL_FOR_CAUSAL_LM_MAPPING[config]
     name = f"modeling_{family}.{families.FAMILIES[family].prefix}ForCausalLM"
     model = get_class_from_dynamic_module(name, str(code_folder(family)))
     model.register_for_auto_class("AutoModelForCausalLM")
@@ -116,7 +123,7 @@ def tiny_model(
     Baichuan's has as many KV heads as query heads and hidden 64. Further ``config`` goes to the configuration.
     """
     config_class, model_class = _classes(family)
-    sizes = SIZES if family in CLASSES else {"vocab_size": VOCABULARY}
+    sizes = {"vocab_size": VOCABULARY} if families.FAMILIES[family].remote_code else SIZES
     config = {**sizes, families.FAMILIES[family].depth: layers, "tie_word_embeddings": tied, **config}
     model = model_class(config_class(**config))
     generator = torch.Generator().manual_seed(seed)
@@ -128,75 +135,76 @@ def tiny_model(
     return model.to(dtype).eval()
 
 
-def random_structure(dense: Structure, seed: int, *, drop: float = 0.25, partial: bool = False) -> Structure:
-    """A random structure within a dense one: any width, each block gone with probability ``drop``.
+def random_structure(anatomy: Anatomy, seed: int, *, drop: float = 0.25, partial: bool = False) -> Structure:
+    """A random structure of a dense model: any width, each block gone with probability ``drop``.
 
-    At least one attention and one MLP block stay. KV groups are whole, or with ``partial`` of any size.
+    One block of each kind stays at least. Units within others stay whole, or with ``partial`` in any number.
     """
     rng, finer = random.Random(seed), random.Random(f"query heads {seed}")
     sizes = []
-    for number, full in enumerate(dense):
-        per_group = full.query_heads // full.kv_heads
-        groups, channels = rng.randint(1, full.kv_heads), rng.randint(1, full.channels)
-        if number != seed % len(dense):
-            groups = 0 if rng.random() < drop else groups
-            channels = 0 if rng.random() < drop else channels
-        queries = finer.randint(1, per_group) if partial else per_group
-        sizes.append(LayerSize(groups * queries, groups, channels))
+    for place in anatomy:
+        first, *rest = place.dense
+        size = (rng.randint(1, first), *(finer.randint(1, most) if partial else most for most in rest))
+        gone = place.layer != seed % anatomy.layers and rng.random() < drop
+        sizes.append(GONE if gone else size)
     return Structure(tuple(sizes))
 
 
-def random_ranking(dense: Structure, seed: int) -> Ranking:
-    """A random order of every layer's KV groups and channels, and of the query heads in every group."""
+def random_ranking(anatomy: Anatomy, seed: int) -> Ranking:
+    """A random order of the units of every axis of every block."""
     rng, finer = random.Random(seed), random.Random(f"query heads {seed}")
 
-    def inside(size: LayerSize) -> tuple[tuple[int, ...], ...]:
-        whole = size.query_heads // size.kv_heads if size.kv_heads else 0
-        groups = (range(group * whole, (group + 1) * whole) for group in range(size.kv_heads))
-        return tuple(tuple(finer.sample(heads, whole)) for heads in groups)
+    def shuffled(units: Units) -> Units:
+        if units and isinstance(units[0], tuple):
+            return tuple(tuple(finer.sample(row, len(row))) for row in units)  # pyright: ignore
+        return tuple(rng.sample(units, len(units)))  # pyright: ignore
 
-    return Ranking(
-        tuple(
-            LayerRanking(
-                tuple(rng.sample(range(s.kv_heads), s.kv_heads)),
-                tuple(rng.sample(range(s.channels), s.channels)),
-                inside(s),
-            )
-            for s in dense
-        )
-    )
+    whole = Ranking.identity(anatomy)
+    return Ranking(tuple(BlockUnits(tuple(map(shuffled, block.axes))) for block in whole.blocks))
 
 
 def plan_for(model: PreTrainedModel, structure: Structure, seed: int = 0) -> PruningPlan:
     """A plan that keeps randomly ranked parts of a model in a given structure."""
-    dense = dense_structure(model.config)
-    ranking = random_ranking(dense, seed)
+    anatomy = anatomy_of(model.config)
+    ranking = random_ranking(anatomy, seed)
     model_type = spec_for(model.config).model_type
-    return PruningPlan.from_structure(structure, ranking, dense, model="tiny", model_type=model_type)
+    return PruningPlan.from_structure(structure, ranking, anatomy, model="tiny", model_type=model_type)
 
 
 def random_plan(model: PreTrainedModel, seed: int = 0, *, drop: float = 0.25) -> PruningPlan:
     """A random plan for a model: random structure, random parts."""
-    return plan_for(model, random_structure(dense_structure(model.config), seed, drop=drop), seed)
+    return plan_for(model, random_structure(anatomy_of(model.config), seed, drop=drop), seed)
 
 
 def masked_model(model: PreTrainedModel, plan: PruningPlan) -> PreTrainedModel:
     """The dense model with everything that a plan removes set to zero: the reference for every pruned model."""
     masked = copy.deepcopy(model)
-    spec, constants = spec_for(model.config), dimensions(model.config).constants
-    for number, kept in enumerate(plan.layers):
-        layer = masked.get_submodule(f"{spec.decoder}.{spec.layers}.{number}")
-        width = constants["head_dim"]
-        heads = [head * width + i for head in kept.query_heads for i in range(width)]
-        for block, columns in ((spec.attention, heads), (spec.mlp, list(kept.channels))):
-            output = Projection.of(layer.get_submodule(f"{block.path}.{block.output}"), block.transposed)
-            gone = torch.ones(output.weight.shape[1], dtype=torch.bool)
-            gone[columns] = False
-            with torch.no_grad():
-                output.weight[:, gone] = 0
-                if not columns and output.bias is not None:
-                    output.bias.zero_()
+    spec = spec_for(model.config)
+    for number, place in enumerate(plan.anatomy):
+        block = spec.block(place.kind)
+        layer = masked.get_submodule(f"{spec.decoder}.{spec.layers}.{place.layer}")
+        output = Projection.of(layer.get_submodule(f"{block.path}.{block.output}"), block.transposed)
+        width = output.weight.shape[1] // prod(place.dense)
+        columns = list(_columns(plan, number, width))
+        gone = torch.ones(output.weight.shape[1], dtype=torch.bool)
+        gone[columns] = False
+        with torch.no_grad():
+            output.weight[:, gone] = 0
+            if not columns and output.bias is not None:
+                output.bias.zero_()
     return masked
+
+
+def _columns(plan: PruningPlan, block: int, width: int) -> Iterator[int]:
+    """The columns of an output projection that stay, written out by hand."""
+    place, kept = plan.anatomy[block], plan.blocks[block].axes
+    if place.kind == "mlp" or not kept:
+        yield from kept[0] if kept else ()  # pyright: ignore
+        return
+    for group, queries in zip(*kept, strict=True):  # pyright: ignore
+        for query in queries:  # pyright: ignore
+            head = group * place.dense[1] + query
+            yield from range(head * width, (head + 1) * width)
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:

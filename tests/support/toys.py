@@ -4,14 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Literal
 
-from multipruner.core.costs import Costs, LayerCost
+from multipruner.core.costs import BlockCost, Costs
+from multipruner.core.layout import Layout
 from multipruner.core.objective import Choice, best_two
-from multipruner.core.structure import Structure
-from multipruner.search import DIMENSIONS, Grid, Problem
+from multipruner.core.structure import Anatomy, Structure
+from multipruner.search import DIMENSIONS, Dimension, Grid, Problem
 
-DENSE = Structure.uniform(6, 8, 4, 64)
-COSTS = Costs(DENSE, LayerCost(10, 100, 100, 10, 30, 100, 100, 30), 5000, 16, 5000, 2)
+from .layers import layers_of, uniform
+
+ANATOMY = uniform(6, 8, 4, 64)
+DENSE = ANATOMY.dense
+_ATTENTION = BlockCost(
+    "attention", {"head_dim": 16}, 10,
+    ((Layout("kv_groups * queries"), Layout("100")), (Layout("kv_groups"), Layout("100"))),
+    (Layout("kv_groups * 16"), Layout("kv_groups * 16")), (Layout("kv_groups * queries * 16"),) * 2,
+)  # fmt: skip
+_MLP = BlockCost("mlp", {}, 10, ((Layout("channels"), Layout("30")),))
+
+
+def costs_of(anatomy: Anatomy, constant: int) -> Costs:
+    """10 parameters per block, 100 per query head and per KV head, 30 per channel, and a constant."""
+    return Costs(anatomy, (_ATTENTION, _MLP) * anatomy.layers, constant, constant, 2)
+
+
+COSTS = costs_of(ANATOMY, 5000)
 
 
 class Additive:
@@ -24,7 +42,8 @@ class Additive:
 
     def __call__(self, structure: Structure) -> float:
         loss = 0.0
-        for (heads, channels), size, full in zip(self.worth, structure, DENSE, strict=True):
+        layers = zip(self.worth, layers_of(structure), layers_of(DENSE), strict=True)
+        for (heads, channels), size, full in layers:
             loss += heads * (1 - size.query_heads / full.query_heads) ** 2
             loss += channels * (1 - size.channels / full.channels) ** 2
         return loss
@@ -40,6 +59,7 @@ class Additive:
         self.committed.append(structure)
 
 
-def problem(ratio: float = 0.3, stop: str = "nearest", **changes: object) -> Problem:
-    base = Problem(COSTS, ratio, DIMENSIONS, {"blocks": 44, "mlp": 52, "heads": 4}, Grid(8, 1), stop)  # type: ignore[arg-type]
+def problem(ratio: float = 0.3, stop: Literal["nearest", "reach"] = "nearest", **changes: object) -> Problem:
+    shares: dict[Dimension, float] = {"blocks": 44, "mlp": 52, "heads": 4}
+    base = Problem(COSTS, ratio, DIMENSIONS, shares, Grid({"channels": 8, "kv_groups": 1}), stop)
     return replace(base, **changes)  # type: ignore[arg-type]

@@ -13,10 +13,11 @@ from rich.console import Console
 from multipruner.config.recipe import Recipe
 from multipruner.config.spellings import FOUND_BY
 from multipruner.console.progress import waiting_display
+from multipruner.core.axes import BLOCK_KINDS
 from multipruner.core.errors import ConfigError, NumericsError
 from multipruner.core.identity import digest
-from multipruner.core.plan import KeptLayer, LayerRanking, PruningPlan, Ranking
-from multipruner.core.structure import LayerSize, queries_per_group
+from multipruner.core.plan import BlockUnits, PruningPlan, Ranking
+from multipruner.core.structure import Place
 from multipruner.jobs.finish import Run, finish
 from multipruner.jobs.prepare import prepare
 from multipruner.jobs.remembered import RememberedObjective, objective_of
@@ -91,8 +92,8 @@ def apply_given_plan(
 
 
 def _check(plan: PruningPlan, path: Path, setting: Setting) -> None:
-    """The plan must be of the very model that was loaded, and of sizes that the latency table knows if there is one."""
-    if plan.dense != setting.prunable.dense or plan.model_type != setting.prunable.spec.model_type:
+    """Check that the plan is of the very model that was loaded, and of sizes that the latency table knows, if any."""
+    if plan.anatomy != setting.prunable.anatomy or plan.model_type != setting.prunable.spec.model_type:
         raise ConfigError(
             f"{path} is a plan for {plan.model} ({plan.model_type}), a model of other sizes than this one"
         )
@@ -100,11 +101,11 @@ def _check(plan: PruningPlan, path: Path, setting: Setting) -> None:
         raise ConfigError(f"{path} is a plan for {plan.model}, whose weights differ from those loaded now")
     if setting.latency is not None:  # a table without its sizes is an error now, not after everything
         table, workload = setting.latency
-        table.milliseconds(plan.structure, workload)
+        table.milliseconds(plan.structure, plan.anatomy, workload)
 
 
 def _ordered_by(setting: Setting, plan: PruningPlan) -> Setting:
-    """What the plan keeps comes first in every layer's order, so that its structure leads to just this plan."""
+    """Return what the plan keeps comes first in every layer's order, so that its structure leads to just this plan."""
     ranking = leading(plan, setting.ranking)
     repair = setting.repair
     if repair is not None and setting.statistics is not None:
@@ -113,23 +114,26 @@ def _ordered_by(setting: Setting, plan: PruningPlan) -> Setting:
 
 
 def leading(plan: PruningPlan, ranking: Ranking) -> Ranking:
-    """A ranking in which what a plan keeps stands first, otherwise in the order that it had."""
+    """Return a ranking in which what a plan keeps stands first, otherwise in the order that it had."""
 
-    def first(order: tuple[int, ...], kept: tuple[int, ...]) -> tuple[int, ...]:
-        stays = set(kept)
-        return tuple(sorted(order, key=lambda index: index not in stays))
+    blocks = zip(ranking.blocks, plan.blocks, plan.anatomy, strict=True)
+    return Ranking(tuple(_first(order, kept, place) if kept.axes else order for order, kept, place in blocks))
 
-    def in_groups(rank: LayerRanking, kept: KeptLayer, full: LayerSize) -> tuple[tuple[int, ...], ...]:
-        if queries_per_group(kept.size) in (0, queries_per_group(full)):
-            return rank.query_heads
-        heads, per_group = first(rank.heads(full), kept.query_heads), queries_per_group(full)
-        return tuple(tuple(h for h in heads if h // per_group == group) for group in range(full.kv_heads))
 
-    return Ranking(
-        tuple(
-            LayerRanking(
-                first(rank.kv_groups, kept.kv_heads), first(rank.channels, kept.channels), in_groups(rank, kept, full)
-            )
-            for rank, kept, full in zip(ranking.layers, plan.layers, plan.dense, strict=True)
-        )
-    )
+def _first(order: BlockUnits, kept: BlockUnits, place: Place) -> BlockUnits:
+    """Return an order in which what is kept stands first on every axis."""
+    found: dict[str, Any] = {}
+    for axis, whole, stays in zip(BLOCK_KINDS[place.kind].axes, order.axes, kept.axes, strict=True):
+        if axis.within:
+            outer: Any = dict(zip(BLOCK_KINDS[place.kind].names, kept.axes, strict=True))[axis.within]
+            inside: dict[int, Any] = dict(zip(outer, stays, strict=True))
+            found[axis.name] = tuple(_before(row, inside.get(unit, ())) for unit, row in enumerate(whole))
+        else:
+            found[axis.name] = _before(whole, stays)
+    return BlockUnits(tuple(found.values()))
+
+
+def _before(order: Any, kept: Any) -> tuple[int, ...]:
+    """Return the same units, those that stay before the others."""
+    stays = set(kept)
+    return tuple(sorted(order, key=lambda unit: unit not in stays))

@@ -19,7 +19,7 @@ from multipruner.search.step import Trajectory
 
 
 def _path_objectives(setting: Setting) -> Mapping[Dimension, CalibrationObjective | SpreadObjective]:
-    """Blocks are judged on all sequences, widths on the first few: they have many more candidates."""
+    """Return blocks are judged on all sequences, widths on the first few: they have many more candidates."""
     blocks = objective_of(setting, len(setting.calibration.ids))
     widths = objective_of(setting, setting.recipe.calibration.width_sequences)
     if setting.team.size == 1:
@@ -36,7 +36,7 @@ def lend_a_hand(setting: Setting) -> None:
 
 
 def greedy(setting: Setting, workspace: Workspace, console: Console, say: Say, overwrite: bool) -> Found:
-    """The paper's path; a smaller ratio of a finished one is cut from it."""
+    """Walk the paper's path; a smaller ratio of a finished one is cut from it."""
     problem = setting.problem
     trajectory, journal = workspace.open(setting.identity, problem.ratio, overwrite)
     if trajectory is not None and trajectory.finished:
@@ -44,7 +44,7 @@ def greedy(setting: Setting, workspace: Workspace, console: Console, say: Say, o
         own = "" if same else " (its shares are of that ratio; a new --output has this one's)"
         say(f"the finished search to {100 * trajectory.ratio:g}% covers this ratio: nothing to search{own}")
         steps = _cut(trajectory, problem)
-        return Found(replay(problem.costs.dense, steps), steps[-1].loss, trajectory.ratio, {}, steps)
+        return Found(replay(problem.anatomy, steps), steps[-1].loss, trajectory.ratio, {}, steps)
     done = trajectory.steps if trajectory is not None else ()
     if done:
         say(f"going on after step {len(done)} of an interrupted run")
@@ -57,11 +57,11 @@ def greedy(setting: Setting, workspace: Workspace, console: Console, say: Say, o
             steps = sequential_path(problem, objectives, done=done, on_step=journal.add, on_progress=display)
     journal.finish()
     work = {"blocks": objectives["blocks"].work, "widths": objectives["mlp"].work}
-    return Found(replay(problem.costs.dense, steps), steps[-1].loss, problem.ratio, work, steps)
+    return Found(replay(problem.anatomy, steps), steps[-1].loss, problem.ratio, work, steps)
 
 
 def _cut(trajectory: Trajectory, problem: Problem) -> list[Step]:
-    """The part of a finished path that leads to a ratio."""
+    """Return the part of a finished path that leads to a ratio."""
     steps = list(trajectory.steps)
     if trajectory.ratio != problem.ratio:
         steps = steps[: steps_to(steps, problem.ratio, problem.stop)]

@@ -13,7 +13,7 @@ from multipruner.search import allocate
 
 
 def program(setting: Setting, workspace: Workspace, console: Console, say: Say, overwrite: bool) -> Found:
-    """Tables and the exact program; losses measured for one budget serve every other."""
+    """Find by tables and the exact program; losses measured for one budget serve every other."""
     path = workspace.open_measurements(setting.identity, overwrite)
     in_order = setting.prunable.in_order(setting.ranking, setting.search_repair)
     with in_order, counting_display(console, "dense model") as display:

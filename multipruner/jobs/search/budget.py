@@ -21,7 +21,7 @@ Cost = Callable[[Structure], float]
 
 
 def cost_of(name: str, recipe: Recipe, prunable: Prunable) -> Cost:
-    """A cost by its name; latency is in milliseconds, by the recipe's table and workload.
+    """Return a cost by its name; latency is in milliseconds, by the recipe's table and workload.
 
     Raises:
         ConfigError: for latency without a table, or with one of another model.
@@ -33,7 +33,7 @@ def cost_of(name: str, recipe: Recipe, prunable: Prunable) -> Cost:
 
 
 def budget_of(recipe: Recipe, prunable: Prunable, options: SearchOptions) -> Budget:
-    """What structures may cost.
+    """Return what structures may cost.
 
     With the loss alone, at least the ratio is removed, and at most the tolerance more. With costs beside it the ratio
     becomes a range, for the front to spread over. Other budgets of the recipe bound from above; where there are any,
@@ -63,8 +63,8 @@ def budget_of(recipe: Recipe, prunable: Prunable, options: SearchOptions) -> Bud
 
 
 def one_step(recipe: Recipe, prunable: Prunable) -> float:
-    """The share of all parameters that the largest single step of a width removes."""
-    costs, ladder = prunable.costs, Ladder(prunable.dense, grid_of(recipe, prunable))
+    """Return the share of all parameters that the largest single step of a width removes."""
+    costs, ladder = prunable.costs, Ladder(prunable.anatomy, grid_of(recipe, prunable))
     largest = 0
     for place, top in enumerate(ladder.tops):
         if top > 1:

@@ -24,7 +24,9 @@ FORMAT = {"format": "multipruner-search", "version": 1}
 
 
 def evaluations(identity: Mapping[str, Any]) -> Memo:
-    """The evaluations of everything that has this identity, in the cache: shared by all searches and processes."""
+    """Return the evaluations of everything that has this identity, in the cache: shared by all searches and
+    processes.
+    """
     namespace = digest(dict(identity))
     return Memo(cache_folder() / "evaluations" / f"{namespace[:32]}.jsonl", namespace)
 
@@ -42,7 +44,7 @@ class SearchWorkspace(Workspace):
         return self.partial / HISTORY
 
     def checkpoint_path(self, algorithm: str) -> Path:
-        """The state of one algorithm's search after its last generation."""
+        """Return the state of one algorithm's search after its last generation."""
         return self.partial / f"{algorithm}.json"
 
     def open_search(self, identity: Mapping[str, Any], overwrite: bool) -> bool:
@@ -82,7 +84,7 @@ def _holds_run(folder: Path) -> bool:
 
 
 def _read_header(path: Path) -> dict[str, Any] | None:
-    """What a history is of, if it is one."""
+    """Return what a history is of, if it is one."""
     try:
         with path.open(encoding="utf-8") as stream:
             header = json.loads(stream.readline())
@@ -106,7 +108,7 @@ def write_history(path: Path, header: Mapping[str, Any], records: Iterable[Mappi
 
 
 def read_history(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Header and records of a history; a torn last line (the writer was killed) does not count.
+    """Return header and records of a history; a torn last line (the writer was killed) does not count.
 
     Raises:
         OutputError: when it is none, or a line inside is damaged.
@@ -119,7 +121,7 @@ def read_history(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
 
 
 def front_record(front: Front[Any], picked: int, encode: Any) -> str:
-    """What ``front.json`` holds: the points with their values, and which one became the model."""
+    """Return what ``front.json`` holds: the points with their values, and which one became the model."""
     record = {
         "format": "multipruner-front",
         "version": 1,

@@ -36,7 +36,7 @@ class Losses:
         self.on_loss = on_loss
 
     def objective(self, fidelity: int) -> CalibrationObjective:
-        """The objective on one of the texts, made when it is first needed."""
+        """Return the objective on one of the texts, made when it is first needed."""
         if fidelity not in self._objectives:
             recipe = self._setting.recipe
             self._objectives[fidelity] = CalibrationObjective(
@@ -50,14 +50,14 @@ class Losses:
         return self._objectives[fidelity]
 
     def __call__(self, structures: Sequence[Structure], fidelity: int) -> list[float]:
-        """Losses in nats, in the order of the structures; infinity where a loss is not finite."""
+        """Return losses in nats, in the order of the structures; infinity where a loss is not finite."""
         losses = [inf] * len(structures)
         for place in by_prefix(structures):
             losses[place] = self.loss(structures[place], fidelity)
         return losses
 
     def loss(self, structure: Structure, fidelity: int) -> float:
-        """The loss of one structure, which becomes the base of the next."""
+        """Return the loss of one structure, which becomes the base of the next."""
         objective = self.objective(fidelity)
         try:
             objective.commit(structure)
@@ -79,7 +79,9 @@ class Losses:
         return total
 
     def answer(self, team: Team) -> Callable[[Any], list[tuple[int, float]]]:
-        """A handler: places and losses of this process's share of structures, in stretches with common prefixes."""
+        """Return a handler: places and losses of this process's share of structures, in stretches with common
+        prefixes.
+        """
 
         def losses(request: Any) -> list[tuple[int, float]]:
             structures = [Structure.from_json(rows) for rows in request["candidates"]]
@@ -91,5 +93,5 @@ class Losses:
 
 
 def by_prefix(structures: Sequence[Structure]) -> list[int]:
-    """The places of structures in an order in which neighbours share as many first layers as can be."""
-    return sorted(range(len(structures)), key=lambda place: structures[place].to_json())
+    """Return the places of structures in an order in which neighbours share as many first layers as can be."""
+    return sorted(range(len(structures)), key=lambda place: structures[place].blocks)

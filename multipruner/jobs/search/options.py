@@ -75,7 +75,7 @@ class SearchOptions:
         self.settings(2)
 
     def repair(self, recipe: Recipe) -> Literal["lstsq", "bias"]:
-        """The repair that schedules are with or without: what was asked for, else the recipe's."""
+        """Return the repair that schedules are with or without: what was asked for, else the recipe's."""
         return "bias" if "bias" in (self.repairs or (recipe.repair,)) else "lstsq"
 
     @property
@@ -94,7 +94,7 @@ class SearchOptions:
         return tuple(name for name in self.objectives if name not in objectives())
 
     def settings(self, fidelities: int) -> Settings:
-        """The settings of the search.
+        """Return the settings of the search.
 
         Raises:
             ConfigError: when one is out of its range.
@@ -108,16 +108,16 @@ class SearchOptions:
         )
 
     def screened(self, sequences: int) -> int:
-        """Sequences of the first look at a child; 0: there is none."""
+        """Return sequences of the first look at a child; 0: there is none."""
         wanted = sequences // 4 if self.screen is None else self.screen
         return wanted if wanted < sequences else 0
 
     def range(self, ratio: float) -> tuple[float, float]:
-        """The least and the most that a structure of the front removes."""
+        """Return the least and the most that a structure of the front removes."""
         return self.ratios or (ratio / 2, min(WIDEST, 1.5 * ratio))
 
     def to_json(self) -> dict[str, Any]:
-        """What decisions depend on, in the words of version 1 (:mod:`multipruner.config.spellings`)."""
+        """Return what decisions depend on, in the words of version 1 (:mod:`multipruner.config.spellings`)."""
         seeds = {"program": "milp", "greedy": "sequential"}
         return {
             "objectives": ",".join(self.objectives),

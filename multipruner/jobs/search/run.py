@@ -90,10 +90,6 @@ def search(
     """
     if recipe.layout == "uniform":
         raise ConfigError("search has no layout 'uniform'; use the exact program for that")
-    if recipe.query_head_step is not None:
-        raise ConfigError(
-            "search breeds whole KV groups and has no query_head_step; use the exact program or the greedy path"
-        )
     if not options.several:
         recipe.check_bounded()
     if options.genome == "schedule":
@@ -113,7 +109,7 @@ def search(
 
 
 def _serve(recipe: Recipe, options: SearchOptions, team: Team) -> None:
-    """What the processes that do not decide do."""
+    """Do what the processes that do not decide do."""
     engine = ENGINES[options.genome](prepared(recipe, team, Console(quiet=True), {}), options, team)
     with engine.ready():
         team.serve()
@@ -153,7 +149,7 @@ def _run(
 
 
 def _search(engine: Engine, options: SearchOptions, workspace: SearchWorkspace, console: Console) -> Outcome:
-    """Seeds, the algorithms, the choice, and losses on text that nothing was chosen by."""
+    """Return seeds, the algorithms, the choice, and losses on text that nothing was chosen by."""
     say = teller(console)
     with counting_display(console, "seeds") as counting:
         seeds = engine.seeds(say, counting) if options.algorithm == "nsga2" or options.compare_random else {}
@@ -182,7 +178,7 @@ def _one(
     workspace: SearchWorkspace,
     console: Console,
 ) -> Result[Any]:
-    """One algorithm from the first population to its front; random search starts from nothing."""
+    """Return one algorithm from the first population to its front; random search starts from nothing."""
     settings = options.settings(engine.fidelities)
     share = engine.team.size
     with generation_display(console, settings, {"nsga2": "evolution"}.get(algorithm, algorithm), share) as display:
@@ -201,7 +197,7 @@ def _one(
 
 
 def _report(engine: Engine, options: SearchOptions, outcome: Outcome, seconds: Mapping[str, float]) -> dict[str, Any]:
-    """What ``report.json`` says about the search."""
+    """Return what ``report.json`` says about the search."""
     first = outcome.results[options.algorithm]
     return {
         "method": "evolution" if options.algorithm == "nsga2" else "random search",
@@ -239,7 +235,7 @@ def _figures(outcome: Outcome, options: SearchOptions) -> dict[str, bytes]:
 
 
 def _table(outcome: Outcome) -> Table:
-    """Losses of the picked candidate beside those of what it started from."""
+    """Return losses of the picked candidate beside those of what it started from."""
     view = Table(title="loss in nats", title_justify="left")
     for column in ("", "search text", "text that chose", "unseen text"):
         view.add_column(column, justify="left" if not column else "right")

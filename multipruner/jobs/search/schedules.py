@@ -16,10 +16,10 @@ from multipruner.engine.objective import Work
 from multipruner.engine.processes import Team
 from multipruner.importance.table import rank
 from multipruner.jobs.remembered import RememberedObjective
-from multipruner.jobs.setting import Found, Setting
+from multipruner.jobs.setting import Found, Setting, grid_in
 from multipruner.repair.columns import How
 from multipruner.repair.scoring import Repair, check_repair
-from multipruner.search import DIMENSIONS, Grid, Problem, Step
+from multipruner.search import DIMENSIONS, Problem, Step
 from multipruner.search.schedule import Schedule, ScheduleSpace, rounded
 from multipruner.sources.calibration import CalibrationSet
 
@@ -82,7 +82,7 @@ class ScheduleEngine:
         self.home = CHEAP
         groups = options.channel_groups or (recipe.channel_group,)
         for group in groups:
-            Grid(group, recipe.kv_group_step, recipe.partial_groups).check(setting.prunable.dense)
+            grid_in(recipe, channel_group=group).check(setting.prunable.anatomy)
         self.space = ScheduleSpace(
             groups,
             options.importances or (recipe.importance,),
@@ -121,12 +121,14 @@ class ScheduleEngine:
 
     @contextmanager
     def ready(self) -> Iterator[None]:
-        """Nothing to prepare: every variant has its own order of widths."""
+        """Do nothing: every variant has its own order of widths."""
         with nullcontext():
             yield
 
     def evaluate(self, candidates: Sequence[Schedule], fidelity: int) -> list[Any]:
-        """Loss (and costs) of the structure that each schedule leads to; infinity where it does not get there."""
+        """Return loss (and costs) of the structure that each schedule leads to; infinity where it does not get
+        there.
+        """
         request = {"fidelity": fidelity, "candidates": [self.space.to_json(candidate) for candidate in candidates]}
         values: list[Any] = [(inf,) * len(self.measured)] * len(candidates)
         for answer in self.team.ask("evaluate", request):
@@ -153,7 +155,7 @@ class ScheduleEngine:
         return (loss, *(float(cost(structure)) for cost in self._costs))
 
     def path(self, schedule: Schedule, fidelity: int) -> tuple[Structure, list[Step]]:
-        """The structure that a schedule leads to, and the steps there.
+        """Return the structure that a schedule leads to, and the steps there.
 
         Raises:
             InfeasibleError: when it does not reach the ratio.
@@ -169,7 +171,7 @@ class ScheduleEngine:
     def _problem(self, schedule: Schedule) -> Problem:
         recipe, decoded = self.setting.recipe, schedule.decode()
         assert recipe.ratio is not None, "checked before"
-        grid = Grid(schedule.channel_group, recipe.kv_group_step, recipe.partial_groups)
+        grid = grid_in(recipe, channel_group=schedule.channel_group)
         return Problem(
             self.setting.prunable.costs, recipe.ratio, decoded["stages"], decoded["shares"], grid, recipe.stop
         )
@@ -204,7 +206,7 @@ class ScheduleEngine:
         return _Variant(own_setting, Losses(own_setting, texts, self._on_loss))
 
     def _memo(self, variant: _Variant, text: int) -> RememberedObjective:
-        """Losses along paths; schedules with the same beginning find each other's."""
+        """Return losses along paths; schedules with the same beginning find each other's."""
         if text not in variant.memos:
             objective = variant.losses.objective(text)
             own = variant.setting.recipe
@@ -223,7 +225,7 @@ class ScheduleEngine:
     # What a search starts from, and what comes of it.
 
     def seeds(self, say: Say, counting: Counting) -> dict[str, Schedule]:
-        """The recipe's own schedule."""
+        """Return the recipe's own schedule."""
         recipe = self.setting.recipe
         if self.options.seeds_from:
             raise ConfigError("--seeds-from is for --genome structure")
@@ -234,7 +236,7 @@ class ScheduleEngine:
         return {"recipe": own}
 
     def result(self, schedule: Schedule) -> tuple[Setting, Found]:
-        """What a run folder is made from: the path walked as the recipe says."""
+        """Return what a run folder is made from: the path walked as the recipe says."""
         structure, steps = self.path(schedule, FULL)
         loss = self.all_losses(schedule)["calibration"]
         decoded = schedule.decode()
@@ -245,7 +247,7 @@ class ScheduleEngine:
         return replace(setting, recipe=recipe), Found(structure, loss, reached, {"paths": self.work}, steps)
 
     def all_losses(self, schedule: Schedule) -> dict[str, float]:
-        """Losses on the text of the search, on the text that chose, and on text that neither has seen."""
+        """Return losses on the text of the search, on the text that chose, and on text that neither has seen."""
         structure, _ = self.path(schedule, FULL)
         variant = self._variant(schedule.importance, schedule.compensation)
         with self._in_order(variant):
@@ -263,5 +265,5 @@ class ScheduleEngine:
         return total
 
     def namespace(self) -> str:
-        """A hash of what losses depend on."""
+        """Return a hash of what losses depend on."""
         return digest(self.identity)

@@ -55,7 +55,7 @@ class StructureEngine:
         self.losses = Losses(setting, [*ids, self.texts.held_out.ids])
         self.measured = ("loss", *options.task_names)
         self.space = StructureSpace(
-            setting.prunable.dense,
+            setting.prunable.anatomy,
             setting.grid,
             budget_of(setting.recipe, setting.prunable, options),
         )
@@ -64,7 +64,7 @@ class StructureEngine:
         team.handle("evaluate", self._answer)
 
     def _identity(self, screened: int) -> dict[str, Any]:
-        """What losses depend on."""
+        """Return what losses depend on."""
         setting = {k: v for k, v in self.setting.identity.items() if k != "strategy"}
         choice = self.texts.choice.hash
         identity = setting | {"fidelities": ["screen"] * bool(screened) + ["calibration", "choice"]}
@@ -82,7 +82,7 @@ class StructureEngine:
             yield
 
     def evaluate(self, candidates: Sequence[Structure], fidelity: int) -> list[Any]:
-        """Losses in nats (and errors of tasks, by consent), in the order of the candidates."""
+        """Return losses in nats (and errors of tasks, by consent), in the order of the candidates."""
         request = {"fidelity": fidelity, "candidates": [candidate.to_json() for candidate in candidates]}
         values: list[Any] = [inf] * len(candidates)
         for answer in self.team.ask("evaluate", request):
@@ -98,7 +98,7 @@ class StructureEngine:
         return [(place, (loss, *self._task_errors(structures[place]))) for place, loss in rows]
 
     def _task_errors(self, structure: Structure) -> list[float]:
-        """1 - accuracy of every task among the objectives (``ppl``: its logarithm). Test data: only by consent.
+        """Return 1 - accuracy of every task among the objectives (``ppl``: its logarithm). Test data: only by consent.
 
         Raises:
             ConfigError: for what is no single task with an accuracy.
@@ -131,7 +131,7 @@ class StructureEngine:
     # What a search starts from.
 
     def seeds(self, say: Say, counting: Counting) -> dict[str, Structure]:
-        """Structures by name: the exact program's, the greedy path's, those of other runs."""
+        """Return structures by name: the exact program's, the greedy path's, those of other runs."""
         found: dict[str, Structure] = {}
         for path in self.options.seeds_from:
             taken = path.name in found or path.name in ("program", "greedy")
@@ -145,7 +145,9 @@ class StructureEngine:
         return found
 
     def _programs(self, objective: RememberedObjective, say: Say, counting: Counting) -> dict[str, Structure]:
-        """The exact program's structures: for the ratio, and with several objectives for the ends of the range."""
+        """Return the exact program's structures: for the ratio, and with several objectives for the ends of the
+        range.
+        """
         recipe, found = self.setting.recipe, {}
         ratios: list[float | None] = [recipe.ratio]
         if self.options.several and recipe.ratio is not None:
@@ -165,7 +167,7 @@ class StructureEngine:
         return found
 
     def _of_run(self, path: Path) -> Structure:
-        """The structure of a finished run.
+        """Return the structure of a finished run.
 
         Raises:
             OutputError: when the folder holds no run.
@@ -182,13 +184,13 @@ class StructureEngine:
     # What comes of it.
 
     def result(self, structure: Structure) -> tuple[Setting, Found]:
-        """What a run folder is made from."""
+        """Return what a run folder is made from."""
         loss = self.losses.loss(structure, self.home)
         reached = self.setting.prunable.costs.ratio(structure)
         return self.setting, Found(structure, loss, reached, {"structures": self.work})
 
     def all_losses(self, structure: Structure) -> dict[str, float]:
-        """Losses on the text of the search, on the text that chose, and on text that neither has seen."""
+        """Return losses on the text of the search, on the text that chose, and on text that neither has seen."""
         places = {"calibration": self.home, "choice": self.home + 1, "held_out": self.home + 2}
         return {name: self.losses.loss(structure, place) for name, place in places.items()}
 
@@ -198,5 +200,5 @@ class StructureEngine:
         return self.losses.work
 
     def namespace(self) -> str:
-        """A hash of what losses depend on."""
+        """Return a hash of what losses depend on."""
         return digest(self.identity)

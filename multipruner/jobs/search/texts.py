@@ -28,7 +28,7 @@ class SearchTexts:
 
     @classmethod
     def of(cls, setting: Setting) -> SearchTexts:
-        """The calibration text, and the held-out text in two halves.
+        """Return the calibration text, and the held-out text in two halves.
 
         Raises:
             CalibrationError: when there are not two sequences of held-out text.
@@ -47,11 +47,11 @@ class SearchTexts:
         return cls(setting.calibration, *parts)
 
     def sizes(self) -> dict[str, Any]:
-        """Tokens of every part, by name."""
+        """Return tokens of every part, by name."""
         parts = {"calibration": self.calibration, "choice": self.choice, "held_out": self.held_out}
         return {name: part.ids.numel() for name, part in parts.items()}
 
     def ids(self, screened: int) -> list[Tensor]:
-        """The texts of all fidelities, the cheapest first: a few sequences (if any), all, those that choose."""
+        """Return the texts of all fidelities, the cheapest first: a few sequences (if any), all, those that choose."""
         first = [self.calibration.ids[:screened]] if screened else []
         return [*first, self.calibration.ids, self.choice.ids]

@@ -8,7 +8,7 @@ from multipruner.search import Dimension, Objective, Problem, Step, replay, sequ
 
 
 def walk(setting: Setting, problem: Problem, blocks: Objective, widths: Objective) -> tuple[Structure, list[Step]]:
-    """The structure that a greedy path leads to, and its steps.
+    """Return the structure that a greedy path leads to, and its steps.
 
     Args:
         setting: of the model (inside :meth:`~multipruner.engine.prunable.Prunable.in_order`).
@@ -20,4 +20,4 @@ def walk(setting: Setting, problem: Problem, blocks: Objective, widths: Objectiv
     """
     objectives: dict[Dimension, Objective] = {"blocks": blocks, "mlp": widths, "heads": widths}
     steps = sequential_path(problem, objectives)
-    return replay(setting.prunable.dense, steps), steps
+    return replay(setting.prunable.anatomy, steps), steps

@@ -11,7 +11,7 @@ from dataclasses import replace
 from math import inf
 
 from multipruner.core.errors import InfeasibleError
-from multipruner.core.structure import Structure
+from multipruner.core.structure import Anatomy, Structure
 from multipruner.jobs.setting import Setting
 from multipruner.search import Dimension, Limit, Objective, Problem, Step, replay, sequential_path
 from multipruner.search import Progress as SearchProgress
@@ -31,7 +31,7 @@ def problem_to(setting: Setting, ratio: float) -> Problem:
 
 
 def judged_by(blocks: Objective, widths: Objective) -> dict[Dimension, Objective]:
-    """Judge blocks by one objective, channels and heads by another, as the greedy method does."""
+    """Return judge blocks by one objective, channels and heads by another, as the greedy method does."""
     return {"blocks": blocks, "mlp": widths, "heads": widths}
 
 
@@ -64,8 +64,7 @@ def path_within(
         costs_of: costs of a structure by the limits' names.
         on_progress: called after every candidate.
     """
-    dense = problem.costs.dense
-    full = costs_of(dense)
+    full = costs_of(problem.anatomy.dense)
     low, high, aim = 0.0, 1.0, problem.ratio
     for _ in range(ATTEMPTS):
         try:
@@ -73,7 +72,7 @@ def path_within(
         except InfeasibleError:
             high = aim
         else:
-            gone = way(costs_of(replay(dense, steps)), full, limits)
+            gone = way(costs_of(replay(problem.anatomy, steps)), full, limits)
             if gone >= 1:
                 return steps
             low = aim
@@ -84,18 +83,18 @@ def path_within(
     return None
 
 
-def along(dense: Structure, steps: Sequence[Step]) -> Iterator[Structure]:
+def along(anatomy: Anatomy, steps: Sequence[Step]) -> Iterator[Structure]:
     """Yield the dense structure, and the one after every step."""
-    structure = dense
+    structure = anatomy.dense
     yield structure
     for step in steps:
-        structure = replay(structure, [step])
+        structure = replay(anatomy, [step], structure)
         yield structure
 
 
 def first_within(
-    dense: Structure, steps: Sequence[Step], limits: Sequence[Limit], costs_of: CostsOf
+    anatomy: Anatomy, steps: Sequence[Step], limits: Sequence[Limit], costs_of: CostsOf
 ) -> Structure | None:
     """Return the first structure of a path that keeps all limits."""
-    full = costs_of(dense)
-    return next((structure for structure in along(dense, steps) if way(costs_of(structure), full, limits) >= 1), None)
+    full = costs_of(anatomy.dense)
+    return next((structure for structure in along(anatomy, steps) if way(costs_of(structure), full, limits) >= 1), None)

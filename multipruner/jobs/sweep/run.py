@@ -185,7 +185,7 @@ class _Sweep:
             return []
         found = []
         for value in self.at.values:
-            structure = first_within(self.dense, steps, self._limits(value), self.costs)
+            structure = first_within(setting.prunable.anatomy, steps, self._limits(value), self.costs)
             assert structure is not None, "the end keeps the tightest value"
             found.append(self._point("greedy", value, structure, losses(structure)))
             self.say(self._line(found[-1]))
@@ -212,7 +212,7 @@ class _Sweep:
         """Tell which parts of the dense model a structure keeps."""
         setting, source = self.setting, self.setting.source
         return PruningPlan.from_structure(
-            structure, setting.ranking, self.dense, model=source.name, revision=source.revision,
+            structure, setting.ranking, setting.prunable.anatomy, model=source.name, revision=source.revision,
             fingerprint=setting.fingerprint, model_type=setting.prunable.spec.model_type,
         )  # fmt: skip
 

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from multipruner.checkpoint.run_folder import RunFolder
 from multipruner.config.recipe import EvaluationSpec
-from multipruner.core.version import __version__
+from multipruner.core import __version__
 from multipruner.eval import Evaluation, compare
 
 from .state import Progress

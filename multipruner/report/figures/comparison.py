@@ -32,7 +32,7 @@ from .drawing import (
 
 
 def costs_figure(run: RunFiles, name: str) -> Drawing:
-    """What is left of every cost, as a share of the dense model's."""
+    """Return what is left of every cost, as a share of the dense model's."""
     costs = {"parameters": run.report.parameters, **run.report.costs}
     shares = {cost: pair.after / pair.before for cost, pair in costs.items() if pair.before}
     labels = {cost: label_of(cost) for cost in shares}
@@ -76,7 +76,7 @@ class Phase:
 
 
 def phases(latency: Mapping[str, Any] | None) -> list[Phase]:
-    """The phases of a report's ``latency``: ``{phase: {"predicted_ms", "measured_ms", "dense_ms"}}``.
+    """Return the phases of a report's ``latency``: ``{phase: {"predicted_ms", "measured_ms", "dense_ms"}}``.
 
     The phases may also lie under ``"phases"``, and the ``_ms`` may be missing; whatever has neither a predicted nor a
     measured number is no phase.
@@ -99,7 +99,7 @@ def _number(row: Mapping[str, Any], key: str) -> float | None:
 
 
 def latency_figure(run: RunFiles, name: str) -> Drawing:
-    """Predicted beside measured milliseconds, per phase."""
+    """Draw predicted beside measured milliseconds, per phase."""
     found = phases(run.report.latency)
     kinds = [("dense", MUTED), ("predicted", VERMILLION), ("measured", BLUE)]
     kinds = [(kind, colour) for kind, colour in kinds if any(getattr(phase, kind) is not None for phase in found)]
@@ -134,7 +134,7 @@ def latency_figure(run: RunFiles, name: str) -> Drawing:
 
 
 def scores_figure(rows: Sequence[tuple[str, Contrast]], name: str, *, perplexity: bool) -> Drawing:
-    """Dense and pruned side by side with one standard error to each side."""
+    """Draw dense and pruned side by side with one standard error to each side."""
     rows = [row for row in rows if math.isfinite(row[1].dense) and math.isfinite(row[1].pruned)]
 
     def paint(width: float) -> Figure:

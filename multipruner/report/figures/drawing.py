@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
+from itertools import cycle
 from typing import Any
 
 import matplotlib
@@ -20,11 +21,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from PIL import Image
 
+from multipruner.core.axes import BLOCK_KINDS
+
 BLUE, VERMILLION, GREEN, PURPLE, SKY, ORANGE = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00"
 SERIES = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY)
 STAGE = {"blocks": BLUE, "mlp": VERMILLION, "heads": GREEN}
 STAGE_NAMES = {"blocks": "blocks", "mlp": "MLP channels", "heads": "attention heads"}
-KIND = {"attention": GREEN, "mlp": VERMILLION}
+KIND = dict(zip(BLOCK_KINDS, cycle((GREEN, VERMILLION, PURPLE, SKY, ORANGE)), strict=False))
 INK, MUTED, GRID, PAPER, EMPTY = "#1b1f24", "#57606b", "#d9dee4", "#fffffe", "#e9edf1"
 _VARIABLES = {BLUE: "--blue", INK: "--ink", MUTED: "--muted", GRID: "--grid", PAPER: "--paper", EMPTY: "--empty"}
 

@@ -13,13 +13,20 @@ from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from multipruner.core.axes import BLOCK_KINDS
+from multipruner.core.structure import Anatomy, Size, total
 from multipruner.report.inputs import RunFiles
 from multipruner.search import Step
 
 from .drawing import BLUE, EMPTY, GRID, MUTED, NARROW, STAGE, STAGE_NAMES, VERMILLION, Drawing, canvas, drawing, percent
 
 _MARKERS = {"blocks": "o", "mlp": "s", "heads": "^"}
-ROWS = ("attention block", "MLP block", "query heads", "MLP channels")
+
+
+def parts_of(anatomy: Anatomy) -> list[str]:
+    """Return what steps can remove of a model: blocks of every kind, and the units that each kind is counted by."""
+    kinds = [BLOCK_KINDS[kind] for kind in anatomy.kinds]
+    return [*(f"{kind.label} block" for kind in kinds), *(kind.axes[-1].label for kind in kinds)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +36,8 @@ class Removal:
     Attributes:
         number: from 1.
         step: as the run wrote it.
-        part: one of :data:`ROWS`.
-        before: the layer's (query heads, KV heads, channels) until then.
+        part: one of :func:`parts_of`.
+        before: the block's size until then.
         increase: loss minus that of the step before, in nats; ``None`` where the two were measured on different text
             or there is none before.
     """
@@ -38,28 +45,32 @@ class Removal:
     number: int
     step: Step
     part: str
-    before: tuple[int, int, int]
+    before: Size
     increase: float | None
 
     @property
     def words(self) -> str:
         """What was removed, in words."""
-        (heads, groups, channels), size = self.before, self.step.size
-        if self.part == "query heads":
-            return f"{heads - size[0]} of {heads} query heads ({groups - size[1]} of {groups} KV groups)"
-        if self.part == "MLP channels":
-            return f"{channels - size[2]:,} of {channels:,} MLP channels"
-        return self.part
+        kind = self.step.kind
+        if not self.step.size:
+            return self.part
+        changed = []
+        for axis in reversed(BLOCK_KINDS[kind].axes):
+            old, new = (total(kind, size, axis.name) for size in (self.before, self.step.size))
+            if old != new:
+                changed.append(f"{old - new:,} of {old:,} {axis.label}")
+        first, *rest = changed or [self.part]
+        return f"{first} ({', '.join(rest)})" if rest else first
 
 
 def removals(run: RunFiles) -> list[Removal]:
-    """The steps of a run with what each removed and what it cost."""
-    sizes = [(size.query_heads, size.kv_heads, size.channels) for size in run.dense]
-    result: list[Removal] = []
+    """Return the steps of a run with what each removed and what it cost."""
+    anatomy, sizes = run.anatomy, list(run.anatomy.dense)
+    parts, result = parts_of(anatomy), list[Removal]()
     for number, step in enumerate(run.steps, start=1):
-        before, sizes[step.layer] = sizes[step.layer], step.size
-        whole = step.stage == "blocks"
-        part = ROWS[(0 if whole else 2) + (step.kind == "mlp")]
+        place = anatomy.at(step.layer, step.kind)
+        before, sizes[place] = sizes[place], step.size
+        part = parts[anatomy.kinds.index(step.kind) + (len(anatomy.kinds) if step.size else 0)]
         last = result[-1].step if result else None
         increase = step.loss - last.loss if last and _same_text(run, last, step) else None
         result.append(Removal(number, step, part, before, increase))
@@ -67,7 +78,9 @@ def removals(run: RunFiles) -> list[Removal]:
 
 
 def _same_text(run: RunFiles, first: Step, second: Step) -> bool:
-    """Whether two losses are comparable: blocks are judged on all calibration sequences, widths on the first few."""
+    """Tell whether two losses are comparable: blocks are judged on all calibration sequences, widths on the first
+    few.
+    """
     if (first.stage == "blocks") == (second.stage == "blocks"):
         return True
     spec = run.report.recipe.get("calibration")
@@ -76,11 +89,11 @@ def _same_text(run: RunFiles, first: Step, second: Step) -> bool:
 
 
 def trajectory_figure(run: RunFiles, name: str) -> Drawing:
-    """Loss and ratio after every step, the stages coloured."""
+    """Return loss and ratio after every step, the stages coloured."""
     path = removals(run)
     rows = [
-        (r.number, r.step.stage, r.step.kind, r.step.layer, r.part, *r.before, *r.step.size, r.step.loss, r.increase,
-         r.step.ratio, r.step.backbone_ratio, r.step.candidates, r.step.seconds)
+        (r.number, r.step.stage, r.step.kind, r.step.layer, r.part, _size(r.before), _size(r.step.size), r.step.loss,
+         r.increase, r.step.ratio, r.step.backbone_ratio, r.step.candidates, r.step.seconds)
         for r in path
     ]  # fmt: skip
     broken = any(not _same_text(run, a.step, b.step) for a, b in pairwise(path))
@@ -96,11 +109,15 @@ def trajectory_figure(run: RunFiles, name: str) -> Drawing:
         caption=caption,
         alt=f"In {len(path)} steps the calibration loss goes from {first.loss:.3f} to {last.loss:.3f} nats per token "
         f"and the removed share of the parameters to {last.ratio:.1%}.",
-        columns=("step", "stage", "kind", "layer", "part", "query_heads_before", "kv_heads_before", "channels_before",
-                 "query_heads", "kv_heads", "channels", "loss_nats", "increase_nats", "ratio", "backbone_ratio",
-                 "candidates", "seconds"),
+        columns=("step", "stage", "kind", "layer", "part", "before", "after", "loss_nats", "increase_nats", "ratio",
+                 "backbone_ratio", "candidates", "seconds"),
         rows=rows,
     )  # fmt: skip
+
+
+def _size(size: Size) -> str:
+    """Return counts along the axes of a block, such as ``2 x 3``; ``0`` where it is gone."""
+    return " x ".join(map(str, size)) or "0"
 
 
 def _trajectory(run: RunFiles, path: Sequence[Removal], width: float) -> Figure:
@@ -133,11 +150,11 @@ def _trajectory(run: RunFiles, path: Sequence[Removal], width: float) -> Figure:
 
 
 def order_figure(run: RunFiles, name: str) -> Drawing:
-    """Layer by kind of part: when it went, and what that cost."""
-    path, layers = removals(run), len(run.dense)
-    order, cost, count = (np.full((len(ROWS), layers), np.nan) for _ in range(3))
+    """Draw when each part of a layer went, and what that cost."""
+    path, layers, parts = removals(run), run.anatomy.layers, parts_of(run.anatomy)
+    order, cost, count = (np.full((len(parts), layers), np.nan) for _ in range(3))
     for removal in path:
-        place = ROWS.index(removal.part), removal.step.layer
+        place = parts.index(removal.part), removal.step.layer
         if np.isnan(order[place]):
             order[place], count[place] = removal.number, 0
         count[place] += 1
@@ -145,14 +162,14 @@ def order_figure(run: RunFiles, name: str) -> Drawing:
             cost[place] = np.nan_to_num(cost[place]) + removal.increase
     rows = [
         (part, layer, int(order[row, layer]), int(count[row, layer]), _known(cost[row, layer]))
-        for row, part in enumerate(ROWS)
+        for row, part in enumerate(parts)
         for layer in range(layers)
         if not np.isnan(order[row, layer])
     ]
-    used = [row for row in range(len(ROWS)) if not np.isnan(order[row]).all()]
+    used = [row for row in range(len(parts)) if not np.isnan(order[row]).all()]
     early = sorted(rows, key=lambda row: row[2])[:3]
     return drawing(
-        lambda width: _maps(order[used], cost[used], [ROWS[row] for row in used], width),
+        lambda width: _maps(order[used], cost[used], [parts[row] for row in used], width),
         name=name,
         title="What went when, and what it cost",
         caption="Above, the step at which a layer first lost something of a kind: what goes early matters least to "
@@ -208,7 +225,7 @@ def _map(figure: Figure, axes: Axes, values: np.ndarray, rows: Sequence[str], co
 
 
 def rounds_figure(run: RunFiles, name: str) -> Drawing:
-    """What an integer program promised in each round, and what was measured."""
+    """Return what an integer program promised in each round, and what was measured."""
     rounds = run.report.search.rounds
     best = min(rounds, key=lambda each: each.loss)
     return drawing(

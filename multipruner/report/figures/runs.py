@@ -30,8 +30,8 @@ class Curve:
 
 
 def curves(runs: Sequence[RunFiles]) -> list[Curve]:
-    """Group the perplexities of several runs. A text of the same name with another dense perplexity is another
-    text.
+    """Return group the perplexities of several runs. A text of the same name with another dense perplexity is
+    another text.
     """
     names: dict[str, str] = {}
     groups: dict[tuple[str, str, float], list[tuple[str, float, float, float | None]]] = {}

@@ -17,14 +17,14 @@ NAMES = {"nsga2": "evolution (NSGA-II)", "random": "random search"}
 
 
 def _axis(name: str) -> tuple[str, float]:
-    """What an axis is called, and what its numbers are divided by; what is no cost is a task's error."""
+    """Return what an axis is called, and what its numbers are divided by; what is no cost is a task's error."""
     if name == "loss":
         return "loss on the text that chose, nats", 1.0
     return (COSTS[name].axis_label, COSTS[name].axis[0]) if name in COSTS else (f"{name}: error", 1.0)
 
 
 def convergence(histories: Mapping[str, Sequence[Mapping[str, Any]]], seeds: Mapping[str, float]) -> bytes:
-    """PNG: lowest and mean loss of the population against evaluations, one colour per algorithm.
+    """Return PNG: lowest and mean loss of the population against evaluations, one colour per algorithm.
 
     Args:
         histories: records by algorithm.
@@ -65,7 +65,7 @@ def convergence(histories: Mapping[str, Sequence[Mapping[str, Any]]], seeds: Map
 
 
 def front_picture(front: Front[Any], picked: int) -> bytes:
-    """PNG: loss against every other objective, the picked point ringed.
+    """Return PNG: loss against every other objective, the picked point ringed.
 
     Args:
         front: the points.
@@ -97,7 +97,9 @@ def front_picture(front: Front[Any], picked: int) -> bytes:
 
 
 def best_so_far(records: Sequence[Mapping[str, Any]]) -> list[tuple[int, float, float]]:
-    """(evaluations, lowest loss seen so far, mean loss of the population) after every generation of one algorithm."""
+    """Return (evaluations, lowest loss seen so far, mean loss of the population) after every generation of one
+    algorithm.
+    """
     rows, best = [], float("inf")
     for record in records:
         if record["stage"] == "generation":

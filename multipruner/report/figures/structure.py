@@ -1,8 +1,9 @@
-"""The shape of pruned models: one row per decoder layer, attention to the left, MLP to the right."""
+"""The shape of pruned models: one row per decoder layer, one column per kind of block."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.collections import PatchCollection
@@ -10,68 +11,111 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
+from multipruner.core.axes import BLOCK_KINDS, Axis
+from multipruner.core.structure import Anatomy, finest, total
 from multipruner.report.inputs import RunFiles
 
 from .drawing import EMPTY, KIND, MUTED, NARROW, Drawing, canvas, drawing, printable
 
-_GAP = 0.07  # between the two wings, as a share of a wing
+_GAP = 0.14  # between two columns, as a share of a column
+
+
+def _axes_of(anatomy: Anatomy) -> list[tuple[str, Axis]]:
+    """Return (kind, axis) of everything that blocks of a model can be cut along."""
+    return [(kind, axis) for kind in anatomy.kinds for axis in BLOCK_KINDS[kind].axes]
+
+
+def _column(axis: Axis) -> str:
+    """Return what tables call the number of an axis' units."""
+    return axis.label.lower().replace(" ", "_")
+
+
+def _in_cells(kind: str) -> bool:
+    """Tell whether single units are drawn: those that are as wide as a head; others are a bar."""
+    return bool(BLOCK_KINDS[kind].axes[0].width)
+
+
+def _kept(run: RunFiles, block: int) -> list[int]:
+    """Return the units of the finest axis that a block keeps, counted through in the dense model's numbering."""
+    kind = run.anatomy[block].kind
+    chosen: Any = run.plan.kept(block)
+    last = BLOCK_KINDS[kind].axes[-1]
+    if not last.within:
+        return list(chosen[last.name])
+    each = run.anatomy.counts(block)[last.name]
+    return [
+        unit * each + inner
+        for unit, row in zip(chosen[last.within], chosen[last.name], strict=True)
+        for inner in row
+    ]  # fmt: skip
 
 
 def structure_figure(run: RunFiles, name: str) -> Drawing:
-    """Every query head as a cell and every MLP as a bar, in the dense model's numbering."""
-    plan = run.plan
-    columns = ("layer", "dense_query_heads", "dense_kv_heads", "dense_channels", "query_heads", "kv_heads",
-               "channels", "kept_query_head_indices")  # fmt: skip
-    rows = [
-        (n, full.query_heads, full.kv_heads, full.channels, size.query_heads, size.kv_heads, size.channels,
-              " ".join(map(str, kept.query_heads)))
-        for n, (full, size, kept) in enumerate(zip(run.dense, run.structure, plan.layers, strict=True))
-    ]  # fmt: skip
-    attention, mlp = run.structure.count("attention"), run.structure.count("mlp")
+    """Return every head as a cell and every MLP as a bar, in the dense model's numbering."""
+    anatomy, kept = run.anatomy, run.structure
+    axes = _axes_of(anatomy)
+    drawn = [kind for kind in anatomy.kinds if _in_cells(kind)]
+    columns = ("layer", *(f"dense_{_column(axis)}" for _, axis in axes), *(_column(axis) for _, axis in axes),
+               *(f"kept_{kind}_indices" for kind in drawn))  # fmt: skip
+    rows = []
+    for layer in range(anatomy.layers):
+        blocks = {anatomy[number].kind: number for number in anatomy.of_layer(layer)}
+        counts = [
+            [total(kind, sizes[blocks[kind]], axis.name) if kind in blocks else 0 for kind, axis in axes]
+            for sizes in (anatomy.dense, kept)
+        ]
+        indices = (" ".join(map(str, _kept(run, blocks[kind]))) if kind in blocks else "" for kind in drawn)
+        rows.append((layer, *counts[0], *counts[1], *indices))
+    left = ", ".join(
+        f"{anatomy.count(kept, kind)} of {anatomy.count(anatomy.dense, kind)} {BLOCK_KINDS[kind].label} blocks"
+        for kind in anatomy.kinds
+    )
+    gone = "; ".join(f"without {BLOCK_KINDS[kind].label}: {_missing(run, kind)}" for kind in anatomy.kinds)
     return drawing(
         lambda width: _wings(run, width),
         name=name,
         title="What is left, layer by layer",
-        caption="Each row is a decoder layer. To the left, its query heads: coloured ones stay, each at its place in "
-        "the dense model. To the right, the share of its MLP channels that stays. A removed block is crossed out.",
-        alt=f"{attention} of {run.dense.count('attention')} attention blocks and {mlp} of {run.dense.count('mlp')} MLP "
-        f"blocks are left in {len(run.dense)} layers; without attention: {_missing(run, 'attention')}; "
-        f"without MLP: {_missing(run, 'mlp')}.",
+        caption="Each row is a decoder layer. Heads are cells: coloured ones stay, each at its place in the dense "
+        "model. Of channels the bar is the share that stays. A removed block is crossed out.",
+        alt=f"{left} are left in {anatomy.layers} layers; {gone}.",
         columns=columns,
         rows=rows,
     )
 
 
 def _missing(run: RunFiles, kind: str) -> str:
-    gone = [
-        str(number)
-        for number, size in enumerate(run.structure)
-        if not (size.has_attention if kind == "attention" else size.has_mlp)
-    ]
+    gone = [str(run.anatomy[number].layer) for number in run.anatomy.of_kind(kind) if not run.structure[number]]
     return f"layers {', '.join(gone)}" if gone else "no layer"
 
 
 def _wings(run: RunFiles, width: float) -> Figure:
-    layers = len(run.dense)
+    anatomy = run.anatomy
+    layers = anatomy.layers
     figure, (axes,) = canvas(width, min(0.9 + 0.17 * layers, 11.0) if layers > 6 else 0.9 + 0.26 * layers)
-    most_heads = max((full.query_heads for full in run.dense), default=1) or 1
-    most_channels = max((full.channels for full in run.dense), default=1) or 1
-    wings = _Wings(axes, gap=0 if most_heads > 48 else 0.12)
-    for number, (full, size, kept) in enumerate(zip(run.dense, run.structure, run.plan.layers, strict=True)):
-        wings.heads(number, full.query_heads, kept.query_heads, most_heads)
-        wings.channels(number, full.channels / most_channels, size.channels / most_channels)
+    ticks: list[tuple[float, str]] = []
+    wings = _Wings(axes)
+    for column, kind in enumerate(anatomy.kinds):
+        unit, left = finest(kind), column * (1 + _GAP)
+        numbers = anatomy.of_kind(kind)
+        most = max(total(kind, anatomy[number].dense, unit) for number in numbers)
+        for number in numbers:
+            row, dense = anatomy[number].layer, total(kind, anatomy[number].dense, unit)
+            if _in_cells(kind):
+                wings.cells(kind, left, row, (dense, most), _kept(run, number))
+            else:
+                wings.bar(kind, left, row, dense / most, total(kind, run.structure[number], unit) / most)
+        if _in_cells(kind):
+            ticks += [(left + 0.5 / most, "head 0"), (left + 1 - 0.5 / most, f"head {most - 1}")]
+        else:
+            ticks += [(left + share, f"{most * share:,g}") for share in (0, 0.5, 1)]
+        label = BLOCK_KINDS[kind].axes[-1].label
+        axes.text(left + 0.5, -0.95, label, ha="center", va="bottom", color=KIND[kind], weight="bold")
     wings.finish()
-    axes.set_xlim(-1 - _GAP - 0.01, 1 + _GAP + 0.01)
+    axes.set_xlim(-0.01, len(anatomy.kinds) * (1 + _GAP) - _GAP + 0.01)
     axes.set_ylim(layers - 0.4, -0.6)
     axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=min(layers, 16), steps=[1, 2, 5, 10]))
     axes.set_ylabel("decoder layer")
-    cell, ends = 1 / most_heads, (0, 0.5, 1)
-    axes.set_xticks(
-        [-_GAP - 1 + cell / 2, -_GAP - cell / 2, *(_GAP + share for share in ends)],
-        ["head 0", f"head {most_heads - 1}", *(f"{most_channels * share:,g}" for share in ends)],
-    )
-    for side, label, kind in ((-1, "query heads", "attention"), (1, "MLP channels", "mlp")):
-        axes.text(side * (_GAP + 0.5), -0.95, label, ha="center", va="bottom", color=KIND[kind], weight="bold")
+    axes.set_xticks([at for at, _ in ticks], [text for _, text in ticks])
     axes.spines["left"].set_visible(False)
     axes.tick_params(axis="y", length=0)
     if width <= NARROW:
@@ -82,32 +126,35 @@ def _wings(run: RunFiles, width: float) -> Figure:
 class _Wings:
     """Collects the rectangles of a picture, so that a model of any size is a handful of drawing calls."""
 
-    def __init__(self, axes: Axes, gap: float) -> None:
-        self._axes, self._gap = axes, gap
-        self._patches: dict[str, list[Rectangle]] = {EMPTY: [], KIND["attention"]: [], KIND["mlp"]: []}
+    def __init__(self, axes: Axes) -> None:
+        self._axes = axes
+        self._patches: dict[str, list[Rectangle]] = {}
         self._crosses: list[tuple[float, float]] = []
 
-    def heads(self, row: int, dense: int, kept: Sequence[int], most: int) -> None:
-        cell, stays = 1 / most, set(kept)
-        for head in range(dense):
-            # head 0 is the outermost, so that the wing reads from left to right
-            left = -_GAP - (dense - head) * cell
-            colour = KIND["attention"] if head in stays else EMPTY
-            self._add(colour, left + cell * self._gap / 2, row, cell * (1 - self._gap))
+    def cells(self, kind: str, left: float, row: int, counts: tuple[int, int], kept: Sequence[int]) -> None:
+        """Draw units side by side; of blocks with fewer than the most they stand to the right."""
+        (dense, most), stays = counts, set(kept)
+        cell, gap = 1 / most, 0 if most > 48 else 0.12
+        for unit in range(dense):
+            at = left + 1 - (dense - unit) * cell
+            colour = KIND[kind] if unit in stays else EMPTY
+            self._add(colour, at + cell * gap / 2, row, cell * (1 - gap))
         if dense and not stays:
-            self._crosses.append((-_GAP - dense * cell / 2, row))
+            self._crosses.append((left + 1 - dense * cell / 2, row))
 
-    def channels(self, row: int, dense: float, kept: float) -> None:
-        self._add(EMPTY, _GAP, row, dense)
-        self._add(KIND["mlp"], _GAP, row, kept)
+    def bar(self, kind: str, left: float, row: int, dense: float, kept: float) -> None:
+        """Draw the share that stays, in the dense block's."""
+        self._add(EMPTY, left, row, dense)
+        self._add(KIND[kind], left, row, kept)
         if dense and not kept:
-            self._crosses.append((_GAP + dense / 2, row))
+            self._crosses.append((left + dense / 2, row))
 
     def _add(self, colour: str, left: float, row: int, width: float) -> None:
-        self._patches[colour].append(Rectangle((left, row - 0.4), width, 0.8))
+        self._patches.setdefault(colour, []).append(Rectangle((left, row - 0.4), width, 0.8))
 
     def finish(self) -> None:
-        for colour, patches in self._patches.items():
+        """Draw what was collected, the empty places first."""
+        for colour, patches in sorted(self._patches.items(), key=lambda each: each[0] != EMPTY):
             self._axes.add_collection(PatchCollection(patches, facecolor=colour, linewidth=0))
         if self._crosses:
             x, y = zip(*self._crosses, strict=True)
@@ -115,42 +162,52 @@ class _Wings:
 
 
 def structures_figure(runs: Sequence[RunFiles], name: str) -> Drawing:
-    """One strip per run: attention upwards, MLP downwards."""
-    rows = [
-        (run.label, number, size.query_heads, full.query_heads, size.channels, full.channels)
-        for run in runs
-        for number, (size, full) in enumerate(zip(run.structure, run.dense, strict=True))
-    ]
+    """Return one strip per run: the first kind of block upwards, the others downwards."""
+    axes = _axes_of(runs[0].anatomy)
+    rows = []
+    for run in runs:
+        for layer in range(run.anatomy.layers):
+            blocks = {run.anatomy[number].kind: number for number in run.anatomy.of_layer(layer)}
+            counts = [
+                total(kind, sizes[blocks[kind]], axis.name) if kind in blocks else 0
+                for kind, axis in axes
+                for sizes in (run.structure, run.anatomy.dense)
+            ]
+            rows.append((run.label, layer, *counts))
+    columns = [name for _, axis in axes for name in (_column(axis), f"dense_{_column(axis)}")]
+    up, *down = (BLOCK_KINDS[kind].axes[-1].label for kind in runs[0].anatomy.kinds)
     return drawing(
         lambda width: _strips(runs, width),
         name=name,
         title="The structures",
-        caption="Bars upwards: the share of a layer's query heads that stays. Bars downwards: the share of its MLP "
-        "channels. Gaps are removed blocks.",
-        alt="Kept share of query heads and MLP channels per decoder layer of "
+        caption=f"Bars upwards: the share of a layer's {up} that stays. Bars downwards: the share of its "
+        f"{', '.join(down)}. Gaps are removed blocks.",
+        alt=f"Kept share of {', '.join((up, *down))} per decoder layer of "
         + ", ".join(f"{run.label} ({run.report.ratio:.1%} removed)" for run in runs)
         + ".",
-        columns=("run", "layer", "query_heads", "dense_query_heads", "channels", "dense_channels"),
+        columns=("run", "layer", *columns),
         rows=rows,
     )
 
 
 def _strips(runs: Sequence[RunFiles], width: float) -> Figure:
-    most = max(len(run.dense) for run in runs)
+    most = max(run.anatomy.layers for run in runs)
     figure, panels = canvas(width, 0.5 + 1.15 * len(runs), len(runs), sharex=True)
     for axes, run in zip(panels, runs, strict=True):
-        layers = range(len(run.dense))
-        pairs = list(zip(run.structure, run.dense, strict=True))
-        heads = [size.query_heads / full.query_heads if full.query_heads else 0 for size, full in pairs]
-        channels = [size.channels / full.channels if full.channels else 0 for size, full in pairs]
-        axes.bar(layers, [1] * len(heads), color=EMPTY, width=0.84)
-        axes.bar(layers, [-1] * len(heads), color=EMPTY, width=0.84)
-        axes.bar(layers, heads, color=KIND["attention"], width=0.84)
-        axes.bar(layers, [-share for share in channels], color=KIND["mlp"], width=0.84)
+        kinds = run.anatomy.kinds
+        shares = [_shares(run, kind) for kind in kinds]
+        wide = 0.84 / max(1, len(kinds) - 1)
+        for number, (kind, kept) in enumerate(zip(kinds, shares, strict=True)):
+            sign, offset = (1, 0.0) if number == 0 else (-1, (number - 1) * wide - 0.42 + wide / 2)
+            at, thick = [layer + offset for layer in kept], 0.84 if number == 0 else wide
+            axes.bar(at, [sign] * len(at), color=EMPTY, width=thick)
+            axes.bar(at, [sign * share for share in kept.values()], color=KIND[kind], width=thick)
         axes.set_ylim(-1.05, 1.05)
-        axes.set_yticks([-1, 0, 1], ["MLP", "", "heads"])
-        axes.get_yticklabels()[0].set_color(KIND["mlp"])
-        axes.get_yticklabels()[2].set_color(KIND["attention"])
+        down = ", ".join(BLOCK_KINDS[kind].label for kind in kinds[1:])
+        axes.set_yticks([-1, 0, 1], [down, "", BLOCK_KINDS[kinds[0]].label])
+        axes.get_yticklabels()[2].set_color(KIND[kinds[0]])
+        if len(kinds) == 2:
+            axes.get_yticklabels()[0].set_color(KIND[kinds[1]])
         axes.spines[:].set_visible(False)
         axes.set_xlim(-0.6, most - 0.4)
         axes.tick_params(axis="both", length=0)
@@ -159,3 +216,13 @@ def _strips(runs: Sequence[RunFiles], width: float) -> Figure:
     panels[-1].xaxis.set_major_locator(MaxNLocator(integer=True, nbins=12, steps=[1, 2, 5, 10]))
     panels[-1].set_xlabel("decoder layer")
     return figure
+
+
+def _shares(run: RunFiles, kind: str) -> dict[int, float]:
+    """Return layer -> the share of the finest axis of its block of a kind that stays."""
+    found = {}
+    for number in run.anatomy.of_kind(kind):
+        place = run.anatomy[number]
+        dense = total(kind, place.dense, finest(kind))
+        found[place.layer] = total(kind, run.structure[number], finest(kind)) / dense
+    return found

@@ -101,7 +101,7 @@ def structures_of(plans: Mapping[str, PruningPlan], costs: Costs) -> Drawing:
             ratio=costs.ratio(structure),
             backbone_ratio=costs.backbone_ratio(structure),
             parameters=Amount(costs.parameters(dense), costs.parameters(structure)),
-            structure=tuple((size.query_heads, size.kv_heads, size.channels) for size in structure),
+            structure=structure.to_json(),
         )
         runs.append(RunFiles(name, Path(name), report, plan, ()))
     return structures_figure(runs, "structures")

@@ -22,6 +22,7 @@ from multipruner.core.plan import PruningPlan
 from multipruner.jobs import last_repair
 from multipruner.sources.calibration import load_calibration
 from tests.support.commands import arguments
+from tests.support.layers import layers_of
 from tests.support.tiny import tiny_model, tiny_tokenizer
 
 
@@ -241,7 +242,7 @@ def test_aligned_widths_are_multiples(dense: Path, tmp_path: Path) -> None:
     plan = PruningPlan.from_json((tmp_path / "aligned" / "plan.json").read_text())
     assert plan.structure != plan.dense
     head_dim = 16
-    for size, full in zip(plan.structure, plan.dense, strict=True):
+    for size, full in zip(layers_of(plan.structure), layers_of(plan.dense), strict=True):
         assert size.channels == full.channels or size.channels % 20 == 0
         assert size.kv_heads in (0, full.kv_heads) or size.kv_heads * head_dim % 20 == 0
     assert main(arguments(dense, tmp_path / "odd", "--align", "7")) == 2

@@ -23,7 +23,7 @@ from multipruner.commands.main import main
 from multipruner.config.recipe import Recipe
 from multipruner.core.latency_table import Entry, LatencyTable, Workload, WorkloadTable
 from multipruner.core.plan import PruningPlan, Ranking
-from multipruner.core.structure import Structure
+from multipruner.core.structure import GONE, Structure
 from multipruner.engine.objective import CalibrationObjective
 from multipruner.engine.processes import Team
 from multipruner.engine.prunable import Prunable
@@ -38,6 +38,7 @@ from multipruner.search.genome import StructureSpace
 from multipruner.search.grid import candidates
 from multipruner.search.scoring import Scorer
 from multipruner.storage.files import write_atomically
+from tests.support.layers import structure_of
 from tests.support.tiny import random_ids, random_structure, tiny_model, tiny_tokenizer
 
 FORK = multiprocessing.get_context("fork")
@@ -317,6 +318,31 @@ def test_a_task_is_an_objective_by_consent_and_the_report_says_so(dense: Path, t
     assert set(report["search"]["picked_values"]) == {"loss", "ppl"}
 
 
+@pytest.mark.parametrize("seeds", ["milp", "none"])
+def test_query_heads_leave_inside_groups_where_that_is_best(seeds: str, dense: Path, tmp_path: Path) -> None:
+    """Every second query head does nothing, every channel something: nothing is lost without those heads."""
+    model: Any = AutoModelForCausalLM.from_pretrained(dense)
+    for layer in model.model.layers:
+        for head in (1, 3):
+            layer.self_attn.q_proj.weight.data[16 * head : 16 * (head + 1)] = 0
+            layer.self_attn.o_proj.weight.data[:, 16 * head : 16 * (head + 1)] = 0
+    model.save_pretrained(tmp_path / "idle")
+    tiny_tokenizer().save_pretrained(tmp_path / "idle")
+    output = tmp_path / "out"
+    more = ["--model", str(tmp_path / "idle"), "--ratio", "0.15", "--channel-group", "40", "--query-head-step", "1"]
+    generations = "2" if seeds == "milp" else "12"
+    assert main([*arguments(dense, output, *more), "--seeds", seeds, "--generations", generations]) == 0
+    report = json.loads((output / "report.json").read_text())
+    plan = PruningPlan.from_json((output / "plan.json").read_text())
+    assert plan.structure == structure_of(*[(2, 2, 40)] * 4)
+    assert all(plan.blocks[n].axes[1] == ((0,), (0,)) for n in plan.anatomy.of_kind("attention"))
+    assert report["search"]["loss"] == pytest.approx(0, abs=1e-5) and report["ratio"] >= 0.15
+    counted = sum(parameter.numel() for parameter in multipruner.load(output).parameters())
+    assert counted == report["parameters"]["after"]
+    front = json.loads((output / "front.json").read_text())
+    assert front["points"][front["picked"]]["structure"] == {"blocks": [[2, 1], [40]] * 4}
+
+
 BAD = {
     "a task as objective": (["--objectives", "loss,piqa"], "--consent 'I know this is test data'"),
     "an unknown objective": (["--objectives", "loss,paramz"], "did you mean"),
@@ -330,7 +356,7 @@ BAD = {
     "a range upside down": (["--objectives", "loss,params", "--ratio-range", "0.3:0.1"], "LOW:HIGH"),
     "an unknown flag": (["--populaton", "8"], "--populaton"),
     "a run that is none": (["--seeds-from", "nowhere"], "there is no folder nowhere"),
-    "parts of KV groups": (["--query-head-step", "1"], "search breeds whole KV groups"),
+    "parts of KV groups that do not fit": (["--query-head-step", "2"], "query head step 2 does not fit the 2 query"),
     "a group that does not divide": (["--channel-group", "7"], "these do"),
     "budgets for a schedule": (["--genome", "schedule", "--max-params", "0.7x"], "a ratio only"),
     "no room": (["--ratio", "0.99"], "the nearest that can be kept"),
@@ -353,9 +379,9 @@ def test_bad_input_is_one_line_and_leaves_nothing(case: str, dense: Path, tmp_pa
 def table(dense: Path) -> Path:
     """Made-up times: every channel and every KV group takes some."""
     entry = lambda milliseconds: Entry(milliseconds, 0.01, 9)  # noqa: E731
-    attention = {groups: entry(0.01 + groups) for groups in range(3)}
-    mlp = {width: entry(0.01 + width / 10) for width in range(0, 41, 8)}
-    row = WorkloadTable(Workload("prefill", 1, 16), attention, mlp, entry(1.0))
+    attention = {GONE: entry(0.01)} | {(groups, 2): entry(0.01 + groups) for groups in (1, 2)}
+    mlp = {GONE: entry(0.01)} | {(width,): entry(0.01 + width / 10) for width in range(8, 41, 8)}
+    row = WorkloadTable(Workload("prefill", 1, 16), {"attention": attention, "mlp": mlp}, entry(1.0))
     shapes = shapes_of(AutoModelForCausalLM.from_pretrained(dense))
     table = LatencyTable(shapes, {"device": "cpu"}, "2026-01-01", {row.workload.name: row})
     write_atomically(dense / "t.json", table.to_json())
@@ -472,12 +498,12 @@ def tiny_prunable() -> Prunable:
 def test_losses_do_not_depend_on_company_or_order() -> None:
     """Structures that share prefixes are computed from one another, and score as each would alone, to the bit."""
     prunable, ids = tiny_prunable(), random_ids(3, 12)
-    structures = [random_structure(prunable.dense, seed) for seed in range(12)]
+    structures = [random_structure(prunable.anatomy, seed) for seed in range(12)]
     setting: Any = type("S", (), {})()
     setting.prunable = prunable
     setting.calibration = type("C", (), {"ignore_id": None})
     setting.recipe = type("R", (), {"objective": "kl", "calibration": type("B", (), {"batch_size": 2})})
-    with prunable.in_order(Ranking.identity(prunable.dense)):
+    with prunable.in_order(Ranking.identity(prunable.anatomy)):
         together = Losses(setting, [ids])(structures, 0)
         alone = [CalibrationObjective(prunable, ids, batch_size=2, loss="kl")(s) for s in structures]
         first = Losses(setting, [ids])
@@ -490,14 +516,16 @@ def test_losses_do_not_depend_on_company_or_order() -> None:
 
 def test_a_greedy_step_spread_over_processes_decides_as_one(tmp_path: Path) -> None:
     prunable, ids = tiny_prunable(), random_ids(3, 12)
-    grid = Grid(8)
+    grid = Grid({"channels": 8, "kv_groups": 1})
 
     def walk(objective: Any) -> list[Any]:
         found, structure = [], prunable.dense
         for dimension in ("blocks", "mlp", "heads"):
             for _ in range(2):
                 objective.commit(structure)
-                choice = objective.argmin([s for _, _, s in candidates(dimension, structure, grid)])
+                choice = objective.argmin(
+                    [structure.replace(*move) for move in candidates(dimension, structure, prunable.anatomy, grid)]
+                )
                 structure = choice.best
                 runner_up = choice.runner_up.to_json() if choice.runner_up else None
                 found.append([choice.best.to_json(), choice.loss, runner_up, choice.runner_up_loss])
@@ -506,7 +534,7 @@ def test_a_greedy_step_spread_over_processes_decides_as_one(tmp_path: Path) -> N
     def work(environment: dict[str, str]) -> None:
         os.environ.update(environment)
         team = Team.from_environment()
-        with prunable.in_order(Ranking.identity(prunable.dense)):
+        with prunable.in_order(Ranking.identity(prunable.anatomy)):
             spread = SpreadObjective(team, "any", CalibrationObjective(prunable, ids))
             if team.rank:
                 team.serve()
@@ -521,7 +549,7 @@ def test_a_greedy_step_spread_over_processes_decides_as_one(tmp_path: Path) -> N
     for process in processes:
         process.join(60)
     assert [process.exitcode for process in processes] == [0, 0, 0]
-    with prunable.in_order(Ranking.identity(prunable.dense)):
+    with prunable.in_order(Ranking.identity(prunable.anatomy)):
         alone = walk(CalibrationObjective(prunable, ids))
     assert json.loads((tmp_path / "found.json").read_text()) == alone
 
@@ -531,7 +559,7 @@ def test_a_structure_space_of_a_range_keeps_to_it() -> None:
     recipe = Recipe.build({"model": "x", "ratio": 0.3, "channel_group": 8})
     for objectives, low, high in ((("loss",), 0.3, 0.35), (("loss", "params"), 0.15, 0.45)):
         budget = budget_of(recipe, prunable, SearchOptions(objectives=objectives, tolerance=0.05))
-        space = StructureSpace(prunable.dense, Grid(8), budget)
+        space = StructureSpace(prunable.anatomy, Grid({"channels": 8, "kv_groups": 1}), budget)
         rng = random.Random(0)
         for _ in range(20):
             structure: Structure = space.random(rng)

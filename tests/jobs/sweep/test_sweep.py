@@ -28,9 +28,10 @@ from multipruner.config.recipe import Recipe
 from multipruner.config.spellings import FOUND_BY
 from multipruner.config.sweep_points import parse_sweep
 from multipruner.core.errors import ConfigError, InfeasibleError, OutputError
+from multipruner.core.families import anatomy_of
 from multipruner.core.latency_table import Entry, LatencyTable, Workload, WorkloadTable
 from multipruner.core.plan import PruningPlan
-from multipruner.core.structure import Structure
+from multipruner.core.structure import GONE, Structure
 from multipruner.jobs.prune.given_plan import apply_given_plan, leading
 from multipruner.jobs.prune.run import prune_recipe
 from multipruner.jobs.sweep.path import along, first_within, path_within
@@ -38,8 +39,9 @@ from multipruner.jobs.sweep.run import sweep
 from multipruner.latency.bench import shapes_of
 from multipruner.search import DIMENSIONS, Limit
 from multipruner.storage.files import write_atomically
+from tests.support.layers import layers_of
 from tests.support.tiny import random_ranking, random_structure
-from tests.support.toys import COSTS, DENSE, Additive, problem
+from tests.support.toys import ANATOMY, COSTS, DENSE, Additive, problem
 
 
 def fields(dense: Path, **more: Any) -> dict[str, Any]:
@@ -61,9 +63,9 @@ def table(dense: Path) -> Path:
     """A latency table of made-up times: wide blocks take long, narrow ones more than their share."""
     model = AutoModelForCausalLM.from_pretrained(dense)
     entry = lambda milliseconds: Entry(milliseconds, 0.01, 9)  # noqa: E731
-    attention = {groups: entry(0.02 + (1.5 + groups) * bool(groups)) for groups in range(3)}
-    mlp = {width: entry(0.01 + (2 + width / 10) * bool(width)) for width in range(0, 41, 8)}
-    row = WorkloadTable(Workload("prefill", 1, 16), attention, mlp, entry(3.0))
+    attention = {GONE: entry(0.02)} | {(groups, 2): entry(1.52 + groups) for groups in (1, 2)}
+    mlp = {GONE: entry(0.01)} | {(width,): entry(2.01 + width / 10) for width in range(8, 41, 8)}
+    row = WorkloadTable(Workload("prefill", 1, 16), {"attention": attention, "mlp": mlp}, entry(3.0))
     table = LatencyTable(shapes_of(model), {"device": "cpu"}, "2026-01-01", {row.workload.name: row})
     write_atomically(dense / "t.json", table.to_json())
     return dense / "t.json"
@@ -288,7 +290,7 @@ def test_a_folder_of_something_else_is_left_alone(dense: Path, tmp_path: Path) -
 def a_plan(dense: Path, seed: int, **changes: Any) -> PruningPlan:
     """Random parts of the dense model, in an order that no calibration gives."""
     model = AutoModelForCausalLM.from_pretrained(dense)
-    full = multipruner.core.families.dense_structure(model.config)
+    full = anatomy_of(model.config)
     structure = random_structure(full, seed, partial=seed % 2 == 0)
     return PruningPlan.from_structure(
         structure, random_ranking(full, seed), full, model="elsewhere", model_type="llama", **changes
@@ -298,10 +300,11 @@ def a_plan(dense: Path, seed: int, **changes: Any) -> PruningPlan:
 @pytest.mark.parametrize("seed", [3, 2], ids=["whole KV groups", "parts of KV groups"])
 def test_any_plan_of_the_model_is_followed_to_the_index(seed: int, dense: Path, tmp_path: Path) -> None:
     plan = a_plan(dense, seed)
-    assert seed % 2 or any(0 < size.query_heads < 2 * size.kv_heads for size in plan.structure)
+    assert seed % 2 or any(0 < size.query_heads < 2 * size.kv_heads for size in layers_of(plan.structure))
     (tmp_path / "p.json").write_text(plan.to_json())
     run = apply_given_plan(recipe(dense, rounds=0), tmp_path / "p.json", tmp_path / "made")
-    assert run.plan.layers == plan.layers and run.report["search"]["method"] == "given plan"
+    assert run.plan.blocks == plan.blocks and run.plan.layers == plan.layers
+    assert run.report["search"]["strategy"] == "given plan"
     sliced = multipruner.apply_plan(AutoModelForCausalLM.from_pretrained(dense), plan).state_dict()
     written = multipruner.load(tmp_path / "made").state_dict()
     assert written.keys() == sliced.keys()
@@ -312,10 +315,34 @@ def test_any_plan_of_the_model_is_followed_to_the_index(seed: int, dense: Path, 
 def test_sizes_that_the_latency_table_does_not_hold_are_refused_at_once(
     dense: Path, table: Path, tmp_path: Path
 ) -> None:
-    (tmp_path / "p.json").write_text(a_plan(dense, 2).to_json())
-    with pytest.raises(ConfigError, match="whole KV groups"):
-        apply_given_plan(timed(dense, table), tmp_path / "p.json", tmp_path / "made")
-    assert not (tmp_path / "made").exists()
+    model = AutoModelForCausalLM.from_pretrained(dense)
+    full = anatomy_of(model.config)
+    record = json.loads(table.read_text())
+    entries = record["workloads"][0]["blocks"]
+    for kind, where, said in (("attention", 2, "gone"), ("mlp", 3, "40")):
+        lacking = [e for e in entries[kind] if e["size"] != ([] if said == "gone" else [40])]
+        changed = {**record["workloads"][0], "blocks": {**entries, kind: lacking}}
+        (tmp_path / "t.json").write_text(json.dumps({**record, "workloads": [changed]}))
+        structure = full.dense.replace(where, GONE) if said == "gone" else full.dense.replace(0, GONE)
+        plan = PruningPlan.from_structure(structure, random_ranking(full, 2), full, model="m", model_type="llama")
+        (tmp_path / "p.json").write_text(plan.to_json())
+        with pytest.raises(ConfigError, match=f"size {said} was not measured"):
+            apply_given_plan(timed(dense, tmp_path / "t.json"), tmp_path / "p.json", tmp_path / "made")
+        assert not (tmp_path / "made").exists()
+
+
+def test_a_plan_with_parts_of_kv_groups_is_timed(dense: Path, table: Path, tmp_path: Path) -> None:
+    """By a table that was measured for whole groups it takes as long as they do."""
+    plan = a_plan(dense, 2)
+    assert any(0 < size.query_heads < 2 * size.kv_heads for size in layers_of(plan.structure))
+    (tmp_path / "p.json").write_text(plan.to_json())
+    run = apply_given_plan(timed(dense, table), tmp_path / "p.json", tmp_path / "made")
+    (phase,) = run.report["latency"]["phases"].values()
+    sizes = layers_of(plan.structure)
+    blocks = [0.02 + bool(s.kv_heads) * (1.5 + s.kv_heads) for s in sizes if any(s)]
+    blocks += [LatencyTable.read(table).block_milliseconds("mlp", (s.channels,) if s.channels else GONE,
+               "prefill-b1-t16") for s in sizes if any(s)]  # fmt: skip
+    assert phase["predicted_ms"] == pytest.approx(3 + sum(blocks))
 
 
 def test_a_plan_of_other_weights_is_refused(dense: Path, tmp_path: Path) -> None:
@@ -333,15 +360,20 @@ def test_a_plan_of_other_weights_is_refused(dense: Path, tmp_path: Path) -> None
 @given(st.integers(0, 10**6), st.integers(0, 10**6))
 def test_what_a_plan_keeps_stands_first_and_the_rest_as_before(seed: int, other: int) -> None:
     plan = PruningPlan.from_structure(
-        random_structure(DENSE, seed), random_ranking(DENSE, seed), DENSE, model="m", model_type="llama"
+        random_structure(ANATOMY, seed), random_ranking(ANATOMY, seed), ANATOMY, model="m", model_type="llama"
     )
-    before = random_ranking(DENSE, other)
+    before = random_ranking(ANATOMY, other)
     after = leading(plan, before)
-    again = PruningPlan.from_structure(plan.structure, after, DENSE, model="m", model_type="llama")
+    again = PruningPlan.from_structure(plan.structure, after, ANATOMY, model="m", model_type="llama")
     assert again == plan
-    for old, new in zip(before.layers, after.layers, strict=True):
-        assert sorted(new.channels) == sorted(old.channels)
+    for number, place in enumerate(ANATOMY):
+        for old, new in zip(before.blocks[number].axes, after.blocks[number].axes, strict=True):
+            assert _sorted(new) == _sorted(old), place
     assert leading(plan, after) == after
+
+
+def _sorted(units: Any) -> Any:
+    return [sorted(row) for row in units] if isinstance(units[0], tuple) else sorted(units)
 
 
 def costs_of(structure: Structure) -> dict[str, float]:
@@ -358,9 +390,9 @@ def test_the_path_is_walked_until_every_limit_is_kept(parameters: float, cache: 
     steps = path_within(problem(0.05), judges, limits, costs_of)
     assume(steps is not None)  # shares leave little for the cache: not every pair of limits has a path
     assert steps is not None
-    found = first_within(DENSE, steps, limits, costs_of)
+    found = first_within(ANATOMY, steps, limits, costs_of)
     assert found is not None
-    passed = list(along(DENSE, steps))
+    passed = list(along(ANATOMY, steps))
     for structure in passed[: passed.index(found)]:
         assert any(costs_of(structure)[limit.name] > limit.limit for limit in limits)
     assert all(costs_of(found)[limit.name] <= limit.limit for limit in limits)

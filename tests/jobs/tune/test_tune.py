@@ -24,8 +24,7 @@ from multipruner.checkpoint.save import save
 from multipruner.commands import tune as command
 from multipruner.config.recipe import EvaluationSpec
 from multipruner.core.errors import CalibrationError, ConfigError, NumericsError, OutputError
-from multipruner.core.families import dense_structure
-from multipruner.core.structure import Structure
+from multipruner.core.families import anatomy_of
 from multipruner.engine.fingerprint import fingerprint
 from multipruner.jobs.tune.run import tune
 from multipruner.jobs.tune.steps import TuneSettings, attach, train
@@ -34,6 +33,7 @@ from multipruner.publish.package import prepare
 from multipruner.report.card import is_untouched, model_card
 from multipruner.report.write import write_report
 from tests.support import tiny
+from tests.support.layers import layers_of, structure_of
 
 SETTINGS = TuneSettings(steps=12, batch=4, length=16, rank=3, lr=0.02, save_every=5)
 VARIANTS = ("llama-tied", "mistral-sliding", "qwen2-mixed", "baichuan")
@@ -132,7 +132,7 @@ def test_the_dtype_of_the_checkpoint_stays(words: Path, tmp_path: Path) -> None:
 
 def test_a_uniform_result_stays_a_stock_checkpoint(words: Path, tmp_path: Path) -> None:
     dense = tiny.tiny_model("llama")
-    sizes = Structure(tuple(replace(size, channels=17) for size in dense_structure(dense.config)))
+    sizes = structure_of(*(layer._replace(channels=17) for layer in layers_of(anatomy_of(dense.config).dense)))
     plan, report = tiny.plan_for(dense, sizes), read_run(_run(tmp_path / "other")).report
     save(tmp_path / "run", apply_plan(dense, plan), tiny.tiny_tokenizer(), plan=plan, report=report, card="")
     _tune(tmp_path / "run", words, tmp_path / "out")
