@@ -272,11 +272,11 @@ def _number(value: Any) -> int:
 
 
 def _first_too_large(structure: Structure, anatomy: Anatomy) -> str:
-    """Where, such as ``: the attention block of layer 3 has ...``, or that it is of another depth."""
+    """Where, such as ``: the MLP block of layer 3 would keep (50,) of (40,) MLP channels``; or both depths."""
     for place, size in zip(anatomy, structure, strict=False):
         if not Structure((size,)).fits_in(Structure((place.dense,))):
-            there = ", ".join(f"{n} {axis.label}" for n, axis in zip(place.dense, BLOCK_KINDS[place.kind].axes, strict=True))
-            return f": {place.name} has {there}, the structure {' x '.join(map(str, size))}"
+            units = ", ".join(axis.label for axis in BLOCK_KINDS[place.kind].axes)
+            return f": {place.name} would keep {size} of {place.dense} {units}"
     return f", which has {len(anatomy)} blocks: it has {len(structure)}"
 
 

@@ -11,8 +11,8 @@ from multipruner.commands.main import main
 from multipruner.commands.recipe_flags import recipe_of
 from multipruner.config.fields import flags_of, keys_of
 from multipruner.config.recipe import Recipe
-from multipruner.core.errors import ConfigError
 from multipruner.core import __version__
+from multipruner.core.errors import ConfigError
 
 
 def _printed(capsys: pytest.CaptureFixture[str], *words: str) -> str:

@@ -27,6 +27,7 @@ from multipruner.commands.sweep_flags import Asked, sweep_flags, take
 from multipruner.config.recipe import Recipe
 from multipruner.config.sweep_points import parse_sweep
 from multipruner.core.errors import ConfigError, InfeasibleError, OutputError
+from multipruner.core.families import anatomy_of
 from multipruner.core.latency_table import Entry, LatencyTable, Workload, WorkloadTable
 from multipruner.core.plan import PruningPlan
 from multipruner.core.structure import GONE, Structure
@@ -288,7 +289,7 @@ def test_a_folder_of_something_else_is_left_alone(dense: Path, tmp_path: Path) -
 def a_plan(dense: Path, seed: int, **changes: Any) -> PruningPlan:
     """Random parts of the dense model, in an order that no calibration gives."""
     model = AutoModelForCausalLM.from_pretrained(dense)
-    full = multipruner.core.families.anatomy_of(model.config)
+    full = anatomy_of(model.config)
     structure = random_structure(full, seed, partial=seed % 2 == 0)
     return PruningPlan.from_structure(
         structure, random_ranking(full, seed), full, model="elsewhere", model_type="llama", **changes
@@ -314,7 +315,7 @@ def test_sizes_that_the_latency_table_does_not_hold_are_refused_at_once(
     dense: Path, table: Path, tmp_path: Path
 ) -> None:
     model = AutoModelForCausalLM.from_pretrained(dense)
-    full = multipruner.core.families.anatomy_of(model.config)
+    full = anatomy_of(model.config)
     record = json.loads(table.read_text())
     entries = record["workloads"][0]["blocks"]
     for kind, where, said in (("attention", 2, "gone"), ("mlp", 3, "40")):
