@@ -25,8 +25,7 @@ class Amounts(NamedTuple):
         parameters: of it and of the norms that go with it.
         products: multiply-accumulates of its matrices for one token (no norms, no biases).
         cached: numbers that it keeps per token of context.
-        scores: multiply-accumulates per token and token of context, beside those of its matrices.
-    """
+        scores: multiply-accumulates per token and token of context, beside those of its matrices."""
 
     parameters: int
     products: int
@@ -42,8 +41,7 @@ class BlockCost:
         kind, constants: of the block, and the numbers that no size changes, by their names in layouts.
         fixed: parameters that stay as long as the block does, its norms among them.
         tensors: the layouts of the tensors that depend on its size.
-        cached, scores: see :class:`~multipruner.core.blocks.BlockSpec`.
-    """
+        cached, scores: see :class:`~multipruner.core.blocks.BlockSpec`."""
 
     kind: str
     constants: Counts
@@ -83,8 +81,7 @@ class Costs:
         blocks: the cost of each of them.
         constant: parameters outside the decoder layers (embeddings counted once when tied).
         head_macs: multiply-accumulates of the output projection for one token.
-        bytes_per_parameter: of the checkpoint's dtype.
-    """
+        bytes_per_parameter: of the checkpoint's dtype."""
 
     anatomy: Anatomy
     blocks: tuple[BlockCost, ...]
@@ -129,8 +126,7 @@ class Costs:
 
         Args:
             structure: of the model.
-            context: tokens that attention scores are computed against; projections and output head always count.
-        """
+            context: tokens that attention scores are computed against; projections and output head always count."""
         return 2 * (self.head_macs + sum(a.products + context * a.scores for a in self._amounts(structure)))
 
 
@@ -141,8 +137,7 @@ class Measures:
     Attributes:
         costs: of the model.
         table: measured milliseconds of its blocks, where there are some.
-        workload: of the table.
-    """
+        workload: of the table."""
 
     costs: Costs
     table: LatencyTable | None = None
@@ -153,8 +148,7 @@ class Measures:
         """The table.
 
         Raises:
-            ConfigError: when there is none.
-        """
+            ConfigError: when there is none."""
         if self.table is None:
             raise ConfigError("latency needs --latency-table FILE (multipruner latency makes one)")
         return self.table
@@ -190,8 +184,7 @@ class Cost:
             whole structures; ``rest``: what is left without any block then.
         reported: key among the costs of ``report.json``, understood in fronts too; empty: the name.
         needs_table: whether it is read from a latency table.
-        everyday: whether the short help shows its flag.
-    """
+        everyday: whether the short help shows its flag."""
 
     name: str
     word: str
@@ -283,8 +276,7 @@ def cost_named(name: str) -> Cost:
     """Return the row of a name.
 
     Raises:
-        ConfigError: naming those that there are.
-    """
+        ConfigError: naming those that there are."""
     if name not in COSTS:
         raise ConfigError(f"no budget {name!r}{did_you_mean(name, COSTS)}; there are {', '.join(COSTS)}")
     return COSTS[name]
@@ -297,6 +289,5 @@ def reported_as(key: str) -> Cost | None:
 
 def timed_first() -> list[Cost]:
     """Return the rows, what is read from a latency table before what is counted: the order in which figures choose
-    one.
-    """
+    one."""
     return sorted(COSTS.values(), key=lambda cost: not cost.needs_table)

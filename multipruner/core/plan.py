@@ -118,7 +118,7 @@ def _sorted(units: BlockUnits, axes: Sequence[Axis]) -> BlockUnits:
 
 @dataclass(frozen=True, slots=True)
 class PruningPlan:
-    """Which units of which dense model stay. Stands alone: plan + dense weights => pruned model.
+    """Which units of which dense model stay; with the dense weights that is the pruned model.
 
     Attributes:
         model: what the dense model was loaded from (Hub id or source name).
@@ -198,14 +198,10 @@ class PruningPlan:
         record = {
             "format": PLAN_FORMAT,
             "version": PLAN_VERSION,
-            "base_model": {
-                "name": self.model,
-                "revision": self.revision,
-                "fingerprint": self.fingerprint,
-                "model_type": self.model_type,
-            },
+            "base_model": {"name": self.model, "revision": self.revision,
+                           "fingerprint": self.fingerprint, "model_type": self.model_type},
             "blocks": [_block_record(p, kept) for p, kept in zip(self.anatomy, self.blocks, strict=True)],
-        }
+        }  # fmt: skip
         return json.dumps(record, indent=1) + "\n"
 
     @classmethod
@@ -272,13 +268,11 @@ def _number(value: Any) -> int:
 
 
 def _first_too_large(structure: Structure, anatomy: Anatomy) -> str:
-    """Return where, such as ``: the attention block of layer 3 has ...``, or that it is of another depth."""
+    """Say where, such as ``: the MLP block of layer 3 would keep (50,) of (40,) MLP channels``; or both depths."""
     for place, size in zip(anatomy, structure, strict=False):
         if not Structure((size,)).fits_in(Structure((place.dense,))):
-            there = ", ".join(
-                f"{n} {axis.label}" for n, axis in zip(place.dense, BLOCK_KINDS[place.kind].axes, strict=True)
-            )
-            return f": {place.name} has {there}, the structure {' x '.join(map(str, size))}"
+            units = ", ".join(axis.label for axis in BLOCK_KINDS[place.kind].axes)
+            return f": {place.name} would keep {size} of {place.dense} {units}"
     return f", which has {len(anatomy)} blocks: it has {len(structure)}"
 
 

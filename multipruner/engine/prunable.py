@@ -56,8 +56,7 @@ class Inputs:
 
     Attributes:
         hidden: input of the first decoder layer, [sequences, length, hidden_size].
-        arguments: what the stock decoder calls each layer with (masks, rotary embeddings, positions).
-    """
+        arguments: what the stock decoder calls each layer with (masks, rotary embeddings, positions)."""
 
     hidden: Tensor
     arguments: tuple[dict[str, Any], ...]
@@ -72,8 +71,7 @@ class Prunable:
         spec: its family's row.
         anatomy: its residual blocks, which are called by their numbers here.
         costs: what any structure costs, in the type that the weights are stored in.
-        stored: that type, which the engine may compute in another than (:mod:`multipruner.precision`).
-    """
+        stored: that type, which the engine may compute in another than (:mod:`multipruner.precision`)."""
 
     model: PreTrainedModel
     spec: Family
@@ -94,8 +92,7 @@ class Prunable:
             stored: type of its weights on disk and in the result; default: the type that they are held in.
 
         Raises:
-            UnsupportedModelError: when its family has no row, or its weights have other shapes than the row says.
-        """
+            UnsupportedModelError: when its family has no row, or its weights have other shapes than the row says."""
         spec, anatomy = spec_for(model.config), anatomy_of(model.config)
         stored = weight_of(model.get_submodule(spec.head)).dtype if stored is None else stored
         return cls(model, spec, anatomy, costs_of(model, spec, anatomy, stored), stored)
@@ -185,8 +182,7 @@ class Prunable:
 
     def output_input(self, hidden: Tensor, inputs: Inputs, block: int, size: Size) -> Tensor:
         """Return what the output projection of a block of a given size is multiplied with, [sequences, length,
-        columns].
-        """
+        columns]."""
         seen: list[Tensor] = []
         hook = self.output_of(block, size).register_forward_pre_hook(lambda module, args: seen.append(args[0]))
         try:
@@ -254,8 +250,7 @@ class Prunable:
 
         Args:
             ranking: the orders.
-            repair: gives narrowed blocks another output projection than the leading slice of the whole one.
-        """
+            repair: gives narrowed blocks another output projection than the leading slice of the whole one."""
         orders = [ranking.all_of(number, place.kind) for number, place in enumerate(self.anatomy)]
         done: list[int] = []
         try:
@@ -278,8 +273,7 @@ class Prunable:
 
         Args:
             outputs: the projections.
-            gain: that the last norm's output is multiplied by, [hidden_size].
-        """
+            gain: that the last norm's output is multiplied by, [hidden_size]."""
         self._slim.clear()
         self._outputs = outputs
         if gain is not None:

@@ -54,8 +54,7 @@ def model_card(
         languages: the dense model's languages.
         name: what the loading example opens (a folder or Hub id).
         figure: path of a picture of the model's shape, relative to the card.
-        stock: whether a stock class of transformers opens the checkpoint (all layers alike).
-    """
+        stock: whether a stock class of transformers opens the checkpoint (all layers alike)."""
     report = respelled("report", report)
     base = base_model(report, plan)
     short = one_line(plan.model.rstrip("/").rpartition("/")[2])
@@ -97,8 +96,7 @@ def addressed(card: str, generated: str, name: str) -> str:
         name: the address that takes the place of the local folder.
 
     Raises:
-        ConfigError: when the card's metadata is not YAML.
-    """
+        ConfigError: when the card's metadata is not YAML."""
     known = yaml.safe_load(front_matter(generated)[0] or "")
     own, body = front_matter(_SEAL.sub("", card))
     if own is not None:
@@ -112,8 +110,7 @@ def addressed(card: str, generated: str, name: str) -> str:
 
 def base_model(report: Mapping[str, Any], plan: PruningPlan) -> str | None:
     """Return the Hub id of the dense model: what was loaded, or what a fallback stood in for; ``None`` for a local
-    folder.
-    """
+    folder."""
     recipe = report.get("recipe") or {}
     if isinstance(recipe, Mapping) and recipe.get("fallback"):
         return recipe["model"]
@@ -151,8 +148,7 @@ def model_index(report: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
     of several measurements of the same thing counts. Empty without results.
 
     Every metric's ``args`` hold its standard error, the dense model's value and the number of examples.
-    Format: https://github.com/huggingface/hub-docs/blob/main/modelcard.md
-    """
+    Format: https://github.com/huggingface/hub-docs/blob/main/modelcard.md"""
     results: dict[str, dict[str, Any]] = {}
     for entry in (report, *report.get("evaluations", ())):
         limit = _settings(entry).get("limit")
@@ -194,19 +190,16 @@ def _summary(report: Mapping[str, Any], model: str) -> str:
 
 
 def _removed(plan: PruningPlan, picture: Any, figure: str | None) -> str:
-    anatomy, kept = plan.anatomy, plan.structure
-    rows = [
-        (f"{BLOCK_KINDS[kind].label} blocks", *(anatomy.count(s, kind) for s in (anatomy.dense, kept)))
-        for kind in anatomy.kinds
-    ]
+    anatomy, both = plan.anatomy, (plan.dense, plan.structure)
+    rows = [(f"{BLOCK_KINDS[kind].label} blocks", *(anatomy.count(s, kind) for s in both)) for kind in anatomy.kinds]
     rows += [
-        (axis.label, *(anatomy.total(s, axis.name) for s in (anatomy.dense, kept)))
+        (axis.label, *(anatomy.total(s, axis.name) for s in both))
         for kind in anatomy.kinds
         for axis in reversed(BLOCK_KINDS[kind].axes)
     ]
     table = "\n".join(f"| {what} | {before:,} | {after:,} |" for what, before, after in rows)
-    text = f"## What was removed\n\n| | dense | here |\n|---|---:|---:|\n{table}"
-    text += "\n\n`plan.json` lists every kept head and channel in the dense model's numbering."
+    text = f"## What was removed\n\n| | dense | here |\n|---|---:|---:|\n{table}\n\n"
+    text += "`plan.json` lists every kept head and channel in the dense model's numbering."
     if figure:
         text += f"\n\n![What every layer keeps]({figure})"
     return f"{text}\n\n{fenced(str(picture).rstrip())}" if picture else text

@@ -339,6 +339,7 @@ def _index(run: Path, name: str) -> None:
     (run / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": {"lm_head": name}}))
 
 
+HUGE = {"layer": 0, "kind": "mlp", "dense": {"channels": 40}, "kept": {"channels": "0-99999999999"}}
 DAMAGE: dict[str, Callable[[Path], Any]] = {
     "NaN": lambda run: _rewritten(run, lambda weights: weights["model.norm.weight"].fill_(float("nan"))),
     "a weight missing": lambda run: _rewritten(run, lambda weights: weights.pop("model.norm.weight")),
@@ -356,12 +357,14 @@ DAMAGE: dict[str, Callable[[Path], Any]] = {
     ),
     "a configuration": lambda run: (run / "config.json").write_text("[]"),
     "a plan": lambda run: (run / "plan.json").write_bytes(b"\xff\xfe"),
-    "a huge plan": lambda run: _edit(
-        run / "plan.json", layers=[{"query_heads": "0-99999999999", "kv_heads": "0", "channels": "0"}] * 4
+    "a huge plan": lambda run: _edit(run / "plan.json", blocks=[HUGE]),
+    "a huge plan of version 1": lambda run: _edit(
+        run / "plan.json", version=1, dense=[[4, 2, 40]] * 4,
+        layers=[{"query_heads": "0-99999999999", "kv_heads": "0", "channels": "0"}] * 4,
     ),
-}
+}  # fmt: skip
 UNREAD = {
-    "eval": {"a plan", "a huge plan"},
+    "eval": {"a plan", "a huge plan", "a huge plan of version 1"},
     "push": set(),
     "tune": {"evaluations"},
     "report": {name for name in DAMAGE if "weight" in name or "index" in name or name == "NaN"} | {"a configuration"},

@@ -24,10 +24,10 @@ VERBS = set(
     re.findall(
         r"\w+",
         """
-    accept add allocate announce cast compile lower answer append apply ask begin bound build call carry catch change check choose
-    claim close compare compute copy count create cut decide decode describe do draw drop embed encode end
+    accept add allocate announce answer append apply ask begin bound build call carry cast catch change check choose
+    claim close compare compile compute copy count create cut decide decode describe do draw drop embed encode end
     estimate evaluate exchange fetch fill find fit follow gather get give go group grow hand have hold import
-    index interpolate join judge keep leave lend let list load look make mark measure merge move multiply name
+    index interpolate join judge keep leave lend let list load look lower make mark measure merge move multiply name
     note open order paint pick prune print publish push put raise read rebuild recompute record refit refuse register
     remember remove rename reorder replace report reset restore return round run sample save say score search
     see select send set show silence slice solve sort split start stop sum summarise swap take tell tick time

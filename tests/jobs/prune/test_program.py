@@ -181,7 +181,7 @@ def test_repair_at_the_end_only_leaves_the_search_without_it(dense: Path, tmp_pa
             "all": ("--repair-stage", "final", "--accumulate-ridge", "auto")}  # fmt: skip
     for name, flags in runs.items():
         assert main(arguments(dense, tmp_path / name, *flags)) == 0
-    plans = {name: json.loads((tmp_path / name / "plan.json").read_text())["layers"] for name in runs}
+    plans = {name: json.loads((tmp_path / name / "plan.json").read_text())["blocks"] for name in runs}
     assert plans["final"] == plans["none"] == plans["all"]
     losses = {name: _report(tmp_path / name)["search"] for name in runs}
     assert losses["final"]["loss_before_repair_of_all"] == losses["none"]["loss"] != losses["final"]["loss"]

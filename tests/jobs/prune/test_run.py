@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 
 import multipruner
 from multipruner.commands.main import main
+from multipruner.core.families import FAMILIES
 from multipruner.core.plan import PruningPlan
 from tests.support.commands import paper_arguments
 from tests.support.tiny import random_ids, tiny_model, tiny_tokenizer
@@ -178,7 +179,7 @@ BAD = {
     "column that is not there": (["--calibration", "{dense}/rows.jsonl", "--text-column", "txt"], "txt"),
     "empty text": (["--calibration", "{dense}/empty.txt"], "empty"),
     "folder with something else": (["--output", "{dense}"], "no multipruner run"),
-    "unknown family": (["--model", "{other}"], "supported: baichuan, llama, mistral, qwen2"),
+    "unknown family": (["--model", "{other}"], f"supported: {', '.join(sorted(FAMILIES))}"),
     "NaN weights": (["--model", "{nan}"], "layers.1.mlp.down_proj.weight"),
     "less than a step": (["--ratio", "0.0001"], "smallest step"),
     "number that is none": (["--ratio", "a fifth"], "--ratio"),
