@@ -12,6 +12,7 @@ from transformers.utils.hub import cached_file
 from multipruner.config.precedence import trusts
 from multipruner.core.errors import ConfigError, MultiprunerError, OutputError, UnknownModelError, UnsupportedModelError
 from multipruner.core.families import FAMILIES
+from multipruner.storage.tensor_headers import check_tied, stored_tensors
 
 from .classes import family_of, model_class
 from .run_folder import INDEX, check_index
@@ -43,6 +44,7 @@ def load(source: str | Path, **kwargs: Any) -> PreTrainedModel:
     except OSError as error:
         raise UnknownModelError(f"no model at {str(source)!r}: {error}") from error
     spec = family_of(config)
+    _check_heads(Path(source), config)
     if spec is None and _is_stock_result(str(source), config, options):
         return _whole(AutoModelForCausalLM, str(source), trust_remote_code=False, **kwargs)
     if spec is None:
@@ -57,11 +59,19 @@ def load(source: str | Path, **kwargs: Any) -> PreTrainedModel:
     return _whole(AutoModelForCausalLM, str(source), trust_remote_code=True, **kwargs)
 
 
+def _check_heads(folder: Path, config: Mapping[str, Any]) -> None:
+    """A folder that somebody made, or an older version: tied, but with a head of its own in the file."""
+    spec = family_of(config) or FAMILIES.get(str(config.get("model_type")))
+    if spec is not None and (folder / "config.json").is_file() and config.get("tie_word_embeddings"):
+        embeddings = f"{spec.decoder}.{spec.embeddings}.weight"
+        check_tied(str(folder), stored_tensors(folder), embeddings, f"{spec.head}.weight")
+
+
 def _whole(cls: Any, source: str, **kwargs: Any) -> Any:
     """Open a checkpoint whose weights are all there: transformers make up those that are not."""
     wanted = kwargs.pop("output_loading_info", False)
     model, info = cls.from_pretrained(source, use_safetensors=True, output_loading_info=True, **kwargs)
-    for key in ("missing_keys", "mismatched_keys"):
+    for key in ("missing_keys", "mismatched_keys", "unexpected_keys"):
         if info[key]:
             names = ", ".join(sorted(map(str, info[key]))[:3])
             raise OutputError(f"{source} is damaged: {key.replace('_keys', '')} weights, such as {names}")

@@ -13,6 +13,7 @@ from gguf import GGMLQuantizationType, GGUFValueType, GGUFWriter, LlamaFileType
 from multipruner.checkpoint.save import check_space
 from multipruner.core.errors import ConfigError, OutputError
 from multipruner.storage.files import whole_file
+from multipruner.storage.tensor_headers import check_tied, stored_tensors
 
 from .gguf_model import GgufModel, read_model
 from .gguf_tensors import OUTTYPES, TensorJob, Weights, numbers_of, tensor_jobs, written_sizes
@@ -94,6 +95,9 @@ def export_gguf(
     if target.is_dir() or (target.exists() and not overwrite):
         raise OutputError(f"{target} exists already; choose another --output or give --overwrite")
     model, weights = read_model(folder), Weights(folder)
+    if model.shape.tied_embeddings:
+        embeddings = f"{model.spec.decoder}.{model.spec.embeddings}.weight"
+        check_tied(str(folder), stored_tensors(folder), embeddings, f"{model.spec.head}.weight")
     jobs, kind = _jobs(model, weights), OUTTYPES[outtype]
     base = Path(base_gguf) if base_gguf else None
     tokenizer = copied_fields(base, folder, model.config) if base else tokenizer_fields(folder, model.config)

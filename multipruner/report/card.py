@@ -205,7 +205,9 @@ def _removed(plan: PruningPlan, picture: Any, figure: str | None) -> str:
     return f"{text}\n\n{fenced(str(picture).rstrip())}" if picture else text
 
 
-_OWN = "Layers differ in size, so the checkpoint brings its modelling code (needs torch and transformers>=5.14):"
+_OWN = """\
+Layers differ in size, so the checkpoint brings its modelling code (needs torch and transformers>=5.14; continuous
+batching, which asks for layers that are alike, does not work):"""
 _STOCK = """\
 Layers are all alike: this is an ordinary checkpoint of its family, for whatever opens the dense one (tried with
 transformers 4.57 and newer):"""

@@ -1,13 +1,14 @@
-"""What safetensors files hold, by their headers alone: names, shapes and types, no tensor."""
+"""What safetensors files hold, by their headers: names, shapes and types; tensors where two must be the same."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from multipruner.core.errors import UnknownModelError
+from multipruner.core.errors import UnknownModelError, UnsupportedModelError
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 """Where transformers looks for weights, in this order."""
@@ -83,6 +84,30 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
         if lost:
             raise UnknownModelError(f"{folder / INDEX} names tensors that no file holds, such as {lost[0]}")
     return found
+
+
+def check_tied(name: str, found: Mapping[str, StoredTensor], embeddings: str, head: str) -> None:
+    """Where files hold a head beside tied embeddings, both must be the same matrix.
+
+    Raises:
+        UnsupportedModelError: when they differ.
+    """
+    import torch
+    from safetensors import safe_open
+
+    if not (embeddings in found and head in found):
+        return
+    with safe_open(found[embeddings].file, "pt") as first, safe_open(found[head].file, "pt") as second:
+        one, other = first.get_slice(embeddings), second.get_slice(head)
+        parts = (slice(begin, begin + 4096) for begin in range(0, found[embeddings].shape[0], 4096))
+        if found[embeddings].shape != found[head].shape or not all(
+            torch.equal(one[part].double(), other[part].double()) for part in parts
+        ):
+            raise UnsupportedModelError(
+                f"config.json of {name} ties head and embeddings (tie_word_embeddings), but {head} and {embeddings} "
+                f"differ, and readers disagree on which is meant: set tie_word_embeddings to false to keep both, or "
+                f"take {head} out of the file"
+            )
 
 
 def json_object(path: Path) -> dict[str, Any]:

@@ -17,17 +17,20 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaForSequenceClassification
 
+from multipruner.checkpoint.load import load
 from multipruner.commands.main import main
 from multipruner.config.recipe import Recipe
-from multipruner.core.errors import ConfigError, MemoryShortError, MultiprunerError, UnsupportedModelError
+from multipruner.core.errors import ConfigError, MemoryShortError, MultiprunerError, OutputError, UnsupportedModelError
 from multipruner.export.gguf import export_gguf
 from multipruner.recipes import read_file
 from multipruner.sources.dense import load_dense
+from multipruner.sources.intake.accounting import _check_sizes
 from multipruner.sources.resolve import resolve
 from multipruner.storage.cache import cache_folder
 from multipruner.storage.memory import memory_shortage
+from tests.support import loom
 from tests.support.fake_hub import Blob, Repo, fake_hub
-from tests.support.gguf_cases import UNIFORM, pruned_folder
+from tests.support.gguf_cases import MIXED, UNIFORM, pruned_folder
 from tests.support.inputs import FILE, Weights, copied, edit_json, edit_tensors, short_run, write_model
 from tests.support.tiny import random_ids, tiny_model, tiny_tokenizer
 
@@ -179,7 +182,12 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
     "no JSON": (written("config.json", "{"), "cannot read"),
     "deep JSON": (written("config.json", DEEP), "nested too deeply"),
     "deep JSON for the tokenizer": (written("tokenizer_config.json", DEEP), "nested too deeply"),
-    "heads that do not divide": (config(num_attention_heads=5, num_key_value_heads=2), "do not divide into 2 KV heads"),
+    "heads that do not divide": (
+        config(num_attention_heads=5, num_key_value_heads=2),
+        "num_attention_heads = 5 is no multiple of the rest",
+    ),
+    "a hidden size that does not divide": (config(head_dim=..., hidden_size=50), "50 does not divide into 4 heads"),
+    "no hidden size": (config(hidden_size=None), "hidden_size is None; a whole number from 1"),
     "no heads": (config(num_attention_heads=0), "num_attention_heads is 0; a whole number from 1"),
     "a width in words": (config(hidden_size="many"), "hidden_size is 'many'; a whole number from 1"),
     "an unknown activation": (config(hidden_act="nonsense"), "config.json of model|no model can be built"),
@@ -484,3 +492,46 @@ def test_the_loaded_class_is_the_stock_one(folder: Path) -> None:
     save_file({}, folder / "adapter_model.safetensors")
     with pytest.raises(UnsupportedModelError, match="move the adapter_"):
         opened(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"ffn_width": -3}, "ffn_width is -3; a whole number"),
+        ({"n_layer": 10**9}, "n_layer is 1000000000; a whole number from 1 to 10000"),
+        ({"n_head": 7, "n_group": 2}, "n_head = 7 is no multiple"),
+        ({"head_width": None, "d_model": 50}, "50 does not divide into 4 heads"),
+        ({"d_model": None}, "d_model is None"),
+    ],
+)
+def test_sizes_are_checked_by_the_names_of_the_family_s_row(change: dict[str, Any], said: str) -> None:
+    good = {"n_layer": 2, "vocab_size": 97, "d_model": 48, "head_width": 16, "n_head": 4, "n_group": 2, "ffn_width": 40}
+    for fine in ({}, {"head_width": None}, {"n_group": None}):
+        _check_sizes("a model", {**good, **fine}, loom.ROW)
+    with pytest.raises(ConfigError, match=said):
+        _check_sizes("a model", {**good, **change}, loom.ROW)
+
+
+@pytest.mark.parametrize("equal", [True, False])
+def test_a_result_that_is_tied_and_has_a_head_of_its_own(equal: bool, tmp_path: Path, capsys) -> None:
+    run = tmp_path / "run"
+    pruned_folder(run, tied=True, structure=UNIFORM)
+    edit_tensors(run, lambda w: {**w, LM_HEAD: w[EMBEDDINGS] if equal else w[EMBEDDINGS] * 2})
+    target = tmp_path / "model.gguf"
+    code = main(["export", str(run), "--output", str(target)])
+    said = capsys.readouterr().err
+    if equal:
+        assert code == 0 and target.exists(), said
+        load(run)
+        return
+    assert code == 2 and said.count("\n") == 1 and "set tie_word_embeddings to false" in said and not target.exists()
+    with pytest.raises(UnsupportedModelError, match="differ, and readers disagree"):
+        load(run)
+
+
+def test_a_result_with_tensors_that_have_no_place_is_damaged(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    pruned_folder(run, tied=True, structure=MIXED)
+    edit_tensors(run, lambda w: {**w, "model.layers.0.extra.weight": w[EMBEDDINGS]})
+    with pytest.raises(OutputError, match=r"unexpected weights, such as model\.layers\.0\.extra"):
+        load(run)

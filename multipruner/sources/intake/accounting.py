@@ -15,8 +15,9 @@ from typing import Any
 
 from multipruner.core.errors import ConfigError, UnknownModelError, UnsupportedModelError
 from multipruner.core.families import FAMILIES, Family, spec_for
+from multipruner.core.layout import Layout
 from multipruner.core.plan import PLAN_FORMAT
-from multipruner.storage.tensor_headers import StoredTensor, json_object, stored_tensors
+from multipruner.storage.tensor_headers import StoredTensor, check_tied, json_object, stored_tensors
 
 from .recognise import check_wrapper, quantised, quantised_beside
 
@@ -27,8 +28,7 @@ HARMLESS = re.compile(r"(^|\.)rotary_emb\.(inv_freq|cos_cached|sin_cached)$|\.se
 """Tensors that older versions of transformers stored and that follow from the configuration."""
 RUN_TIME: dict[str, Any] = {"return_dict": True, "output_attentions": False, "output_hidden_states": False}
 """What a configuration may remember of how it was run, and what it is run with here."""
-_COUNTS = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "vocab_size")
-_MAYBE = ("num_key_value_heads", "head_dim", "max_position_embeddings", "sliding_window")
+_POSITIONS = ("max_position_embeddings", "sliding_window")
 _MOST = 2**31 - 1
 """The largest size in a configuration: positions and widths are 32-bit numbers in most of what reads them."""
 _MOST_LAYERS = 10_000
@@ -75,7 +75,7 @@ def read_config(folder: Path, name: str, trust: bool) -> Family:
         raise ConfigError(
             f"{name} brings code of its own, which loading it runs; read it, then pass --trust-remote-code"
         )
-    _check_sizes(name, record)
+    _check_sizes(name, record, spec)
     return spec
 
 
@@ -111,7 +111,7 @@ def account(folder: Path, name: str, config: Any, spec: Family) -> dict[str, Sto
         return found  # what its own code builds is known when it has run
     _compare(name, found, _expected(name, config, spec), spec, tied=bool(config.tie_word_embeddings))
     if config.tie_word_embeddings:
-        _check_tied(name, found, spec)
+        check_tied(name, found, f"{spec.decoder}.{spec.embeddings}.weight", f"{spec.head}.weight")
     return found
 
 
@@ -169,26 +169,41 @@ def _check_class(name: str, record: Mapping[str, Any], spec: Family) -> None:
         )
 
 
-def _check_sizes(name: str, record: Mapping[str, Any]) -> None:
-    """Refuse sizes that cannot be meant, before anything is built from them."""
-    for key in (*_COUNTS, *_MAYBE):
-        value, most = record.get(key), _MOST_LAYERS if key == "num_hidden_layers" else _MOST
-        if value is None and (key in _MAYBE or key not in record):
+def _check_sizes(name: str, record: Mapping[str, Any], spec: Family) -> None:
+    """Refuse sizes that cannot be meant, before anything is built from them.
+
+    Which keys say sizes, and which of them follow from others, is the family's row. Keys that are absent have defaults.
+    """
+    sizes = {spec.depth: _MOST_LAYERS, **dict.fromkeys(("vocab_size", *spec.config, *_POSITIONS), _MOST)}
+    nullable = {*_POSITIONS, *(key for key in spec.config if _follows(key, spec))}
+    for key, most in sizes.items():
+        value = record.get(key)
+        if value is None and (key in nullable or key not in record):
             continue
         if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
             raise ConfigError(f"config.json of {name}: {key} is {value!r}; a whole number from 1 to {most} is needed")
-    heads, hidden = record.get("num_attention_heads"), record.get("hidden_size")
-    groups = record.get("num_key_value_heads") or heads
-    if heads and groups and heads % groups:
+    if any(record.get(key) is None and key not in nullable for key in spec.config):
+        return
+    try:
+        counts = spec.counts(record)
+    except ConfigError as error:
+        raise ConfigError(f"config.json of {name}: {error}; correct what is wrong") from None
+    heads, width = counts["kv_groups"] * counts["queries"], spec.key("head_dim")
+    if counts["hidden"] % heads and not (width and record.get(width)):
         raise ConfigError(
-            f"config.json of {name}: {heads} query heads do not divide into {groups} KV heads "
-            "(num_attention_heads, num_key_value_heads); correct what is wrong"
+            f"config.json of {name}: the hidden size {counts['hidden']} does not divide into {heads} heads, and no key "
+            "says how wide a head is; correct what is wrong"
         )
-    if heads and hidden and hidden % heads and not record.get("head_dim"):
-        raise ConfigError(
-            f"config.json of {name}: hidden_size {hidden} does not divide into {heads} heads (num_attention_heads), "
-            "and there is no head_dim; correct what is wrong"
-        )
+
+
+def _follows(key: str, spec: Family) -> bool:
+    """Tell whether a family's other keys are enough to know all sizes without this one."""
+    layouts = {other: Layout(text) for other, text in spec.config.items() if other != key}
+    try:
+        spec.counts({other: layout.size(dict.fromkeys(layout.names, 1)) for other, layout in layouts.items()})
+    except ConfigError:
+        return False
+    return True
 
 
 def _check_layers(name: str, said: int, spec: Family, found: Mapping[str, StoredTensor]) -> None:
@@ -262,24 +277,3 @@ def _few(names: list[str]) -> str:
 
 def _lacks(missing: list[str]) -> str:
     return f", and lacks {_few(missing)}" if missing else ""
-
-
-def _check_tied(name: str, found: Mapping[str, StoredTensor], spec: Family) -> None:
-    """Check that a head beside tied embeddings is the same matrix."""
-    import torch
-    from safetensors import safe_open
-
-    keys = f"{spec.decoder}.{spec.embeddings}.weight", f"{spec.head}.weight"
-    if not all(key in found for key in keys):
-        return
-    with safe_open(found[keys[0]].file, "pt") as first, safe_open(found[keys[1]].file, "pt") as second:
-        embeddings, head = first.get_slice(keys[0]), second.get_slice(keys[1])
-        rows = found[keys[0]].shape[0]
-        for begin in range(0, rows, 4096):
-            part = slice(begin, begin + 4096)
-            if not torch.equal(embeddings[part].double(), head[part].double()):
-                raise UnsupportedModelError(
-                    f"config.json of {name} ties head and embeddings (tie_word_embeddings), but {keys[1]} and "
-                    f"{keys[0]} differ, and readers disagree on which is meant: set tie_word_embeddings to false to "
-                    f"keep both, or take {keys[1]} out of the file"
-                )
