@@ -25,7 +25,7 @@ from multipruner.core.objective import Choice, best_two
 from multipruner.core.structure import KINDS, BlockKind, Structure
 
 from .prunable import Inputs, Prunable
-from .token_losses import DivergenceFromDense, NegativeLogLikelihood, TokenLoss, tokens_at_once
+from .token_losses import DivergenceFromDense, NegativeLogLikelihood, Scores, TokenLoss, tokens_at_once
 
 STATE_BYTES = 1 << 30
 """Default memory for the hidden states of the base structure; above it they are recomputed batch by batch."""
@@ -91,7 +91,7 @@ class CalibrationObjective:
         self._order: list[tuple[int, BlockKind]] = [
             (layer, kind) for layer in range(len(prunable.dense)) for kind in KINDS
         ]
-        self._buffer: Tensor | None = None
+        self._scores = Scores(prunable.head)
         per_sequence = prunable.state_bytes(ids.shape[1])
         self._hold = per_sequence * len(ids) <= state_bytes
         if not self._hold:
@@ -218,18 +218,12 @@ class CalibrationObjective:
         for begin in range(0, len(flat), chunk):
             part = slice(begin, begin + chunk)
             normed = self.prunable.normed(flat[part])
-            losses = batch.loss(self._scores(self.prunable.head(normed)), normed, part)
+            losses = batch.loss(self._scores, normed, part)
             total += float(losses.double() @ batch.weights[part])
             self.work.head_tokens += len(normed)
             if total > bound:
                 return math.inf
         return total
-
-    def _scores(self, logits: Tensor) -> Tensor:
-        """Logits in float32, in one buffer that is used again and again."""
-        if self._buffer is None or len(self._buffer) < len(logits):
-            self._buffer = torch.empty(logits.shape, dtype=torch.float32, device=logits.device)
-        return self._buffer[: len(logits)].copy_(logits)
 
 
 class PlainObjective:

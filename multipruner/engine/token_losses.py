@@ -1,6 +1,7 @@
 """What one token of calibration text costs: the negative log-likelihood, or the divergence from the dense model.
 
-Both see the logits of a few tokens at a time in one float32 buffer that they may overwrite.
+Both ask for the logarithm of a softmax's denominator, and no logits outlive the asking: in float32 on a CPU a part of
+the vocabulary at a time, whose logits are reduced while they are in the processor's cache.
 """
 
 from __future__ import annotations
@@ -15,20 +16,79 @@ from multipruner.core.errors import UnsupportedModelError
 
 _LOGIT_BYTES = 48 << 20  # one float32 chunk of logits; larger temporaries cost more in page faults than in arithmetic
 
+_PART_BYTES = 1 << 20  # of logits that are reduced at once in float32, half of a usual core's own cache
+
 
 def tokens_at_once(vocab_size: int) -> int:
     """Tokens whose float32 logits are in memory together."""
     return max(_LOGIT_BYTES // (4 * vocab_size), 16)
 
 
+class Scores:
+    """What a head's logits come to, in buffers that are used again and again.
+
+    Args:
+        head: the output projection.
+    """
+
+    def __init__(self, head: nn.Module) -> None:
+        self._head = head
+        self._buffer = torch.empty(0)
+
+    def log_totals(self, normed: Tensor) -> Tensor:
+        """Logarithm of the sum of the exponentials of every token's logits, float32 [tokens].
+
+        Args:
+            normed: final hidden states after the last norm, [tokens, hidden_size].
+        """
+        return self._in_parts(normed) if self._parted(normed) else _log_total(self._whole(normed))
+
+    def with_labels(self, normed: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """The same, and the logit of one label [tokens] of every token, float32 [tokens] each."""
+        if self._parted(normed):
+            weight, bias = self._head.weight[labels], self._head.bias
+            chosen = (normed * weight).sum(dim=1)
+            return self._in_parts(normed), chosen if bias is None else chosen + bias[labels]
+        scores = self._whole(normed)
+        chosen = scores.gather(1, labels[:, None])[:, 0]
+        return _log_total(scores), chosen
+
+    def _parted(self, normed: Tensor) -> bool:
+        return type(self._head) is nn.Linear and normed.dtype is torch.float32 and normed.device.type == "cpu"
+
+    def _room(self, rows: int, columns: int, device: torch.device) -> Tensor:
+        if self._buffer.numel() < rows * columns:
+            self._buffer = torch.empty(rows * columns, device=device)
+        return self._buffer[: rows * columns].view(rows, columns)
+
+    def _whole(self, normed: Tensor) -> Tensor:
+        """All logits, float32 [tokens, vocabulary]."""
+        logits = self._head(normed)
+        return self._room(*logits.shape, logits.device).copy_(logits)
+
+    def _in_parts(self, normed: Tensor) -> Tensor:
+        """Log totals with a running maximum (online softmax, arXiv 1805.02867)."""
+        weight, bias, rows = self._head.weight, self._head.bias, len(normed)
+        top, total = normed.new_full((rows, 1), torch.finfo(torch.float32).min), normed.new_zeros(rows, 1)
+        for begin in range(0, len(weight), step := max(_PART_BYTES // (4 * rows), 64)):
+            part = weight[begin : begin + step]
+            scores = torch.mm(normed, part.T, out=self._room(rows, len(part), normed.device))
+            if bias is not None:
+                scores += bias[begin : begin + step]
+            higher = torch.maximum(top, scores.amax(dim=1, keepdim=True))
+            total.mul_(top.sub_(higher).exp_()).add_(scores.sub_(higher).exp_().sum(dim=1, keepdim=True))
+            top = higher
+        return (total.log_() + top)[:, 0]
+
+
 class TokenLoss(Protocol):
     """Loss of every token of a batch."""
 
-    def __call__(self, scores: Tensor, normed: Tensor, part: slice) -> Tensor:
+    def __call__(self, scores: Scores, normed: Tensor, part: slice) -> Tensor:
         """Losses of some tokens, float32 [tokens].
 
         Args:
-            scores: their logits, float32 [tokens, vocabulary]; may be overwritten.
+            scores: of the head.
             normed: their final hidden states after the last norm, [tokens, hidden_size].
             part: which of the batch's tokens they are.
         """
@@ -51,9 +111,9 @@ class NegativeLogLikelihood:
 
     labels: Tensor
 
-    def __call__(self, scores: Tensor, normed: Tensor, part: slice) -> Tensor:
-        chosen = scores.gather(1, self.labels[part][:, None])[:, 0]
-        return _log_total(scores) - chosen
+    def __call__(self, scores: Scores, normed: Tensor, part: slice) -> Tensor:
+        total, chosen = scores.with_labels(normed, self.labels[part])
+        return total - chosen
 
 
 @dataclass
@@ -73,9 +133,9 @@ class DivergenceFromDense:
     negative_entropy: Tensor
     mean_row: Tensor
 
-    def __call__(self, scores: Tensor, normed: Tensor, part: slice) -> Tensor:
+    def __call__(self, scores: Scores, normed: Tensor, part: slice) -> Tensor:
         expected = (normed.float() * self.mean_row[part]).sum(dim=1)
-        return _log_total(scores) + self.negative_entropy[part] - expected
+        return scores.log_totals(normed) + self.negative_entropy[part] - expected
 
     @classmethod
     def of(cls, head: nn.Module, normed: Tensor, chunk: int) -> DivergenceFromDense:
