@@ -41,20 +41,23 @@ class Scores:
         Args:
             normed: final hidden states after the last norm, [tokens, hidden_size].
         """
-        return self._in_parts(normed) if self._parted(normed) else _log_total(self._whole(normed))
+        if (linear := self._parted(normed)) is not None:
+            return self._in_parts(linear, normed)
+        return _log_total(self._whole(normed))
 
     def with_labels(self, normed: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """The same, and the logit of one label [tokens] of every token, float32 [tokens] each."""
-        if self._parted(normed):
-            weight, bias = self._head.weight[labels], self._head.bias
-            chosen = (normed * weight).sum(dim=1)
-            return self._in_parts(normed), chosen if bias is None else chosen + bias[labels]
+        if (linear := self._parted(normed)) is not None:
+            chosen = (normed * linear.weight[labels]).sum(dim=1)
+            return self._in_parts(linear, normed), chosen if linear.bias is None else chosen + linear.bias[labels]
         scores = self._whole(normed)
         chosen = scores.gather(1, labels[:, None])[:, 0]
         return _log_total(scores), chosen
 
-    def _parted(self, normed: Tensor) -> bool:
-        return type(self._head) is nn.Linear and normed.dtype is torch.float32 and normed.device.type == "cpu"
+    def _parted(self, normed: Tensor) -> nn.Linear | None:
+        """The head where its logits can be computed in parts, and that pays."""
+        pays = normed.dtype is torch.float32 and normed.device.type == "cpu"
+        return self._head if pays and type(self._head) is nn.Linear else None
 
     def _room(self, rows: int, columns: int, device: torch.device) -> Tensor:
         if self._buffer.numel() < rows * columns:
@@ -64,11 +67,11 @@ class Scores:
     def _whole(self, normed: Tensor) -> Tensor:
         """All logits, float32 [tokens, vocabulary]."""
         logits = self._head(normed)
-        return self._room(*logits.shape, logits.device).copy_(logits)
+        return self._room(len(logits), logits.shape[1], logits.device).copy_(logits)
 
-    def _in_parts(self, normed: Tensor) -> Tensor:
+    def _in_parts(self, linear: nn.Linear, normed: Tensor) -> Tensor:
         """Log totals with a running maximum (online softmax, arXiv 1805.02867)."""
-        weight, bias, rows = self._head.weight, self._head.bias, len(normed)
+        weight, bias, rows = linear.weight, linear.bias, len(normed)
         top, total = normed.new_full((rows, 1), torch.finfo(torch.float32).min), normed.new_zeros(rows, 1)
         for begin in range(0, len(weight), step := max(_PART_BYTES // (4 * rows), 64)):
             part = weight[begin : begin + step]

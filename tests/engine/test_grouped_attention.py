@@ -106,7 +106,7 @@ def test_bfloat16_models_compute_the_same_up_to_rounding():
         for cache in (lambda llm: StaticCache(llm.config, max_cache_len=8), lambda llm: DynamicCache()):
             llm, exact = model(), model().float()
 
-            def steps(llm, cache=cache, cached=cached):
+            def steps(llm: Any, cache: Any = cache, cached: bool = cached) -> torch.Tensor:
                 if not cached:
                     return llm(ids).logits.float()
                 kept = cache(llm)
@@ -226,10 +226,22 @@ def test_the_benchmark_runs_both_sides(monkeypatch):
         real = getattr(attention, name)
         monkeypatch.setattr(attention, name, lambda *parts, real=real: used.append(1) or real(*parts))
     rows = bench.passes(model(), torch.randint(0, 97, (2, 20)))
+    attending = ("an attention block", "one more token of 3 sequences", "all statistics")
     for name, work in rows.items():
         used.clear()
         with bench.stock():
             assert bench.best(1, work) > 0
         assert not used, name
         assert bench.best(1, work) > 0
-        assert bool(used) == (name != "second moments of one MLP"), name
+        assert bool(used) == (name in attending), name
+
+
+@torch.inference_mode()
+def test_the_benchmark_compares_what_comes_to_the_same(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+    bench = import_module("passes")
+    monkeypatch.setattr(bench, "SAMPLED", 3)
+    work = bench.passes(model(torch.float32), torch.randint(0, 97, (4, 20)))["the order of one MLP's channels"]
+    with bench.stock():
+        plain = work()
+    assert work() == plain and sorted(plain) == list(range(40))

@@ -48,9 +48,9 @@ def test_both_ways_agree_and_only_float32_goes_in_parts(monkeypatch: pytest.Monk
     parted: list[int] = []
     original = Scores._in_parts
 
-    def counted(self: Scores, states: Tensor) -> Tensor:
+    def counted(self: Scores, linear: nn.Linear, states: Tensor) -> Tensor:
         parted.append(len(states))
-        return original(self, states)
+        return original(self, linear, states)
 
     monkeypatch.setattr(Scores, "_in_parts", counted)
     loss = NegativeLogLikelihood(labels)

@@ -47,8 +47,8 @@ def test_memory_is_taken_once() -> None:
     cache = cache_for(model, 14)
     assert cache is not None
     _step_by_step(model, cache, 1)
-    keys = cache.layers[0].keys
-    assert keys is not None and keys.shape[2] == 14
+    first = cache.layers[0]
+    assert isinstance(first, FilledLayer) and first.keys is not None and first.keys.shape[2] == 14
     seen, _ = FilledLayer.update(layer := FilledLayer(9), *torch.ones(2, 1, 2, 3, 4))
     more, _ = layer.update(*torch.ones(2, 1, 2, 1, 4))
     assert seen.shape[2] == 3 and more.shape[2] == 4 and seen.data_ptr() == more.data_ptr()
