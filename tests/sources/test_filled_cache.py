@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -100,7 +101,10 @@ def test_the_stock_function_gets_what_it_knows() -> None:
     assert stored_in(model) is None, "computed with as it is stored"
 
 
-def test_text_of_a_model_that_is_stored_otherwise_is_other_text(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_text_of_a_model_that_is_stored_otherwise_is_other_text(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("MULTIPRUNER_CACHE", str(tmp_path))
     model, sampled, original = _held(torch.bfloat16), [], sampling.sample
     monkeypatch.setattr(sampling, "sample", lambda *given: sampled.append(1) or original(*given))
     for stored in (torch.bfloat16, torch.float32, torch.bfloat16):
