@@ -77,7 +77,7 @@ def stream(prunable: Prunable, ids: Tensor) -> Iterator[tuple[int, BlockKind, Te
         ids: token ids, [sequences, length]; the hidden states of all of them are kept, in the model's dtype.
     """
     on_cpu = prunable.model.device.type == "cpu"
-    batches = embedded(prunable, ids, _PASS_TOKENS if on_cpu else BATCH_TOKENS)
+    batches = embedded(prunable, ids, min(_PASS_TOKENS, BATCH_TOKENS) if on_cpu else BATCH_TOKENS)
     hidden = [batch.hidden for batch in batches]
     for layer, size in enumerate(prunable.dense):
         for kind in KINDS:
@@ -91,9 +91,9 @@ def stream(prunable: Prunable, ids: Tensor) -> Iterator[tuple[int, BlockKind, Te
             yield layer, kind, moments.second(), moments.first()
 
 
-def embedded(prunable: Prunable, ids: Tensor, tokens: int = BATCH_TOKENS) -> list[Inputs]:
-    """Token ids as batches of so many tokens that are ready for the first block."""
-    rows = max(1, tokens // ids.shape[1])
+def embedded(prunable: Prunable, ids: Tensor, tokens: int | None = None) -> list[Inputs]:
+    """Token ids as batches that are ready for the first block, of ``BATCH_TOKENS`` or so many tokens each."""
+    rows = max(1, (tokens or BATCH_TOKENS) // ids.shape[1])
     return [prunable.inputs(batch.to(prunable.model.device)) for batch in ids.split(rows)]
 
 

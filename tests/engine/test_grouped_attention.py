@@ -106,16 +106,17 @@ def test_bfloat16_models_compute_the_same_up_to_rounding():
         for cache in (lambda llm: StaticCache(llm.config, max_cache_len=8), lambda llm: DynamicCache()):
             llm, exact = model(), model().float()
 
-            def steps(llm: Any, cache: Any = cache, cached: bool = cached) -> torch.Tensor:
+            def steps(llm: Any, of: Any = cache, cached: bool = cached) -> torch.Tensor:
                 if not cached:
                     return llm(ids).logits.float()
-                kept = cache(llm)
+                kept = of(llm)
                 return torch.cat([llm(ids[:, i : i + 1], past_key_values=kept).logits.float() for i in range(8)], 1)
 
             with grouped_attention(llm):
                 assert llm.config._attn_implementation == NAME
-                ours = steps(llm)
-            wanted, stock = steps(exact), steps(llm)
+                ours: torch.Tensor = steps(llm)
+            wanted: torch.Tensor = steps(exact)
+            stock: torch.Tensor = steps(llm)
             assert cached or not torch.equal(ours, stock), "it was another computation"
             assert (ours - wanted).square().mean() < 1.5 * (stock - wanted).square().mean()
 
