@@ -60,7 +60,7 @@ def load(source: str | Path, **kwargs: Any) -> PreTrainedModel:
 
 
 def _check_heads(folder: Path, config: Mapping[str, Any]) -> None:
-    """A folder that somebody made, or an older version: tied, but with a head of its own in the file."""
+    """Refuse a folder that somebody made, or an older version: tied, but with a head of its own in the file."""
     spec = family_of(config) or FAMILIES.get(str(config.get("model_type")))
     if spec is not None and (folder / "config.json").is_file() and config.get("tie_word_embeddings"):
         embeddings = f"{spec.decoder}.{spec.embeddings}.weight"

@@ -1,10 +1,12 @@
 """Attention on a CPU with the query heads of a group side by side: what the engine's own passes over text attend with.
 
-PyTorch's kernel for bfloat16 on a CPU is far slower than batched products of the same size (``benchmarks/passes.py``
-prints both). Here the query heads of a KV group are rows of one product, and queries go in blocks that see no more than
-the keys before them. It is registered with transformers' own interface and used only between entering and leaving
-:func:`grouped_attention`; whatever it does not cover goes to the stock function. Models on disk and stock forwards
-(evaluation, timing) never meet it.
+Where text is sampled, a step asks with one position of every sequence and reads all keys and values: the query heads of
+a KV group then stand as queries of one head, so that a group is read once, with no mask and no copy, and it may be kept
+in the narrower type that the weights are stored in. Over whole texts, PyTorch's kernel for bfloat16 on a CPU is far
+slower than batched products of the same size; there queries go in blocks that see no more than the keys before them
+(``benchmarks/passes.py`` prints both). It is registered with transformers' own interface and used only between entering
+and leaving :func:`grouped_attention`; whatever it does not cover goes to the stock function. Models on disk and stock
+forwards (evaluation, timing) never meet it.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -28,16 +31,15 @@ _ROWS = 4
 
 @contextmanager
 def grouped_attention(module: nn.Module) -> Iterator[None]:
-    """Have a model, or an attention block of one, attend with grouped products where that pays; undone on leaving.
+    """Have a model, or an attention block of one, attend with grouped queries where that pays; undone on leaving.
 
-    That is for bfloat16 on a CPU that multiplies it, where the stock choice is SDPA. In every other case nothing
-    changes.
+    That is on a CPU, where the stock choice is SDPA. In every other case nothing changes.
 
     Args:
         module: has the ``config`` that says how to attend.
     """
     config = getattr(module, "config", None)
-    if getattr(config, "_attn_implementation", None) != "sdpa" or not _pays(module):
+    if getattr(config, "_attn_implementation", None) != "sdpa" or not _on_cpu(module):
         yield
         return
     assert config is not None
@@ -48,12 +50,40 @@ def grouped_attention(module: nn.Module) -> Iterator[None]:
         config._attn_implementation = "sdpa"
 
 
-def _pays(module: nn.Module) -> bool:
+def narrow_cache(module: nn.Module) -> torch.dtype | None:
+    """Return the type for keys and values of sampled text: the 16 bits that the weights are stored in, computed in
+    more.
+
+    A step reads all of them, which takes longer than to compute with them.
+
+    Args:
+        module: the model, inside :func:`grouped_attention`.
+
+    Returns:
+        The type; ``None`` for the one that is computed in: also where the stock function attends, which knows no other.
+    """
+    grouped = getattr(getattr(module, "config", None), "_attn_implementation", None) == NAME
+    return stored_in(module) if grouped else None
+
+
+def stored_in(module: nn.Module) -> torch.dtype | None:
+    """Return the 16-bit type of a checkpoint that is computed with in another; ``None`` where there is no such
+    difference.
+    """
+    stored = getattr(getattr(module, "config", None), "dtype", None)
+    computed = next(module.parameters()).dtype
+    return stored if stored in (torch.bfloat16, torch.float16) and computed.itemsize > stored.itemsize else None
+
+
+def _on_cpu(module: nn.Module) -> bool:
     weight = next(module.parameters(), None)
+    return weight is not None and weight.device.type == "cpu"
+
+
+def _multiplied(dtype: torch.dtype) -> bool:
+    """Tell whether batched products of a type are what PyTorch's own kernel is slower than."""
     return (
-        weight is not None
-        and weight.device.type == "cpu"
-        and weight.dtype is torch.bfloat16
+        dtype is torch.bfloat16
         and torch.backends.mkldnn.is_available()
         and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     )
@@ -72,7 +102,9 @@ def _forward(
     scale = settings.get("scaling") or query.shape[-1] ** -0.5
     if not special and query.shape[2] == 1 and (attention_mask is None or _of_keys(attention_mask)):
         return _one_query(query, key, value, attention_mask, scale), None
-    if not special and causal and attention_mask is None and 1 < query.shape[2] == key.shape[2]:
+    key, value = key.to(query.dtype), value.to(query.dtype)
+    whole = causal and attention_mask is None and 1 < query.shape[2] == key.shape[2]
+    if not special and whole and _multiplied(query.dtype):
         parts = zip(query.split(_ROWS), key.split(_ROWS), value.split(_ROWS), strict=True)
         return torch.cat([_causal(q, k, v, scale) for q, k, v in parts]), None
     return sdpa_attention_forward(module, query, key, value, attention_mask, **settings)
@@ -84,15 +116,12 @@ def _of_keys(mask: Tensor) -> bool:
 
 
 def _one_query(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> Tensor:
-    """Return one new position per sequence, as when text is sampled."""
+    """Return one new position per sequence, as when text is sampled; keys and values may be of another type."""
     rows, heads, _, width = query.shape
-    groups, keys = key.shape[1:3]
-    asked = (query * scale).reshape(rows * groups, heads // groups, width)
-    scores = torch.bmm(asked, key.reshape(rows * groups, keys, width).transpose(1, 2)).view(rows, heads, 1, keys)
-    if mask is not None:
-        scores.masked_fill_(mask.logical_not(), -torch.inf)
-    shares = scores.softmax(-1).view(rows * groups, heads // groups, keys)
-    return torch.bmm(shares, value.reshape(rows * groups, keys, -1)).view(rows, 1, heads, -1)
+    groups = key.shape[1]
+    asked = query.to(key.dtype).reshape(rows, groups, heads // groups, width)
+    found = F.scaled_dot_product_attention(asked, key, value, attn_mask=mask, scale=scale)
+    return found.to(query.dtype).reshape(rows, 1, heads, -1)
 
 
 def _causal(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:

@@ -23,6 +23,7 @@ Place = Callable[[], MutableMapping[Any, Tensor]]
 :class:`multipruner.storage.tensors_on_disk.OnDisk`."""
 BATCH_TOKENS = 4096
 """Tokens that run together."""
+_PASS_TOKENS = 1024  # of a pass on a CPU: what blocks make in between then stays in the processor's cache
 _BLOCK = 256  # columns whose products are taken together: a symmetric matrix needs little more than half of them
 
 
@@ -74,7 +75,8 @@ def stream(prunable: Prunable, ids: Tensor) -> Iterator[tuple[int, Tensor, Tenso
         prunable: the dense model.
         ids: token ids, [sequences, length]; the hidden states of all of them are kept, in the model's dtype.
     """
-    batches = embedded(prunable, ids)
+    on_cpu = prunable.model.device.type == "cpu"
+    batches = embedded(prunable, ids, min(_PASS_TOKENS, BATCH_TOKENS) if on_cpu else BATCH_TOKENS)
     hidden = [batch.hidden for batch in batches]
     for block, size in enumerate(prunable.dense):
         with Moments(prunable.dense_output(block)) as moments:
@@ -82,9 +84,9 @@ def stream(prunable: Prunable, ids: Tensor) -> Iterator[tuple[int, Tensor, Tenso
         yield block, moments.second(), moments.first()
 
 
-def embedded(prunable: Prunable, ids: Tensor) -> list[Inputs]:
-    """Return token ids as batches that are ready for the first block."""
-    rows = max(1, BATCH_TOKENS // ids.shape[1])
+def embedded(prunable: Prunable, ids: Tensor, tokens: int | None = None) -> list[Inputs]:
+    """Return token ids as batches that are ready for the first block, of ``BATCH_TOKENS`` or so many tokens each."""
+    rows = max(1, (tokens or BATCH_TOKENS) // ids.shape[1])
     return [prunable.inputs(batch.to(prunable.model.device)) for batch in ids.split(rows)]
 
 

@@ -26,7 +26,7 @@ from multipruner.core.objective import Choice, best_two
 from multipruner.core.structure import Structure
 
 from .prunable import Inputs, Prunable
-from .token_losses import DivergenceFromDense, NegativeLogLikelihood, TokenLoss, tokens_at_once
+from .token_losses import DivergenceFromDense, NegativeLogLikelihood, Scores, TokenLoss, tokens_at_once
 
 STATE_BYTES = 1 << 30
 """Default memory for the hidden states of the base structure; above it they are recomputed batch by batch."""
@@ -89,7 +89,7 @@ class CalibrationObjective:
         self.base = prunable.dense
         self.tokens = ids.numel()
         self.work = Work()
-        self._buffer: Tensor | None = None
+        self._scores = Scores(prunable.head, prunable.cap)
         per_sequence = prunable.state_bytes(ids.shape[1])
         self._hold = per_sequence * len(ids) <= state_bytes
         if not self._hold:
@@ -217,19 +217,12 @@ class CalibrationObjective:
         for begin in range(0, len(flat), chunk):
             part = slice(begin, begin + chunk)
             normed = self.prunable.normed(flat[part])
-            losses = batch.loss(self._scores(self.prunable.head(normed)), normed, part)
+            losses = batch.loss(self._scores, normed, part)
             total += float(losses.double() @ batch.weights[part])
             self.work.head_tokens += len(normed)
             if total > bound:
                 return math.inf
         return total
-
-    def _scores(self, logits: Tensor) -> Tensor:
-        """Return logits in float32, in one buffer that is used again and again."""
-        if self._buffer is None or len(self._buffer) < len(logits):
-            self._buffer = torch.empty(logits.shape, dtype=torch.float32, device=logits.device)
-        scores, cap = self._buffer[: len(logits)].copy_(logits), self.prunable.cap
-        return scores if cap is None else scores.div_(cap).tanh_().mul_(cap)
 
 
 class PlainObjective:

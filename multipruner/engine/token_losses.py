@@ -1,6 +1,7 @@
 """What one token of calibration text costs: the negative log-likelihood, or the divergence from the dense model.
 
-Both see the logits of a few tokens at a time in one float32 buffer that they may overwrite.
+Both ask for the logarithm of a softmax's denominator, and no logits outlive the asking: in float32 on a CPU a part of
+the vocabulary at a time, whose logits are reduced while they are in the processor's cache.
 """
 
 from __future__ import annotations
@@ -15,20 +16,89 @@ from multipruner.core.errors import UnsupportedModelError
 
 _LOGIT_BYTES = 48 << 20  # one float32 chunk of logits; larger temporaries cost more in page faults than in arithmetic
 
+_PART_BYTES = 1 << 20  # of logits that are reduced at once in float32, half of a usual core's own cache
+
 
 def tokens_at_once(vocab_size: int) -> int:
     """Return tokens whose float32 logits are in memory together."""
     return max(_LOGIT_BYTES // (4 * vocab_size), 16)
 
 
+class Scores:
+    """What a head's logits come to, in buffers that are used again and again.
+
+    Args:
+        head: the output projection.
+        cap: what a tanh keeps the logits within, where one does.
+    """
+
+    def __init__(self, head: nn.Module, cap: float | None = None) -> None:
+        self._head, self._cap = head, cap
+        self._buffer = torch.empty(0)
+
+    def log_totals(self, normed: Tensor) -> Tensor:
+        """Return the logarithm of the sum of the exponentials of every token's logits, float32 [tokens].
+
+        Args:
+            normed: final hidden states after the last norm, [tokens, hidden_size].
+        """
+        if (linear := self._parted(normed)) is not None:
+            return self._in_parts(linear, normed)
+        return _log_total(self._whole(normed))
+
+    def with_labels(self, normed: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the same, and the logit of one label [tokens] of every token, float32 [tokens] each."""
+        if (linear := self._parted(normed)) is not None:
+            chosen = (normed * linear.weight[labels]).sum(dim=1)
+            chosen = chosen if linear.bias is None else chosen + linear.bias[labels]
+            return self._in_parts(linear, normed), self._capped(chosen)
+        scores = self._whole(normed)
+        chosen = scores.gather(1, labels[:, None])[:, 0]
+        return _log_total(scores), chosen
+
+    def _parted(self, normed: Tensor) -> nn.Linear | None:
+        """Return the head where its logits can be computed in parts, and that pays."""
+        pays = normed.dtype is torch.float32 and normed.device.type == "cpu"
+        return self._head if pays and type(self._head) is nn.Linear else None
+
+    def _room(self, rows: int, columns: int, device: torch.device) -> Tensor:
+        if self._buffer.numel() < rows * columns:
+            self._buffer = torch.empty(rows * columns, device=device)
+        return self._buffer[: rows * columns].view(rows, columns)
+
+    def _whole(self, normed: Tensor) -> Tensor:
+        """Return all logits, float32 [tokens, vocabulary]."""
+        logits = self._head(normed)
+        return self._capped(self._room(len(logits), logits.shape[1], logits.device).copy_(logits))
+
+    def _capped(self, scores: Tensor) -> Tensor:
+        """Return cap logits, in place."""
+        return scores if self._cap is None else scores.div_(self._cap).tanh_().mul_(self._cap)
+
+    def _in_parts(self, linear: nn.Linear, normed: Tensor) -> Tensor:
+        """Return log totals with a running maximum (online softmax, arXiv 1805.02867)."""
+        weight, bias, rows = linear.weight, linear.bias, len(normed)
+        top, total = normed.new_full((rows, 1), torch.finfo(torch.float32).min), normed.new_zeros(rows, 1)
+        for begin in range(0, len(weight), step := max(_PART_BYTES // (4 * rows), 64)):
+            part = weight[begin : begin + step]
+            scores = torch.mm(normed, part.T, out=self._room(rows, len(part), normed.device))
+            if bias is not None:
+                scores += bias[begin : begin + step]
+            scores = self._capped(scores)
+            higher = torch.maximum(top, scores.amax(dim=1, keepdim=True))
+            total.mul_(top.sub_(higher).exp_()).add_(scores.sub_(higher).exp_().sum(dim=1, keepdim=True))
+            top = higher
+        return (total.log_() + top)[:, 0]
+
+
 class TokenLoss(Protocol):
     """Loss of every token of a batch."""
 
-    def __call__(self, scores: Tensor, normed: Tensor, part: slice) -> Tensor:
+    def __call__(self, scores: Scores, normed: Tensor, part: slice) -> Tensor:
         """Return losses of some tokens, float32 [tokens].
 
         Args:
-            scores: their logits, float32 [tokens, vocabulary]; may be overwritten.
+            scores: of the head.
             normed: their final hidden states after the last norm, [tokens, hidden_size].
             part: which of the batch's tokens they are.
         """
@@ -51,9 +121,9 @@ class NegativeLogLikelihood:
 
     labels: Tensor
 
-    def __call__(self, scores: Tensor, normed: Tensor, part: slice) -> Tensor:
-        chosen = scores.gather(1, self.labels[part][:, None])[:, 0]
-        return _log_total(scores) - chosen
+    def __call__(self, scores: Scores, normed: Tensor, part: slice) -> Tensor:
+        total, chosen = scores.with_labels(normed, self.labels[part])
+        return total - chosen
 
 
 @dataclass
@@ -73,9 +143,9 @@ class DivergenceFromDense:
     negative_entropy: Tensor
     mean_row: Tensor
 
-    def __call__(self, scores: Tensor, normed: Tensor, part: slice) -> Tensor:
+    def __call__(self, scores: Scores, normed: Tensor, part: slice) -> Tensor:
         expected = (normed.float() * self.mean_row[part]).sum(dim=1)
-        return _log_total(scores) + self.negative_entropy[part] - expected
+        return scores.log_totals(normed) + self.negative_entropy[part] - expected
 
     @classmethod
     def of(cls, head: nn.Module, normed: Tensor, chunk: int) -> DivergenceFromDense:

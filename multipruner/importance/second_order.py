@@ -8,8 +8,6 @@ inputs are orthogonal and of one size it is the order of the column norms.
 
 from __future__ import annotations
 
-from math import inf
-
 import torch
 from torch import Tensor
 
@@ -34,22 +32,15 @@ def elimination_order(weight: Tensor, gram: Tensor, *, groups: int, rounds: int 
     Raises:
         NumericsError: when the second moments are not finite or cannot be inverted.
     """
-    size, columns = weight.shape[1] // groups, weight.shape[1]
-    # sum over the rows of W is all that prices need: work with the moments of the rows instead of W itself
-    state = _State(weight.float(), _inverse(gram.float()))
+    state = _State(weight.float(), _inverse(gram.float()), weight.shape[1] // groups)
     at_once = max(1, -(-groups // rounds))
     leaving: list[int] = []
-    alive = torch.arange(groups, device=weight.device)
-    while len(alive):
-        prices = state.prices(alive, size)
-        chosen = torch.sort(prices, stable=True).indices[:at_once]
-        out = alive[chosen]
+    while state.there:
+        # by their own numbers, so that ties fall the same way wherever the groups stand
+        numbers, places = torch.sort(state.groups)
+        out = numbers[torch.sort(state.prices()[places], stable=True).indices[:at_once]]
         leaving += out.tolist()
-        keep = torch.ones(len(alive), dtype=torch.bool, device=alive.device)
-        keep[chosen] = False
-        alive = alive[keep]
-        if len(alive):
-            state.remove(_columns(out, size), columns)
+        state.remove(out)
     return tuple(reversed(leaving))
 
 
@@ -67,30 +58,58 @@ def _columns(groups: Tensor, size: int) -> Tensor:
 
 
 class _State:
-    """Weights and inverse second moments of the columns that are still there, updated in place."""
+    """Weights and inverse second moments of the columns that are still there, updated in place.
 
-    def __init__(self, weight: Tensor, inverse: Tensor) -> None:
-        self.weight, self.inverse = weight.clone(), inverse
+    They stand side by side at the beginning of what was allocated, in any order: where some leave, the last ones take
+    their places, so that the work shrinks with what is there.
+    """
 
-    def prices(self, groups: Tensor, size: int) -> Tensor:
+    def __init__(self, weight: Tensor, inverse: Tensor, size: int) -> None:
+        """Take weights [hidden_size, n], the inverse [n, n], and how many columns a group has."""
+        self._rows, self._whole, self._size = weight.T.contiguous(), inverse, size
+        self.groups = torch.arange(len(inverse) // size, device=inverse.device)
+        """The numbers of the groups that are still there, in the order in which they stand."""
+
+    @property
+    def there(self) -> int:
+        """How many groups are still there."""
+        return len(self.groups)
+
+    @property
+    def weight(self) -> Tensor:
+        """Of the columns that are there, [columns, hidden_size]."""
+        return self._rows[: self.there * self._size]
+
+    @property
+    def inverse(self) -> Tensor:
+        """Of the columns that are there, [columns, columns]."""
+        return self._whole[: self.there * self._size, : self.there * self._size]
+
+    def prices(self) -> Tensor:
         """Return what removing each group would cost, [groups]."""
-        if size == 1:
-            return self.weight[:, groups].square().sum(dim=0) / self.inverse.diagonal()[groups]
-        prices = torch.full((len(groups),), inf, device=groups.device)
-        for index, group in enumerate(groups.tolist()):
-            own = slice(group * size, (group + 1) * size)
-            solved = torch.linalg.solve(self.inverse[own, own], self.weight[:, own].T)
-            prices[index] = (self.weight[:, own].T * solved).sum()
+        if self._size == 1:
+            return self.weight.square().sum(dim=1) / self.inverse.diagonal()
+        prices = self.weight.new_empty(self.there)
+        for place in range(self.there):
+            own = slice(place * self._size, (place + 1) * self._size)
+            solved = torch.linalg.solve(self.inverse[own, own], self.weight[own])
+            prices[place] = (self.weight[own] * solved).sum()
         return prices
 
-    def remove(self, out: Tensor, columns: int) -> None:
-        """Take columns out: the others compensate."""
-        rows = self.inverse[out]
-        solved = torch.linalg.solve(rows[:, out], rows)  # [out, columns]
-        self.weight -= self.weight[:, out] @ solved
-        self.inverse -= rows.T @ solved
-        # what left is worth nothing any more; a unit diagonal keeps later solutions finite
-        self.weight[:, out] = 0
-        self.inverse[out] = 0
-        self.inverse[:, out] = 0
-        self.inverse[out, out] = 1
+    def remove(self, out: Tensor) -> None:
+        """Take groups out, by their numbers: the others compensate."""
+        stays = torch.isin(self.groups, out, invert=True)
+        end = int(stays.sum())
+        leaving = _columns((~stays).nonzero()[:, 0], self._size)
+        rows, weight = self.inverse[leaving], self.weight[leaving]
+        own = rows[:, leaving]
+        holes, last = (~stays[:end]).nonzero()[:, 0], end + stays[end:].nonzero()[:, 0]
+        to, of = _columns(holes, self._size), _columns(last, self._size)
+        for moved in (self.weight, self.inverse, self.inverse.T, rows.T):
+            moved[to] = moved[of]
+        self.groups[holes] = self.groups[last]
+        self.groups = self.groups[:end]
+        rows = rows[:, : end * self._size]
+        solved = torch.linalg.solve(own, rows)  # [columns that leave, columns that stay]
+        self.weight.addmm_(solved.T, weight, alpha=-1)
+        self.inverse.addmm_(rows.T, solved, alpha=-1)

@@ -9,25 +9,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import StaticCache
-from transformers.cache_utils import StaticLayer
+from transformers import Cache
 
 from multipruner.core.identity import digest
 from multipruner.engine.fingerprint import configuration, fingerprint
-from multipruner.engine.grouped_attention import grouped_attention
+from multipruner.engine.grouped_attention import grouped_attention, narrow_cache, stored_in
 from multipruner.engine.prunable import Prunable
 from multipruner.engine.sampling import drawn
 from multipruner.storage.cache import cache_folder, work_folder
 from multipruner.storage.files import publish
 
-SAMPLING = 6
+from .filled_cache import cache_for
+
+SAMPLING = 7
 """Raised when the same seed gives other text."""
 BATCH_TOKENS = 32768
 BATCH_BYTES, MOST_BATCH_BYTES = 3 << 29, 4 << 30
 """Sampled side by side: so many tokens, or more where their keys and values take no more memory than the first amount,
 or less where they would take more than the second. Independent of the machine, so that the text is."""
-ROOM = 64
-"""Positions by which the cache grows: every step attends to all that there is room for."""
+_ROWS = 8
+"""Sequences whose probabilities are in memory together: more do not fit the processor's cache."""
 PARAMETERS_PER_THREAD = 50_000_000
 """A step of a small model is hundreds of small multiplications, whose threads mostly wait for each other."""
 
@@ -50,7 +51,7 @@ def self_text(
     Returns:
         Token ids, int64 [sequences, length], on the CPU.
     """
-    dense = [fingerprint(model), configuration(model), str(model.device.type)]
+    dense = [fingerprint(model), configuration(model), str(model.device.type), str(stored_in(model))]
     settings = [SAMPLING, *dense, sequences, length, seed, *_starts(tokenizer)]
     key = digest(settings)[:32]
     target = cache_folder() / "self-text" / f"{key}.safetensors"
@@ -103,12 +104,10 @@ def sample(
     generator = torch.Generator().manual_seed(seed)
     first = _first_tokens(tokenizer, sequences, generator)[:, :length]
     draws = torch.rand(sequences, length, generator=generator)
-    dense = Prunable.of(model)
-    per_token = dense.costs.kv_bytes_per_token(dense.dense)
-    tokens = max(min(BATCH_TOKENS, MOST_BATCH_BYTES // per_token), BATCH_BYTES // per_token)
-    rows = tokens // length or 1
     batches = []
     with _threads_for(model), grouped_attention(model):
+        kept_in = narrow_cache(model)
+        rows = _side_by_side(model, kept_in) // length or 1
         for begin in range(0, sequences, rows):
             chosen = slice(begin, begin + rows)
             kept = parts and parts / f"{begin}-{len(first[chosen])}.safetensors"
@@ -120,10 +119,19 @@ def sample(
                 if progress is not None:
                     progress(begin * length + now * position, sequences * length)
 
-            batches.append(_continue(model, first[chosen], draws[chosen], tell))
+            batches.append(_continue(model, cache_for(model, length, kept_in), first[chosen], draws[chosen], tell))
             if kept is not None:
                 _save(batches[-1], kept)
     return torch.cat(batches).clone()
+
+
+def _side_by_side(model: Any, kept_in: torch.dtype | None) -> int:
+    """Return tokens that are sampled side by side, keys and values kept in a type (default: the one that is
+    computed in).
+    """
+    dense = Prunable.of(model, kept_in)
+    per_token = dense.costs.kv_bytes_per_token(dense.dense)
+    return max(min(BATCH_TOKENS, MOST_BATCH_BYTES // per_token), BATCH_BYTES // per_token)
 
 
 @contextmanager
@@ -138,36 +146,22 @@ def _threads_for(model: Any) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _continue(model: Any, first: torch.Tensor, draws: torch.Tensor, tell: Callable[[int], None]) -> torch.Tensor:
+def _continue(
+    model: Any, cache: Cache | None, first: torch.Tensor, draws: torch.Tensor, tell: Callable[[int], None]
+) -> torch.Tensor:
     """Grow sequences [sequences, given tokens] token by token: each draw in [0, 1) picks from the cumulated
     probabilities."""
     ids = [first[:, :1]]
-    # a cache that grows in every step is copied in every step, which took half of the time with 256 tokens
-    static, cache, room, length = getattr(model, "_can_compile_fullgraph", False), None, 1, draws.shape[1]
-    for position in range(1, length):
-        if static and position == room:
-            cache = _roomier(cache, model.config, room := min(length, room + ROOM), position - 1)
-            # layers with a window know only the last positions
-            if not all(isinstance(layer, StaticLayer) and not layer.is_sliding for layer in cache.layers):
-                cache, room = _roomier(None, model.config, length, 0), length
+    for position in range(1, draws.shape[1]):
         out = model(input_ids=ids[-1].to(model.device), past_key_values=cache, use_cache=True)
         cache = out.past_key_values
         tell(position + 1)
         if position < first.shape[1]:
             ids.append(first[:, position : position + 1])
             continue
-        ids.append(drawn(out.logits[:, -1].float().softmax(-1), draws[:, position, None]).cpu())
+        parts = zip(out.logits[:, -1].split(_ROWS), draws[:, position, None].split(_ROWS), strict=True)
+        ids.append(torch.cat([drawn(logits.float().softmax(-1), draw).cpu() for logits, draw in parts]))
     return torch.cat(ids, dim=1)
-
-
-def _roomier(cache: StaticCache | None, config: Any, room: int, filled: int) -> StaticCache:
-    """Return a cache with room for so many positions, the filled ones copied."""
-    larger = StaticCache(config=config, max_cache_len=room)
-    for index, layer in enumerate(cache.layers if cache is not None else ()):
-        assert isinstance(layer, StaticLayer) and layer.keys is not None and layer.values is not None
-        larger.update(layer.keys[:, :, :filled], layer.values[:, :, :filled], index)
-        layer.keys = layer.values = None  # both caches as a whole would be twice the memory
-    return larger
 
 
 def _starts(tokenizer: Any) -> tuple[list[int], int]:

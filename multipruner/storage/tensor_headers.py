@@ -87,7 +87,7 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
 
 
 def check_tied(name: str, found: Mapping[str, StoredTensor], embeddings: str, head: str) -> None:
-    """Where files hold a head beside tied embeddings, both must be the same matrix.
+    """Tell where files hold a head beside tied embeddings, both must be the same matrix.
 
     Raises:
         UnsupportedModelError: when they differ.

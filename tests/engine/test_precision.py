@@ -149,7 +149,7 @@ def test_sampling_goes_on_batch_by_batch(monkeypatch: pytest.MonkeyPatch, tmp_pa
     expected, original = sampling.sample(model, tokenizer, 10, 12, seed=5), sampling._continue
 
     def interrupted(*arguments: Any) -> torch.Tensor:
-        begun.append(len(arguments[1]))
+        begun.append(len(arguments[2]))
         if len(begun) == 3:
             raise KeyboardInterrupt
         return original(*arguments)

@@ -24,7 +24,7 @@ VERBS = set(
     re.findall(
         r"\w+",
         """
-    accept add allocate announce answer append apply ask begin bound build call carry cast catch change check choose
+    accept add allocate announce answer append apply ask begin bound build call cap carry cast catch change check choose
     claim close compare compile compute copy count create cut decide decode describe do draw drop embed encode end
     estimate evaluate exchange fetch fill find fit follow gather get give go group grow hand have hold import
     index interpolate join judge keep leave lend let list load look lower make mark measure merge move multiply name

@@ -115,3 +115,41 @@ def test_groups_leave_by_the_price_of_refitting_without_them(seed: int, size: in
         left = [group for group in left if group not in gone]
         assert dearest <= min(prices[group] for group in left) * (1 + 1e-2) + 1e-6
     assert sorted(leaving) == sorted(left)
+
+
+def _plain_rounds(weight: Tensor, gram: Tensor, size: int, order: list[int], at_once: int) -> list[tuple[float, float]]:
+    """For every round of an order, the dearest price that was paid and the cheapest one left, float64, every matrix
+    inverted from scratch."""
+    left, rounds = list(range(len(gram) // size)), []
+    damped = gram.double() + 1e-2 * gram.double().diagonal().mean() * torch.eye(len(gram))
+    while len(left) > at_once:
+        kept = torch.tensor([group * size + i for group in left for i in range(size)])
+        inverse = torch.linalg.inv(damped[kept][:, kept])
+        fitted = torch.linalg.solve(damped[kept][:, kept], (weight.double() @ damped[:, kept]).T)
+        prices = {}
+        for place, group in enumerate(left):
+            own = slice(place * size, (place + 1) * size)
+            prices[group] = float((fitted[own] * torch.linalg.solve(inverse[own, own], fitted[own])).sum())
+        gone, order = order[:at_once], order[at_once:]
+        left = [group for group in left if group not in gone]
+        rounds.append((max(prices[group] for group in gone), min(prices[group] for group in left)))
+    return rounds
+
+
+@pytest.mark.parametrize(("groups", "size", "rounds"), [(150, 1, 40), (48, 3, 48), (9, 16, 96)])
+def test_columns_that_moved_are_priced_as_by_an_elimination_that_moves_nothing(groups, size, rounds) -> None:
+    chance, columns = torch.Generator().manual_seed(groups), groups * size
+    x = torch.randn(400, columns, generator=chance) @ torch.randn(columns, columns, generator=chance)
+    weight, gram = torch.randn(20, columns, generator=chance), x.T @ x / len(x)
+    order = list(reversed(elimination_order(weight, gram, groups=groups, rounds=rounds)))
+    assert sorted(order) == list(range(groups))
+    for paid, cheapest in _plain_rounds(weight, gram, size, order, -(-groups // rounds)):
+        assert paid <= cheapest * (1 + 1e-5)
+
+
+def test_equal_columns_leave_by_their_numbers_and_one_that_overflows_stays() -> None:
+    assert elimination_order(torch.ones(3, 40), torch.eye(40), groups=40, rounds=7) == tuple(reversed(range(40)))
+    weight = torch.ones(3, 40)
+    weight[0, 5] = 1e30
+    order = elimination_order(weight, torch.eye(40), groups=40, rounds=7)
+    assert order[0] == 5 and sorted(order) == list(range(40))

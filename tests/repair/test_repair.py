@@ -16,7 +16,7 @@ from multipruner.engine.cutting import Projection
 from multipruner.engine.moments import add_moments, gather, mirrored, stream
 from multipruner.engine.objective import CalibrationObjective, PlainObjective
 from multipruner.engine.prunable import Prunable
-from multipruner.engine.token_losses import DivergenceFromDense
+from multipruner.engine.token_losses import DivergenceFromDense, Scores
 from multipruner.importance.second_order import elimination_order
 from multipruner.importance.table import rank
 from multipruner.repair.columns import repaired_columns
@@ -232,7 +232,7 @@ def test_divergence_without_vocabulary_sized_memory_is_the_divergence(seed: int)
     head = torch.nn.Linear(6, 30)
     dense, other = torch.randn(9, 6), torch.randn(9, 6)
     with torch.no_grad():
-        loss = DivergenceFromDense.of(head, dense, chunk=4)(head(other), other, slice(0, 9))
+        loss = DivergenceFromDense.of(head, dense, chunk=4)(Scores(head), other, slice(0, 9))
         p, q = head(dense).log_softmax(-1), head(other).log_softmax(-1)
     assert torch.allclose(loss, (p.exp() * (p - q)).sum(dim=1), atol=1e-4)
 

@@ -71,7 +71,7 @@ class SearchOptions:
         check_counts(self, {"screen": (0, MOST)})
         for size in self.channel_groups:
             if not 1 <= size <= MOST_UNITS:
-                raise ConfigError(f"--channel-groups {size}: give 1 to {MOST_UNITS:,} channels")
+                raise ConfigError(f"--channel-groups {size}: a group has 1 to {MOST_UNITS:,} channels in all")
         self.settings(2)
 
     def repair(self, recipe: Recipe) -> Literal["lstsq", "bias"]:

@@ -188,8 +188,8 @@ def _check_sizes(name: str, record: Mapping[str, Any], spec: Family) -> None:
         counts = spec.counts(record)
     except ConfigError as error:
         raise ConfigError(f"config.json of {name}: {error}; correct what is wrong") from None
-    heads, width = counts["kv_groups"] * counts["queries"], spec.key("head_dim")
-    if counts["hidden"] % heads and not (width and record.get(width)):
+    heads, width = record.get(spec.heads_keys[0]), spec.key("head_dim")
+    if heads and counts["hidden"] % heads and not (width and record.get(width)):
         raise ConfigError(
             f"config.json of {name}: the hidden size {counts['hidden']} does not divide into {heads} heads, and no key "
             "says how wide a head is; correct what is wrong"
