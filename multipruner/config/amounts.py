@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from multipruner.core.axes import DIMENSIONS, Dimension
 from multipruner.core.costs import cost_named
 from multipruner.core.errors import ConfigError
 
@@ -27,3 +28,18 @@ def amount_of(name: str, text: str, dense: float) -> float:
         known = ", ".join(unit for unit in units if unit)
         raise ConfigError(f"{name} {text!r}: give a share such as 0.7x, or a number ({known})")
     return float(match[1]) * units[match[2]]
+
+
+def shares_of(text: str) -> dict[Dimension, float]:
+    """The shares of the dimensions as typed: ``44:52:4``, in the order blocks, mlp, heads.
+
+    Raises:
+        ValueError: for what is not three numbers.
+    """
+    try:
+        numbers = [float(part) for part in text.split(":")]
+    except ValueError:
+        numbers = []
+    if len(numbers) != len(DIMENSIONS):
+        raise ValueError(f"shares {text!r} do not parse: give blocks:mlp:heads, such as 44:52:4")
+    return dict(zip(DIMENSIONS, numbers, strict=True))

@@ -62,16 +62,18 @@ EXPORTS: dict[str, Export] = {
     "onnx": Export("multipruner.export.onnx:export_onnx", "f32", ("trust_remote_code",)),
 }
 METHODS: dict[str, dict[str, Any]] = {
-    "global": {"calibration": {"source": "self", "sequences": 8, "length": 512, "statistics_sequences": 256}},
+    "global": {"calibration": {"source": "self"}},
     "paper": {
         "strategy": "sequential",
         "objective": "nll",
         "importance": "magnitude",
         "compensation": "none",
-        "calibration": {"sequences": 8, "length": 128},
     },
 }
-"""Presets: what a method stands for; whatever is given explicitly wins."""
+"""Presets: what a method stands for; how much it measures is :mod:`.effort`'s, and whatever is given explicitly wins."""
+
+LEVELS = ("error", "info", "debug")
+"""What is said on the screen: nothing but errors; stages, decisions and results; libraries' words as well."""
 
 
 def row_of(table: Mapping[str, Row], name: str, what: str) -> Row:

@@ -1,6 +1,7 @@
 """The one typed object that says what a pruning run does: for Python, YAML and the command line alike.
 
-Precedence: what was typed (flags and ``--set``) > the recipe file > the catalogue's recipe > the defaults below.
+Precedence: what was typed (flags and ``--set``) > the recipe file > the catalogue's recipe > the effort's row > the method's
+> the defaults below. An effort sets defaults, wherever it is named.
 Nothing is merged twice: every source yields a plain mapping, the mappings are merged, and the result is validated once.
 """
 
@@ -16,7 +17,9 @@ from multipruner.core.axes import DIMENSIONS, Dimension
 from multipruner.core.costs import COSTS, cost_named
 from multipruner.core.errors import ConfigError, did_you_mean
 
+from .amounts import shares_of
 from .choices import A_BUDGET, IMPORTANCES, METHODS, STRATEGIES, OneOf
+from .effort import DEFAULT, EFFORTS, costs, defaults_of
 from .fields import keys_of, shown
 from .precedence import asked_ratio, merge_into
 from .sections import CalibrationSpec, EvaluationSpec, Frozen, PackageSource
@@ -85,6 +88,11 @@ class Recipe(Frozen):
         description="a set of defaults: global (measured losses, an exact program, closed-form repair) or paper (the "
         "published greedy procedure)",
         json_schema_extra=shown(METHOD, everyday=True),
+    )
+    effort: Annotated[str, OneOf(EFFORTS, "effort")] = Field(
+        default=DEFAULT,
+        description=f"how much text and how many rounds, where no key of their own says so ({costs()})",
+        json_schema_extra=shown(METHOD, everyday=True, brief=f"how much is measured ({costs()})"),
     )
     strategy: Annotated[str, OneOf(STRATEGIES, "strategy")] = Field(
         default="milp",
@@ -214,7 +222,7 @@ class Recipe(Frozen):
     @classmethod
     def _parse_shares(cls, value: Any) -> Any:
         """``"44:52:4"`` gives the shares of blocks, mlp and heads, whatever the order."""
-        return dict(zip(DIMENSIONS, _three_numbers(value), strict=True)) if isinstance(value, str) else value
+        return shares_of(value) if isinstance(value, str) else value
 
     @field_validator("shares")
     @classmethod
@@ -246,8 +254,7 @@ class Recipe(Frozen):
         for source in sources:
             merge_into(given, source)
         given["ratio"] = asked_ratio(sources, cls.model_fields["ratio"].default)
-        merged: dict[str, Any] = {}
-        merge_into(merged, METHODS.get(given.get("method", "global"), {}))
+        merged = defaults_of(str(given.get("method", "global")), str(given.get("effort", DEFAULT)))
         merge_into(merged, given)
         try:
             return cls.model_validate(merged)
@@ -266,16 +273,6 @@ class Recipe(Frozen):
     def shares_text(self) -> str:
         """``"44:52:4"``."""
         return ":".join(f"{self.shares[dimension]:g}" for dimension in DIMENSIONS)
-
-
-def _three_numbers(text: str) -> list[float]:
-    try:
-        numbers = [float(part) for part in text.split(":")]
-    except ValueError:
-        numbers = []
-    if len(numbers) != len(DIMENSIONS):
-        raise ValueError(f"shares {text!r} do not parse: give blocks:mlp:heads, such as 44:52:4")
-    return numbers
 
 
 def _explain(error: ValidationError) -> str:

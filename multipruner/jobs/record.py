@@ -14,8 +14,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
 from multipruner.config.precedence import from_file
 from multipruner.config.recipe import Recipe
+from multipruner.console.events import events_of
 from multipruner.core.costs import COSTS, Measures
 from multipruner.core.errors import OutputError
 from multipruner.core.picture import picture
@@ -151,9 +154,28 @@ def latency_record(setting: Setting, plan: PruningPlan, pruned: Any, say: Callab
     return {"phases": {workload: row}}
 
 
+class Clock(dict[str, float]):
+    """Seconds by stage; a stage that begins or ends is an event of the console's log.
+
+    Args:
+        console: of the run.
+    """
+
+    def __init__(self, console: Console) -> None:
+        super().__init__()
+        self.log = events_of(console)
+
+
 @contextmanager
 def timed(seconds: dict[str, float], name: str) -> Iterator[None]:
     """Add the seconds that the body takes to those of a stage."""
-    began = time.perf_counter()
-    yield
-    seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - began
+    log, began, whole = seconds.log if isinstance(seconds, Clock) else None, time.perf_counter(), False
+    if log is not None:
+        log.began(name)
+    try:
+        yield
+        seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - began
+        whole = True
+    finally:
+        if log is not None:
+            log.ended(name, time.perf_counter() - began, whole=whole)

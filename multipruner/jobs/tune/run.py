@@ -5,7 +5,6 @@ This is apart from pruning, which trains nothing: it starts from a finished run 
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -33,7 +32,7 @@ from multipruner.engine.precision import Precision, cast
 from multipruner.eval import Evaluation, evaluate, perplexity
 from multipruner.eval.scoring import context_length
 from multipruner.jobs.finish import Run
-from multipruner.jobs.record import moved, timed
+from multipruner.jobs.record import Clock, moved, timed
 from multipruner.jobs.workspace import MEASUREMENTS, SEARCH, STATE, TRAJECTORY, refuse_within
 from multipruner.report.tuned_card import tuned_card
 from multipruner.storage.partial import LOCK, MARK, PartialFolder
@@ -214,7 +213,7 @@ def _prepare(
     console: Console,
 ) -> _Job:
     """Load model and text."""
-    seconds: dict[str, float] = {}
+    seconds = Clock(console)
     where = _device(device)
     with timed(seconds, "load"), waiting_display(console, "loading the model"):
         model: Any = load_run(run.path, trust_remote_code=trust_remote_code)
@@ -266,14 +265,12 @@ def _train(job: _Job, partial: Path) -> tuple[Progress, Any]:
     if job.model.device.type == "cpu":
         cast(job.model, torch.float32)
     adapted = attach(job.model, job.settings)
-    began = time.perf_counter()
-    with counting_display(job.console, "train") as display:
+    with timed(job.seconds, "this_process"), counting_display(job.console, "train") as display:
 
         def tell(step: int, steps: int, loss: float) -> None:
             display("train", step, steps, f"loss {loss:5.3f}")
 
         progress = train(adapted, job.text.train, job.settings, partial, identity, tell)
-    job.seconds["this_process"] = time.perf_counter() - began
     with waiting_display(job.console, "merging"):
         merged = adapted.merge_and_unload()
         cast(merged, dtype)
