@@ -112,11 +112,11 @@ def log_flags(parser: argparse.ArgumentParser) -> None:
     """What is said, and where programs read it (:func:`on_screen` takes it)."""
     told = parser.add_argument_group("what is told")
     told.add_argument("--log-level", choices=LEVELS, default=argparse.SUPPRESS,
-                      help="error: nothing but errors; info (default): stages, decisions and results; debug: libraries' "
-                      "words as well")  # fmt: skip
+                      help="error: nothing but errors; info (default): stages, decisions and results; debug: what "
+                      "libraries say as well")  # fmt: skip
     told.add_argument("--log-json", type=Path, metavar="FILE", default=argparse.SUPPRESS,
-                      help="append what happens to a file, one JSON object a line: stages, progress, losses, decisions, "
-                      "the result")  # fmt: skip
+                      help="append what happens to a file, one JSON object a line: stages, progress, losses, "
+                      "decisions, the result")  # fmt: skip
 
 
 @contextmanager

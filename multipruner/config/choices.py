@@ -70,7 +70,7 @@ METHODS: dict[str, dict[str, Any]] = {
         "compensation": "none",
     },
 }
-"""Presets: what a method stands for; how much it measures is :mod:`.effort`'s, and whatever is given explicitly wins."""
+"""Presets: what a method stands for, beside how much it measures (:mod:`.effort`); what is given explicitly wins."""
 
 LEVELS = ("error", "info", "debug")
 """What is said on the screen: nothing but errors; stages, decisions and results; libraries' words as well."""

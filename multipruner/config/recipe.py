@@ -1,7 +1,7 @@
 """The one typed object that says what a pruning run does: for Python, YAML and the command line alike.
 
-Precedence: what was typed (flags and ``--set``) > the recipe file > the catalogue's recipe > the effort's row > the method's
-> the defaults below. An effort sets defaults, wherever it is named.
+Precedence: what was typed (flags and ``--set``) > the recipe file > the catalogue's recipe > the effort's row > the
+method's > the defaults below. An effort sets defaults, wherever it is named.
 Nothing is merged twice: every source yields a plain mapping, the mappings are merged, and the result is validated once.
 """
 

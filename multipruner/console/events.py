@@ -62,8 +62,8 @@ class EventLog:
         self._path, self._every = path, every
         self._lock, self._stages = threading.Lock(), list[str]()
         self._told: tuple[str | None, str, float] = (None, "", 0.0)
-        self._secrets = sorted({value for name, value in os.environ.items()
-                                if _SECRET_NAMES.search(name) and len(value) >= _SHORTEST}, key=len, reverse=True)  # fmt: skip
+        named = {value for name, value in os.environ.items() if _SECRET_NAMES.search(name)}
+        self._secrets = sorted((value for value in named if len(value) >= _SHORTEST), key=len, reverse=True)
         try:
             self._stream = _opened(path)
         except OSError as error:

@@ -36,7 +36,7 @@ def elimination_order(weight: Tensor, gram: Tensor, *, groups: int, rounds: int 
     """
     size, columns = weight.shape[1] // groups, weight.shape[1]
     # sum over the rows of W is all that prices need: work with the moments of the rows instead of W itself
-    state = _State(weight.float(), _inverse(gram.float()))
+    state = Elimination(weight.float(), _inverse(gram.float()))
     at_once = max(1, -(-groups // rounds))
     leaving: list[int] = []
     alive = torch.arange(groups, device=weight.device)
@@ -66,7 +66,7 @@ def _columns(groups: Tensor, size: int) -> Tensor:
     return (groups[:, None] * size + torch.arange(size, device=groups.device)).flatten()
 
 
-class _State:
+class Elimination:
     """Weights and inverse second moments of the columns that are still there, updated in place."""
 
     def __init__(self, weight: Tensor, inverse: Tensor) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,6 +32,7 @@ from multipruner.sources.dense import device_of, load_dense
 from multipruner.sources.resolve import resolve
 from multipruner.storage.tensors_on_disk import OnDisk
 
+from .forecast.run import forecast, say_forecast
 from .reachable import check_reachable
 from .record import timed
 from .setting import Setting, grid_of
@@ -39,11 +41,13 @@ _ABSURD_LOSS = 1e6
 """Nats per token beyond which differences between candidates are lost in rounding; a uniform guess costs about 12."""
 
 
-def prepared(recipe: Recipe, team: Team, console: Console, seconds: dict[str, float]) -> Setting:
+def prepared(
+    recipe: Recipe, team: Team, console: Console, seconds: dict[str, float], output: Path | None = None
+) -> Setting:
     """:func:`prepare` in every process of a job: rank 0 first, for what lands in the cache; the same everywhere."""
     # what is fastest must be the same everywhere, so one process measures
     rates = None if team.size == 1 else team.told(lambda: product_rates(device_of(recipe.device), TYPES))
-    work = partial(prepare, recipe, console, seconds, rates, first=not team.rank)
+    work = partial(prepare, recipe, console, seconds, rates, first=not team.rank, output=output)
     setting = team.one_first(work, lambda found: json.dumps(found.identity))
     return replace(setting, team=team)
 
@@ -55,6 +59,7 @@ def prepare(
     rates: Mapping[str, float] | None = None,
     *,
     first: bool = True,
+    output: Path | None = None,
 ) -> Setting:
     """Load model and calibration, rank the widths, refuse what cannot be reached before any search.
 
@@ -64,6 +69,7 @@ def prepare(
         seconds: how long each stage took is added here.
         rates: how fast this machine multiplies (:class:`.Precision`); default: measured now.
         first: whether this process writes the result, and so rehearses the writing.
+        output: folder of a run whose stages are to be foretold.
     """
     say = teller(console)
     check_settings(recipe.evaluation)
@@ -81,6 +87,11 @@ def prepare(
         if first:
             uniform = recipe.layout == "uniform"
             rehearsal = Rehearsal(model, tokenizer, source.path_or_id, source.revision, uniform=uniform)
+    expected = None
+    if first and output is not None:
+        with waiting_display(console, "forecast"):
+            expected = forecast(recipe, prunable, output, tokenizer=tokenizer)
+        say_forecast(expected, say, console)
     with rehearsal, counting_display(console, "text") as display:
         with timed(seconds, "text"):
             text = named(display, "text")
@@ -114,6 +125,7 @@ def prepare(
         precision,
         held,
         texts.record(),
+        forecast=expected,
     )
 
 

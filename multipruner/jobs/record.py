@@ -94,6 +94,13 @@ def record(
     }  # fmt: skip
 
 
+def result_of(report: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """What a program that waits for a run wants to know of its report."""
+    perplexity = {name: {who: row[who] for who in ("dense", "pruned")} for name, row in report["perplexity"].items()}
+    kept = ("ratio", "backbone_ratio", "parameters", "seconds")
+    return {"folder": str(folder), **{key: report[key] for key in kept}, "perplexity": perplexity}
+
+
 def place_of(model: str, output: Path) -> dict[str, str]:
     """Where a model's folder or file lies as seen from a run's folder, which holds wherever a command is given.
 

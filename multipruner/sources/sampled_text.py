@@ -50,11 +50,7 @@ def self_text(
     Returns:
         Token ids, int64 [sequences, length], on the CPU.
     """
-    dense = [fingerprint(model), configuration(model), str(model.device.type)]
-    settings = [SAMPLING, *dense, sequences, length, seed, *_starts(tokenizer)]
-    key = digest(settings)[:32]
-    target = cache_folder() / "self-text" / f"{key}.safetensors"
-    parts = target.with_suffix(".parts")
+    target, parts = _places(model, tokenizer, sequences, length, seed)
     if target.exists():
         ids = _load(target)
     else:
@@ -62,6 +58,32 @@ def self_text(
         _save(ids, target)
     shutil.rmtree(parts, ignore_errors=True)
     return ids
+
+
+def _places(model: Any, tokenizer: Any, sequences: int, length: int, seed: int) -> tuple[Path, Path]:
+    """Where a sampling is kept: whole, and batch by batch until it is."""
+    dense = [fingerprint(model), configuration(model), str(model.device.type)]
+    settings = [SAMPLING, *dense, sequences, length, seed, *_starts(tokenizer)]
+    target = cache_folder() / "self-text" / f"{digest(settings)[:32]}.safetensors"
+    return target, target.with_suffix(".parts")
+
+
+def unsampled(model: Any, tokenizer: Any, sequences: int, length: int, seed: int) -> int:
+    """How many sequences :func:`self_text` would still have to sample."""
+    target, parts = _places(model, tokenizer, sequences, length, seed)
+    kept = [int(path.stem.rpartition("-")[2]) for path in parts.glob("*-*.safetensors")] if parts.is_dir() else []
+    return 0 if target.exists() else max(0, sequences - sum(kept))
+
+
+def side_by_side(kv_bytes_per_token: int, length: int) -> int:
+    """Sequences of a length that are sampled together."""
+    tokens = max(min(BATCH_TOKENS, MOST_BATCH_BYTES // kv_bytes_per_token), BATCH_BYTES // kv_bytes_per_token)
+    return tokens // length or 1
+
+
+def cache_for(model: Any, room: int) -> StaticCache | None:
+    """Keys and values for so many positions, as sampling has them; ``None`` for what a model makes itself."""
+    return _roomier(None, model.config, room, 0) if getattr(model, "_can_compile_fullgraph", False) else None
 
 
 def _save(ids: torch.Tensor, target: Path) -> None:
@@ -104,11 +126,9 @@ def sample(
     first = _first_tokens(tokenizer, sequences, generator)[:, :length]
     draws = torch.rand(sequences, length, generator=generator)
     dense = Prunable.of(model)
-    per_token = dense.costs.kv_bytes_per_token(dense.dense)
-    tokens = max(min(BATCH_TOKENS, MOST_BATCH_BYTES // per_token), BATCH_BYTES // per_token)
-    rows = tokens // length or 1
+    rows = side_by_side(dense.costs.kv_bytes_per_token(dense.dense), length)
     batches = []
-    with _threads_for(model), grouped_attention(model):
+    with threads_for(sum(weight.numel() for weight in model.parameters())), grouped_attention(model):
         for begin in range(0, sequences, rows):
             chosen = slice(begin, begin + rows)
             kept = parts and parts / f"{begin}-{len(first[chosen])}.safetensors"
@@ -127,10 +147,9 @@ def sample(
 
 
 @contextmanager
-def _threads_for(model: Any) -> Iterator[None]:
+def threads_for(parameters: int) -> Iterator[None]:
     """As many threads as a step keeps busy; not chosen by timing, since rounding may depend on their number."""
     before = torch.get_num_threads()
-    parameters = sum(weight.numel() for weight in model.parameters())
     torch.set_num_threads(min(before, 1 + parameters // PARAMETERS_PER_THREAD))
     try:
         yield

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ def test_every_row_names_keys_of_a_recipe_and_measures_more_than_the_one_before(
     for method in METHODS:
         rows = [list(_measured(Recipe.build({"model": "m", "method": method, "effort": name})).values())
                 for name in EFFORTS]  # fmt: skip
-        for less, more in zip(rows, rows[1:], strict=False):
+        for less, more in pairwise(rows):
             assert less != more and all(a <= b for a, b in zip(less, more, strict=True))
 
 

@@ -60,7 +60,7 @@ def _run(
 ) -> Run:
     say = teller(console)
     seconds = Clock(console)
-    setting = prepared(recipe, team, console, seconds)
+    setting = prepared(recipe, team, console, seconds, workspace.output)
     with timed(seconds, "search"):
         found = find(setting, workspace, console, say, overwrite)
     team.stop()
