@@ -178,15 +178,17 @@ class _Clock:
 
         product = self.best(moments) / (len(rows) * columns * (columns + 256))
         outputs = torch.full((self._prunable.head_weight.shape[1], columns), 0.5, device=self._device)
-        state = Elimination(outputs, torch.eye(columns, device=self._device))
+        noise = torch.rand(columns, columns, generator=torch.Generator().manual_seed(0))  # zeros would be quicker
+        state = Elimination(outputs, (noise / columns).to(self._device) + torch.eye(columns, device=self._device))
         alive = torch.arange(columns, device=self._device)
-        few = alive[: max(1, columns // ROUNDS)]
+        few = max(1, columns // ROUNDS)
+        left = iter(alive.split(few))
 
         def update() -> None:
             state.prices(alive, 1)
-            state.remove(few, columns)
+            state.remove(next(left), columns)
 
-        return product, self.best(update) / (2 * len(few) * columns**2)
+        return product, self.best(update) / (2 * few * columns**2)
 
 
 def _disk(place: Path) -> float:

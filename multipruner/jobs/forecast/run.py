@@ -25,7 +25,7 @@ from multipruner.jobs.reachable import check_reachable, span
 from multipruner.jobs.setting import problem_of, task_of
 from multipruner.repair.final_norm import TOKENS as GAIN_TOKENS
 from multipruner.search import expected_candidates, solve
-from multipruner.search.allocation import options_of_round
+from multipruner.search.allocation import PARTS, options_of_round
 from multipruner.search.limits import alone
 from multipruner.sources.dense import device_of
 from multipruner.sources.sampled_text import side_by_side, unsampled
@@ -216,7 +216,8 @@ def work_of(recipe: Recipe, prunable: Prunable, texts: Texts) -> tuple[dict[str,
     kl, repairs = recipe.objective == "kl", recipe.compensation == "lstsq"
     scored = repairs and recipe.compensate == "search"
     if searched.counts is None:
-        search = work.tables(searched.rounds, searched.base, texts, shape, kl=kl, refit=scored)
+        few = 0 if recipe.layout == "uniform" else len({max(2, shape.blocks // part) for part in PARTS})
+        search = work.tables(searched.rounds, searched.base, texts, shape, kl=kl, refit=scored, solutions=1 + few)
     else:
         search = work.path(searched.counts, texts, shape, kl=kl, left=searched.left)
     read = "ppl" in recipe.evaluation.tasks and recipe.evaluation.text is not None

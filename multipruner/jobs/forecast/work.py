@@ -12,8 +12,6 @@ from dataclasses import dataclass
 
 ABANDONED = 0.6
 """Share of a candidate's work that a greedy step does: those that are worse than the second best are left early."""
-SOLUTIONS = 5
-"""Of the program in a round after the first: the free one, and those with few changes."""
 _TRIANGLE = 256
 """Columns whose second moments are taken together (:func:`multipruner.engine.moments.add_moments`)."""
 
@@ -180,7 +178,14 @@ def refitted(columns: int, kept: float, hidden: int) -> float:
 
 
 def tables(
-    rounds: Sequence[Sequence[Candidate]], base: Base, texts: Texts, shape: Shape, *, kl: bool, refit: bool
+    rounds: Sequence[Sequence[Candidate]],
+    base: Base,
+    texts: Texts,
+    shape: Shape,
+    *,
+    kl: bool,
+    refit: bool,
+    solutions: int = 5,
 ) -> Work:
     """The exact program's losses: the dense model, the first tables, and every round around its best structure.
 
@@ -190,6 +195,7 @@ def tables(
         texts, shape: of the run.
         kl: whether losses are divergences from the dense model, which is described first.
         refit: whether candidates are scored with their repair.
+        solutions: that a round after the first measures: the free one, and those with few changes.
     """
     tokens, few = texts.scored * texts.length, texts.sketched * texts.length
     dense, (blocks, time) = Base((1.0,) * shape.blocks), base.from_block(0, shape)
@@ -200,7 +206,7 @@ def tables(
         if number:
             work += losses(candidates, base, tokens, shape, refit=refit)
             again = Work(whole.token_layers, whole.dense_layers)  # the states of the new base
-            work += sum([whole] * SOLUTIONS, again)
+            work += sum([whole] * solutions, again)
         else:
             work += losses(candidates, dense, few, shape, refit=refit) + whole
     return work
