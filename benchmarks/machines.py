@@ -10,7 +10,8 @@ instructions that a processor has are those that this leaves, so that
 
 shows what a processor with AVX2 alone would take. A run that is there stays (``DIR/EFFORT``); text that is sampled is
 kept in ``DIR/cache-EFFORT``, so that no effort gets another one's. ``--wikitext`` is the raw test split; of
-``--alpaca`` (JSON lines with a column ``text``) the rows that ``quality.py`` holds out are the second text. Both are given as times the dense model's perplexity.
+``--alpaca`` (JSON lines with a column ``text``) the rows that ``quality.py`` holds out are the second text. Both are
+given as times the dense model's perplexity.
 """
 
 from __future__ import annotations

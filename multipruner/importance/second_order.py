@@ -59,7 +59,8 @@ def _inverse(gram: Tensor) -> Tensor:
     factor, status = torch.linalg.cholesky_ex(damped)
     if int(status) or not bool(torch.isfinite(factor).all()):
         raise NumericsError("the calibration statistics are not finite or singular: check the weights for NaN")
-    return torch.cholesky_inverse(factor)
+    # its rows are taken and its updates are laid out by rows: by columns, as the library gives it, both take thrice as long
+    return torch.cholesky_inverse(factor).contiguous()
 
 
 def _columns(groups: Tensor, size: int) -> Tensor:

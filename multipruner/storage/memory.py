@@ -38,9 +38,8 @@ def peak_memory(device: str = "cpu") -> int:
         import torch
 
         return torch.cuda.max_memory_allocated() if device == "cuda" else 0
-    information = psutil.Process().memory_info()
-    if hasattr(information, "peak_wset"):  # Windows
-        return int(information.peak_wset)
+    if (most := getattr(psutil.Process().memory_info(), "peak_wset", None)) is not None:  # Windows
+        return int(most)
     import resource
     import sys
 

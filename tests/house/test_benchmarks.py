@@ -278,8 +278,9 @@ def test_machines_sets_what_was_foretold_beside_what_came(
     small = ["calibration.length=16", "calibration.statistics_sequences=12", "channel_group=8",
              f"calibration.source={dense / 'text.txt'}"]  # fmt: skip
     sets = [word for one in small for word in ("--set", one)]
-    given = ["--work", str(tmp_path / "work"), "--model", str(dense), "--ratio", "0.3", "--efforts", "fast", "--wikitext",
-             str(dense / "text.txt"), "--alpaca", str(rows), "--record", str(tmp_path / "found.json"), *sets]  # fmt: skip
+    given = ["--work", str(tmp_path / "work"), "--model", str(dense), "--ratio", "0.3", "--efforts", "fast",
+             "--wikitext", str(dense / "text.txt"), "--alpaca", str(rows),
+             "--record", str(tmp_path / "found.json"), *sets]  # fmt: skip
     machines = _module("machines")
     for _ in range(2):  # what is there stays
         assert machines.main(given) == 0
@@ -290,6 +291,6 @@ def test_machines_sets_what_was_foretold_beside_what_came(
     assert report["recipe"]["effort"] == "fast" and report["recipe"]["rounds"] == 0
     assert [row[1] for row in found["rows"]] == [*report["forecast"]["stages"], machines.OTHER]
     (row,) = found["sums"]
-    texts = [report["perplexity"]["text.txt"], *report["evaluations"][0]["perplexity"].values()]
-    assert row[-2:] == [one["pruned"] / one["dense"] for one in texts] and row[5] > 0
+    judged = [report["perplexity"]["text.txt"], *report["evaluations"][0]["perplexity"].values()]
+    assert row[-2:] == [one["pruned"] / one["dense"] for one in judged] and row[5] > 0
     assert len(report["evaluations"]) == 1 and found["isa"] == {"ATEN_CPU_CAPABILITY": "avx2"}

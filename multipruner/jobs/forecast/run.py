@@ -16,7 +16,7 @@ from multipruner.config.recipe import Recipe
 from multipruner.console.events import tell
 from multipruner.console.plain_lines import spoken
 from multipruner.console.say import Say, teller
-from multipruner.core.structure import KINDS, BlockKind, LayerSize, Structure
+from multipruner.core.structure import KINDS, BlockKind, LayerSize
 from multipruner.engine.objective import STATE_BYTES
 from multipruner.engine.precision import TYPES, Precision, choose, name_of, product_rates
 from multipruner.engine.prunable import Prunable
@@ -42,8 +42,8 @@ from .work import Base, Candidate, Shape, Texts, Work
 
 _BYTES_PER_TOKEN = 4
 """Of a text for perplexity, about, before it is tokenised."""
-OTHERS = ("load", "surgery")
-"""Stages of a report that are short, and not foretold."""
+_LIBRARIES = 256 << 20
+"""Bytes of what a run imports on its way."""
 
 
 @dataclass(frozen=True)
@@ -307,12 +307,13 @@ def forecast(
 
 
 def _idle(model: Any, measures_on: Prunable | None) -> int:
-    """Bytes that the process has beside the model's weights."""
+    """Bytes that the process has beside the model's weights, and will have once their file is read."""
     import psutil
 
     loaded = model if measures_on is None else measures_on.model
     weights = sum(weight.numel() * weight.element_size() for weight in loaded.parameters())
-    return max(0, psutil.Process().memory_info().rss - weights)
+    more = 0 if measures_on is None else _LIBRARIES + sum(w.numel() * w.element_size() for w in model.parameters())
+    return max(0, psutil.Process().memory_info().rss - weights) + more
 
 
 def say_forecast(found: Forecast, say: Say, console: Console) -> None:
@@ -366,6 +367,3 @@ def foretell(recipe: Recipe, output: Path, console: Console) -> Forecast | None:
 def outcome(found: Forecast | None, seconds: Mapping[str, float], device: str) -> dict[str, Any]:
     """What ``report.json`` says of a forecast, once the run has ended."""
     return {} if found is None else {"forecast": found.to_json(seconds, peak_memory(device))}
-
-
-__all__ = ["Forecast", "Structure", "forecast", "foretell", "outcome", "say_forecast", "texts_for", "work_of"]
