@@ -59,7 +59,7 @@ def _inverse(gram: Tensor) -> Tensor:
     factor, status = torch.linalg.cholesky_ex(damped)
     if int(status) or not bool(torch.isfinite(factor).all()):
         raise NumericsError("the calibration statistics are not finite or singular: check the weights for NaN")
-    # its rows are taken and its updates are laid out by rows: by columns, as the library gives it, both take thrice as long
+    # rows are taken of it and its updates lie by rows: by columns, as the library gives it, they take thrice as long
     return torch.cholesky_inverse(factor).contiguous()
 
 

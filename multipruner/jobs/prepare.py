@@ -32,7 +32,7 @@ from multipruner.sources.dense import device_of, load_dense
 from multipruner.sources.resolve import resolve
 from multipruner.storage.tensors_on_disk import OnDisk
 
-from .forecast.run import forecast, say_forecast
+from .forecast.run import Forecast, forecast, say_forecast
 from .reachable import check_reachable
 from .record import timed
 from .setting import Setting, grid_of
@@ -87,11 +87,7 @@ def prepare(
         if first:
             uniform = recipe.layout == "uniform"
             rehearsal = Rehearsal(model, tokenizer, source.path_or_id, source.revision, uniform=uniform)
-    expected = None
-    if first and output is not None:
-        with waiting_display(console, "forecast"):
-            expected = forecast(recipe, prunable, output, tokenizer=tokenizer)
-        say_forecast(expected, say, console)
+    expected = _foretold(recipe, prunable, tokenizer, output, console) if first and output is not None else None
     with rehearsal, counting_display(console, "text") as display:
         with timed(seconds, "text"):
             text = named(display, "text")
@@ -127,6 +123,13 @@ def prepare(
         texts.record(),
         forecast=expected,
     )
+
+
+def _foretold(recipe: Recipe, prunable: Prunable, tokenizer: Any, output: Path, console: Console) -> Forecast:
+    with waiting_display(console, "forecast"):
+        found = forecast(recipe, prunable, output, tokenizer=tokenizer)
+    say_forecast(found, teller(console), console)
+    return found
 
 
 def _check_loss(recipe: Recipe, model: Any, tokenizer: Any, calibration: CalibrationSet) -> None:

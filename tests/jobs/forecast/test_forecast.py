@@ -116,7 +116,7 @@ def _loaded(recipe: Recipe) -> tuple[Any, Any]:
 
 def prepare_forecast(recipe: Recipe, dense: Path, output: Path) -> dict[str, float]:
     """Token-layers by stage."""
-    from multipruner.jobs.forecast.run import texts_for, work_of
+    from multipruner.jobs.forecast.count import texts_for, work_of
 
     prunable = Prunable.of(_loaded(recipe)[0])
     by_stage, _ = work_of(recipe, prunable, texts_for(recipe, prunable))
