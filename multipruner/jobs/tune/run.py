@@ -24,6 +24,7 @@ from multipruner.checkpoint.run_folder import RunFolder, check_name, read_run
 from multipruner.checkpoint.save import check_space, check_target, save
 from multipruner.config.precedence import trusts
 from multipruner.config.recipe import EvaluationSpec
+from multipruner.console.events import tell
 from multipruner.console.progress import counting_display, judging_display, waiting_display
 from multipruner.console.say import teller
 from multipruner.core.errors import ConfigError, OutputError
@@ -143,6 +144,7 @@ def tune(
                 source=run.path, check=lambda folder: check_reopened(folder, merged, job.text.held_out),
             )  # fmt: skip
         folder_of_state.remove()
+    tell(console, "result", folder=str(target), tokens=tuned["tokens"], seconds=tuned["seconds"])
     console.print(tuned_table(tuned))
     teller(console)(f"{target}: trained on {tuned['tokens']:,} tokens in {tuned['seconds']['training']:,.0f} s")
     return Run(target, run.plan, report, merged, job.tokenizer)

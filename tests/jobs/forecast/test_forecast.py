@@ -86,8 +86,11 @@ def test_token_layers_of_the_search_are_those_that_are_counted(
     assert 0.95 * actual <= predicted <= (1.1 if not rounds else 2) * actual
 
 
-def test_token_layers_of_the_other_stages_are_those_that_are_counted(dense: Path, tmp_path: Path) -> None:
-    """By hooks on whatever is computed: text, moments, the last repair and the evaluation of a run without a search."""
+def test_token_layers_of_the_other_stages_are_those_that_are_counted(
+    dense: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By hooks on whatever is computed for the text and for the moments."""
+    monkeypatch.setenv("MULTIPRUNER_CACHE", str(tmp_path / "cache"))
     from multipruner.jobs import prepare
     from multipruner.sources.calibration import CalibrationText
 
