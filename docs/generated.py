@@ -12,7 +12,7 @@ import inspect
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any, get_args, get_origin
@@ -25,6 +25,7 @@ from multipruner.commands import COMMANDS
 from multipruner.commands.base import Parser
 from multipruner.config.choices import IMPORTANCES, METHODS, OneOf, loaded
 from multipruner.config.counts import MOST
+from multipruner.config.effort import EFFORTS
 from multipruner.config.fields import described
 from multipruner.config.recipe import CalibrationSpec, EvaluationSpec, PackageSource, Recipe
 from multipruner.core import errors
@@ -230,15 +231,26 @@ def _default(field: FieldInfo) -> str:
 
 def methods() -> str:
     """What each method sets, and what it is by default."""
-    rows = []
-    for name, row in METHODS.items():
-        values = row.preset
-        flat = {key: value for key, value in values.items() if not isinstance(value, dict)}
-        for prefix, inner in values.items():
-            if isinstance(inner, dict):
-                flat |= {f"{prefix}.{key}": value for key, value in inner.items()}
-        rows.append((code(name), ", ".join(code(f"{key}: {value}") for key, value in flat.items())))
-    return table(("method", "sets"), rows)
+    return table(("method", "sets"), ((code(name), _settings(row.preset)) for name, row in METHODS.items()))
+
+
+def efforts() -> str:
+    """What each effort sets for each method, and about what it costs."""
+    columns = ("effort", *(f"sets for {name}" for name in METHODS), "costs")
+    rows = (
+        (code(name), *(_settings(row.by_method.get(method, {})) for method in METHODS), row.costs)
+        for name, row in EFFORTS.items()
+    )
+    return table(columns, rows)
+
+
+def _settings(values: Mapping[str, Any]) -> str:
+    """Recipe fields by their dotted keys."""
+    flat = {key: value for key, value in values.items() if not isinstance(value, Mapping)}
+    for prefix, inner in values.items():
+        if isinstance(inner, Mapping):
+            flat |= {f"{prefix}.{key}": value for key, value in inner.items()}
+    return ", ".join(code(f"{key}: {value}") for key, value in flat.items())
 
 
 def budgets() -> str:
@@ -285,6 +297,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "recipes": recipes,
     "keys": keys,
     "methods": methods,
+    "efforts": efforts,
     "budgets": budgets,
     "commands": commands,
     "importances": importances,

@@ -231,10 +231,7 @@ def _tables(
     """
     meter.objective.commit(base)
     own = meter(base)
-    wanted = {
-        block: [(chain, _wanted(chain, base[block], reach)) for chain in task.chains(block, base)]
-        for block in range(len(base))
-    }
+    wanted = _asked(task, base, reach)
     total, done = sum(len(sizes) for asked in wanted.values() for _, sizes in asked), 0
     what = "first tables" if reach is None else f"round {number}"
     table: dict[int, dict[Size, float]] = {}
@@ -249,6 +246,21 @@ def _tables(
             tables.append(interpolated(rows, chain))
         table[block] = task.predicted(block, base, tables)
     return table, own
+
+
+def _asked(task: Task, base: Structure, reach: int | None) -> dict[int, list[tuple[Chain, list[Size]]]]:
+    """Return for every block its chains, and of each the options to measure."""
+    return {
+        block: [(chain, _wanted(chain, base[block], reach)) for chain in task.chains(block, base)]
+        for block in range(len(base))
+    }
+
+
+def options_of_round(task: Task, base: Structure, number: int) -> dict[int, list[Size]]:
+    """Return what a round measures of every block around a structure, all rounds before it made; 0: the first
+    tables."""
+    reach = max(1, _reach(task) >> (number - 1)) if number else None
+    return {block: [size for _, sizes in rows for size in sizes] for block, rows in _asked(task, base, reach).items()}
 
 
 def _wanted(sizes: Sequence[Size], current: Size, reach: int | None) -> list[Size]:

@@ -36,7 +36,7 @@ def save(
     tokenizer: Any | None,
     *,
     plan: PruningPlan,
-    report: Mapping[str, Any],
+    report: Mapping[str, Any] | Callable[[], Mapping[str, Any]],
     trajectory: Path | None = None,
     card: str,
     replace: bool = False,
@@ -50,7 +50,8 @@ def save(
     sibling folder first and takes its name at the end, so that ``folder`` is whole or absent.
 
     Args:
-        plan, report: written as ``plan.json`` and ``report.json``; the latter also lists all files.
+        plan, report: written as ``plan.json`` and ``report.json``; the latter also lists all files, and is asked for
+            last where it is a function.
         trajectory: a file with the search's steps, copied under its own name.
         card: text of ``README.md``.
         replace: whether an earlier run in ``folder`` may be replaced (after the new one is complete).
@@ -71,7 +72,7 @@ def save(
             shutil.copyfile(trajectory, partial / trajectory.name)
         for name, content in (extra or {}).items():
             (partial / name).write_bytes(content)
-        _write_texts(partial, plan, report, card)
+        _write_texts(partial, plan, report() if callable(report) else report, card)
         open_to_others(partial)
         if check is not None:
             _checked(partial, target, check)

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from copy import copy
 from functools import partial
 from importlib import import_module
-from typing import Any, NoReturn
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
 
+from multipruner.config.choices import LEVELS
 from multipruner.core.errors import ConfigError, shortened
 
 from . import COMMANDS
 
 SHELLS = ("bash", "zsh", "fish")
+
+if TYPE_CHECKING:
+    from multipruner.console.events import Screen
 
 
 class Parser(argparse.ArgumentParser):
@@ -151,6 +157,35 @@ def add_fields(
         if new in known:
             flag = f"--{old.rpartition('.')[2].replace('_', '-')}"
             parser.add_argument(flag, dest=old, help=argparse.SUPPRESS, default=argparse.SUPPRESS)
+
+
+def log_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags for what is said, and where programs read it (:func:`on_screen` takes it)."""
+    told = parser.add_argument_group("what is told")
+    told.add_argument("--log-level", choices=LEVELS, default=argparse.SUPPRESS,
+                      help="error: nothing but errors; info (default): stages, decisions and results; debug: what "
+                      "libraries say as well")  # fmt: skip
+    told.add_argument("--log-json", type=Path, metavar="FILE", default=argparse.SUPPRESS,
+                      help="append what happens to a file, one JSON object a line: stages, progress, losses, "
+                      "decisions, the result")  # fmt: skip
+
+
+@contextmanager
+def on_screen(typed: dict[str, Any], command: str) -> Iterator[Screen]:
+    """Hold the console of a command and its log, as the flags of :func:`log_flags` say.
+
+    Args:
+        typed: by destination; these are taken out.
+        command: its name.
+    """
+    from multipruner.console.events import screen
+    from multipruner.console.quiet import quiet_libraries
+
+    level = typed.pop("log_level", "info")
+    with screen(command, level, typed.pop("log_json", None)) as console:
+        if level != "debug":
+            quiet_libraries()
+        yield console
 
 
 def nested(arguments: dict[str, Any]) -> dict[str, Any]:

@@ -5,8 +5,12 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from .base import Parser, add_fields, evaluation_values, nested
+from .base import Parser, add_fields, evaluation_values, log_flags, nested, on_screen
+
+if TYPE_CHECKING:
+    from multipruner.console.events import Screen
 
 
 def make_parser() -> Parser:
@@ -24,6 +28,7 @@ def make_parser() -> Parser:
     parser.everyday.clear()  # there are few enough to show them all
     parser.add_argument("--batch-size", dest="evaluation.batch_size", metavar="N|auto", help="as --eval-batch-size")
     parser.add_argument("--output", type=Path, metavar="FILE", help="also write the result as JSON")
+    log_flags(parser)
     parser.add_argument("--debug", action="store_true")
     return parser
 
@@ -31,14 +36,15 @@ def make_parser() -> Parser:
 def run(arguments: Sequence[str]) -> int:
     typed = vars(make_parser().parse_args(arguments))
     typed.pop("debug", None)
-    from rich.console import Console
+    with on_screen(typed, "eval") as console:
+        _judge(typed, console)
+    return 0
 
-    from multipruner.console.quiet import quiet_libraries
+
+def _judge(typed: dict[str, Any], console: Screen) -> None:
     from multipruner.jobs.evaluate import judge_folders
 
-    quiet_libraries()
     folders, against, output = typed.pop("folders"), typed.pop("against", None), typed.pop("output", None)
     settings = nested(typed)
     evaluation_values(settings)
-    judge_folders(folders, against, settings, console=Console(), output=output)
-    return 0
+    judge_folders(folders, against, settings, console=console, output=output)

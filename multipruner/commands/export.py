@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 
 from multipruner.config.choices import EXPORTS, loaded
 from multipruner.core.errors import ConfigError
 
-from .base import Parser
+from .base import Parser, log_flags, on_screen
 
 _HELP = """\
 Write a pruned model as one file for other programs.
@@ -41,6 +40,7 @@ def make_parser() -> Parser:
     parser.add_argument("--trust-remote-code", dest="trust_remote_code", action="store_true",
                         help="onnx: run the model's own code")  # fmt: skip
     parser.add_argument("--overwrite", action="store_true", help="replace the file if it is there")
+    log_flags(parser)
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     return parser
 
@@ -51,19 +51,14 @@ def run(arguments: Sequence[str]) -> int:
     outtype = typed.outtype or row.outtype
     if typed.format == "onnx" and typed.base_gguf:
         raise ConfigError("--base-gguf goes with --format gguf: an ONNX file holds no tokenizer")
-    from multipruner.console.quiet import quiet_libraries
-
-    quiet_libraries()
     options = {name: getattr(typed, name) for name in row.options}
-    with _waiting():
-        done = loaded(row.by)(typed.folder, typed.output, outtype=outtype, overwrite=typed.overwrite, **options)
-    print("\n".join(done.lines(outtype)))
+    with on_screen(vars(typed), "export") as console:
+        from multipruner.console.progress import waiting_display
+        from multipruner.console.say import teller
+
+        with waiting_display(console, "export"):
+            done = loaded(row.by)(typed.folder, typed.output, outtype=outtype, overwrite=typed.overwrite, **options)
+        say = teller(console)
+        for line in done.lines(outtype):
+            say(line)
     return 0
-
-
-def _waiting() -> AbstractContextManager[None]:
-    from rich.console import Console
-
-    from multipruner.console.progress import waiting_display
-
-    return waiting_display(Console(), "export")

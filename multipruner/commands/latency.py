@@ -13,10 +13,12 @@ from multipruner.config.counts import MOST, MOST_UNITS, check_counts
 from multipruner.core.errors import ConfigError, OutputError
 from multipruner.core.latency_table import FORMAT, LatencyTable, Workload
 
-from .base import Parser, add_fields
+from .base import Parser, add_fields, log_flags, on_screen
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from multipruner.console.events import Screen
 
 _HELP = """\
 Measure how long every attention and MLP option of a model takes on this machine, and write the look-up table from
@@ -57,6 +59,7 @@ def make_parser() -> Parser:
     how.add_argument("--channel-step", type=int, default=128, metavar="N", help="MLP widths (default 128)")
     add_fields(parser, lambda key: key in _OF_THE_RECIPE, heading="how")
     parser.everyday.clear()  # there are few enough to show them all
+    log_flags(parser)
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     return parser
 
@@ -85,14 +88,17 @@ def run(arguments: Sequence[str]) -> int:
     workloads = workloads_of(typed)
     partial = typed.output.with_name(typed.output.name + ".partial")
     _check_output(typed.output, partial, typed.overwrite)
-    from rich.console import Console
+    with on_screen(vars(typed), "latency") as console:
+        _make(typed, workloads, partial, console)
+    return 0
 
-    from multipruner.console.quiet import quiet_libraries
+
+def _make(typed: argparse.Namespace, workloads: list[Workload], partial: Path, console: Screen) -> None:
+    """Measure, write the table and show it."""
+    from multipruner.console.events import tell
     from multipruner.latency.probe_journal import discard
     from multipruner.storage.files import write_atomically
 
-    quiet_libraries()
-    console = Console()
     model = _load(typed, console)
     _check_context(workloads, model.config)
     if typed.overwrite:
@@ -105,7 +111,7 @@ def run(arguments: Sequence[str]) -> int:
     if wild > RESTLESS:
         console.print(f"warning: times spread by {100 * wild:.0f}%: close other programs and use --overwrite")
     console.print(f"wrote {typed.output}", highlight=False, markup=False)
-    return 0
+    tell(console, "result", file=str(typed.output), spread=wild)
 
 
 def _check_context(workloads: Sequence[Workload], config: Any) -> None:

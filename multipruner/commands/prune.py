@@ -6,15 +6,19 @@ import argparse
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from multipruner.commands.push_later import PushLater
 from multipruner.core import __version__
 from multipruner.core.errors import ConfigError
 
 from . import COMMANDS, recipes
-from .base import SHELLS, Parser, PrintCompletion, add_fields
+from .base import SHELLS, Parser, PrintCompletion, add_fields, log_flags, on_screen
 from .recipe_flags import model_flags, recipe_of, set_flag
 from .sweep_flags import sweep_flags, take
+
+if TYPE_CHECKING:
+    from multipruner.console.events import Screen
 
 _WHAT = """\
 Make a Hugging Face causal language model smaller without training (MultiPruner, arXiv 2501.09949):
@@ -46,14 +50,18 @@ other commands
 {commands}
   (each with --help)
 
-precedence: flags and --set typed here > --recipe file > the catalogue's recipe > defaults
+precedence: flags and --set typed here > --recipe file > the catalogue's recipe > --effort > --method > defaults
 MULTIPRUNER_CACHE moves the cache of converted models and sampled text."""
 _EVERYDAY = {
     **dict.fromkeys(("model", "recipe", "output", "push"), ""),
     "set": "any key of a recipe, such as calibration.seed=3",
+    "dry_run": "say what the run would take, and end",
     "sweep": "one budget at many values, such as 0.9,0.8,0.7: figures and a plan for each",
 }
 """Flags beside the recipe's own that the short help shows."""
+
+
+_OF_THE_RUN: dict[str, Any] = {"output": None, "overwrite": False, "dry_run": False}
 
 
 def _epilog() -> str:
@@ -80,10 +88,14 @@ def make_parser() -> Parser:
     output = parser.add_argument_group("output")
     output.add_argument("--output", type=Path, metavar="DIR", help="default runs/NAME-RATIO")
     output.add_argument("--overwrite", action="store_true", help="give up what another run left there")
+    output.add_argument("--dry-run", action="store_true",
+                        help="say what the run would take (minutes by stage, memory, disk, downloads) and what its "
+                        "budgets mean, and end")  # fmt: skip
     output.add_argument("--debug", action="store_true", help="show tracebacks")
     output.add_argument("--print-completion", action=PrintCompletion, choices=SHELLS,
                         help="print the script by which a shell completes commands and flags, and end")  # fmt: skip
     output.add_argument("--version", action="version", version=f"multipruner {__version__}", help="say it and end")
+    log_flags(parser)
     PushLater.flags(parser.add_argument_group("sharing"))
     return parser
 
@@ -94,18 +106,27 @@ def run(arguments: Sequence[str]) -> int:
     later = PushLater.take(typed)
     if typed.get("model") == "list":
         return recipes.run([])
-    output, overwrite = typed.pop("output", None), typed.pop("overwrite", False)
+    with on_screen(typed, "prune") as console:
+        _prune(typed, later, console, shlex.join(["python", "-m", "multipruner", *PushLater.without(arguments)]))
+    return 0
+
+
+def _prune(typed: dict[str, Any], later: PushLater | None, console: Screen, command: str) -> None:
+    """Make a run, a sweep, a given plan's model, or the forecast of one."""
+    output, overwrite, dry = (typed.pop(name, none) for name, none in _OF_THE_RUN.items())
     asked = take(typed)
     recipe = recipe_of(typed, amend=asked.put_into)
-    from rich.console import Console
-
     from multipruner.config.recipe import default_output
-    from multipruner.console.quiet import quiet_libraries
     from multipruner.jobs.prune.run import prune_recipe
 
-    quiet_libraries()
-    command = shlex.join(["python", "-m", "multipruner", *PushLater.without(arguments)])
-    folder, console = output or (asked.folder(recipe) if asked else default_output(recipe)), Console()
+    folder = output or (asked.folder(recipe) if asked else default_output(recipe))
+    if dry:
+        from multipruner.jobs.forecast.run import foretell
+
+        if asked:
+            raise ConfigError("--dry-run is of one run: give it without --sweep and --plan")
+        foretell(recipe, folder, console)
+        return
     if later and asked.sweep is not None:
         raise ConfigError("a sweep writes plans, no model to push: push what --plan makes of one")
     if later:
@@ -116,4 +137,3 @@ def run(arguments: Sequence[str]) -> int:
         prune_recipe(recipe, folder, console=console, command=command, overwrite=overwrite)
     if later:
         later.run(folder, console=console)
-    return 0

@@ -16,10 +16,11 @@ from multipruner.core.costs import COSTS
 from multipruner.core.errors import ConfigError, MultiprunerError, did_you_mean
 
 from . import recipes
-from .base import Parser, add_fields
+from .base import Parser, add_fields, log_flags, on_screen
 from .recipe_flags import model_flags, recipe_of, set_flag
 
 if TYPE_CHECKING:
+    from multipruner.console.events import Screen
     from multipruner.jobs.search.options import SearchOptions
 
 _WHAT = """\
@@ -108,6 +109,7 @@ def make_parser() -> Parser:
     output.add_argument("--output", type=Path, metavar="DIR", help="default runs/NAME-RATIO-search")
     output.add_argument("--overwrite", action="store_true", help="give up what another run left there")
     output.add_argument("--debug", action="store_true", help="show tracebacks")
+    log_flags(parser)
     return parser
 
 
@@ -214,19 +216,19 @@ def _run(arguments: Sequence[str]) -> int:
     typed.pop("debug", None)
     if typed.get("model") == "list":
         return recipes.run([])
+    with on_screen(typed, "search") as console:
+        _search(typed, console, shlex.join(["python", "-m", "multipruner", "search", *arguments]))
+    return 0
+
+
+def _search(typed: dict[str, Any], console: Screen, command: str) -> None:
     output, overwrite = typed.pop("output", None), typed.pop("overwrite", False)
     options = options_of(typed)
     recipe = recipe_of(typed, _fixed(options), amend=_timed if "latency" in options.objectives else None)
-    from rich.console import Console
-
     from multipruner.config.recipe import default_output
-    from multipruner.console.quiet import quiet_libraries
     from multipruner.jobs.search.run import search
 
-    quiet_libraries()
     if output is None:
         named = default_output(recipe)
         output = named.with_name(f"{named.name}-search")
-    command = shlex.join(["python", "-m", "multipruner", "search", *arguments])
-    search(recipe, options, output, console=Console(), command=command, overwrite=overwrite)
-    return 0
+    search(recipe, options, output, console=console, command=command, overwrite=overwrite)

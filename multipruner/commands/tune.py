@@ -6,10 +6,14 @@ import argparse
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from multipruner.config.choices import TEXTS, listed_texts
 
-from .base import Parser
+from .base import Parser, log_flags, on_screen
+
+if TYPE_CHECKING:
+    from multipruner.console.events import Screen
 
 _HELP = """\
 Train a pruned model a little after the cut: LoRA on every linear layer, merged into an ordinary checkpoint folder.
@@ -65,6 +69,7 @@ def make_parser() -> Parser:
     judged.add_argument("--eval-text", dest="eval_text", metavar="FILE", help="instead of WikiText-2")
     judged.add_argument("--eval-length", dest="eval_length", type=int, metavar="N", help="tokens per sequence, 2048")
     judged.add_argument("--eval-tokens", dest="eval_tokens", type=int, metavar="N", help="of the text, default 49152")
+    log_flags(parser)
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     return parser
 
@@ -72,20 +77,20 @@ def make_parser() -> Parser:
 def run(arguments: Sequence[str]) -> int:
     typed = vars(make_parser().parse_args(arguments))
     typed.pop("debug", None)
-    from rich.console import Console
+    with on_screen(typed, "tune") as console:
+        _tune(typed, console, shlex.join(["python", "-m", "multipruner", "tune", *arguments]))
+    return 0
 
+
+def _tune(typed: dict[str, Any], console: Screen, command: str) -> None:
     from multipruner.config.recipe import Recipe
-    from multipruner.console.quiet import quiet_libraries
     from multipruner.jobs.tune.run import tune
     from multipruner.jobs.tune.steps import TuneSettings
 
-    quiet_libraries()
     folder = typed.pop("folder")
     options = {name: typed.pop(name) for name in ("device", "trust_remote_code", "overwrite") if name in typed}
     names = {"eval_text": "text", "eval_length": "length", "eval_tokens": "max_tokens"}
     evaluation = {field: typed.pop(flag) for flag, field in names.items() if flag in typed}
     output = typed.pop("output", None) or Path(f"{folder if folder.name else folder.resolve()}-tuned")
     spec = Recipe.build({"model": str(folder), "evaluation": evaluation}).evaluation
-    command = shlex.join(["python", "-m", "multipruner", "tune", *arguments])
-    tune(folder, output, TuneSettings(**typed), evaluation=spec, console=Console(), command=command, **options)
-    return 0
+    tune(folder, output, TuneSettings(**typed), evaluation=spec, console=console, command=command, **options)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from math import inf
 
+from multipruner.core.axes import DIMENSIONS, Dimension
 from multipruner.core.costs import cost_named
 from multipruner.core.errors import ConfigError
 
@@ -31,3 +32,18 @@ def amount_of(name: str, text: str, dense: float) -> float:
     if not 0 < amount < inf:
         raise ConfigError(f"{name} {text}: give more than 0, and a number that a float holds")
     return amount
+
+
+def shares_of(text: str) -> dict[Dimension, float]:
+    """Read the shares of the dimensions as typed: ``44:52:4``, in the order blocks, mlp, heads.
+
+    Raises:
+        ValueError: for what is not three numbers.
+    """
+    try:
+        numbers = [float(part) for part in text.split(":")]
+    except ValueError:
+        numbers = []
+    if len(numbers) != len(DIMENSIONS):
+        raise ValueError(f"shares {text!r} do not parse: give blocks:mlp:heads, such as 44:52:4")
+    return dict(zip(DIMENSIONS, numbers, strict=True))

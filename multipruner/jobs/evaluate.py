@@ -14,6 +14,7 @@ from rich.console import Console
 from multipruner.checkpoint.load import load_run
 from multipruner.checkpoint.run_folder import check_name, is_written, read_json
 from multipruner.config.recipe import Recipe
+from multipruner.console.events import tell
 from multipruner.console.progress import judging_display, waiting_display
 from multipruner.console.say import teller
 from multipruner.core.errors import ConfigError, OutputError, UnknownModelError, UnsupportedModelError
@@ -91,6 +92,7 @@ def judge_folders(
         say(f"\n{folder}")
         console.print(comparison.table())
         results.append(comparison)
+        tell(console, "result", folder=folder, **comparison.to_json())
         if reports[folder]:
             _add_to_report(Path(folder), comparison, recipe)
         if output is not None:  # after every folder: one that fails later loses nothing

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,7 @@ from multipruner.checkpoint.classes import family_of
 from multipruner.checkpoint.cut import apply_plan
 from multipruner.checkpoint.reopen import check_reopened
 from multipruner.checkpoint.save import save
+from multipruner.console.events import tell
 from multipruner.console.progress import counting_display, judging_display, named, waiting_display
 from multipruner.console.say import Say, teller
 from multipruner.core.plan import PruningPlan
@@ -25,8 +27,9 @@ from multipruner.report import notebook
 from multipruner.report.card import model_card
 from multipruner.report.summary import next_commands, render
 
+from .forecast.run import outcome
 from .last_repair import repair_all, scored_with_repair
-from .record import latency_record, place_of, record, timed
+from .record import latency_record, place_of, record, result_of, timed
 from .setting import Found, Setting
 from .workspace import Workspace
 
@@ -90,6 +93,7 @@ def finish(
         with waiting_display(console, "loss"):
             found = scored_with_repair(setting, found)
     plan = _plan(setting, found)
+    tell(console, "loss", what="calibration", loss=found.loss, before_repair_of_all=found.loss_before_outputs)
     with timed(seconds, "surgery"), waiting_display(console, "surgery"), setting.held.released():
         pruned = cut_model(setting, plan, found.outputs, found.gain)
     with timed(seconds, "evaluation"):
@@ -102,14 +106,23 @@ def finish(
             report["latency"] = latency_record(setting, plan, pruned, say)
     card = model_card(report, plan, stock=family_of(pruned.config.to_dict()) is None)
     journal = workspace.journal_path
-    with waiting_display(console, "saving"):
+    began = time.perf_counter()
+
+    def ended() -> dict[str, Any]:
+        """Return the report at the very end, where what the writing took is known."""
+        taken = {**seconds, "writing": time.perf_counter() - began}
+        report.update(seconds=taken, **outcome(setting.forecast, taken, pruned.device.type))
+        return report
+
+    with timed(seconds, "writing"), waiting_display(console, "saving"):
         save(
-            output, pruned, setting.tokenizer, plan=plan, report=report, trajectory=journal, card=card, replace=True,
+            output, pruned, setting.tokenizer, plan=plan, report=ended, trajectory=journal, card=card, replace=True,
             source=folder_of(setting.source.path_or_id, setting.source.revision), extra=files,
             check=lambda folder: check_reopened(folder, pruned, setting.calibration.ids),
         )  # fmt: skip
     console.print(render(report, output, comparison.table()))
     say(next_commands(output))
+    tell(console, "result", **result_of(report, output))
     return Run(output, plan, report, pruned, setting.tokenizer)
 
 

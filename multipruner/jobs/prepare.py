@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,6 +33,7 @@ from multipruner.sources.dense import device_of, load_dense
 from multipruner.sources.resolve import resolve
 from multipruner.storage.tensors_on_disk import OnDisk
 
+from .forecast.run import Forecast, forecast, say_forecast
 from .reachable import check_reachable
 from .record import timed
 from .setting import Setting, grid_of
@@ -40,13 +42,14 @@ _ABSURD_LOSS = 1e6
 """Nats per token beyond which differences between candidates are lost in rounding; a uniform guess costs about 12."""
 
 
-def prepared(recipe: Recipe, team: Team, console: Console, seconds: dict[str, float]) -> Setting:
+def prepared(
+    recipe: Recipe, team: Team, console: Console, seconds: dict[str, float], output: Path | None = None
+) -> Setting:
     """Call :func:`prepare` in every process of a job: rank 0 first, for what lands in the cache; the same
-    everywhere.
-    """
+    everywhere."""
     # what is fastest must be the same everywhere, so one process measures
     rates = None if team.size == 1 else team.told(lambda: product_rates(device_of(recipe.device), TYPES))
-    work = partial(prepare, recipe, console, seconds, rates, first=not team.rank)
+    work = partial(prepare, recipe, console, seconds, rates, first=not team.rank, output=output)
     setting = team.one_first(work, lambda found: json.dumps(found.identity))
     return replace(setting, team=team)
 
@@ -58,6 +61,7 @@ def prepare(
     rates: Mapping[str, float] | None = None,
     *,
     first: bool = True,
+    output: Path | None = None,
 ) -> Setting:
     """Load model and calibration, rank the widths, refuse what cannot be reached before any search.
 
@@ -67,6 +71,7 @@ def prepare(
         seconds: how long each stage took is added here.
         rates: how fast this machine multiplies (:class:`.Precision`); default: measured now.
         first: whether this process writes the result, and so rehearses the writing.
+        output: folder of a run whose stages are to be foretold.
     """
     say = teller(console)
     check_settings(recipe.evaluation)
@@ -84,6 +89,7 @@ def prepare(
         if first:
             uniform = recipe.layout == "uniform"
             rehearsal = Rehearsal(model, tokenizer, source.path_or_id, source.revision, uniform=uniform)
+    expected = _foretold(recipe, prunable, tokenizer, output, console) if first and output is not None else None
     with rehearsal, counting_display(console, "text") as display:
         with timed(seconds, "text"):
             text = named(display, "text")
@@ -117,7 +123,15 @@ def prepare(
         precision,
         held,
         texts.record(),
+        forecast=expected,
     )
+
+
+def _foretold(recipe: Recipe, prunable: Prunable, tokenizer: Any, output: Path, console: Console) -> Forecast:
+    with waiting_display(console, "forecast"):
+        found = forecast(recipe, prunable, output, tokenizer=tokenizer)
+    say_forecast(found, teller(console), console)
+    return found
 
 
 def _check_loss(recipe: Recipe, model: Any, tokenizer: Any, calibration: CalibrationSet) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import floor
 
 from multipruner.config.recipe import Recipe
@@ -13,6 +14,8 @@ from multipruner.search import DIMENSIONS, Problem, reachable_ratio, too_small
 from multipruner.search.allocation import check_feasible
 
 from .setting import problem_of, task_of
+
+_ALL = 0.999
 
 
 def check_reachable(recipe: Recipe, prunable: Prunable) -> None:
@@ -29,6 +32,23 @@ def check_reachable(recipe: Recipe, prunable: Prunable) -> None:
         task = task_of(recipe, prunable)
         task.grid.check(task.anatomy)
         check_feasible(task)
+
+
+def span(recipe: Recipe, prunable: Prunable) -> tuple[float, float]:
+    """Return the smallest and the largest ratio that a recipe's grid and strategy can reach on a model."""
+    costs = prunable.costs
+    if recipe.greedy:
+        problem = problem_of(recipe, prunable)
+        return max(0.0, too_small(problem).nearest or 0.0), reachable_ratio(replace(problem, ratio=_ALL))
+    task = task_of(recipe, prunable)
+    anatomy = task.anatomy
+    dense, empty = anatomy.dense, anatomy.empty
+    ratios = [costs.ratio(dense.replace(n, size)) for n in range(len(anatomy)) for size in task.levels(n)[:-1]]
+    stays = 0.0  # of each kind one block stays, the narrowest that there is
+    for kind in anatomy.kinds:
+        one = [empty.replace(number, task.levels(number)[1]) for number in anatomy.of_kind(kind)]
+        stays += min(costs.ratio(empty) - costs.ratio(structure) for structure in one)
+    return min(ratios, default=0.0), costs.ratio(empty) - stays
 
 
 def _check_path(problem: Problem) -> None:

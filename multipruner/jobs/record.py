@@ -14,8 +14,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
 from multipruner.config.precedence import from_file
 from multipruner.config.recipe import Recipe
+from multipruner.console.events import events_of
 from multipruner.core import __version__
 from multipruner.core.costs import COSTS, Measures
 from multipruner.core.errors import OutputError
@@ -90,6 +93,13 @@ def record(
     }  # fmt: skip
 
 
+def result_of(report: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Return what a program that waits for a run wants to know of its report."""
+    perplexity = {name: {who: row[who] for who in ("dense", "pruned")} for name, row in report["perplexity"].items()}
+    kept = ("ratio", "backbone_ratio", "parameters", "seconds")
+    return {"folder": str(folder), **{key: report[key] for key in kept}, "perplexity": perplexity}
+
+
 def place_of(model: str, output: Path) -> dict[str, str]:
     """Tell where a model's folder or file lies as seen from a run's folder, which holds wherever a command is given.
 
@@ -150,9 +160,28 @@ def latency_record(setting: Setting, plan: PruningPlan, pruned: Any, say: Callab
     return {"phases": {workload: row}}
 
 
+class Clock(dict[str, float]):
+    """Seconds by stage; a stage that begins or ends is an event of the console's log.
+
+    Args:
+        console: of the run.
+    """
+
+    def __init__(self, console: Console) -> None:
+        super().__init__()
+        self.log = events_of(console)
+
+
 @contextmanager
 def timed(seconds: dict[str, float], name: str) -> Iterator[None]:
     """Add the seconds that the body takes to those of a stage."""
-    began = time.perf_counter()
-    yield
-    seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - began
+    log, began, whole = seconds.log if isinstance(seconds, Clock) else None, time.perf_counter(), False
+    if log is not None:
+        log.began(name)
+    try:
+        yield
+        seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - began
+        whole = True
+    finally:
+        if log is not None:
+            log.ended(name, time.perf_counter() - began, whole=whole)

@@ -70,7 +70,8 @@ def problem_of(recipe: Recipe, prunable: Prunable) -> Problem:
 
 @dataclass(frozen=True)
 class Setting:
-    """What the stages of a run share; ``texts`` is what :meth:`.CalibrationText.record` gives.
+    """What the stages of a run share; ``texts`` is what :meth:`.CalibrationText.record` gives, ``forecast`` what was
+    foretold (:class:`multipruner.jobs.forecast.run.Forecast`), if anything was.
 
     What follows from these values is computed when it is first asked for, once; a setting with another recipe
     (:func:`dataclasses.replace`) computes its own.
@@ -91,6 +92,7 @@ class Setting:
     held: Held
     texts: Mapping[str, Any] = field(default_factory=dict)
     team: Team = field(default_factory=Team, repr=False)
+    forecast: Any = field(default=None, repr=False)
 
     @property
     def search_repair(self) -> Repair | None:

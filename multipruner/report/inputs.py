@@ -110,6 +110,7 @@ class Report:
     recipe: dict[str, Any] = field(default_factory=dict)
     command: str | None = None
     seconds: dict[str, Number] = field(default_factory=dict)
+    forecast: dict[str, dict[str, Any]] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     platform: str | None = None
 

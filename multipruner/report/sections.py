@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from multipruner.core.axes import BLOCK_KINDS
 from multipruner.core.structure import kept_in_words
@@ -17,7 +18,7 @@ from multipruner.report.figures.structure import structure_figure, structures_fi
 
 from .html import Html, element, facts, figure, join, table
 from .inputs import Front, RunFiles
-from .words import amount, contrast_cells, duration, label_of, number, signed, tokens_of
+from .words import amount, contrast_cells, duration, finite, label_of, number, signed, tokens_of
 
 _SWATCHES = {**STAGE, "blocks": "var(--blue)"}
 SHOWN = 12
@@ -68,6 +69,8 @@ def run_section(run: RunFiles, album: Album, prefix: str) -> list[Html]:
     found = phases(run.report.latency)
     if found:
         parts.append(_card("", album.show(latency_figure(run, f"{prefix}latency")), _latency(found)))
+    if run.report.forecast:
+        parts.append(_card("Expected and actual", _foretold(run.report.forecast)))
     for name, perplexity in (("perplexity", True), ("tasks", False)):
         rows = _scores(run, perplexity=perplexity)
         if rows:
@@ -181,6 +184,30 @@ def _costs(run: RunFiles) -> Html:
         for cost, pair in costs.items()
     ]  # fmt: skip
     return table(("", "dense", "pruned", "change"), rows)
+
+
+def _foretold(found: Mapping[str, Mapping[str, Any]]) -> Html:
+    """Return seconds by stage and memory, as they were expected before the run, and as they came."""
+
+    def row(name: str, expected: Any, actual: Any, shown: Callable[[float], str], layers: Any = None) -> list[str]:
+        known = finite(expected) and finite(actual) and actual > 0
+        cells = [shown(value) if finite(value) else "–" for value in (expected, actual)]
+        return [
+            name,
+            *cells,
+            signed(expected / actual - 1) if known else "–",
+            f"{layers:,.0f}" if finite(layers) else "–",
+        ]
+
+    stages = {name: one for name, one in found.get("stages", {}).items() if isinstance(one, Mapping)}
+    rows = [
+        row(name, one.get("predicted_seconds"), one.get("seconds"), duration, one.get("token_layers"))
+        for name, one in stages.items()
+    ]
+    memory = found.get("memory", {})
+    most, peak = memory.get("predicted_bytes"), memory.get("peak_bytes")
+    rows.append(row("memory", most, peak, lambda size: amount("weight_bytes", size)))
+    return table(("", "expected", "actual", "error", "token-layers"), rows)
 
 
 def _latency(found: Sequence[Phase]) -> Html:

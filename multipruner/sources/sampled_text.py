@@ -51,11 +51,7 @@ def self_text(
     Returns:
         Token ids, int64 [sequences, length], on the CPU.
     """
-    dense = [fingerprint(model), configuration(model), str(model.device.type), str(stored_in(model))]
-    settings = [SAMPLING, *dense, sequences, length, seed, *_starts(tokenizer)]
-    key = digest(settings)[:32]
-    target = cache_folder() / "self-text" / f"{key}.safetensors"
-    parts = target.with_suffix(".parts")
+    target, parts = _places(model, tokenizer, sequences, length, seed)
     if target.exists():
         ids = _load(target)
     else:
@@ -63,6 +59,27 @@ def self_text(
         _save(ids, target)
     shutil.rmtree(parts, ignore_errors=True)
     return ids
+
+
+def _places(model: Any, tokenizer: Any, sequences: int, length: int, seed: int) -> tuple[Path, Path]:
+    """Tell where a sampling is kept: whole, and batch by batch until it is."""
+    dense = [fingerprint(model), configuration(model), str(model.device.type), str(stored_in(model))]
+    settings = [SAMPLING, *dense, sequences, length, seed, *_starts(tokenizer)]
+    target = cache_folder() / "self-text" / f"{digest(settings)[:32]}.safetensors"
+    return target, target.with_suffix(".parts")
+
+
+def unsampled(model: Any, tokenizer: Any, sequences: int, length: int, seed: int) -> int:
+    """Tell how many sequences :func:`self_text` would still have to sample."""
+    target, parts = _places(model, tokenizer, sequences, length, seed)
+    kept = [int(path.stem.rpartition("-")[2]) for path in parts.glob("*-*.safetensors")] if parts.is_dir() else []
+    return 0 if target.exists() else max(0, sequences - sum(kept))
+
+
+def side_by_side(kv_bytes_per_token: int, length: int) -> int:
+    """Return sequences of a length that are sampled together."""
+    tokens = max(min(BATCH_TOKENS, MOST_BATCH_BYTES // kv_bytes_per_token), BATCH_BYTES // kv_bytes_per_token)
+    return tokens // length or 1
 
 
 def _save(ids: torch.Tensor, target: Path) -> None:
@@ -104,10 +121,11 @@ def sample(
     generator = torch.Generator().manual_seed(seed)
     first = _first_tokens(tokenizer, sequences, generator)[:, :length]
     draws = torch.rand(sequences, length, generator=generator)
+    kept_in = narrow_cache(model)
+    dense = Prunable.of(model, kept_in)
+    rows = side_by_side(dense.costs.kv_bytes_per_token(dense.dense), length)
     batches = []
-    with _threads_for(model), grouped_attention(model):
-        kept_in = narrow_cache(model)
-        rows = _side_by_side(model, kept_in) // length or 1
+    with threads_for(sum(weight.numel() for weight in model.parameters())), grouped_attention(model):
         for begin in range(0, sequences, rows):
             chosen = slice(begin, begin + rows)
             kept = parts and parts / f"{begin}-{len(first[chosen])}.safetensors"
@@ -125,20 +143,10 @@ def sample(
     return torch.cat(batches).clone()
 
 
-def _side_by_side(model: Any, kept_in: torch.dtype | None) -> int:
-    """Return tokens that are sampled side by side, keys and values kept in a type (default: the one that is
-    computed in).
-    """
-    dense = Prunable.of(model, kept_in)
-    per_token = dense.costs.kv_bytes_per_token(dense.dense)
-    return max(min(BATCH_TOKENS, MOST_BATCH_BYTES // per_token), BATCH_BYTES // per_token)
-
-
 @contextmanager
-def _threads_for(model: Any) -> Iterator[None]:
+def threads_for(parameters: int) -> Iterator[None]:
     """Use as many threads as a step keeps busy; not chosen by timing, since rounding may depend on their number."""
     before = torch.get_num_threads()
-    parameters = sum(weight.numel() for weight in model.parameters())
     torch.set_num_threads(min(before, 1 + parameters // PARAMETERS_PER_THREAD))
     try:
         yield

@@ -18,13 +18,16 @@ class HubUnreachable(Exception):
     """The Hub cannot be asked; the text says why."""
 
 
-def repo_info(repo: str, repo_type: Literal["model", "dataset"] = "model", revision: str | None = None) -> Any:
+def repo_info(
+    repo: str, repo_type: Literal["model", "dataset"] = "model", revision: str | None = None, *, sizes: bool = False
+) -> Any:
     """Return what the Hub says about a repository: one request with a short timeout.
 
     Args:
         repo: its id, ``owner/name``.
         repo_type: what it holds.
         revision: branch, tag or commit.
+        sizes: whether to ask for those of its files.
 
     Returns:
         huggingface_hub's ``ModelInfo`` or ``DatasetInfo``.
@@ -38,8 +41,9 @@ def repo_info(repo: str, repo_type: Literal["model", "dataset"] = "model", revis
 
     if constants.HF_HUB_OFFLINE:
         raise HubUnreachable("HF_HUB_OFFLINE is set")
+    more: dict[str, Any] = {"files_metadata": True} if sizes else {}
     try:
-        return HfApi().repo_info(repo, repo_type=repo_type, revision=revision, timeout=TIMEOUT)
+        return HfApi().repo_info(repo, repo_type=repo_type, revision=revision, timeout=TIMEOUT, **more)
     except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError):
         raise
     except Exception as error:  # the transport's own classes differ between versions of huggingface_hub

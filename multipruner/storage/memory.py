@@ -30,6 +30,24 @@ def free_memory() -> int:
     return max(min(rests), 0)
 
 
+def peak_memory(device: str = "cpu") -> int:
+    """Return the most bytes that this process has had at once so far; of a GPU's memory, on one.
+
+    Args:
+        device: its type, as torch names it.
+    """
+    if device != "cpu":
+        import torch
+
+        return torch.cuda.max_memory_allocated() if device == "cuda" else 0
+    if (most := getattr(psutil.Process().memory_info(), "peak_wset", None)) is not None:  # Windows
+        return int(most)
+    import resource
+    import sys
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
 def check_memory(what: str, needed: int, free: int, where: str = "in memory") -> None:
     """Refuse what cannot fit, before it is tried.
 

@@ -277,3 +277,33 @@ def test_benchmarks_stay_small_and_share_one_writer_of_results(path: Path) -> No
     assert len(text.splitlines()) <= 300, "one file, one thing"
     if '"--record"' in text:
         assert path.stem == "results", "results.flag and results.record are for all"
+
+
+def test_machines_sets_what_was_foretold_beside_what_came(
+    dense: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MULTIPRUNER_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("ATEN_CPU_CAPABILITY", "avx2")
+    rows = tmp_path / "alpaca.jsonl"
+    rows.write_text(
+        "".join(json.dumps({"text": f"w{4 + n % 90} w{5 + n % 80} w{6 + n % 70}"}) + "\n" for n in range(900))
+    )
+    small = ["calibration.length=16", "calibration.statistics_sequences=12", "channel_group=8",
+             f"calibration.source={dense / 'text.txt'}"]  # fmt: skip
+    sets = [word for one in small for word in ("--set", one)]
+    given = ["--work", str(tmp_path / "work"), "--model", str(dense), "--ratio", "0.3", "--efforts", "fast",
+             "--wikitext", str(dense / "text.txt"), "--alpaca", str(rows),
+             "--record", str(tmp_path / "found.json"), *sets]  # fmt: skip
+    machines = _module("machines")
+    for _ in range(2):  # what is there stays
+        assert machines.main(given) == 0
+    said = capsys.readouterr().out
+    assert "ATEN_CPU_CAPABILITY=avx2" in said and said.count("| fast | text |") == 2
+    found = _module("results").read(tmp_path / "found.json")
+    report = json.loads((tmp_path / "work" / "fast" / "report.json").read_text())
+    assert report["recipe"]["effort"] == "fast" and report["recipe"]["rounds"] == 0
+    assert [row[1] for row in found["rows"]] == [*report["forecast"]["stages"], machines.OTHER]
+    (row,) = found["sums"]
+    judged = [report["perplexity"]["text.txt"], *report["evaluations"][0]["perplexity"].values()]
+    assert row[-2:] == [one["pruned"] / one["dense"] for one in judged] and row[5] > 0
+    assert len(report["evaluations"]) == 1 and found["isa"] == {"ATEN_CPU_CAPABILITY": "avx2"}

@@ -95,6 +95,7 @@ def test_every_command_of_the_pages_is_understood(
         "multipruner.jobs.prune.run.prune_recipe",
         "multipruner.jobs.sweep.run.sweep",
         "multipruner.jobs.prune.given_plan.apply_given_plan",
+        "multipruner.jobs.forecast.run.foretell",
     ):
         monkeypatch.setattr(job, lambda recipe, *rest, **options: recipes.append(recipe))
     monkeypatch.setattr("multipruner.console.quiet.quiet_libraries", lambda: None)

@@ -20,6 +20,7 @@ from multipruner.core.plan import BlockUnits, PruningPlan, Ranking
 from multipruner.core.structure import Place
 from multipruner.jobs.finish import Run, finish
 from multipruner.jobs.prepare import prepare
+from multipruner.jobs.record import Clock
 from multipruner.jobs.remembered import RememberedObjective, objective_of
 from multipruner.jobs.setting import Found, Setting
 from multipruner.jobs.workspace import Workspace
@@ -73,7 +74,7 @@ def apply_given_plan(
     plan = read_plan(plan_path)
     recipe = Recipe.build({**recipe.model_dump(), **NO_BUDGET})
     with Workspace(output, recipe.model) as workspace:
-        seconds: dict[str, float] = {}
+        seconds = Clock(console)
         setting = prepare(recipe, console, seconds)
         _check(plan, plan_path, setting)
         setting = _ordered_by(setting, plan)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from rich.console import Console
 
+from multipruner.console.events import tell
 from multipruner.console.progress import search_display, waiting_display
 from multipruner.console.say import Say
 from multipruner.core.errors import InfeasibleError
@@ -54,7 +55,13 @@ def greedy(setting: Setting, workspace: Workspace, console: Console, say: Say, o
         counts = expected_candidates(problem)
         expected: dict[Dimension, float] = {name: n * objectives[name].tokens for name, n in counts.items()}
         with search_display(console, expected, problem.ratio) as display:
-            steps = sequential_path(problem, objectives, done=done, on_step=journal.add, on_progress=display)
+
+            def taken(step: Step) -> None:
+                journal.add(step)
+                tell(console, "decision", what="step", dimension=step.stage, kind=step.kind, layer=step.layer,
+                     ratio=step.ratio, loss=step.loss)  # fmt: skip
+
+            steps = sequential_path(problem, objectives, done=done, on_step=taken, on_progress=display)
     journal.finish()
     work = {"blocks": objectives["blocks"].work, "widths": objectives["mlp"].work}
     return Found(replay(problem.anatomy, steps), steps[-1].loss, problem.ratio, work, steps)

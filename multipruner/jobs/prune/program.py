@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from rich.console import Console
 
+from multipruner.console.events import tell
 from multipruner.console.progress import counting_display
 from multipruner.console.say import Say
 from multipruner.jobs.remembered import remembered, rough_of
@@ -23,6 +24,7 @@ def program(setting: Setting, workspace: Workspace, console: Console, say: Say, 
             say(f"{known} losses were measured before and are not measured again")
         result = allocate(setting.task, losses, display, sketch=rough)
     for round_ in result.rounds:
+        tell(console, "decision", what="round", **round_.to_json())
         say(
             f"round {round_.number}: predicted {round_.predicted:.4f}, measured {round_.loss:.4f} nats"
             + ("" if round_.accepted else " (not better)")

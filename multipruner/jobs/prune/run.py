@@ -14,7 +14,7 @@ from multipruner.jobs.finish import Run, finish
 from multipruner.jobs.prepare import prepared
 from multipruner.jobs.prune.greedy import lend_a_hand
 from multipruner.jobs.prune.strategies import find
-from multipruner.jobs.record import timed
+from multipruner.jobs.record import Clock, timed
 from multipruner.jobs.workspace import Workspace
 from multipruner.recipes import mapping_for
 
@@ -59,8 +59,8 @@ def _run(
     recipe: Recipe, team: Team, workspace: Workspace, console: Console, command: str | None, overwrite: bool
 ) -> Run:
     say = teller(console)
-    seconds: dict[str, float] = {}
-    setting = prepared(recipe, team, console, seconds)
+    seconds = Clock(console)
+    setting = prepared(recipe, team, console, seconds, workspace.output)
     with timed(seconds, "search"):
         found = find(setting, workspace, console, say, overwrite)
     team.stop()

@@ -19,7 +19,7 @@ from multipruner.core.errors import ConfigError
 from multipruner.engine.processes import Team, leave
 from multipruner.jobs.finish import Run, finish
 from multipruner.jobs.prepare import prepared
-from multipruner.jobs.record import timed
+from multipruner.jobs.record import Clock, timed
 from multipruner.report.figures.search import convergence, front_picture
 from multipruner.search import Memo
 from multipruner.search.evolution import Result, evolve, random_search
@@ -124,7 +124,7 @@ def _run(
     command: str | None,
     overwrite: bool,
 ) -> Run:
-    say, seconds = teller(console), dict[str, float]()
+    say, seconds = teller(console), Clock(console)
     setting = prepared(recipe, team, console, seconds)
     engine = ENGINES[options.genome](setting, options, team)
     header = {**FORMAT, "identity": {**engine.identity, "ratio": recipe.ratio, "budgets": dict(recipe.budgets),

@@ -9,7 +9,6 @@ values too, goes on. Losses are those of the search: the repair of all blocks at
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,6 +25,7 @@ from multipruner.core.plan import PruningPlan
 from multipruner.core.structure import Structure
 from multipruner.jobs.limits import measures_of
 from multipruner.jobs.prepare import prepare
+from multipruner.jobs.record import Clock, timed
 from multipruner.jobs.remembered import RememberedObjective, remembered, rough_of
 from multipruner.jobs.setting import Setting
 from multipruner.jobs.workspace import Workspace
@@ -120,13 +120,12 @@ def sweep(
     check_free(output)
     recipes = {value: points.recipe(recipe, value) for value in points.values}
     with Workspace(output, recipe.model) as workspace:
-        seconds: dict[str, float] = {}
+        seconds = Clock(console)
         # the tightest first: if that can be kept, all can
         setting = prepare(recipes[points.values[-1]], console, seconds)
         run = _Sweep(setting, points, recipes, console, workspace.open_measurements(setting.identity, overwrite))
-        began = time.perf_counter()
-        found = run.points(greedy)
-        seconds["search"] = time.perf_counter() - began
+        with timed(seconds, "search"):
+            found = run.points(greedy)
         _write(workspace, run, found, seconds, command)
         workspace.close()
     teller(console)(_closing(output, points))

@@ -5,7 +5,6 @@ This is apart from pruning, which trains nothing: it starts from a finished run 
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -25,6 +24,7 @@ from multipruner.checkpoint.run_folder import RunFolder, check_name, read_run
 from multipruner.checkpoint.save import check_space, check_target, save
 from multipruner.config.precedence import trusts
 from multipruner.config.recipe import EvaluationSpec
+from multipruner.console.events import tell
 from multipruner.console.progress import counting_display, judging_display, waiting_display
 from multipruner.console.say import teller
 from multipruner.core.errors import ConfigError, OutputError
@@ -33,7 +33,7 @@ from multipruner.engine.precision import Precision, cast
 from multipruner.eval import Evaluation, evaluate, perplexity
 from multipruner.eval.scoring import context_length
 from multipruner.jobs.finish import Run
-from multipruner.jobs.record import moved, timed
+from multipruner.jobs.record import Clock, moved, timed
 from multipruner.jobs.workspace import MEASUREMENTS, SEARCH, STATE, TRAJECTORY, refuse_within
 from multipruner.report.tuned_card import tuned_card
 from multipruner.storage.partial import LOCK, MARK, PartialFolder
@@ -144,6 +144,7 @@ def tune(
                 source=run.path, check=lambda folder: check_reopened(folder, merged, job.text.held_out),
             )  # fmt: skip
         folder_of_state.remove()
+    tell(console, "result", folder=str(target), tokens=tuned["tokens"], seconds=tuned["seconds"])
     console.print(tuned_table(tuned))
     teller(console)(f"{target}: trained on {tuned['tokens']:,} tokens in {tuned['seconds']['training']:,.0f} s")
     return Run(target, run.plan, report, merged, job.tokenizer)
@@ -216,7 +217,7 @@ def _prepare(
     console: Console,
 ) -> _Job:
     """Load model and text."""
-    seconds: dict[str, float] = {}
+    seconds = Clock(console)
     where = _device(device)
     with timed(seconds, "load"), waiting_display(console, "loading the model"):
         model: Any = load_run(run.path, trust_remote_code=trust_remote_code)
@@ -268,14 +269,12 @@ def _train(job: _Job, partial: Path) -> tuple[Progress, Any]:
     if job.model.device.type == "cpu":
         cast(job.model, torch.float32)
     adapted = attach(job.model, job.settings)
-    began = time.perf_counter()
-    with counting_display(job.console, "train") as display:
+    with timed(job.seconds, "this_process"), counting_display(job.console, "train") as display:
 
         def tell(step: int, steps: int, loss: float) -> None:
             display("train", step, steps, f"loss {loss:5.3f}")
 
         progress = train(adapted, job.text.train, job.settings, partial, identity, tell)
-    job.seconds["this_process"] = time.perf_counter() - began
     with waiting_display(job.console, "merging"):
         merged = adapted.merge_and_unload()
         cast(merged, dtype)

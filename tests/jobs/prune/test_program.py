@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM
 import multipruner
 from multipruner.commands.main import main
 from multipruner.config.choices import METHODS
+from multipruner.config.effort import EFFORTS
 from multipruner.config.recipe import Recipe
 from multipruner.core.plan import PruningPlan
 from multipruner.jobs import last_repair
@@ -194,7 +195,8 @@ def test_a_method_is_a_set_of_defaults_that_gives_way() -> None:
     assert (paper.method, paper.importance, paper.calibration.length) == ("paper", "none", 128)
     default = Recipe.build({"model": "m"})
     assert (default.method, default.objective, default.repair) == ("program", "kl", "lstsq")
-    assert METHODS["paper"].preset["calibration"] == {"sequences": 8, "length": 128}, "building changes no table"
+    row = EFFORTS["thorough"].by_method["paper"]["calibration"]
+    assert "calibration" not in METHODS["paper"].preset and row["length"] == 128, "building changes no table"
 
 
 def test_a_run_of_the_other_method_leaves_nothing_behind(finished: Path, dense: Path, tmp_path: Path, capsys) -> None:

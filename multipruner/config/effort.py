@@ -1,0 +1,84 @@
+"""How much a run measures, in one place: a row for every effort, by method. Single keys win over a row."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from .choices import METHODS
+from .precedence import merge_into
+
+DEFAULT = "thorough"
+"""The effort where none is named."""
+
+
+@dataclass(frozen=True, slots=True)
+class Effort:
+    """One row.
+
+    Attributes:
+        costs: about what a run takes, for the help.
+        by_method: method -> the recipe fields that it sets.
+    """
+
+    costs: str
+    by_method: Mapping[str, Mapping[str, Any]] = field(hash=False)
+
+
+def _measured(sequences: int, width_sequences: int, moments_sequences: int) -> dict[str, int]:
+    return {"sequences": sequences, "width_sequences": width_sequences, "moments_sequences": moments_sequences}
+
+
+def _of(program: Mapping[str, Any], paper: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Give the greedy path of our own the program's texts."""
+    greedy = {key: value for key, value in program.items() if key != "rounds"}
+    return {"program": program, "greedy": greedy, "paper": paper}
+
+
+EFFORTS: dict[str, Effort] = {
+    "fast": Effort(
+        "a fifth of thorough's text and no round",
+        _of(
+            {"calibration": {**_measured(4, 2, 48), "length": 512}, "rounds": 0},
+            {"calibration": {**_measured(4, 1, 256), "length": 128}},
+        ),
+    ),
+    "balanced": Effort(
+        "half of thorough's text and of its rounds",
+        _of(
+            {"calibration": {**_measured(6, 3, 128), "length": 512}, "rounds": 1},
+            {"calibration": {**_measured(8, 2, 256), "length": 128}},
+        ),
+    ),
+    "thorough": Effort(
+        "131,072 tokens for order and repair, two rounds",
+        _of(
+            {"calibration": {**_measured(8, 4, 256), "length": 512}, "rounds": 2},
+            {"calibration": {**_measured(8, 4, 256), "length": 128}},
+        ),
+    ),
+}
+"""Every effort by its name. ``thorough`` sets what a method is described with."""
+
+
+def defaults_of(method: str, effort: str) -> dict[str, Any]:
+    """Return the recipe fields that a method and an effort set where nothing else is said.
+
+    Args:
+        method: a key of :data:`.METHODS`; one without a row in an effort has its own numbers at every effort.
+        effort: a key of :data:`EFFORTS`.
+
+    Returns:
+        A new mapping; empty for names that are in no table, which the recipe itself refuses.
+    """
+    found: dict[str, Any] = {}
+    merge_into(found, METHODS[method].preset if method in METHODS else {})
+    if effort in EFFORTS:
+        merge_into(found, EFFORTS[effort].by_method.get(method, {}))
+    return found
+
+
+def costs() -> str:
+    """Say what every effort costs, for the help."""
+    return "; ".join(f"{name}: {row.costs}" for name, row in EFFORTS.items())

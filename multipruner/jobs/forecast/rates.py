@@ -1,0 +1,208 @@
+"""How fast this machine runs this model, measured in some hundred milliseconds."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from multipruner.engine.grouped_attention import grouped_attention, narrow_cache
+from multipruner.engine.moments import add_moments, products_of
+from multipruner.engine.prunable import Prunable
+from multipruner.engine.sampling import drawn
+from multipruner.engine.token_losses import NegativeLogLikelihood, Scores, tokens_at_once
+from multipruner.importance.second_order import ROUNDS, Elimination
+from multipruner.sources.filled_cache import cache_for
+from multipruner.sources.sampled_text import threads_for
+
+from .work import Work
+
+PASS_TOKENS = 1024
+"""Through one layer, for its rate."""
+ROWS = (4, 16)
+"""Sequences of the two decoding steps between and beyond which a step's seconds lie on a line."""
+SIDE = 1536
+"""Of the largest matrix that is multiplied for the measurement."""
+DISK_BYTES = 8 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """Seconds of one unit of every kind of work.
+
+    Attributes:
+        layer: one token through one dense decoder layer, in sequences as long as the calibration's.
+        long_layer: the same in sequences as long as the evaluation's.
+        head: one token through the head, to its loss.
+        step: one decoding step whatever its batch; ``step_row``: and for each of its sequences.
+        product: one floating-point operation of a product in float32, of moments.
+        update: one of an update by few rows.
+        byte: one byte written.
+    """
+
+    layer: float
+    long_layer: float
+    head: float
+    step: float
+    step_row: float
+    product: float
+    update: float
+    byte: float
+
+    def seconds(self, work: Work) -> float:
+        """Return what some work takes."""
+        decoding = sum(count * (self.step + rows * self.step_row) for rows, count in work.steps)
+        return (
+            decoding
+            + work.dense_layers * self.layer
+            + work.long_layers * self.long_layer
+            + work.head_tokens * self.head
+            + work.products * self.product
+            + work.updates * self.update
+            + work.disk * self.byte
+        )
+
+    def to_json(self) -> dict[str, float]:
+        """Tell by name, in seconds."""
+        return asdict(self)
+
+
+@torch.inference_mode()
+def measured(
+    prunable: Prunable, *, layers: int, length: int, long: int, samples: bool, place: Path, sequences: int = 4
+) -> Rates:
+    """Measure: a layer at two lengths, the head, a decoding step at two sizes, moments, an update, and the disk.
+
+    Args:
+        prunable: the model, or a stand-in of the same sizes with fewer layers.
+        layers: of the model itself; a step of a stand-in is scaled to them.
+        length, long: tokens of the sequences that run.
+        samples: whether decoding is needed at all.
+        place: a folder, whose disk is written to.
+        sequences: of the calibration that run together.
+    """
+    clock = _Clock(prunable)
+    rows = max(1, min(sequences, PASS_TOKENS // length))
+    layer = clock.layer(rows, length) / (rows * length)
+    head = clock.head(min(tokens_at_once(len(prunable.head_weight)), 128))
+    step, per_row = clock.steps(layers, length) if samples else (0.0, 0.0)
+    long_layer = layer if long == length else clock.layer(1, long) / long
+    product, update = clock.algebra()
+    return Rates(layer, long_layer, head, step, per_row, product, update, _disk(place))
+
+
+class _Clock:
+    """Times single pieces of a model."""
+
+    def __init__(self, prunable: Prunable) -> None:
+        self._prunable, self._device = prunable, prunable.model.device
+
+    def best(self, work: Callable[[], object], repeats: int = 2) -> float:
+        """Return seconds of the fastest of some repeats, after one that does not count."""
+        taken = []
+        for _ in range(1 + repeats):
+            began = time.perf_counter()
+            work()
+            if self._device.type != "cpu":
+                torch.accelerator.synchronize(self._device)
+            taken.append(time.perf_counter() - began)
+        return min(taken[1:])
+
+    def layer(self, rows: int, length: int) -> float:
+        """Return one dense layer on so many sequences."""
+        prunable = self._prunable
+        inputs = prunable.inputs(torch.zeros(rows, length, dtype=torch.int64, device=self._device))
+
+        def run() -> None:
+            hidden = inputs.hidden
+            for block in prunable.anatomy.of_layer(0):
+                hidden = prunable.block(hidden, inputs, block, prunable.dense[block])
+
+        return self.best(run)
+
+    def head(self, tokens: int) -> float:
+        """Return the head and the loss of one token."""
+        prunable, weight = self._prunable, self._prunable.head_weight
+        hidden = torch.full((tokens, weight.shape[1]), 0.1, dtype=weight.dtype, device=self._device)
+        judge = NegativeLogLikelihood(torch.zeros(tokens, dtype=torch.int64, device=self._device))
+        scores = Scores(prunable.head, prunable.cap)
+
+        def run() -> None:
+            judge(scores, hidden, slice(0, tokens))
+
+        return self.best(run) / tokens
+
+    def steps(self, layers: int, length: int) -> tuple[float, float]:
+        """Return seconds of a decoding step: of any, and for every sequence in it."""
+        few, many = ROWS
+        costs = self._prunable.costs
+        of_all = costs.constant + layers * costs.backbone_parameters(costs.dense) // costs.anatomy.layers
+        with threads_for(of_all), grouped_attention(self._prunable.model):
+            first, last = (self._step(rows, layers, length) for rows in (few, many))
+        per_row = max(0.0, last - first) / (many - few)
+        return max(0.0, first - few * per_row), per_row
+
+    def _step(self, rows: int, layers: int, length: int) -> float:
+        """Return one more token of so many sequences, at the mean room of a sampling, and the choice of it."""
+        prunable, weight = self._prunable, self._prunable.head_weight
+        model: Any = prunable.model
+        cache, filled = cache_for(model, length + 8, narrow_cache(model)), max(1, length // 2)
+        many = torch.zeros(rows, filled, dtype=torch.int64, device=self._device)
+        cache = model(input_ids=many, past_key_values=cache, use_cache=True, logits_to_keep=1).past_key_values
+        token = many[:, :1]
+        hidden = torch.full((rows, weight.shape[1]), 0.1, dtype=weight.dtype, device=self._device)
+        logits, draws = prunable.head(hidden), torch.full((rows, 1), 0.5)
+
+        def run() -> None:
+            nonlocal cache
+            cache = model(input_ids=token, past_key_values=cache, use_cache=True).past_key_values
+
+        whole, head = self.best(run), self.best(lambda: prunable.head(hidden))
+        choice = self.best(lambda: drawn(logits.float().softmax(-1), draws).cpu())
+        return head + choice + max(0.0, whole - head) * layers / prunable.anatomy.layers
+
+    def algebra(self) -> tuple[float, float]:
+        """Return seconds of one operation: of second moments, and of an elimination's update."""
+        columns = min(SIDE, max(*self._columns(), 16))
+        rows = torch.full((256, columns), 0.5, device=self._device)
+        total = torch.zeros(columns, columns, device=self._device)
+
+        def moments() -> None:
+            with products_of(self._prunable.head_weight.dtype):
+                add_moments(total, rows)
+
+        product = self.best(moments) / (len(rows) * columns * (columns + 256))
+        outputs = torch.full((self._prunable.head_weight.shape[1], columns), 0.5, device=self._device)
+        noise = torch.rand(columns, columns, generator=torch.Generator().manual_seed(0))  # zeros would be quicker
+        inverse = (noise / columns).to(self._device) + torch.eye(columns, device=self._device)
+        state = Elimination(outputs, inverse, 1)
+        few = max(1, columns // ROUNDS)
+
+        def update() -> None:
+            state.remove(torch.sort(state.prices(), stable=True).indices[:few])
+
+        return product, self.best(update) / (2 * few * columns**2)
+
+    def _columns(self) -> list[int]:
+        """Return columns of the output projection of every block."""
+        prunable = self._prunable
+        return [prunable.block_spec(n).columns.size(prunable.counts(n)) for n in range(len(prunable.anatomy))]
+
+
+def _disk(place: Path) -> float:
+    """Return seconds for a byte to reach the disk of a folder; a guess where nothing can be written there."""
+    data = os.urandom(DISK_BYTES)
+    with suppress(OSError), tempfile.TemporaryFile(dir=place) as file:
+        began = time.perf_counter()
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+        return (time.perf_counter() - began) / DISK_BYTES
+    return 1e-8
