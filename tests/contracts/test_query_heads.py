@@ -37,7 +37,7 @@ from multipruner.repair.scoring import Repair
 from multipruner.repair.stream import accumulated
 from multipruner.repair.write import repair_outputs, write_outputs
 from tests.support import tiny
-from tests.support.layers import Layer, layers_of, structure_of, uniform
+from tests.support.layers import Layer, layers_of, plan_of_version_1, structure_of, uniform
 
 HEADS: dict[str, Any] = {"num_attention_heads": 12, "num_key_value_heads": 3}
 GROUPED = [name for name in tiny.VARIANTS if name not in ("baichuan", "qwen2-mixed", "llama-tied", "qwen3-tied")]
@@ -116,22 +116,7 @@ def test_an_order_that_leaves_heads_as_they_are_is_the_dense_one_inside_the_grou
         groups, per_group = structure[number] or (0, 0)
         if groups:
             assert _inside(plan.blocks[number]) == (tuple(range(per_group)),) * groups
-    assert PruningPlan.from_json(json.dumps(_version_1(plan))) == plan
-
-
-def _version_1(plan: PruningPlan) -> dict[str, Any]:
-    """The plan as version 1 wrote it."""
-    layers = []
-    for layer in range(plan.anatomy.layers):
-        attention, mlp = (plan.anatomy.at(layer, kind) for kind in ("attention", "mlp"))
-        groups, inside = plan.blocks[attention].axes or ((), ())
-        per = plan.anatomy[attention].dense[1]
-        heads: Any = [group * per + head for group, row in zip(groups, inside, strict=True) for head in row]  # pyright: ignore
-        row = {"query_heads": heads, "kv_heads": groups, "channels": (plan.blocks[mlp].axes or ((),))[0]}
-        layers.append({key: ",".join(map(str, units)) for key, units in row.items()})
-    base = {"name": plan.model, "revision": None, "fingerprint": None, "model_type": plan.model_type}
-    dense = [list(layer) for layer in layers_of(plan.dense)]
-    return {"format": "multipruner-plan", "version": 1, "base_model": base, "dense": dense, "layers": layers}
+    assert PruningPlan.from_json(json.dumps(plan_of_version_1(plan))) == plan
 
 
 @given(structures(), seeds, seeds)

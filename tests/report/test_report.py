@@ -24,7 +24,7 @@ from multipruner.report.figures.runs import curves
 from multipruner.report.inputs import read_folders
 from multipruner.report.write import write_report
 from tests.support.browser import Browser, missing
-from tests.support.layers import layers_of
+from tests.support.layers import layers_of, plan_of_version_1
 from tests.support.tiny import tiny_model, tiny_tokenizer
 
 FIGURES = {"structure", "trajectory", "order", "costs", "perplexity"}
@@ -197,6 +197,22 @@ def test_the_tables_hold_the_numbers_of_the_run(plain: Path) -> None:
     assert float(perplexity["pruned"]) == contrast["pruned"]
     assert float(perplexity["difference_stderr"]) == contrast["difference_stderr"]
     assert f"{report['ratio']:.1%}" in Elements(plain).text
+
+
+def test_a_run_of_version_1_has_the_same_tables(plain: Path, run: Path) -> None:
+    """It spoke of layers: in its plan, in its steps, and in the structure of its report."""
+    plan = PruningPlan.from_json((run / "plan.json").read_text())
+    (run / "plan.json").write_text(json.dumps(plan_of_version_1(plan)))
+    change(run, structure=[list(layer) for layer in layers_of(plan.structure)])
+    header, *steps, last = (run / "trajectory.jsonl").read_text().splitlines()
+    here, lines = plan.dense, []
+    for step in map(json.loads, steps):
+        here = here.replace(plan.anatomy.at(step["layer"], step["kind"]), tuple(step.pop("kept")))
+        lines.append(json.dumps({**step, "size": list(layers_of(here)[step["layer"]])}))
+    (run / "trajectory.jsonl").write_text("\n".join((header, *lines, last, "")))
+    page = write_report([run])
+    for name in FIGURES:
+        assert rows(page, name) == rows(plain, name), name
 
 
 def test_losses_on_different_text_are_not_subtracted(run: Path) -> None:

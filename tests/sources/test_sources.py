@@ -25,6 +25,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from multipruner import recipes
 from multipruner.config.recipe import Recipe
 from multipruner.core.errors import ConfigError, NumericsError, UnknownModelError, UnsupportedModelError
+from multipruner.core.families import FAMILIES
 from multipruner.engine.fingerprint import fingerprint
 from multipruner.sources import gguf as gguf_source
 from multipruner.sources import resolve as sources
@@ -389,7 +390,7 @@ def change_config(folder: Path, **values: Any) -> None:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"model_type": "gpt_neox"}, "supported: baichuan, llama"),
+        ({"model_type": "gpt_neox"}, f"supported: {', '.join(sorted(FAMILIES))}"),
         ({"per_layer_config": {"0": {"skip": ["attention"]}}}, "is pruned already"),
         ({"model_type": "multipruner_llama"}, "is pruned already"),
         ({"quantization_config": {"quant_method": "awq"}}, r"is quantised \(awq\)"),

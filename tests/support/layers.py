@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from multipruner.core.earlier import sizes_of_layer
+from multipruner.core.plan import PruningPlan
 from multipruner.core.structure import Anatomy, Place, Structure
 
 
@@ -55,3 +56,18 @@ def halved(anatomy: Anatomy, *kinds: str) -> Structure:
     return Structure(
         tuple((size[0] // 2, *size[1:]) if not kinds or place.kind in kinds else size for place, size in sizes)
     )
+
+
+def plan_of_version_1(plan: PruningPlan) -> dict[str, Any]:
+    """The plan as version 1 wrote it."""
+    layers = []
+    for layer in range(plan.anatomy.layers):
+        attention, mlp = (plan.anatomy.at(layer, kind) for kind in ("attention", "mlp"))
+        groups, inside = plan.blocks[attention].axes or ((), ())
+        per = plan.anatomy[attention].dense[1]
+        heads: Any = [group * per + head for group, row in zip(groups, inside, strict=True) for head in row]  # pyright: ignore
+        row = {"query_heads": heads, "kv_heads": groups, "channels": (plan.blocks[mlp].axes or ((),))[0]}
+        layers.append({key: ",".join(map(str, units)) for key, units in row.items()})
+    base = {"name": plan.model, "revision": None, "fingerprint": None, "model_type": plan.model_type}
+    dense = [list(layer) for layer in layers_of(plan.dense)]
+    return {"format": "multipruner-plan", "version": 1, "base_model": base, "dense": dense, "layers": layers}
