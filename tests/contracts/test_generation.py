@@ -153,7 +153,7 @@ def _drafts(model: PreTrainedModel, variant: str) -> dict[str, dict[str, Any]]:
 @pytest.mark.parametrize("which", ["first", "last", "all-but-last", "all-but-first"])
 @pytest.mark.parametrize("variant", ["llama", "mistral-sliding", "qwen2-mixed", "qwen3"])
 def test_a_cache_has_as_many_slots_as_there_are_attentions(variant: str, which: str) -> None:
-    model = _without_attention(variant, which)
+    model: Any = _without_attention(variant, which)
     ids = tiny.random_ids(1)
     settings = {"max_new_tokens": 12, "min_new_tokens": 12, "do_sample": False, "pad_token_id": 0}
     state: Any = model(ids, use_cache=True).past_key_values
@@ -171,4 +171,5 @@ def test_a_cache_has_as_many_slots_as_there_are_attentions(variant: str, which: 
 
 def _dense_with(draft: PreTrainedModel | None, variant: str, ids: torch.Tensor, settings: dict[str, Any]) -> Any:
     """What the dense model writes, with and without a draft."""
-    return tiny.tiny_model(**tiny.VARIANTS[variant]).generate(ids, assistant_model=draft, **settings)
+    dense: Any = tiny.tiny_model(**tiny.VARIANTS[variant])
+    return dense.generate(ids, assistant_model=draft, **settings)
