@@ -65,8 +65,8 @@ class Round:
     """One solution of an integer program: the loss that its table promised, and the loss measured, in nats."""
 
     round: int
-    predicted: Number
-    loss: Number
+    predicted: float
+    loss: float
     seconds: Number | None = None
 
 

@@ -10,8 +10,8 @@ from typing import Any
 from multipruner.core.errors import OutputError
 
 _SHARES = ("ratio", "backbone_ratio")
-_OVERFLOWS = "perplexity"
-"""The one thing measured that may be infinite: a perplexity is the exponential of a loss."""
+_OWN = ("search.loss", "search.loss_held_out", "search.loss_before_repair_of_all")
+"""Losses of the result itself, in a section that also tells of candidates."""
 
 
 def check_numbers(report: Mapping[str, Any], path: Path) -> None:
@@ -29,13 +29,16 @@ def check_numbers(report: Mapping[str, Any], path: Path) -> None:
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
             raise OutputError(_damaged(path, key, value, "a number from 0 to 1"))
     for key, value in _numbers(report, ""):
-        if not math.isfinite(value) and not (_OVERFLOWS in key.split(".") and _may_overflow(key, value)):
+        if not math.isfinite(value) and not _may_overflow(key, value):
             raise OutputError(_damaged(path, key, value, "a finite number"))
 
 
 def _may_overflow(key: str, value: float) -> bool:
-    """Tell whether a perplexity too large for a float leaves this: itself infinite, a difference of two of them NaN."""
-    return value == math.inf or key.endswith(("difference", "stderr"))
+    """Tell whether a run can have measured this: a candidate's loss, or a perplexity (the exponential of one), may be
+    infinite, and what is computed from two such perplexities no number."""
+    if "perplexity" in key.split("."):
+        return value == math.inf or key.endswith(("difference", "stderr"))
+    return key.startswith("search.") and key not in _OWN and value == math.inf
 
 
 def _damaged(path: Path, key: str, value: Any, wanted: str) -> str:

@@ -17,7 +17,8 @@ from multipruner.config.recipe import Recipe
 from multipruner.core.errors import ConfigError
 
 BEFORE: dict[str, dict[str, Any]] = {
-    "global": {"rounds": 2, "sequences": 8, "width_sequences": 4, "moments_sequences": 256, "length": 512},
+    "program": {"rounds": 2, "sequences": 8, "width_sequences": 4, "moments_sequences": 256, "length": 512},
+    "greedy": {"rounds": 2, "sequences": 8, "width_sequences": 4, "moments_sequences": 256, "length": 512},
     "paper": {"rounds": 2, "sequences": 8, "width_sequences": 4, "moments_sequences": 256, "length": 128},
 }
 """What runs measured before there were efforts."""
@@ -55,7 +56,7 @@ def test_what_is_said_wins_in_this_order(tmp_path: Path) -> None:
     def built(name: str, **typed: Any) -> Recipe:
         return recipe_of({"recipe": tmp_path / name, **typed})
 
-    fast = EFFORTS["fast"].by_method["global"]
+    fast = EFFORTS["fast"].by_method["program"]
     found = built("mine.yaml")
     assert (found.effort, found.rounds, found.calibration.sequences) == ("fast", fast["rounds"], 5)
     assert found.calibration.moments_sequences == fast["calibration"]["moments_sequences"]

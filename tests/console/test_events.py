@@ -49,7 +49,7 @@ def test_a_run_is_told_from_beginning_to_end(dense: Path, tmp_path: Path, capsys
             open_.remove(one["stage"])
         elif one["event"] == "progress" and one["stage"] is not None:
             assert one["stage"] == open_[-1] and 0 <= one["done"] <= max(one["total"], one["done"])
-    assert {one["what"] for one in _named(events, "progress")} >= {"statistics", "first tables", "repair"}
+    assert {one["what"] for one in _named(events, "progress")} >= {"moments", "first tables", "repair"}
     rounds = [one["loss"] for one in _named(events, "decision")]
     assert rounds == [one["loss"] for one in report["search"]["rounds"]]
     assert _named(events, "loss")[0]["loss"] == report["search"]["loss"]

@@ -288,7 +288,7 @@ def test_machines_sets_what_was_foretold_beside_what_came(
     rows.write_text(
         "".join(json.dumps({"text": f"w{4 + n % 90} w{5 + n % 80} w{6 + n % 70}"}) + "\n" for n in range(900))
     )
-    small = ["calibration.length=16", "calibration.statistics_sequences=12", "channel_group=8",
+    small = ["calibration.length=16", "calibration.moments_sequences=12", "channel_group=8",
              f"calibration.source={dense / 'text.txt'}"]  # fmt: skip
     sets = [word for one in small for word in ("--set", one)]
     given = ["--work", str(tmp_path / "work"), "--model", str(dense), "--ratio", "0.3", "--efforts", "fast",

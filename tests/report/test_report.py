@@ -343,6 +343,11 @@ BROKEN = {
     "a step without a loss": ("trajectory.jsonl", None, "line 2: loss nan"),
     "a calibration loss that is none": ("report.json", {"search": {"loss": float("nan")}}, "search.loss is nan"),
     "a loss that is a text": ("report.json", {"search": {"loss": "inf"}}, "report.json is broken: search.loss"),
+    "a round without a loss": (
+        "report.json",
+        {"search": {"rounds": [{"round": 0, "predicted": 1.0, "loss": float("nan")}]}},
+        "search.rounds.0.loss is nan",
+    ),
     "more removed than there is": ("report.json", {"ratio": 1.5}, "ratio is 1.5, not a number from 0 to 1"),
     "a broken front": ("front.json", '{"points": [{"loss": "low"}]}', "front.json is broken: points.0.loss"),
 }  # fmt: skip
@@ -369,6 +374,13 @@ def test_a_missing_or_broken_file_is_named(case: str, run: Path, capsys: pytest.
     assert "\n" not in str(caught.value)
     assert not (run / "report.html").exists()
     assert capsys.readouterr().out == ""
+
+
+def test_what_overflowed_in_a_run_is_no_damage(run: Path) -> None:
+    text = {"dense": 9.0, "pruned": float("inf"), "difference": float("inf"), "dense_stderr": None,
+            "pruned_stderr": float("nan"), "difference_stderr": None, "examples": 3}  # fmt: skip
+    change(run, perplexity={"text": text}, search={"rounds": [{"round": 0, "predicted": 1.0, "loss": float("inf")}]})
+    assert read_folders([run])[0][0].report.perplexity["text"].pruned == float("inf")
 
 
 def test_a_search_folder_alone_is_enough_and_gives_the_same_page_twice(search: Path) -> None:

@@ -22,7 +22,7 @@ from multipruner.jobs.forecast.needs import Fetch, model_of
 from multipruner.recipes import mapping_for
 from tests.support.commands import arguments, paper_arguments
 
-STAGES = ["text", "statistics", "search", "repair", "evaluation", "writing"]
+STAGES = ["text", "moments", "search", "repair", "evaluation", "writing"]
 
 
 @contextmanager
@@ -94,20 +94,20 @@ def test_token_layers_of_the_other_stages_are_those_that_are_counted(
     from multipruner.jobs import prepare
     from multipruner.sources.calibration import CalibrationText
 
-    recipe = {"calibration": {"source": "self", "sequences": 3, "length": 12, "statistics_sequences": 9}}
+    recipe = {"calibration": {"source": "self", "sequences": 3, "length": 12, "moments_sequences": 9}}
     base = Recipe.build(mapping_for(str(dense)), {"ratio": 0.3, "channel_group": 8, **recipe})
     expected = prepare_forecast(base, dense, tmp_path)
     model, tokenizer = _loaded(base)
     with counted() as found:
         text = CalibrationText(base.calibration, tokenizer, model)
         text.part("calibration")
-        ids = text.part("statistics").ids
+        ids = text.part("moments").ids
         prepare._check_loss(base, model, tokenizer, text.part("calibration"))
     head = 16 * len(model.model.layers)  # whether the head stands alone is asked with a few tokens, twice
     assert expected["text"] == pytest.approx(found["token_layers"], abs=3 * head)
     with counted() as found:
         prepare.gather(Prunable.of(model), ids)
-    assert found["token_layers"] == expected["statistics"] == 9 * 12 * 4
+    assert found["token_layers"] == expected["moments"] == 9 * 12 * 4
 
 
 def _loaded(recipe: Recipe) -> tuple[Any, Any]:
@@ -129,9 +129,9 @@ def prepare_forecast(recipe: Recipe, dense: Path, output: Path) -> dict[str, flo
 def test_a_stage_that_is_off_is_not_foretold(dense: Path, tmp_path: Path) -> None:
     text = str(dense / "text.txt")
     base = {"ratio": 0.3, "channel_group": 8, "calibration": {"source": text, "sequences": 4, "length": 16}}
-    none = {**base, "compensation": "none", "importance": "magnitude", "evaluation": {"tasks": ["piqa"]}}
+    none = {**base, "repair": "none", "importance": "magnitude", "evaluation": {"tasks": ["piqa"]}}
     found = prepare_forecast(Recipe.build(mapping_for(str(dense)), none), dense, tmp_path)
-    assert found["statistics"] == 0 and "repair" not in found and "evaluation" not in found
+    assert found["moments"] == 0 and "repair" not in found and "evaluation" not in found
 
 
 def test_a_dry_run_begins_nothing(dense: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,7 +190,7 @@ def test_sampled_text_that_is_kept_is_not_foretold(
     monkeypatch.setenv("MULTIPRUNER_CACHE", str(tmp_path / "cache"))
     recipe: dict[str, Any] = {
         "ratio": 0.3, "channel_group": 8, "rounds": 0, "evaluation": {"text": str(dense / "text.txt")},
-        "calibration": {"source": "self", "sequences": 4, "length": 16, "statistics_sequences": 12},
+        "calibration": {"source": "self", "sequences": 4, "length": 16, "moments_sequences": 12},
     }  # fmt: skip
     first, second = (multipruner.prune(str(dense), output=tmp_path / name, **recipe) for name in ("a", "b"))
     layers = [run.report["forecast"]["stages"]["text"]["token_layers"] for run in (first, second)]

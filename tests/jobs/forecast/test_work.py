@@ -38,7 +38,7 @@ def stages(texts: Texts, layers: int, rounds: int, left: float = 0.75) -> dict[s
     base = Base((left,) * kind.blocks)
     return {
         "text": work.text(texts, kind, checked=True),
-        "statistics": work.statistics(texts, kind, eliminates=True),
+        "moments": work.statistics(texts, kind, eliminates=True),
         "search": work.tables([each] * (1 + rounds), base, texts, kind, kl=True, refit=True),
         "path": work.path({"blocks": 9 * layers, "mlp": 30 * layers}, texts, kind, kl=False, left=left),
         "repair": work.last_repair(texts, kind, left=left, gain=True, kl=True, gain_tokens=8192),
@@ -97,7 +97,7 @@ def test_a_candidate_costs_the_blocks_from_its_own_on(asked: list[tuple[int, flo
 @given(TEXTS, LAYERS, st.booleans())
 def test_memory_holds_the_weights_and_grows_with_text(texts: Texts, layers: int, moments: bool) -> None:
     kind, sizes = shape(layers), Sizes(1000, 400, 4, 64, 97, 1 << 30, moments)
-    names = ["text", "statistics", "search", "repair", "evaluation", "writing"]
+    names = ["text", "moments", "search", "repair", "evaluation", "writing"]
     base, some = Base((0.5,) * kind.blocks), [Candidate(0, 0.5)]
     found = peaks(names, texts, kind, sizes, base, some)
     assert list(found) == names and min(found.values()) >= 1000
