@@ -36,7 +36,7 @@ SHAPES = ((2, 9), (1, 1), (3, 5), (1, 40))
 
 def _save(folder: Path, variant: str) -> Path:
     """No attention in the first layer, half the heads in the second, no MLP in the third."""
-    model = tiny.tiny_model(**tiny.VARIANTS[variant])
+    model = tiny.tiny_model(**{**tiny.VARIANTS, **tiny.MORE}[variant])
     first, second, third, *rest = layers_of(anatomy_of(model.config).dense)
     half = (second.query_heads // 2, second.kv_heads // 2, 17)
     cut = structure_of((0, 0, first.channels), half, third._replace(channels=0), *rest)
@@ -62,7 +62,8 @@ def _check(path: Path, model: Any, shape: tuple[int, int], tolerance: float) -> 
 
 
 def test_every_family_is_here() -> None:
-    assert {tiny.VARIANTS[variant]["family"] for variant in VARIANTS} == set(FAMILIES)
+    here = {tiny.VARIANTS[variant]["family"] for variant in VARIANTS}
+    assert here | {options["family"] for options in tiny.MORE.values()} == set(FAMILIES)
 
 
 @pytest.mark.parametrize(

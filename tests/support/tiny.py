@@ -82,6 +82,32 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "baichuan": {"family": "baichuan"},
 }
 """Keyword arguments of :func:`tiny_model` for the contract tests."""
+_PATTERN = ["sliding_attention", "full_attention", "sliding_attention"]
+MORE: dict[str, dict[str, Any]] = {
+    "apertus": {"family": "apertus"},
+    "arcee": {"family": "arcee"},
+    "ernie4_5": {"family": "ernie4_5"},
+    "exaone4": {"family": "exaone4", "layer_types": _PATTERN, "sliding_window": 3},
+    "gemma": {"family": "gemma", "tied": True},
+    "gemma2": {"family": "gemma2", "tied": True, "sliding_window": 3, "final_logit_softcapping": 2.0},
+    "gemma3": {"family": "gemma3_text", "tied": True, "layer_types": _PATTERN, "sliding_window": 3,
+               "rope_parameters": {name: {"rope_type": "default", "rope_theta": theta} for name, theta in
+                                   (("sliding_attention", 10000.0), ("full_attention", 50000.0))}},
+    "glm": {"family": "glm"},
+    "glm4": {"family": "glm4"},
+    "granite": {"family": "granite", "residual_multiplier": 0.4, "logits_scaling": 3.0, "embedding_multiplier": 2.0},
+    "helium": {"family": "helium", "head_dim": 12},
+    "hunyuan": {"family": "hunyuan_v1_dense"},
+    "ministral": {"family": "ministral", "layer_types": _PATTERN, "sliding_window": 3},
+    "nemotron": {"family": "nemotron"},
+    "olmo": {"family": "olmo"},
+    "olmo2": {"family": "olmo2"},
+    "olmo3": {"family": "olmo3", "layer_types": _PATTERN, "sliding_window": 3},
+    "seed_oss": {"family": "seed_oss"},
+    "smollm3": {"family": "smollm3", "no_rope_layers": [1, 0, 1]},
+    "starcoder2": {"family": "starcoder2", "tied": True},
+}  # fmt: skip
+"""One of every family that is a row and nothing else, for ``tests/contracts/test_families.py``."""
 CONTRACT = ["llama-tied", "llama-biased", "mistral-sliding", "qwen2-mixed", "qwen3", "baichuan"]
 """One of every family at least, for tests that take long."""
 OWN_CODE = ["baichuan"]

@@ -109,7 +109,7 @@ def sampled_parts(recipe: Recipe) -> list[tuple[str, int, int]]:
         return []
     spec = together(own)
     return [("calibration", 2 * spec.sequences, spec.seed),
-            ("statistics", spec.moments_sequences, spec.seed + SEED_STEP)]  # fmt: skip
+            ("moments", spec.moments_sequences, spec.seed + SEED_STEP)]  # fmt: skip
 
 
 def _given_up(source: str) -> bool:

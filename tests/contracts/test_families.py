@@ -1,0 +1,136 @@
+"""The law of every family, at its shortest: what is cut computes what is masked, wherever it is asked."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from multipruner.checkpoint.cut import apply_plan
+from multipruner.checkpoint.load import load
+from multipruner.checkpoint.save import save
+from multipruner.core.families import anatomy_of
+from multipruner.core.structure import GONE, Anatomy, Structure
+from multipruner.engine.moments import gather
+from multipruner.engine.objective import CalibrationObjective, PlainObjective
+from multipruner.engine.prunable import Prunable
+from multipruner.importance.table import rank
+from multipruner.repair.scoring import Repair
+from multipruner.repair.stream import accumulated
+from multipruner.repair.write import write_outputs
+from tests.support import tiny
+
+TOLERANCE = 1e-4
+families = pytest.mark.parametrize("variant", tiny.MORE)
+_ELSEWHERE = """
+import sys
+sys.modules["multipruner"] = None
+import torch
+from transformers import AutoModelForCausalLM
+for folder in sys.argv[2:]:
+    model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True).eval()
+    with torch.no_grad():
+        torch.save(model(torch.load(sys.argv[1])).logits, folder + "/logits.pt")
+"""
+
+
+def _first_attention_gone(anatomy: Anatomy) -> Structure:
+    """No attention in the first layer, a narrower MLP in the second, no MLP in the third."""
+    structure = anatomy.dense.replace(anatomy.at(0, "attention"), GONE).replace(anatomy.at(2, "mlp"), GONE)
+    return structure.replace(anatomy.at(1, "mlp"), (17,))
+
+
+def _cut(variant: str, seed: int | None = None) -> tuple[PreTrainedModel, PreTrainedModel, PreTrainedModel]:
+    """A tiny model, the same masked, and the same cut."""
+    model = tiny.tiny_model(**tiny.MORE[variant])
+    anatomy = anatomy_of(model.config)
+    structure = _first_attention_gone(anatomy) if seed is None else tiny.random_structure(anatomy, seed, partial=True)
+    plan = tiny.plan_for(model, structure, seed or 0)
+    return model, tiny.masked_model(model, plan), apply_plan(model, plan)
+
+
+@torch.no_grad()
+def _logits(model: Any, ids: torch.Tensor) -> torch.Tensor:
+    return model(ids, use_cache=False).logits
+
+
+@families
+def test_cut_computes_what_masked_does_and_weighs_what_is_counted(variant: str) -> None:
+    for seed in (None, 0, 1, 2):
+        model, masked, cut = _cut(variant, seed)
+        ids = tiny.random_ids()
+        assert (_logits(cut, ids) - _logits(masked, ids)).abs().max() < TOLERANCE
+        prunable, anatomy = Prunable.of(model), anatomy_of(model.config)
+        structure = _first_attention_gone(anatomy) if seed is None else tiny.random_structure(
+            anatomy, seed, partial=True)  # fmt: skip
+        assert sum(weight.numel() for weight in cut.parameters()) == prunable.costs.parameters(structure)
+        with prunable.in_order(tiny.random_ranking(anatomy, seed or 0)):
+            losses = [kind(prunable, ids)(structure) for kind in (CalibrationObjective, PlainObjective)]
+        assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+
+
+@families
+def test_a_written_model_is_what_it_was_and_decodes_as_it_computes(variant: str, tmp_path: Path) -> None:
+    model, _, cut = _cut(variant)
+    plan = tiny.plan_for(model, _first_attention_gone(anatomy_of(model.config)))
+    save(tmp_path / "out", cut, tiny.tiny_tokenizer(), plan=plan, report={}, card="")
+    ids = tiny.random_ids()
+    wanted = _logits(cut, ids)
+    again: Any = load(tmp_path / "out")
+    assert torch.equal(_logits(again, ids), wanted)
+    record = json.loads((tmp_path / "out" / "config.json").read_text())
+    depth = record["num_hidden_layers"]
+    assert all(len(record[key]) == depth for key in ("layer_types", "no_rope_layers") if record.get(key))
+    for cache in ({}, {"cache_implementation": "static"}):
+        state: Any = again.generate(
+            ids[:, :4], max_new_tokens=4, min_new_tokens=4, do_sample=False, output_logits=True,
+            return_dict_in_generate=True, **cache,
+        )  # fmt: skip
+        whole = _logits(again, state.sequences[:, :-1])[:, 3:]
+        assert (torch.stack(state.logits, dim=1) - whole).abs().max() < TOLERANCE, cache
+
+
+@families
+def test_a_repair_lowers_the_loss_and_is_written_as_it_was_scored(variant: str) -> None:
+    model = tiny.tiny_model(**tiny.MORE[variant])
+    prunable, ids = Prunable.of(model), tiny.random_ids(8, 32)
+    anatomy, moments = prunable.anatomy, gather(prunable, ids)
+    structure = anatomy.dense.replace(anatomy.at(0, "mlp"), (20,)).replace(anatomy.at(2, "mlp"), (13,))
+    ranking = rank("second-order", prunable, moments)
+    with prunable.in_order(ranking):
+        bare = CalibrationObjective(prunable, ids, loss="nll")(structure)
+    with prunable.in_order(ranking, Repair(prunable, moments, ranking)):
+        outputs = accumulated(prunable, structure, ids)
+        with prunable.with_outputs(outputs):
+            scored = CalibrationObjective(prunable, ids)(structure)
+    plan = type(tiny.plan_for(model, structure)).from_structure(
+        structure, ranking, anatomy, model="tiny", model_type=prunable.spec.model_type
+    )
+    cut = apply_plan(model, plan)
+    write_outputs(cut, prunable, plan, ranking, outputs)
+    with torch.no_grad():
+        logits = cut(ids, use_cache=False).logits[:, :-1]  # pyright: ignore[reportCallIssue]
+    nll = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
+    assert float(nll) == pytest.approx(scored, abs=1e-4) and abs(scored - bare) > 1e-7
+
+
+def test_stock_transformers_open_them_all(tmp_path: Path) -> None:
+    ids, wanted = tiny.random_ids(), {}
+    torch.save(ids, tmp_path / "ids.pt")
+    for variant in tiny.MORE:
+        model, _, cut = _cut(variant)
+        plan = tiny.plan_for(model, _first_attention_gone(anatomy_of(model.config)))
+        save(tmp_path / variant, cut, tiny.tiny_tokenizer(), plan=plan, report={}, card="")
+        wanted[str(tmp_path / variant)] = _logits(cut, ids)
+    done = subprocess.run(
+        [sys.executable, "-c", _ELSEWHERE, str(tmp_path / "ids.pt"), *wanted], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    for folder, logits in wanted.items():
+        assert torch.equal(torch.load(f"{folder}/logits.pt"), logits), folder
