@@ -19,10 +19,12 @@ from .structure import Anatomy, Size
 _HEADS, _GROUPS = "kv_groups * queries * head_dim", "kv_groups * head_dim"
 _TOGETHER = ("kv_groups * heads * head_dim", "kv_groups * groups * head_dim")
 """Queries and keys of attention whose heads are one unit."""
+Attributes = tuple[tuple[str, Layout], ...]
+_GROUPED: Attributes = (("num_key_value_groups", Layout("queries")),)
 
 
 def attention(
-    heads: str = _HEADS, groups: str = _GROUPS, *, fused: str = "", attributes: tuple[tuple[str, Layout], ...] = (),
+    heads: str = _HEADS, groups: str = _GROUPS, *, fused: str = "", attributes: Attributes = _GROUPED,
     **rest: Any,
 ) -> BlockSpec:  # fmt: skip
     """Return softmax attention with keys and values that are kept, and a norm before it.
@@ -41,7 +43,7 @@ def attention(
         tensors=(*(each for name, rows in inputs for each in linear(name, rows, "hidden")),
                  *linear("o_proj", "hidden", heads)),
         output="o_proj",
-        attributes=attributes or (("num_key_value_groups", Layout("queries")),),
+        attributes=attributes,
         arguments=True,
         cached=(Layout(groups), Layout(groups)),
         scores=(Layout(heads), Layout(heads)),
@@ -184,7 +186,8 @@ class Family:
             rest = [name for name in layout.names if name in known]
             for name in unknown:
                 known[name] = " // ".join([f"{config}.{key}", *rest]) if name == unknown[0] else "1"
-        return {**{axis.name: "1" for kind in self.kinds for axis in BLOCK_KINDS[kind].axes if axis.within}, **known}
+        inner = (axis.name for kind in self.kinds for axis in BLOCK_KINDS[kind].axes if axis.within)
+        return {**{name: "1" for name in inner if name not in known}, **known}
 
     @property
     def heads_keys(self) -> tuple[str, str]:
@@ -206,6 +209,7 @@ _POST: tuple[dict[str, Any], dict[str, Any]] = (
     {"before": "", "after": "post_attention_layernorm"},
     {"before": "", "after": "post_feedforward_layernorm"},
 )
+_AS_ONE = attention(*_TOGETHER, attributes=(), **_POST[0])
 _FOUR_NORMS = (
     attention(after="post_attention_layernorm"),
     mlp(before="pre_feedforward_layernorm", after="post_feedforward_layernorm"),
@@ -260,8 +264,8 @@ FAMILIES: dict[str, Family] = {
         Family("gemma2", "Gemma2", _FOUR_NORMS, norm_offset=1.0, head_cap="final_logit_softcapping"),
         Family("gemma3_text", "Gemma3", _FOUR_NORMS, norm_offset=1.0, head_cap="final_logit_softcapping", infix="Text"),
         # one norm over the queries of all heads, so that heads go together or not at all
-        Family("olmo2", "Olmo2", (attention(*_TOGETHER, **_POST[0]), mlp(**_POST[1])), config=_HEADS_TOGETHER),
-        Family("olmo3", "Olmo3", (attention(*_TOGETHER, **_POST[0]), mlp(**_POST[1])), config=_HEADS_TOGETHER),
+        Family("olmo2", "Olmo2", (_AS_ONE, mlp(**_POST[1])), config=_HEADS_TOGETHER),
+        Family("olmo3", "Olmo3", (_AS_ONE, mlp(**_POST[1])), config=_HEADS_TOGETHER),
     )
 }  # fmt: skip
 """The families that can be pruned, by ``config.model_type``."""

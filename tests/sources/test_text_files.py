@@ -114,7 +114,7 @@ def test_the_types_of_arrow(tmp_path: Path) -> None:
         ("twice.csv", b"text,text\na b,c d\n", "share a name: text, text"),
         ("empty.csv", b"", "is empty"),
         ("empty.parquet", b"", "cannot read"),
-        ("empty.jsonl.gz", gzip.compress(b""), "is empty"),
+        ("empty.jsonl.gz", gzip.compress(b"", mtime=0), "is empty"),
         ("lists.jsonl", b'["a b c"]\n', "texts, or objects"),
         ("unequal.json", b'{"question": ["who is it"], "answer": ["a b", "c d"]}', "of different lengths"),
     ],
