@@ -83,7 +83,7 @@ def stock() -> Iterator[None]:
         mock.patch.object(statistics, "products_of", unchanged),
         mock.patch.object(statistics, "_PASS_TOKENS", statistics.BATCH_TOKENS),
         mock.patch.object(Scores, "_parted", lambda *_: None),
-        mock.patch.object(second_order, "_State", InFull),
+        mock.patch.object(second_order, "Elimination", InFull),
     ):
         yield
 

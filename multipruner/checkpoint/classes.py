@@ -49,11 +49,11 @@ HEADS, KV_HEADS = {heads!r}, {kv_heads!r}
 def stock_layer(config: Any, number: int, dense: dict[str, Any]) -> Any:
 """
 _AS_IT_IS = '''\
-    """The stock decoder layer of one layer's configuration; ``dense`` holds the dense model's."""
+    """Return the stock decoder layer of one layer's configuration; ``dense`` holds the dense model's."""
     return {prefix}DecoderLayer({arguments})
 '''
 _CUT_TO_SIZE = '''\
-    """The dense decoder layer, cut to its size: the constructor knows no width but the dense one."""
+    """Return the dense decoder layer, cut to its size: the constructor knows no width but the dense one."""
     {counts}
     own = {{key: getattr(config, key) for key in {keys!r}}}
     vars(config).update({{key: dense[key] for key in own}})

@@ -125,11 +125,7 @@ class Family:
     layer_output: str = "tensor"
 
     def block(self, kind: str) -> BlockSpec:
-        """Return the row's block of a kind.
-
-        Raises:
-            KeyError: when it has none.
-        """
+        """Return the row's block of a kind; it is a ``KeyError`` when there is none."""
         return {block.kind: block for block in self.blocks}[kind]
 
     @property

@@ -121,11 +121,11 @@ def sample(
     generator = torch.Generator().manual_seed(seed)
     first = _first_tokens(tokenizer, sequences, generator)[:, :length]
     draws = torch.rand(sequences, length, generator=generator)
-    kept_in = narrow_cache(model)
-    dense = Prunable.of(model, kept_in)
-    rows = side_by_side(dense.costs.kv_bytes_per_token(dense.dense), length)
     batches = []
     with threads_for(sum(weight.numel() for weight in model.parameters())), grouped_attention(model):
+        kept_in = narrow_cache(model)
+        dense = Prunable.of(model, kept_in)
+        rows = side_by_side(dense.costs.kv_bytes_per_token(dense.dense), length)
         for begin in range(0, sequences, rows):
             chosen = slice(begin, begin + rows)
             kept = parts and parts / f"{begin}-{len(first[chosen])}.safetensors"

@@ -227,7 +227,7 @@ def test_the_benchmark_runs_both_sides(monkeypatch):
         real = getattr(attention, name)
         monkeypatch.setattr(attention, name, lambda *parts, real=real: used.append(1) or real(*parts))
     rows = bench.passes(model(), torch.randint(0, 97, (2, 20)))
-    attending = ("an attention block", "one more token of 3 sequences", "all statistics")
+    attending = ("an attention block", "one more token of 3 sequences", "all moments")
     for name, work in rows.items():
         used.clear()
         with bench.stock():

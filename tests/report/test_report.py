@@ -322,6 +322,7 @@ def test_a_torn_last_line_is_left_alone(run: Path) -> None:
 
 
 TRAJECTORY = '{"format": "multipruner-trajectory", "version": 1, "identity": {}, "ratio": 0.2}\n{"stage": "x"}\n'
+HEADER = '{"format": "multipruner-trajectory", "version": 1, "identity": {}, "ratio": 0.3}\n'
 BROKEN = {
     "no folder": ("", None, "is not a folder"),
     "no report": ("report.json", None, "report.json is missing"),
@@ -335,12 +336,12 @@ BROKEN = {
     "another run of version 1": ("report.json", {"structure": [[4, 2, 40]] * 6}, "different structures"),
     "no structure": ("report.json", {"structure": {"blocks": [["x"]]}}, "report.json is broken: structure"),
     "a broken plan": ("plan.json", "{}", "plan.json: plan format"),
-    "a broken step": ("trajectory.jsonl", '{"format": "multipruner-trajectory"}\n{"stage": "x"}\n', "line 2"),
+    "a broken step": ("trajectory.jsonl", HEADER + '{"stage": "x"}\n', "line 2"),
     "a step without its size": (
-        "trajectory.jsonl", '{"format": "multipruner-trajectory"}\n{"kind": "mlp"}\n', "line 2: 'kept' is missing",
+        "trajectory.jsonl", HEADER + '{"kind": "mlp"}\n', "line 2",
     ),
     "a layer too many": ("trajectory.jsonl", None, "no layer 77"),
-    "a step without a loss": ("trajectory.jsonl", None, "line 2: loss nan"),
+    "a step without a loss": ("trajectory.jsonl", None, "line 2: no step of a trajectory (NaN"),
     "a calibration loss that is none": ("report.json", {"search": {"loss": float("nan")}}, "search.loss is nan"),
     "a loss that is a text": ("report.json", {"search": {"loss": "inf"}}, "report.json is broken: search.loss"),
     "a round without a loss": (

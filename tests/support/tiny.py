@@ -151,7 +151,7 @@ def tiny_model(
     config_class, model_class = _classes(family)
     sizes = {"vocab_size": VOCABULARY} if families.FAMILIES[family].remote_code else SIZES
     config = {**sizes, families.FAMILIES[family].depth: layers, "tie_word_embeddings": tied, **config}
-    model = model_class(config_class(**config))
+    model = model_class(config_class(**copy.deepcopy(config)))  # some configurations change what they are given
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -10,7 +10,7 @@ from pathlib import Path
 from multipruner.config.choices import IMPORTANCES
 from multipruner.config.recipe import Recipe
 from multipruner.core.structure import Size
-from multipruner.engine.grouped_attention import narrow_cache
+from multipruner.engine.grouped_attention import grouped_attention, narrow_cache
 from multipruner.engine.prunable import Prunable
 from multipruner.eval.scoring import context_length
 from multipruner.jobs.reachable import span
@@ -53,7 +53,8 @@ def texts_for(recipe: Recipe, prunable: Prunable, unwritten: Callable[[int, int,
         if part == "calibration" or needed:
             calls.append(sequences if unwritten is None else unwritten(sequences, length, seed))
     costs = prunable.costs
-    item = (narrow_cache(prunable.model) or prunable.head_weight.dtype).itemsize
+    with grouped_attention(prunable.model):
+        item = (narrow_cache(prunable.model) or prunable.head_weight.dtype).itemsize
     kv = costs.kv_bytes_per_token(costs.dense) * item // costs.bytes_per_parameter
     found = Texts(
         length, spec.sequences, min(spec.width_sequences, spec.sequences), spec.moments_sequences * needed,

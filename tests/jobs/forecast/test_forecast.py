@@ -80,7 +80,9 @@ def test_token_layers_of_the_search_are_those_that_are_counted(
     given = arguments(dense, tmp_path / "out", "--rounds", str(rounds), "--accumulate", "0", "--width-sequences", "2")
     assert main(given) == 0
     report = _report(tmp_path / "out")
-    described = sum(each.tokens * len(each.prunable.dense) for each in made[:2])  # for the divergence, not in its work
+    described = sum(
+        each.tokens * each.prunable.anatomy.layers for each in made[:2]
+    )  # for the divergence, not in its work
     actual = described + sum(each.work.token_layers for each in made[:2])
     predicted = report["forecast"]["stages"]["search"]["token_layers"]
     assert 0.95 * actual <= predicted <= (1.1 if not rounds else 2) * actual

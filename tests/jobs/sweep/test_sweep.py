@@ -304,7 +304,7 @@ def test_any_plan_of_the_model_is_followed_to_the_index(seed: int, dense: Path, 
     (tmp_path / "p.json").write_text(plan.to_json())
     run = apply_given_plan(recipe(dense, rounds=0), tmp_path / "p.json", tmp_path / "made")
     assert run.plan.blocks == plan.blocks and run.plan.layers == plan.layers
-    assert run.report["search"]["strategy"] == "given plan"
+    assert run.report["search"]["method"] == "given plan"
     sliced = multipruner.apply_plan(AutoModelForCausalLM.from_pretrained(dense), plan).state_dict()
     written = multipruner.load(tmp_path / "made").state_dict()
     assert written.keys() == sliced.keys()
