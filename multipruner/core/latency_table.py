@@ -127,8 +127,6 @@ def _between(points: Mapping[Size, float], before: Size, size: Size) -> float:
     if axis == len(size):
         return points[before]
     measured = sorted({point[axis] for point in points if point[:axis] == before})
-    if axis and len(measured) == 1 and size[axis] < measured[0]:
-        raise ConfigError(f"size {_shown(size)} was not measured, only whole units: measure the table anew")
     above = bisect_left(measured, size[axis])
     right = measured[min(above, len(measured) - 1)]
     if above == 0 or right == size[axis]:

@@ -6,6 +6,7 @@ from math import floor
 
 from multipruner.config.amounts import amount_of
 from multipruner.config.recipe import Recipe
+from multipruner.core.axes import AXES, BLOCK_KINDS
 from multipruner.core.costs import COSTS, Cost, Measures, cost_named
 from multipruner.core.errors import ConfigError
 from multipruner.core.latency_table import LatencyTable
@@ -80,5 +81,12 @@ def latency_table_of(recipe: Recipe, prunable: Prunable) -> Timed:
     if not table.workloads:
         raise ConfigError(f"{recipe.latency_table} has no workload: measure anew")
     workload = recipe.workload or table.workloads[0]
-    table.row(workload)
+    for kind, entries in table.row(workload).blocks.items():
+        for number, axis in enumerate(BLOCK_KINDS[kind].axes):
+            counts = {size[number] for size in entries if size}
+            if axis.within and getattr(recipe, axis.setting) is not None and len(counts) == 1 < max(counts):
+                raise ConfigError(
+                    f"{recipe.latency_table} knows {AXES[axis.within].label} of all {max(counts)} {axis.label} only, "
+                    f"as earlier versions measured them; measure anew, or give no {axis.step}"
+                )
     return table, workload

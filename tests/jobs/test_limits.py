@@ -13,10 +13,12 @@ from multipruner.commands.main import main
 from multipruner.config.amounts import amount_of
 from multipruner.config.recipe import Recipe
 from multipruner.core.errors import ConfigError
+from multipruner.core.latency_table import Entry, LatencyTable, Workload, WorkloadTable
 from multipruner.core.plan import PruningPlan
 from multipruner.core.structure import Structure
 from multipruner.engine.prunable import Prunable
-from multipruner.jobs.limits import limits_of
+from multipruner.jobs.limits import latency_table_of, limits_of
+from multipruner.latency.bench import shapes_of
 from tests.support.commands import arguments
 from tests.support.tiny import VARIANTS, random_structure, tiny_model
 
@@ -107,3 +109,23 @@ def test_wrong_budgets_are_one_line(flags: tuple[str, ...], expected: str, dense
     assert main(arguments(dense, tmp_path / "bad", *flags)) == 2
     printed = capsys.readouterr().err
     assert expected in printed and printed.count("\n") == 1
+
+
+def test_a_table_of_whole_groups_is_refused_for_parts_of_them(tmp_path: Path) -> None:
+    prunable, entry = _prunable("llama"), Entry(1.0, 0.0, 1)
+    groups, queries = prunable.dense[0]
+    channels = prunable.dense[1][0]
+    whole = {(): entry, **{(count, queries): entry for count in range(1, groups + 1)}}
+    path, at = tmp_path / "table.json", Workload("prefill", 1, 8)
+    fine = {**whole, **{(count, 1): entry for count in range(1, groups + 1)}}
+    for attention, said in ((whole, "knows KV groups of all 2 query heads only"), (fine, None)):
+        row = WorkloadTable(at, {"attention": attention, "mlp": {(): entry, (channels,): entry}}, entry)
+        path.write_text(LatencyTable(shapes_of(prunable.model), {}, "2026", {at.name: row}).to_json())
+        asked = {"model": "m", "ratio": None, "budgets": {"latency": "0.9x"}, "latency_table": str(path)}
+        assert latency_table_of(Recipe.build(asked), prunable)[1] == at.name
+        recipe = Recipe.build({**asked, "query_head_step": 1})
+        if said is None:
+            assert latency_table_of(recipe, prunable)[1] == at.name
+            continue
+        with pytest.raises(ConfigError, match=said):
+            latency_table_of(recipe, prunable)
