@@ -284,6 +284,7 @@ def test_machines_sets_what_was_foretold_beside_what_came(
 ) -> None:
     monkeypatch.setenv("MULTIPRUNER_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("ATEN_CPU_CAPABILITY", "avx2")
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
     rows = tmp_path / "alpaca.jsonl"
     rows.write_text(
         "".join(json.dumps({"text": f"w{4 + n % 90} w{5 + n % 80} w{6 + n % 70}"}) + "\n" for n in range(900))
