@@ -11,7 +11,6 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from multipruner.core.errors import ConfigError
 from multipruner.core.families import Family, anatomy_of, constants_of, spec_for
-from multipruner.core.layout import Layout
 from multipruner.core.plan import PruningPlan
 from multipruner.core.structure import GONE, Anatomy, Place, Structure
 
@@ -36,7 +35,7 @@ def pruned_config(config: Any, plan: PruningPlan, dense: PreTrainedModel | None 
     record = config.to_dict()
     for key in ("model_type", "architectures", "auto_map", "transformers_version", "per_layer_config"):
         record.pop(key, None)
-    kept = [plan.structure[number] for number, place in enumerate(whole) if place.layer in set(layers)]
+    kept = [size for place, size in zip(whole, plan.structure, strict=True) if place.layer in set(layers)]
     anatomy, structure = whole.of_layers(layers), Structure(tuple(kept))
     record |= {key: [record[key][number] for number in layers] for key in _per_layer_lists(record, whole.layers)}
     record[spec.depth] = len(layers)
@@ -158,8 +157,7 @@ def _numbers(structure: Structure, anatomy: Anatomy, layer: int, spec: Family) -
     counts = dict(anatomy.constants)
     for number in anatomy.of_layer(layer):
         counts |= anatomy.counts(number, structure[number])
-    layouts = {key: Layout(text) for key, text in spec.config.items()}
-    return {key: layout.size(counts) for key, layout in layouts.items() if layout.axes}
+    return spec.numbers(counts)
 
 
 def _skipped(structure: Structure, anatomy: Anatomy, layer: int) -> list[str]:

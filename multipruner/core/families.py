@@ -24,16 +24,14 @@ _GROUPED: Attributes = (("num_key_value_groups", Layout("queries")),)
 
 
 def attention(
-    heads: str = _HEADS, groups: str = _GROUPS, *, fused: str = "", attributes: Attributes = _GROUPED,
-    **rest: Any,
-) -> BlockSpec:  # fmt: skip
+    heads: str = _HEADS, groups: str = _GROUPS, *, fused: str = "", attributes: Attributes = _GROUPED, **rest: Any
+) -> BlockSpec:
     """Return softmax attention with keys and values that are kept, and a norm before it.
 
     Args:
         heads, groups: the layouts of queries, and of keys and of values.
         fused: the projection that gives all three, one after the other; by default there are three.
-        attributes: see :class:`~multipruner.core.blocks.BlockSpec`.
-        **rest: of it too.
+        attributes, **rest: see :class:`~multipruner.core.blocks.BlockSpec`.
     """
     split = (("q_proj", heads), ("k_proj", groups), ("v_proj", groups))
     inputs = ((fused, f"{heads} + {groups} + {groups}"),) if fused else split
@@ -146,8 +144,7 @@ class Family:
     def counts(self, values: Mapping[str, Any]) -> dict[str, int]:
         """Read sizes from a configuration's values: of one layer, and what is the same in all of them.
 
-        An axis that no key says holds one unit; a head is as wide as the heads share the hidden size where no key says
-        it.
+        An axis that no key says holds one unit; heads that no key says how wide they are share the hidden size.
 
         Raises:
             ConfigError: when a size is missing, or sizes contradict each other.
@@ -184,6 +181,11 @@ class Family:
                 known[name] = " // ".join([f"{config}.{key}", *rest]) if name == unknown[0] else "1"
         inner = (axis.name for kind in self.kinds for axis in BLOCK_KINDS[kind].axes if axis.within)
         return {**{name: "1" for name in inner if name not in known}, **known}
+
+    def numbers(self, counts: Mapping[str, int]) -> dict[str, int]:
+        """Return what the configuration's keys say of a layer that has so much of every axis; 0 where it has none."""
+        layouts = {key: Layout(text) for key, text in self.config.items()}
+        return {key: layout.size(counts) for key, layout in layouts.items() if layout.axes}
 
     @property
     def heads_keys(self) -> tuple[str, str]:

@@ -93,10 +93,15 @@ def kept_counts(kept: Kept, dense: Counts) -> dict[str, int]:
     Raises:
         ValueError: when units of an axis keep different numbers of those within them.
     """
-    return {**dense, **{name: _count(name, selection) for name, selection in kept.items()}}
+    return {**dense, **{name: count_of(selection, name) for name, selection in kept.items()}}
 
 
-def _count(name: str, selection: Selection) -> int:
+def count_of(selection: Selection, name: str = "a block") -> int:
+    """Tell how many units stay, of an axis within another one in each of that one's.
+
+    Raises:
+        ValueError: when units keep different numbers of those within them; it begins with the name.
+    """
     if isinstance(selection, int):
         return selection
     lengths = {len(unit) for unit in selection if not isinstance(unit, int)}

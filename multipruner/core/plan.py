@@ -9,13 +9,15 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import Any, cast
 
 from . import earlier
 from .axes import BLOCK_KINDS, LARGEST, Axis, Kept, ranges_of, units_in
 from .errors import ConfigError
-from .structure import Anatomy, Place, Size, Structure
+from .layout import count_of
+from .structure import Anatomy, Place, Size, Structure, counts_of
 
 PLAN_FORMAT = "multipruner-plan"
 PLAN_VERSION = 2
@@ -37,7 +39,7 @@ class BlockUnits:
     @classmethod
     def whole(cls, place: Place) -> BlockUnits:
         """Return all units of a dense block in the dense order."""
-        counts = dict(zip(BLOCK_KINDS[place.kind].names, place.dense, strict=True))
+        counts = counts_of(place.kind, place.dense)
         return cls(
             tuple(
                 (tuple(range(counts[axis.name])),) * counts[axis.within] if axis.within else
@@ -53,19 +55,8 @@ class BlockUnits:
 
     @property
     def size(self) -> Size:
-        """How many there are.
-
-        Raises:
-            ConfigError: when units keep different numbers of those within them.
-        """
-        return tuple(map(_count, self.axes))
-
-
-def _count(units: Units) -> int:
-    lengths = {len(inner) for inner in units if isinstance(inner, tuple)}
-    if len(lengths) > 1:
-        raise ConfigError(f"every unit must keep the same number of those within it, not {sorted(lengths)}")
-    return lengths.pop() if lengths else len(units)
+        """How many there are; a ``ValueError`` when units keep different numbers of those within them."""
+        return tuple(map(count_of, self.axes))
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +107,7 @@ def _sorted(units: BlockUnits, axes: Sequence[Axis]) -> BlockUnits:
     return BlockUnits(tuple(found.values()))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class PruningPlan:
     """Which units of which dense model stay; with the dense weights that is the pruned model.
 
@@ -150,12 +141,12 @@ class PruningPlan:
         """The dense model's structure."""
         return self.anatomy.dense
 
-    @property
+    @cached_property
     def structure(self) -> Structure:
         """The sizes that this plan leads to."""
         return Structure(tuple(kept.size for kept in self.blocks))
 
-    @property
+    @cached_property
     def layers(self) -> list[int]:
         """Dense numbers of the decoder layers that keep at least one block, in order."""
         return self.anatomy.living_layers(self.structure)
@@ -240,7 +231,7 @@ def _block_record(place: Place, kept: BlockUnits) -> dict[str, Any]:
         else ranges_of(cast(tuple[int, ...], units))
         for name, units in zip(names, kept.axes, strict=False)
     }
-    dense = dict(zip(names, place.dense, strict=True))
+    dense = counts_of(place.kind, place.dense)
     return {"layer": place.layer, "kind": place.kind, "dense": dense, "kept": chosen}
 
 

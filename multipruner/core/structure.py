@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from math import prod
 from typing import Any
 
@@ -32,9 +33,9 @@ class Structure:
     blocks: tuple[Size, ...]
 
     def __post_init__(self) -> None:
-        for size in self.blocks:
-            if any(count < 1 for count in size):
-                raise ConfigError(f"a block keeps at least one of everything, or is gone; not {size}")
+        if any(size and min(size) < 1 for size in self.blocks):
+            wrong = next(size for size in self.blocks if size and min(size) < 1)
+            raise ConfigError(f"a block keeps at least one of everything, or is gone; not {wrong}")
 
     def __len__(self) -> int:
         return len(self.blocks)
@@ -113,9 +114,11 @@ class Place:
         return f"the {BLOCK_KINDS[self.kind].label} block of layer {self.layer}"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Anatomy:
     """The residual blocks of a dense model, in the order in which they run.
+
+    What follows from them is asked for in every step of a search, and computed once.
 
     Attributes:
         places: one of every block.
@@ -146,33 +149,42 @@ class Anatomy:
     def __iter__(self) -> Iterator[Place]:
         return iter(self.places)
 
-    @property
+    @cached_property
     def dense(self) -> Structure:
         """The structure of the dense model."""
         return Structure(tuple(place.dense for place in self.places))
 
-    @property
+    @cached_property
     def empty(self) -> Structure:
         """The structure without any block."""
         return Structure((GONE,) * len(self.places))
 
-    @property
+    @cached_property
     def layers(self) -> int:
         """How many decoder layers there are."""
         return 1 + max((place.layer for place in self.places), default=-1)
 
-    @property
+    @cached_property
     def kinds(self) -> tuple[str, ...]:
         """The kinds of its blocks, in the order in which they first run."""
         return tuple(dict.fromkeys(place.kind for place in self.places))
 
+    @cached_property
+    def _numbers(self) -> dict[int | str, tuple[int, ...]]:
+        """The numbers of the blocks of every layer and of every kind."""
+        found: dict[int | str, list[int]] = {}
+        for number, place in enumerate(self.places):
+            for key in (place.layer, place.kind):
+                found.setdefault(key, []).append(number)
+        return {key: tuple(numbers) for key, numbers in found.items()}
+
     def of_kind(self, kind: str) -> tuple[int, ...]:
         """Return the numbers of the blocks of a kind."""
-        return tuple(number for number, place in enumerate(self.places) if place.kind == kind)
+        return self._numbers.get(kind, ())
 
     def of_layer(self, layer: int) -> tuple[int, ...]:
         """Return the numbers of the blocks of a decoder layer."""
-        return tuple(number for number, place in enumerate(self.places) if place.layer == layer)
+        return self._numbers.get(layer, ())
 
     def at(self, layer: int, kind: str) -> int:
         """Return the number of a layer's block of a kind.

@@ -20,7 +20,6 @@ from safetensors import SafetensorError, safe_open
 from multipruner.core.blocks import BlockSpec
 from multipruner.core.errors import ConfigError, NumericsError, UnknownModelError
 from multipruner.core.families import Family
-from multipruner.core.layout import Layout
 from multipruner.core.structure import GONE, Size, counts_of
 
 OUTTYPES: dict[str, GGMLQuantizationType] = {
@@ -188,8 +187,7 @@ def written_sizes(number: int, sizes: LayerSizes, whole: bool) -> LayerSizes:
 def numbers_of(spec: Family, sizes: LayerSizes) -> dict[str, int]:
     """Return what the keys of a family's configuration say of a layer of these sizes; 0 where a block is gone."""
     counts = {name: count for kind, size in sizes.items() for name, count in counts_of(kind, size).items()}
-    layouts = {key: Layout(text) for key, text in spec.config.items()}
-    return {key: layout.size(counts) for key, layout in layouts.items() if set(layout.names) <= set(counts)}
+    return spec.numbers(counts)
 
 
 @dataclass(frozen=True, slots=True)

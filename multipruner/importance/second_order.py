@@ -50,8 +50,7 @@ def _inverse(gram: Tensor) -> Tensor:
     factor, status = torch.linalg.cholesky_ex(damped)
     if int(status) or not bool(torch.isfinite(factor).all()):
         raise NumericsError("the moments of the calibration text are not finite or singular: check the weights for NaN")
-    # rows are taken of it and its updates lie by rows: by columns, as the library gives it, they take thrice as long
-    return torch.cholesky_inverse(factor).contiguous()
+    return torch.cholesky_inverse(factor)
 
 
 def _columns(groups: Tensor, size: int) -> Tensor:

@@ -25,7 +25,7 @@ from multipruner.core.axes import BLOCK_KINDS
 from multipruner.core.families import anatomy_of, spec_for
 from multipruner.core.latency_table import LatencyTable, Shapes, Workload, WorkloadTable, interpolate
 from multipruner.core.plan import PruningPlan, Ranking
-from multipruner.core.structure import GONE, Anatomy, Size, Structure
+from multipruner.core.structure import GONE, Anatomy, Size, Structure, counts_of
 
 from .deal import Deck, deal
 from .environment import environment_of
@@ -68,17 +68,13 @@ Report = Callable[[str, float], None]
 def shapes_of(model: PreTrainedModel) -> Shapes:
     """Return what a model's block times depend on, besides the size of the block."""
     anatomy, model_type = anatomy_of(model.config), spec_for(model.config).model_type
-    counts = {name: count for sizes in _largest(anatomy).items() for name, count in _named(*sizes).items()}
+    counts = {name: count for sizes in _largest(anatomy).items() for name, count in counts_of(*sizes).items()}
     return {"model_type": model_type, **anatomy.constants, **counts, "vocab_size": model.config.vocab_size}
 
 
 def _largest(anatomy: Anatomy) -> dict[str, Size]:
     """Return the largest dense block of every kind."""
     return {kind: max(anatomy[number].dense for number in anatomy.of_kind(kind)) for kind in anatomy.kinds}
-
-
-def _named(kind: str, size: Size) -> dict[str, int]:
-    return dict(zip(BLOCK_KINDS[kind].names, size, strict=True))
 
 
 def measure_table(

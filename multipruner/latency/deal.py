@@ -33,7 +33,7 @@ def deal(decks: Mapping[str, Deck], layers: int, anatomy: Anatomy, rng: random.R
     Args:
         decks: of every kind of block.
         layers: of the probe.
-        anatomy: of the dense model; of a layer the options of its own size or smaller are taken.
+        anatomy: of the dense model, every layer of which has a block of each kind, all of one size.
         rng: chance.
     """
     drawn = {kind: deck.draw(layers) for kind, deck in decks.items()}

@@ -12,12 +12,14 @@ text: on too little of it, it learns the text.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from multipruner.core.errors import NumericsError
 from multipruner.core.structure import Structure
@@ -69,19 +71,20 @@ def accumulated(
     pruned, untouched = list(dense), True
     outputs: Outputs = {}
     for number, (size, full) in enumerate(zip(structure, prunable.dense, strict=True)):
-        after = [prunable.block(h, b, number, full) for h, b in zip(dense, batches, strict=True)]
-        untouched = untouched and size == full
+        untouched, spec = untouched and size == full, prunable.block_spec(number)
+        fits = bool(size and spec.after and not untouched)
+        with _outputs_of(prunable.dense_output(number)) if fits else nullcontext([]) as given:
+            after = [prunable.block(h, b, number, full) for h, b in zip(dense, batches, strict=True)]
         if untouched:  # nothing has been lost yet, so there is nothing to make good
             pruned = list(after)
         elif size:
-            fit, spec = _Fit(), prunable.block_spec(number)
+            fit = _Fit()
             output = Projection.of(prunable.output_of(number, size), spec.transposed)
-            whole = prunable.dense_output(number)
             bias = torch.zeros((), device=dense[0].device) if output.bias is None else output.bias.float()
             for row, (before, now, target, batch) in enumerate(zip(dense, pruned, after, batches, strict=True)):
                 x = prunable.output_input(now, batch, number, size)
                 if spec.after:  # what adds up does not go back through a norm: the block gives what it gave
-                    wanted = whole(prunable.output_input(before, batch, number, full)).float() - bias
+                    wanted = given[row].float() - bias
                 else:
                     wanted = (target.float() - before.float()) + share * (before.float() - now.float())
                     # the bias is added whatever the columns are
@@ -100,6 +103,17 @@ def accumulated(
         for states in zip(dense, pruned, strict=True):
             ends(*states)
     return outputs
+
+
+@contextmanager
+def _outputs_of(linear: nn.Module) -> Iterator[list[Tensor]]:
+    """Gather what a linear layer gives while it is entered."""
+    given: list[Tensor] = []
+    hook = linear.register_forward_hook(lambda module, args, output: given.append(cast(Tensor, output)))
+    try:
+        yield given
+    finally:
+        hook.remove()
 
 
 @dataclass

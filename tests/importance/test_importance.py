@@ -153,11 +153,3 @@ def test_equal_columns_leave_by_their_numbers_and_one_that_overflows_stays() -> 
     weight[0, 5] = 1e30
     order = elimination_order(weight, torch.eye(40), groups=40, rounds=7)
     assert order[0] == 5 and sorted(order) == list(range(40))
-
-
-def test_an_elimination_works_by_rows() -> None:
-    """Updates of a matrix that lies by columns take three times as long."""
-    from multipruner.importance.second_order import _inverse
-
-    x = torch.randn(64, 24, generator=torch.Generator().manual_seed(0))
-    assert _inverse(x.T @ x).is_contiguous()

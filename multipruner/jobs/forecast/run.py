@@ -137,7 +137,7 @@ def forecast(
     item = prunable.head_weight.element_size() if computed is None else computed
     kept = None if tokenizer is None else lambda n, length, seed: unsampled(model, tokenizer, n, length, seed)
     texts = texts_for(recipe, prunable, kept)
-    by_stage, searched = work_of(recipe, prunable, texts)
+    shape, (by_stage, searched) = shape_of(prunable), work_of(recipe, prunable, texts)
     clock = prunable if measures_on is None else measures_on
     rates = measured(
         clock, layers=prunable.anatomy.layers, length=texts.length, long=texts.evaluated_length if texts.evaluated else
@@ -151,8 +151,8 @@ def forecast(
                   recipe.moments == "memory")  # fmt: skip
     there = 0 if model.device.type != "cpu" else _idle(model, measures_on)
     options = [one for round_ in searched.rounds for one in round_] if recipe.repair_stage == "search" else []
-    found = peaks(by_stage, texts, shape_of(prunable), sizes, searched.base, options)
-    cache = fetched + (grams(texts, shape_of(prunable)) if recipe.moments == "disk" else 0)
+    found = peaks(by_stage, texts, shape, sizes, searched.base, options)
+    cache = fetched + (grams(texts, shape) if recipe.moments == "disk" else 0)
     disk = {str(output): int(1.05 * result)} | ({str(cache_folder()): cache} if cache else {})
     return Forecast(by_stage, rates, {name: there + size for name, size in found.items()}, disk,
                     budgets_of(recipe, prunable), fetches)  # fmt: skip
