@@ -75,7 +75,7 @@ class _Block:
         if shape != tensor.shape(counts):
             layout = " x ".join(layout.text for layout in tensor.dims)
             raise UnsupportedModelError(
-                f"{block.path}.{tensor.path} is {shape}; the row of {model_type!r} in multipruner/core/families.py "
+                f"{block.path}.{tensor.path} is {shape}; the row of {model_type!r} in multipruner/core/families/ "
                 f"says {layout}, which is {tensor.shape(counts)}"
             )
 

@@ -1,0 +1,50 @@
+"""Model families as rows of data: where the parts of a decoder layer are, how they lie over its axes, and how the
+configuration names them.
+
+A new family is a new row in one of the modules here (and a tiny-model fixture in the contract tests), never a branch.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from multipruner.core.axes import AXES
+from multipruner.core.errors import UnsupportedModelError, did_you_mean
+from multipruner.core.structure import Anatomy
+
+from .dense import DENSE
+from .family import Family
+
+FAMILIES: dict[str, Family] = {row.model_type: row for row in DENSE}
+"""The families that can be pruned, by ``config.model_type``."""
+
+
+def spec_for(config: Any) -> Family:
+    """Return the row for a model's configuration.
+
+    Raises:
+        UnsupportedModelError: naming the supported families, when there is none.
+    """
+    model_type = getattr(config, "model_type", None) or "?"
+    if model_type in FAMILIES:
+        return FAMILIES[model_type]
+    raise UnsupportedModelError(
+        f"model family {model_type!r} is not supported{did_you_mean(model_type, FAMILIES)}; "
+        f"supported: {', '.join(sorted(FAMILIES))}. A family is one row in multipruner/core/families/."
+    )
+
+
+def constants_of(config: Any) -> dict[str, int]:
+    """Read a dense model's configuration for the numbers that no structure changes, by their names in layouts."""
+    counts = spec_for(config).counts(_values(config))
+    return {name: count for name, count in counts.items() if name not in AXES}
+
+
+def anatomy_of(config: Any) -> Anatomy:
+    """Return the residual blocks of a dense model, from its configuration."""
+    family, constants = spec_for(config), constants_of(config)
+    return Anatomy.uniform(getattr(config, family.depth), family.sizes(_values(config)), constants)
+
+
+def _values(config: Any) -> dict[str, Any]:
+    return {key: getattr(config, key, None) for key in spec_for(config).config}

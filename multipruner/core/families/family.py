@@ -1,0 +1,145 @@
+"""One family: where the parts of a decoder layer are, and how its configuration says their sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from multipruner.core.axes import BLOCK_KINDS
+from multipruner.core.blocks import BlockSpec
+from multipruner.core.errors import ConfigError
+from multipruner.core.layout import Layout
+from multipruner.core.structure import Size
+
+from .parts import attention, mlp
+
+GROUPED_HEADS: dict[str, str] = {
+    "hidden_size": "hidden",
+    "head_dim": "head_dim",
+    "num_attention_heads": "kv_groups * queries",
+    "num_key_value_heads": "kv_groups",
+    "intermediate_size": "channels",
+}
+"""How most configurations name sizes: key -> layout."""
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """One model family.
+
+    Attributes:
+        model_type: ``config.model_type`` of the family.
+        prefix: the stock classes are ``{prefix}Config``, ``{prefix}Model``, ``{prefix}ForCausalLM`` ...
+        infix: what stands between the prefix and ``Config`` and ``Model``.
+        blocks: the residual blocks of a layer, in the order in which they run; Llama's where nothing is said.
+        config: keys of the configuration that say sizes -> what they are the size of.
+        depth: the key that says how many decoder layers there are.
+        decoder: the stack of layers, within the causal language model.
+        layers, embeddings, final_norm: within the decoder.
+        head: the output projection to the vocabulary, within the causal language model.
+        head_scale: the key of the configuration that its logits are multiplied by (``"* key"``) or divided by
+            (``"/ key"``); empty where neither.
+        head_cap: the key of the configuration within whose value a tanh keeps the logits; empty where none does.
+        norm_offset: what a norm's parameter is added to before it multiplies: 1 where the parameter of a norm that
+            does nothing is 0.
+        layer_arguments: what a decoder layer is built from: ``config``, ``number``, in the constructor's order.
+        remote_code: whether the family's code travels with the checkpoint (``trust_remote_code``).
+        layer_output: ``"tensor"`` or ``"tuple"``: what a decoder layer returns.
+    """
+
+    model_type: str
+    prefix: str
+    blocks: tuple[BlockSpec, ...] = (attention(), mlp())
+    config: Mapping[str, str] = field(default_factory=lambda: GROUPED_HEADS, hash=False)
+    depth: str = "num_hidden_layers"
+    decoder: str = "model"
+    layers: str = "layers"
+    embeddings: str = "embed_tokens"
+    final_norm: str = "norm"
+    head: str = "lm_head"
+    head_scale: str = ""
+    head_cap: str = ""
+    norm_offset: float = 0.0
+    infix: str = ""
+    layer_arguments: str = "config, number"
+    remote_code: bool = False
+    layer_output: str = "tensor"
+
+    def block(self, kind: str) -> BlockSpec:
+        """Return the row's block of a kind; it is a ``KeyError`` when there is none."""
+        return {block.kind: block for block in self.blocks}[kind]
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds of its blocks, in the order in which they run."""
+        return tuple(block.kind for block in self.blocks)
+
+    def logit_scale(self, config: Any) -> float:
+        """Return what the head's output is multiplied by."""
+        sign, _, key = self.head_scale.partition(" ")
+        value = getattr(config, key) if key else 1.0
+        return 1.0 / value if sign == "/" else value
+
+    def key(self, name: str) -> str | None:
+        """Return the configuration's key for a constant or an axis, where it has one of its own."""
+        return next((key for key, text in self.config.items() if text == name), None)
+
+    def counts(self, values: Mapping[str, Any]) -> dict[str, int]:
+        """Read sizes from a configuration's values: of one layer, and what is the same in all of them.
+
+        An axis that no key says holds one unit; heads that no key says how wide they are share the hidden size.
+
+        Raises:
+            ConfigError: when a size is missing, or sizes contradict each other.
+        """
+        said = [(key, Layout(text), values[key]) for key, text in self.config.items() if values.get(key) is not None]
+        known: dict[str, int] = {}
+        for key, layout, value in sorted(said, key=lambda row: len(row[1].names)):
+            unknown = [name for name in layout.names if name not in known]
+            known |= dict.fromkeys(unknown, 1)
+            if unknown:
+                known[unknown[0]] = value // layout.size(known)
+            if layout.size(known) != value:
+                raise ConfigError(f"{key} = {value} is no multiple of the rest of {layout.text} ({known})")
+        axes = [axis for kind in self.kinds for axis in BLOCK_KINDS[kind].axes]
+        said_of = {name for text in self.config.values() for name in Layout(text).names}
+        known = {**{axis.name: 1 for axis in axes if axis.within or axis.name not in said_of}, **known}
+        missing = {"hidden", *(axis.name for axis in axes)} - set(known)
+        if missing:
+            raise ConfigError(f"the configuration of a {self.model_type} model says nothing of {sorted(missing)}")
+        if "head_dim" not in known and {"kv_groups", "queries"} <= set(known):
+            known["head_dim"] = known["hidden"] // max(known["kv_groups"] * known["queries"], 1)
+        return known
+
+    def reading(self, config: str) -> dict[str, str]:
+        """Return the Python expression of every size that :meth:`counts` reads, of a configuration object of this
+        name.
+        """
+        said = sorted(((key, Layout(text)) for key, text in self.config.items()), key=lambda row: len(row[1].names))
+        known: dict[str, str] = {}
+        for key, layout in said:
+            unknown = [name for name in layout.names if name not in known]
+            rest = [name for name in layout.names if name in known]
+            for name in unknown:
+                known[name] = " // ".join([f"{config}.{key}", *rest]) if name == unknown[0] else "1"
+        inner = (axis.name for kind in self.kinds for axis in BLOCK_KINDS[kind].axes if axis.within)
+        return {**{name: "1" for name in inner if name not in known}, **known}
+
+    def numbers(self, counts: Mapping[str, int]) -> dict[str, int]:
+        """Return what the configuration's keys say of a layer that has so much of every axis; 0 where it has none."""
+        layouts = {key: Layout(text) for key, text in self.config.items()}
+        return {key: layout.size(counts) for key, layout in layouts.items() if layout.axes}
+
+    @property
+    def heads_keys(self) -> tuple[str, str]:
+        """The configuration's keys for query heads and KV heads: the same where it has one for both."""
+        heads = self.key("kv_groups * queries") or self.key("kv_groups") or self.key("heads") or ""
+        return heads, self.key("kv_groups") or self.key("groups") or heads
+
+    def sizes(self, values: Mapping[str, Any]) -> dict[str, Size]:
+        """Return the sizes of a whole layer's blocks by their kinds, from a configuration's values; see
+        :meth:`counts`.
+        """
+        counts = self.counts(values)
+        return {kind: tuple(counts[name] for name in BLOCK_KINDS[kind].names) for kind in self.kinds}
