@@ -72,7 +72,7 @@ def judge_folders(
         precision = Precision.of(model, recipe.compute_dtype)
     say(precision.line())
     with precision.computing(model), waiting_display(console, "text"):
-        held_out = held_out_text(recipe, CalibrationText(recipe.calibration, tokenizer, model))
+        held_out = held_out_text(recipe, CalibrationText(recipe.text, tokenizer, model))
 
     def judge(model: Any, who: str) -> Evaluation:
         ids, name = (held_out.ids, f"held-out {held_out.name}") if held_out else (None, "")
