@@ -20,7 +20,7 @@ from multipruner.core.objective import Objective
 from multipruner.core.structure import GONE, Anatomy, Size, Structure
 from multipruner.search.grid import Grid
 from multipruner.search.limits import Limit
-from multipruner.search.options import FIRST, Chain, chains, interpolated, levels, predicted, wanted
+from multipruner.search.options import FIRST, Chain, beyond, chains, interpolated, levels, predicted, wanted
 from multipruner.search.program import Solution, Table, solve
 
 PARTS = (4, 8, 16, 32)
@@ -127,8 +127,7 @@ def allocate(
         on_progress: called after every loss.
         sketch: measures those of the first tables instead, such as the same loss on less text: these only have to
             lead near the place where rounds look closely.
-        estimate: gives the first tables instead, without a loss; of the blocks that the program would remove by them,
-            the loss is measured all the same.
+        estimate: gives the first tables instead, without a loss.
 
     Raises:
         InfeasibleError: when no structure keeps the budgets, before anything is measured.
@@ -150,10 +149,9 @@ def allocate(
         began, before = time.perf_counter(), measured()
         if number:
             table, base = _tables(task, meter, best, reach, number)
-        elif estimate is not None:
-            table, base = _settled(task, rough, estimate(task)), dense_loss
         else:
-            table, base = _tables(task, rough, dense, None, number)[0], dense_loss
+            table = _tables(task, rough, dense, None, number)[0] if estimate is None else estimate(task)
+            table, base = _settled(task, rough, table), dense_loss
         solutions = _solutions(task, table, best if number else None)
         losses = [meter(solution.structure) for solution in solutions]
         loss, solution = min(zip(losses, solutions, strict=True), key=lambda pair: pair[0])
@@ -255,14 +253,20 @@ def _tables(
                 rows[size] = meter(base.replace(block, size)) - own
                 done += 1
                 meter.on_progress(what, done, total)
-            tables.append(interpolated(rows, chain, task.errors and task.errors(block, chain)))
+            errors = task.errors and task.errors(block, chain)
+            tables.append(interpolated(rows, chain, errors))
+            if errors is not None and reach is None:
+                tables[-1] |= beyond(tables[-1], chain, errors)
         table[block] = task.predicted(block, base, tables)
     return table, own
 
 
 def _settled(task: Task, meter: _Meter, estimated: Table) -> Table:
-    """Measure what the program would remove, until it removes nothing whose loss is an estimate: a block that is gone
-    takes with it what no error of an output tells, such as the few huge activations that others lean on."""
+    """Measure what the program would remove, until it removes nothing whose loss follows from errors: a block that is
+    gone takes with it what no error of an output tells, such as the few huge activations that others lean on.
+    """
+    if task.errors is None:
+        return estimated
     dense, table = task.anatomy.dense, {block: dict(rows) for block, rows in estimated.items()}
     meter.objective.commit(dense)
     own, asked = meter(dense), set[int]()

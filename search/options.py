@@ -26,8 +26,8 @@ from multipruner.search.grid import Grid
 
 FIRST = (0.0, 0.5, 0.75)
 """Shares of its levels that a block keeps in the first tables; between them losses are on straight lines."""
-FIRST_ON_CURVES = (0.0, 0.5)
-"""The same where losses between them follow the block's output errors."""
+FIRST_ON_CURVES = (0.5,)
+"""The same where losses follow the block's output errors."""
 Chain = tuple[Size, ...]
 """Options of one block in which one count changes, the smallest first."""
 
@@ -84,6 +84,22 @@ def interpolated(
         for place in range(low + 1, high):
             result[sizes[place]] = _between(*pair, place, along)
     return result
+
+
+def beyond(rows: Mapping[Size, float], sizes: Sequence[Size], errors: Sequence[float]) -> dict[Size, float]:
+    """Return losses of the levels below the lowest one that is measured, as the errors of the block's output say: what
+    is not there is commonly dearer.
+
+    Args:
+        rows: losses, by size, among them those of the two lowest that are known.
+        sizes: the levels of a chain.
+        errors: the output error of the block at every level.
+    """
+    known = [place for place, size in enumerate(sizes) if size in rows]
+    if not known[0] or len(known) < 2:
+        return {}
+    pair = [(place, rows[sizes[place]]) for place in known[:2]]
+    return {sizes[place]: _between(pair[0], pair[1], place, errors) for place in range(known[0])}
 
 
 def _between(one: tuple[int, float], other: tuple[int, float], place: int, errors: Sequence[float] | None) -> float:

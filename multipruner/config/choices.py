@@ -141,8 +141,8 @@ METHODS: dict[str, Method] = {
 explicitly wins over both."""
 
 TABLES: dict[str, str] = {
-    "measured": "the loss of every block at half its width and without it, one by one",
-    "energies": "from one backward pass and the moments; only blocks that would go are measured",
+    "measured": "the loss of every block at half its width, one by one",
+    "energies": "from one backward pass and the moments; in both, blocks that would go are measured without them",
 }
 """Where the first tables of the exact program come from: name -> in a few words."""
 

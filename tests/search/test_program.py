@@ -205,6 +205,30 @@ def test_allocation_reports_what_it_measures() -> None:
     assert len({size for size in layers_of(result.structure) if any(size)}) == 1
 
 
+def test_first_tables_on_curves_measure_one_width_and_what_would_go() -> None:
+    """Losses that are the errors' multiples are known from one width each; absence, which is dearer, from a loss."""
+
+    def own(layer: int, kind: str) -> float:
+        return 1 + (layer % 3) / 2 + (kind == "mlp")
+
+    class Additive(_Coupled):
+        def __call__(self, structure: Structure) -> float:
+            self.calls += 1
+            sizes = zip(structure, SIX.places, strict=True)
+            lost = [own(at.layer, at.kind) * (1 - (size[0] / at.dense[0] if size else -2.0)) ** 2 for size, at in sizes]
+            return sum(lost)
+
+    def errors(block: int, chain: Sequence[Size]) -> list[float]:
+        return [(1 - (size[0] / SIX[block].dense[0] if size else 0.0)) ** 2 for size in chain]
+
+    toy, everywhere = Additive(own), Additive(own)
+    task = replace(_task(60, rounds=0), first=(0.5,), errors=errors)
+    found = allocate(task, toy)
+    exact = {b: {size: everywhere(SIX.dense.replace(b, size)) for size in task.levels(b)} for b in range(len(SIX))}
+    best = solve(exact, task.limits, SIX)
+    assert found.loss == pytest.approx(everywhere(best.structure)) and toy.calls < everywhere.calls
+
+
 def test_estimated_tables_measure_only_what_would_go() -> None:
     """An estimate that takes removed blocks for cheap is corrected, block by block, by their losses."""
     worth = lambda layer, kind: 1 + (layer % 3) / 2  # noqa: E731
@@ -218,7 +242,7 @@ def test_estimated_tables_measure_only_what_would_go() -> None:
             table[block] = {size: toy(dense.replace(block, size)) * (0.01 if not size else 1.0) for size in own}
         return table
 
-    task = _task(110, rounds=0)
+    task = replace(_task(110, rounds=0), errors=lambda block, chain: [float(len(chain) - n) for n in range(len(chain))])
     found = allocate(task, toy, estimate=estimate)
     assert asked == [task] and len(found.rounds) == 1
     exact = {
