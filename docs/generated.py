@@ -108,7 +108,7 @@ def families() -> str:
     from multipruner.export.gguf_model import GGUF_FAMILIES
 
     rows = (
-        (code(name), f"{code(spec.prefix + 'ForCausalLM')}{', code of its own' if spec.remote_code else ''}",
+        (code(name), f"{code(spec.class_name)}{', code of its own' if spec.remote_code else ''}",
          *(_block(spec.block(kind)) for kind in ("attention", "mlp")), "yes" if name in GGUF_FAMILIES else "no")
         for name, spec in FAMILIES.items()
     )  # fmt: skip

@@ -98,8 +98,8 @@ def _load(folder: Path, name: str, spec: Family, how: Mapping[str, Any], device:
         raise UnknownModelError(f"cannot load {name}: {reason_of(error)}") from error
     model, told = loaded
     _check_told(name, told)
-    if type(model).__name__ != f"{spec.prefix}ForCausalLM":
-        raise Unsupported(f"{name} loads as {type(model).__name__}, not as {spec.prefix}ForCausalLM")
+    if type(model).__name__ != spec.class_name:
+        raise Unsupported(f"{name} loads as {type(model).__name__}, not as {spec.class_name}")
     return model
 
 

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from multipruner.checkpoint.cut import apply_plan
 from multipruner.checkpoint.load import load
 from multipruner.checkpoint.save import save
-from multipruner.core.families import anatomy_of
+from multipruner.core.families import anatomy_of, spec_for
 from multipruner.core.structure import GONE, Anatomy, Structure
 from multipruner.engine.moments import gather
 from multipruner.engine.objective import CalibrationObjective, PlainObjective
@@ -85,7 +85,7 @@ def test_a_written_model_is_what_it_was_and_decodes_as_it_computes(variant: str,
     again: Any = load(tmp_path / "out")
     assert torch.equal(_logits(again, ids), wanted)
     record = json.loads((tmp_path / "out" / "config.json").read_text())
-    depth = record["num_hidden_layers"]
+    depth = record[spec_for(model.config).depth]
     assert all(len(record[key]) == depth for key in ("layer_types", "no_rope_layers") if record.get(key))
     for cache in ({}, {"cache_implementation": "static"}):
         state: Any = again.generate(

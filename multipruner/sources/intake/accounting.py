@@ -10,7 +10,6 @@ import re
 from collections.abc import Iterable, Mapping
 from math import prod
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from multipruner.core.errors import ConfigError, UnknownModelError, UnsupportedModelError
@@ -69,7 +68,7 @@ def read_config(folder: Path, name: str, trust: bool) -> Family:
         raise UnsupportedModelError(
             f"config.json of {name} has no model_type; write the family's name into it: {', '.join(sorted(FAMILIES))}"
         )
-    spec = spec_for(SimpleNamespace(model_type=model_type))
+    spec = spec_for(record)
     _check_class(name, record, spec)
     if spec.remote_code and not trust:
         raise ConfigError(
@@ -150,7 +149,7 @@ def _has_plan(folder: Path) -> bool:
 
 def _check_class(name: str, record: Mapping[str, Any], spec: Family) -> None:
     """Check that the checkpoint's own word for its class is the family's stock language model."""
-    stock = f"{spec.prefix}ForCausalLM"
+    stock = spec.class_name
     classes = record.get("architectures") or [stock]
     if not isinstance(classes, list) or not all(isinstance(each, str) for each in classes):
         raise ConfigError(f"config.json of {name}: architectures must be a list such as [{stock!r}], not {classes!r}")
@@ -231,7 +230,7 @@ def _expected(name: str, config: Any, spec: Family) -> dict[str, tuple[int, ...]
 
     try:
         with torch.device("meta"):
-            model = getattr(transformers, f"{spec.prefix}ForCausalLM")(config)
+            model = getattr(transformers, spec.class_name)(config)
         return {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
     except Exception as error:  # of every kind: the class meets values that nobody checked
         raise ConfigError(f"no model can be built from config.json of {name}: {reason_of(error)}") from error
@@ -251,7 +250,7 @@ def _compare(
     if unexpected:
         told = next((text for sign, text in _PARTS.items() if any(re.search(sign, key) for key in unexpected)), None)
         raise UnsupportedModelError(
-            f"{name} has {len(unexpected)} tensors without a place in {spec.prefix}ForCausalLM: "
+            f"{name} has {len(unexpected)} tensors without a place in {spec.class_name}: "
             f"{_few(unexpected)}{f' ({told})' if told else ''}{_lacks(missing)}; save the language model alone, with "
             "the configuration that is its own"
         )
