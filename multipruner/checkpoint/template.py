@@ -98,6 +98,7 @@ class PrunedLlamaConfig(LlamaConfig):
 
     def to_dict(self) -> dict[str, Any]:
         output = super().to_dict()
+        output.setdefault("num_hidden_layers", output[DEPTH])  # where code is not to be run, no other word is known
         rope = output.get("rope_parameters") or {}
         if "rope_theta" in rope:  # transformers 4 and most other readers look for it here
             output["rope_theta"] = rope["rope_theta"]

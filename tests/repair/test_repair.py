@@ -322,7 +322,7 @@ def test_the_repair_of_all_blocks_brings_the_stream_back() -> None:
         hidden = inputs.hidden
         for block, size in enumerate(structure):
             hidden = prunable.block(hidden, inputs, block, size)
-        return hidden
+        return stream_of(hidden)
 
     ends: list[tuple[torch.Tensor, torch.Tensor]] = []
     with prunable.in_order(ranking), torch.no_grad():

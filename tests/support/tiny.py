@@ -122,7 +122,9 @@ MORE: dict[str, dict[str, Any]] = {
                     "layer_types": _PATTERN, "sliding_window": 3},
     "hyperclovax": {"family": "hyperclovax", "residual_multiplier": 0.4, "logits_scaling": 0.5},
     "jais2": {"family": "jais2"},
-    "ministral3": {"family": "ministral3"},
+    "ministral3": {"family": "ministral3", "rope_parameters": {
+        "rope_type": "yarn", "rope_theta": 50000.0, "factor": 16.0, "original_max_position_embeddings": 8,
+        "llama_4_scaling_beta": 0.1}},
     "nanochat": {"family": "nanochat", "final_logit_softcapping": 2.0},
     "persimmon": {"family": "persimmon", "head_dim": 12, "partial_rotary_factor": 0.5},
     "vaultgemma": {"family": "vaultgemma", "tied": True, "layer_types": _PATTERN, "sliding_window": 3},

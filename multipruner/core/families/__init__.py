@@ -30,13 +30,22 @@ def spec_for(config: Any) -> Family:
     model_type = str(values.get("model_type") or getattr(config, "model_type", None) or "?")
     if model_type in FAMILIES:
         return row_for(FAMILIES[model_type], values)
-    if model_type in REFUSED:
-        raise UnsupportedModelError(f"models of the family {model_type!r} cannot be pruned: {REFUSED[model_type]}")
+    check_refused(model_type)
     raise UnsupportedModelError(
         f"model family {model_type!r} is not supported{did_you_mean(model_type, FAMILIES)}; "
         f"supported: {', '.join(sorted(FAMILIES))}. A family is one row in multipruner/core/families/: see "
         "docs/adding-a-family.md."
     )
+
+
+def check_refused(model_type: Any) -> None:
+    """Refuse a model type that no row can describe.
+
+    Raises:
+        UnsupportedModelError: saying why.
+    """
+    if model_type in REFUSED:
+        raise UnsupportedModelError(f"models of the family {model_type!r} cannot be pruned: {REFUSED[model_type]}")
 
 
 def row_for(first: Family, values: Mapping[str, Any]) -> Family:

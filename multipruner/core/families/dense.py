@@ -26,6 +26,7 @@ _NORM_BY_HEAD = tuple(
     TensorSpec(f"{name}.weight", (Layout(heads), Layout("head_dim")))
     for name, heads in (("q_norm", "kv_groups * queries"), ("k_norm", "kv_groups"))
 )
+_SINKS = (TensorSpec("sinks", (Layout("kv_groups * queries"),)),)
 _PHI_MLP = mlp("fc1", output="fc2", **_BESIDE)
 _STABLELM = attention(resized=True, attributes=(
     ("num_heads", Layout("kv_groups * queries")), ("num_key_value_heads", Layout("kv_groups")),
@@ -113,7 +114,8 @@ DENSE: tuple[Family, ...] = (
     Family("glm", "Glm", (attention(), mlp("gate_up_proj", rows="channels + channels"))),
     # multipliers
     Family("granite", "Granite", (attention(**_RESIDUAL), mlp(**_RESIDUAL)), head_scale="/ logits_scaling"),
-    Family("granite_swa", "GraniteSWA", (attention(**_RESIDUAL), mlp(**_RESIDUAL)), head_scale="/ logits_scaling"),
+    Family("granite_swa", "GraniteSWA", (attention(more=_SINKS, **_RESIDUAL), mlp(**_RESIDUAL)),
+           head_scale="/ logits_scaling"),
     Family("hyperclovax", "HyperCLOVAX", (attention(after="post_norm1", **_RESIDUAL),
                                           mlp(after="post_norm2", **_RESIDUAL)), head_scale="* logits_scaling"),
     # norms after the blocks, or on both sides

@@ -19,11 +19,14 @@ from multipruner.core.plan import PLAN_FORMAT
 from multipruner.storage.tensor_headers import StoredTensor, check_tied, json_object, stored_tensors
 
 from .recognise import check_wrapper, quantised, quantised_beside
+from .unknown import modules_met
 
 PLAN_FILE = "plan.json"
 WIDE = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 """Types that weights may have, as safetensors names them, and their bytes."""
-HARMLESS = re.compile(r"(^|\.)rotary_emb\.(inv_freq|cos_cached|sin_cached)$|\.self_attn\.(masked_bias|bias)$")
+HARMLESS = re.compile(
+    r"(^|\.)rotary_emb\.(inv_freq|cos_cached|sin_cached)$|\.(self_attn|self_attention|attention|attn)\.(masked_bias|bias)$"
+)
 """Tensors that older versions of transformers stored and that follow from the configuration."""
 RUN_TIME: dict[str, Any] = {"return_dict": True, "output_attentions": False, "output_hidden_states": False}
 """What a configuration may remember of how it was run, and what it is run with here."""
@@ -68,7 +71,11 @@ def read_config(folder: Path, name: str, trust: bool) -> Family:
         raise UnsupportedModelError(
             f"config.json of {name} has no model_type; write the family's name into it: {', '.join(sorted(FAMILIES))}"
         )
-    spec = spec_for(record)
+    try:
+        spec = spec_for(record)
+    except UnsupportedModelError as error:
+        met = "" if model_type in FAMILIES else modules_met(folder)
+        raise UnsupportedModelError(f"{error}{met}") from None
     _check_class(name, record, spec)
     if spec.remote_code and not trust:
         raise ConfigError(
@@ -105,6 +112,8 @@ def account(folder: Path, name: str, config: Any, spec: Family) -> dict[str, Sto
             f"{name} is quantised{f' ({beside})' if beside else ''}: {packed[0]} is stored as "
             f"{found[packed[0]].dtype}; start from the unquantised model, of F16, BF16 or F32 weights"
         )
+    if f"{spec.head}.weight" not in found and not any(key.startswith(f"{spec.decoder}.") for key in found):
+        found = {f"{spec.decoder}.{key}": tensor for key, tensor in found.items()}  # files of the decoder alone
     _check_layers(name, config.num_hidden_layers, spec, found)
     if spec.remote_code:
         return found  # what its own code builds is known when it has run
