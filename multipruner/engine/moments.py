@@ -78,10 +78,10 @@ def stream(prunable: Prunable, ids: Tensor) -> Iterator[tuple[int, Tensor, Tenso
     """
     on_cpu = prunable.model.device.type == "cpu"
     batches = embedded(prunable, ids, min(_PASS_TOKENS, BATCH_TOKENS) if on_cpu else BATCH_TOKENS)
-    stream: list[State] = [batch.hidden for batch in batches]
+    states: list[State] = [batch.hidden for batch in batches]
     for block, size in enumerate(prunable.dense):
         with Moments(prunable.dense_output(block)) as moments:
-            stream = [prunable.block(state, batch, block, size) for state, batch in zip(stream, batches, strict=True)]
+            states = [prunable.block(state, batch, block, size) for state, batch in zip(states, batches, strict=True)]
         yield block, moments.second(), moments.first()
 
 

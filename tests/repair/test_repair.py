@@ -317,7 +317,7 @@ def test_the_repair_of_all_blocks_brings_the_stream_back() -> None:
     ranking = rank("second-order", prunable, gather(prunable, text))
     structure = halved(prunable.anatomy, "mlp")
 
-    def stream_of(structure: Structure) -> torch.Tensor:
+    def through(structure: Structure) -> torch.Tensor:
         inputs = prunable.inputs(text)
         hidden = inputs.hidden
         for block, size in enumerate(structure):
@@ -326,7 +326,7 @@ def test_the_repair_of_all_blocks_brings_the_stream_back() -> None:
 
     ends: list[tuple[torch.Tensor, torch.Tensor]] = []
     with prunable.in_order(ranking), torch.no_grad():
-        dense, before = stream_of(prunable.dense), stream_of(structure)
+        dense, before = through(prunable.dense), through(structure)
         outputs = accumulated(prunable, structure, text, ridge=1e-3, ends=lambda *states: ends.append(states))
         with prunable.with_outputs(outputs):
             after = stream_of(structure)

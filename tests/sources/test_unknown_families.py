@@ -46,3 +46,13 @@ def test_files_of_the_decoder_alone_have_their_places(tmp_path: Path) -> None:
     save_file({**tensors, "h.0.attn.bias": torch.ones(1, 1, 4, 4)}, tmp_path / "model.safetensors")
     found = account(tmp_path, "m", model.config, spec_for(model.config))
     assert set(found) == {f"transformer.{name}" for name in tensors}
+
+
+def test_a_size_that_follows_from_others_may_be_null(tmp_path: Path) -> None:
+    """An MLP four times as wide as the stream, as the family's own code has it."""
+    for record in ({"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "n_embd": 32, "n_head": 4, "n_layer": 2,
+                    "n_inner": None},
+                   {"model_type": "falcon", "hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 2,
+                    "ffn_hidden_size": None}):  # fmt: skip
+        (tmp_path / "config.json").write_text(json.dumps(record))
+        assert read_config(tmp_path, "m", trust=False).counts(record)["channels"] == 128

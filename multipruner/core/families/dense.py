@@ -42,7 +42,7 @@ _NEOX_NAMES: dict[str, Any] = {
 }  # fmt: skip
 _FALCON_NAMES: dict[str, Any] = {
     "decoder": "transformer", "layers": "h", "embeddings": "word_embeddings", "final_norm": "ln_f",
-    "layer_output": "tuple",
+    "layer_output": "tuple", "unsaid": {"channels": "4 * hidden"},
 }  # fmt: skip
 _FALCON_HEADS = {"hidden_size": "hidden", "num_attention_heads": "queries", "ffn_hidden_size": "channels"}
 _FALCON_GROUPED = {**_FALCON_HEADS, "num_attention_heads": "kv_groups * queries", "num_kv_heads": "kv_groups"}
