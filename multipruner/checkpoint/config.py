@@ -41,7 +41,12 @@ def pruned_config(config: Any, plan: PruningPlan, dense: PreTrainedModel | None 
     record[spec.depth] = len(layers)
     if record.get("layer_types"):
         record["layer_types"] = _layer_types(record["layer_types"], _cached(structure, anatomy, spec))
-    rows = [_numbers(structure, anatomy, layer, spec) for layer in range(len(layers))]
+    record |= _said(anatomy, spec)
+    names = getattr(config, "attribute_map", {})  # a key may be another one's name
+    rows = [
+        {names.get(key, key): number for key, number in _numbers(structure, anatomy, layer, spec).items()}
+        for layer in range(len(layers))
+    ]
     stock = _stock_config(config, record, rows, structure, spec)
     if stock is not None:
         return stock
@@ -69,14 +74,16 @@ def _stock_config(
     """Return the family's own configuration for these sizes, or ``None`` where it has no words for them."""
     constants = constants_of(config)
     resized = any(block.resized for block in spec.blocks)
-    if spec.remote_code or resized or any(row != rows[0] for row in rows) or not all(structure):
+    said = {key: number for row in rows for key, number in row.items()}
+    alike = all(said[key] == number for row in rows for key, number in row.items())
+    if spec.remote_code or resized or not alike or not all(structure):
         return None
     width = spec.key("head_dim")
-    heads = {**record, **rows[0]}[spec.heads_keys[0]]
+    heads = {**record, **said}[spec.heads_keys[0]]
     square = heads * constants["head_dim"] == constants["hidden"]
     if width is None and not square:
         return None
-    record = {**record, **rows[0]}
+    record = {**record, **said}
     if width is not None and (width in record or not square):
         record[width] = constants["head_dim"]
     config_class: Any = type(config)
@@ -113,6 +120,7 @@ def _check_plan(config: Any, plan: PruningPlan) -> None:
         raise ConfigError(f"the plan was made for a model of {sizes[0]}; this one has {sizes[1]}")
     if not plan.layers:
         raise ConfigError("the plan leaves no decoder layer")
+    anatomy_of(config).check(plan.structure)
 
 
 def _described(anatomy: Anatomy) -> str:
@@ -160,6 +168,16 @@ def _numbers(structure: Structure, anatomy: Anatomy, layer: int, spec: Family) -
     return spec.numbers(counts)
 
 
+def _said(anatomy: Anatomy, spec: Family) -> Mapping[str, Any]:
+    """Return what the configuration says of which layers have which kind of block, where they differ."""
+    if spec.pattern is None:
+        return {}
+    first = spec.pattern.kinds[0]
+    return spec.pattern.said(
+        [any(anatomy[number].kind == first for number in anatomy.of_layer(layer)) for layer in range(anatomy.layers)]
+    )
+
+
 def _skipped(structure: Structure, anatomy: Anatomy, layer: int) -> list[str]:
     """Return the kinds of the blocks that a layer has lost."""
     return [anatomy[number].kind for number in anatomy.of_layer(layer) if not structure[number]]
@@ -189,7 +207,7 @@ def sizes_in(record: Mapping[str, Any], spec: Family) -> tuple[Anatomy, Structur
     places, sizes = [], []
     for number in range(int(record.get(spec.depth) or 0)):
         own = {**record, **table.get(number, {})}
-        for kind, size in spec.sizes(own).items():
+        for kind, size in spec.sizes(own, number).items():
             places.append(Place(number, kind, size))
             sizes.append(GONE if kind in (own.get("skip") or ()) else size)
     return Anatomy(tuple(places)), Structure(tuple(sizes))

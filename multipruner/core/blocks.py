@@ -56,7 +56,10 @@ class BlockSpec:
         gain: the attribute of the layer that what it adds is multiplied by; empty where it has none.
         tensors: its tensors that depend on its size, some of which a model may lack (biases). A matrix that is not the
             output's is an input projection.
-        output: its output projection, within its module; the columns lie unit by unit.
+        output: its output projection, within its module; the columns lie unit by unit. Empty where it has no single
+            one, as experts have not: such a block is cut and never refitted.
+        routed: its module of experts, within its module, that is called with (tokens [tokens, hidden_size], the experts
+            of each [tokens, some], their weights, alike); empty where it has none.
         attributes: attributes of its module that depend on its size, and what they are.
         arguments: whether it is called with all that the layer is called with (masks, rotary embeddings, the cache), as
             attention is, or with the normed hidden states alone.
@@ -79,6 +82,7 @@ class BlockSpec:
     scores: tuple[Layout, ...] = ()
     cache: str = ""
     resized: bool = False
+    routed: str = ""
 
     @property
     def norms(self) -> tuple[str, ...]:
@@ -88,6 +92,8 @@ class BlockSpec:
     @property
     def inputs(self) -> Tensors:
         """The weights of the input projections."""
+        if self.routed:
+            return tuple(each for each in self.tensors if len(each.dims) == 3 and each.dims[2] == Layout("hidden"))
         own = f"{self.output}.weight"
         return tuple(tensor for tensor in self.tensors if len(tensor.dims) == 2 and tensor.path != own)
 

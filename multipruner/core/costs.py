@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import NamedTuple
 
-from .axes import Counts
+from .axes import BLOCK_KINDS, Counts
 from .errors import ConfigError, did_you_mean
 from .latency_table import LatencyTable
 from .layout import Layout
@@ -64,9 +64,13 @@ class BlockCost:
             return [layout.size(counts) for layout in layouts]
 
         shapes = list(map(lengths, self.tensors))
+        # a tensor of three dimensions is a stack of matrices, of which a token meets some
+        met = {axis.name: counts[axis.active] for axis in BLOCK_KINDS[self.kind].axes if axis.active}
+        matrices = [shape for shape in shapes if len(shape) == 2]
+        matrices += [[layout.size({**counts, **met}) for layout in dims] for dims in self.tensors if len(dims) == 3]
         return Amounts(
             self.fixed + sum(map(prod, shapes)),
-            sum(prod(shape) for shape in shapes if len(shape) == 2),
+            sum(map(prod, matrices)),
             sum(lengths(self.cached)),
             sum(lengths(self.scores)),
         )

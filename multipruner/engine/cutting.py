@@ -130,6 +130,9 @@ def slim_block(module: nn.Module, block: BlockSpec, counts: Counts, dense: Count
             child = shallow_copy(original)
             _set_submodule(slim, path, child)
         value = take(getattr(original, parameter).detach(), cut)
+        if parameter in child._buffers:
+            child._buffers[parameter] = value
+            continue
         child._parameters[parameter] = nn.Parameter(value, requires_grad=False)
         if parameter == "weight":
             _tell_shape(child, value)
@@ -183,9 +186,11 @@ def _set_submodule(root: nn.Module, path: str, child: nn.Module) -> None:
 
 def set_size_attributes(module: nn.Module, block: BlockSpec, counts: Counts) -> None:
     """Update the plain attributes by which a block's forward knows its own size."""
-    for name, layout in block.attributes:
-        if hasattr(module, name):
-            setattr(module, name, layout.size(counts))
+    for path, layout in block.attributes:
+        owner, _, name = path.rpartition(".")
+        child = module.get_submodule(owner)
+        if hasattr(child, name):
+            setattr(child, name, layout.size(counts))
 
 
 @contextmanager

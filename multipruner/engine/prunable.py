@@ -130,6 +130,11 @@ class Prunable:
         """Return the output projection of a block, dense."""
         return self.module(block).get_submodule(self.block_spec(block).output)
 
+    def columns(self, block: int) -> int:
+        """Tell how many columns the output projection of a dense block has; 0 where it has no single one."""
+        spec = self.block_spec(block)
+        return spec.columns.size(self.counts(block)) if spec.output else 0
+
     @property
     def head_weight(self) -> Tensor:
         return weight_of(self.head)
@@ -217,14 +222,19 @@ class Prunable:
             if len(self._slim) >= 2 * len(self.anatomy):
                 self._slim.clear()  # views cost nothing, but slices of fused projections and parts of groups are copies
             slim = slim_block(module, spec, self.counts(block, size), self.counts(block))
-            own = Projection.of(slim.get_submodule(spec.output), spec.transposed)
-            if fixed is not None and fixed.weight.shape == own.weight.shape:
-                slim = with_output(slim, spec, fixed)
-            elif self._repair is not None and not whole:
-                dense = Projection.of(module.get_submodule(spec.output), spec.transposed)
-                slim = with_output(slim, spec, self._repair(block, size, dense))
-            self._slim[key] = slim
+            self._slim[key] = self._refitted(slim, block, size) if spec.output else slim
         return self._slim[key]
+
+    def _refitted(self, slim: nn.Module, block: int, size: Size) -> nn.Module:
+        """Return a smaller block with the output projection that it is to have, where that is not its own."""
+        spec, fixed = self.block_spec(block), self._outputs.get(block)
+        own = Projection.of(slim.get_submodule(spec.output), spec.transposed)
+        if fixed is not None and fixed.weight.shape == own.weight.shape:
+            return with_output(slim, spec, fixed)
+        if self._repair is not None and size != self.anatomy[block].dense:
+            dense = Projection.of(self.dense_output(block), spec.transposed)
+            return with_output(slim, spec, self._repair(block, size, dense))
+        return slim
 
     @contextmanager
     def applied(self, structure: Structure) -> Iterator[None]:
@@ -287,7 +297,7 @@ class Prunable:
 
     @torch.no_grad()
     def _permute(self, block: int, order: Kept, *, back: bool = False) -> None:
-        there = dict(self.module(block).named_parameters())
+        there = {**dict(self.module(block).named_parameters()), **dict(self.module(block).named_buffers())}
         for name, cut in cuts(self.block_spec(block), order, self.counts(block)).items():
             if name in there:
                 moved = {side: torch.as_tensor(index) for side, index in cut.items()}

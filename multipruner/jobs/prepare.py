@@ -21,7 +21,7 @@ from multipruner.console.say import teller
 from multipruner.core.axes import AXES
 from multipruner.core.errors import NumericsError
 from multipruner.engine.fingerprint import fingerprint
-from multipruner.engine.moments import gather
+from multipruner.engine.moments import gather, seldom_routed
 from multipruner.engine.precision import TYPES, Precision, product_rates
 from multipruner.engine.processes import Team
 from multipruner.engine.prunable import Prunable
@@ -102,6 +102,8 @@ def prepare(
             place = OnDisk if recipe.moments == "disk" else dict
             shown = named(display, "moments")
             statistics = gather(prunable, more, shown, place) if more is not None else None
+            if statistics is not None and (warning := seldom_routed(statistics, prunable.anatomy)):
+                say(warning)
             order = named(display, "order")
             finer = any(AXES[name].within for name in grid_of(recipe, prunable).steps)
             ranking = rank(recipe.importance, prunable, statistics, order, within=finer)

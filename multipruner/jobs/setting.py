@@ -46,7 +46,7 @@ def grid_of(recipe: Recipe, prunable: Prunable) -> Grid:
     Raises:
         ConfigError: when the model's widths cannot be aligned as the recipe asks.
     """
-    grid = grid_in(recipe)
+    grid = grid_in(recipe).of_model(prunable.anatomy)
     return grid if recipe.align is None else aligned(grid, prunable.anatomy, recipe.align)
 
 

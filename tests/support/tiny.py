@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
+from torch.overrides import TorchFunctionMode
 from transformers import (
     CONFIG_MAPPING,
     MODEL_FOR_CAUSAL_LM_MAPPING,
@@ -35,10 +36,11 @@ from transformers import (
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from multipruner.core import families
+from multipruner.core.axes import BLOCK_KINDS
 from multipruner.core.families import anatomy_of, spec_for
 from multipruner.core.plan import BlockUnits, PruningPlan, Ranking, Units
 from multipruner.core.structure import GONE, Anatomy, Structure
-from multipruner.engine.cutting import Projection
+from multipruner.engine.cutting import Projection, silenced
 
 VOCABULARY = 97
 SIZES: dict[str, Any] = {
@@ -106,6 +108,7 @@ MORE: dict[str, dict[str, Any]] = {
     "seed_oss": {"family": "seed_oss"},
     "smollm3": {"family": "smollm3", "no_rope_layers": [1, 0, 1]},
     "starcoder2": {"family": "starcoder2", "tied": True},
+    "mixtral": {"family": "mixtral", "num_local_experts": 5, "num_experts_per_tok": 2},
 }  # fmt: skip
 """One of every family that is a row and nothing else, for ``tests/contracts/test_families.py``."""
 CONTRACT = ["llama-tied", "llama-biased", "mistral-sliding", "qwen2-mixed", "qwen3", "baichuan"]
@@ -164,14 +167,19 @@ def tiny_model(
 def random_structure(anatomy: Anatomy, seed: int, *, drop: float = 0.25, partial: bool = False) -> Structure:
     """A random structure of a dense model: any width, each block gone with probability ``drop``.
 
-    One block of each kind stays at least. Units within others stay whole, or with ``partial`` in any number.
+    One block of each kind stays at least. Units within others stay whole, or with ``partial`` in any number. Of experts
+    as many stay as a token goes through, or more.
     """
     rng, finer = random.Random(seed), random.Random(f"query heads {seed}")
     sizes = []
-    for place in anatomy:
+    stays = set(anatomy.of_layer(seed % anatomy.layers)) | {anatomy.of_kind(kind)[-1] for kind in anatomy.kinds[2:]}
+    for number, place in enumerate(anatomy):
         first, *rest = place.dense
-        size = (rng.randint(1, first), *(finer.randint(1, most) if partial else most for most in rest))
-        gone = place.layer != seed % anatomy.layers and rng.random() < drop
+        size = (
+            rng.randint(anatomy.least(BLOCK_KINDS[place.kind].names[0]), first),
+            *(finer.randint(1, most) if partial else most for most in rest),
+        )
+        gone = number not in stays and rng.random() < drop
         sizes.append(GONE if gone else size)
     return Structure(tuple(sizes))
 
@@ -209,6 +217,9 @@ def masked_model(model: PreTrainedModel, plan: PruningPlan) -> PreTrainedModel:
     for number, place in enumerate(plan.anatomy):
         block = spec.block(place.kind)
         layer = masked.get_submodule(f"{spec.decoder}.{spec.layers}.{place.layer}")
+        if block.routed:
+            _mask_experts(layer.get_submodule(block.path), plan.blocks[number].axes)
+            continue
         output = Projection.of(layer.get_submodule(f"{block.path}.{block.output}"), block.transposed)
         width = output.weight.shape[1] // prod(place.dense)
         columns = list(_columns(plan, number, width))
@@ -219,6 +230,35 @@ def masked_model(model: PreTrainedModel, plan: PruningPlan) -> PreTrainedModel:
             if not columns and output.bias is not None:
                 output.bias.zero_()
     return masked
+
+
+class _Unchosen(TorchFunctionMode):
+    """Within, the logits that a router's own code computes for some experts are minus infinity."""
+
+    def __init__(self, router: torch.nn.Module, gone: list[int]) -> None:
+        super().__init__()
+        self._router, self._gone = router, gone
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func is torch.nn.functional.linear:
+            result[..., self._gone] = -torch.inf
+        return result
+
+
+def _mask_experts(block: torch.nn.Module, kept: tuple[Units, ...]) -> None:
+    """Have a block of experts choose among those that stay alone, or add nothing where it is gone."""
+    if not kept:
+        block.register_forward_hook(silenced)
+        return
+    router: Any = getattr(block, "gate", None) or block.router
+    route, gone = router.forward, sorted(set(range(len(router.weight))) - set(kept[0]))  # pyright: ignore
+
+    def masked(*args: Any) -> Any:
+        with _Unchosen(router, gone):
+            return route(*args)
+
+    router.forward = masked
 
 
 def _columns(plan: PruningPlan, block: int, width: int) -> Iterator[int]:
