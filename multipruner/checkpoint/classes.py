@@ -41,13 +41,17 @@ from .{module} import {model} as {prefix}Model
 """
 _NAMES = """
 DECODER, LAYERS, DEPTH = {decoder!r}, {layers!r}, {depth!r}
-BLOCKS = {blocks!r}
+{note}BLOCKS = {blocks!r}
 CACHE_SLOT = {cache!r}
 HEADS, KV_HEADS = {heads!r}, {kv_heads!r}
 
 
 def stock_layer(config: Any, number: int, dense: dict[str, Any]) -> Any:
 """
+_SWITCHED = (
+    "# how experts run is chosen by @use_experts_implementation of transformers, which looks for its name here\n"
+)
+"""Where a class's file does not name that, transformers conclude that nobody can choose."""
 _AS_IT_IS = '''\
     """Return the stock decoder layer of one layer's configuration; ``dense`` holds the dense model's."""
     return {prefix}DecoderLayer({arguments})
@@ -104,6 +108,7 @@ def _family(spec: Family, dense: PreTrainedModel | None) -> str:
     names = _NAMES.format(
         decoder=spec.decoder, layers=spec.layers, depth=spec.depth, blocks=blocks,
         cache=next(block.cache for block in spec.blocks if block.cache), heads=heads, kv_heads=kv_heads,
+        note=_SWITCHED if any(block.routed for block in spec.blocks) else "",
     )  # fmt: skip
     resized = [block for block in spec.blocks if block.resized]
     text = _CUT_TO_SIZE if resized else _AS_IT_IS

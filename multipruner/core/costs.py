@@ -41,7 +41,8 @@ class BlockCost:
         kind, constants: of the block, and the numbers that no size changes, by their names in layouts.
         fixed: parameters that stay as long as the block does, its norms among them.
         tensors: the layouts of the tensors that depend on its size.
-        cached, scores: see :class:`~multipruner.core.blocks.BlockSpec`."""
+        cached, scores: see :class:`~multipruner.core.blocks.BlockSpec`.
+        products: multiply-accumulates of matrices that stay as long as the block does, for one token."""
 
     kind: str
     constants: Counts
@@ -49,6 +50,7 @@ class BlockCost:
     tensors: tuple[tuple[Layout, ...], ...]
     cached: tuple[Layout, ...] = ()
     scores: tuple[Layout, ...] = ()
+    products: int = 0
     _known: dict[Size, Amounts] = field(default_factory=dict, repr=False, compare=False)
 
     def __call__(self, size: Size) -> Amounts:
@@ -70,7 +72,7 @@ class BlockCost:
         matrices += [[layout.size({**counts, **met}) for layout in dims] for dims in self.tensors if len(dims) == 3]
         return Amounts(
             self.fixed + sum(map(prod, shapes)),
-            sum(map(prod, matrices)),
+            self.products + sum(map(prod, matrices)),
             sum(lengths(self.cached)),
             sum(lengths(self.scores)),
         )

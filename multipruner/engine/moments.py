@@ -74,7 +74,7 @@ FEW = 32
 
 
 def seldom_routed(moments: Statistics, anatomy: Anatomy) -> str | None:
-    """Return one line that names the layers with experts that saw few tokens, and how many these are; ``None``: none."""
+    """Return one line that names the layers with experts that saw few tokens, and how many; ``None`` where none did."""
     found = {}
     for block, routes in moments.routes.items():
         if few := int((routes.tokens < FEW).sum()):

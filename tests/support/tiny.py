@@ -37,6 +37,7 @@ from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from multipruner.core import families
 from multipruner.core.axes import BLOCK_KINDS
+from multipruner.core.blocks import BlockSpec
 from multipruner.core.families import anatomy_of, spec_for
 from multipruner.core.plan import BlockUnits, PruningPlan, Ranking, Units
 from multipruner.core.structure import GONE, Anatomy, Structure
@@ -84,6 +85,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "baichuan": {"family": "baichuan"},
 }
 """Keyword arguments of :func:`tiny_model` for the contract tests."""
+_EXPERTS = {"moe_intermediate_size": 24, "num_experts_per_tok": 2}
 _PATTERN = ["sliding_attention", "full_attention", "sliding_attention"]
 MORE: dict[str, dict[str, Any]] = {
     "apertus": {"family": "apertus"},
@@ -108,7 +110,16 @@ MORE: dict[str, dict[str, Any]] = {
     "seed_oss": {"family": "seed_oss"},
     "smollm3": {"family": "smollm3", "no_rope_layers": [1, 0, 1]},
     "starcoder2": {"family": "starcoder2", "tied": True},
+    "ernie4_5_moe": {"family": "ernie4_5_moe", "moe_intermediate_size": 24, "moe_num_experts": 5, "moe_k": 2,
+                     "moe_num_shared_experts": 1, "moe_layer_start_index": 1, "moe_layer_end_index": -1},
+    "glm4_moe": {"family": "glm4_moe", **_EXPERTS, "n_routed_experts": 5, "first_k_dense_replace": 1},
+    "granitemoe": {"family": "granitemoe", "num_local_experts": 5, "num_experts_per_tok": 2, "logits_scaling": 3.0,
+                   "residual_multiplier": 0.4, "embedding_multiplier": 2.0},
+    "minimax_m2": {"family": "minimax_m2", "num_local_experts": 5, "num_experts_per_tok": 2},
     "mixtral": {"family": "mixtral", "num_local_experts": 5, "num_experts_per_tok": 2},
+    "olmoe": {"family": "olmoe", "hidden_size": 64, "num_experts": 5, "num_experts_per_tok": 2},
+    "qwen2_moe": {"family": "qwen2_moe", **_EXPERTS, "num_experts": 5, "shared_expert_intermediate_size": 20},
+    "qwen3_moe": {"family": "qwen3_moe", **_EXPERTS, "num_experts": 5, "mlp_only_layers": [1]},
 }  # fmt: skip
 """One of every family that is a row and nothing else, for ``tests/contracts/test_families.py``."""
 CONTRACT = ["llama-tied", "llama-biased", "mistral-sliding", "qwen2-mixed", "qwen3", "baichuan"]
@@ -161,6 +172,9 @@ def tiny_model(
             noise = torch.randn(parameter.shape, generator=generator)
             scale = 0.5 if "embed" in name else 0.2
             parameter.copy_(noise * scale + ("norm" in name))
+        for name, buffer in model.named_buffers():
+            if name.endswith("correction_bias"):
+                buffer.copy_(torch.randn(buffer.shape, generator=generator) * 0.2)
     return model.to(dtype).eval()
 
 
@@ -218,7 +232,7 @@ def masked_model(model: PreTrainedModel, plan: PruningPlan) -> PreTrainedModel:
         block = spec.block(place.kind)
         layer = masked.get_submodule(f"{spec.decoder}.{spec.layers}.{place.layer}")
         if block.routed:
-            _mask_experts(layer.get_submodule(block.path), plan.blocks[number].axes)
+            _mask_experts(layer.get_submodule(block.path), block, plan.blocks[number].axes)
             continue
         output = Projection.of(layer.get_submodule(f"{block.path}.{block.output}"), block.transposed)
         width = output.weight.shape[1] // prod(place.dense)
@@ -246,13 +260,17 @@ class _Unchosen(TorchFunctionMode):
         return result
 
 
-def _mask_experts(block: torch.nn.Module, kept: tuple[Units, ...]) -> None:
+def _mask_experts(module: torch.nn.Module, block: BlockSpec, kept: tuple[Units, ...]) -> None:
     """Have a block of experts choose among those that stay alone, or add nothing where it is gone."""
     if not kept:
-        block.register_forward_hook(silenced)
+        module.register_forward_hook(silenced)
         return
-    router: Any = getattr(block, "gate", None) or block.router
+    weight, *others = block.tensors
+    router: Any = module.get_submodule(weight.path.removesuffix(".weight"))
     route, gone = router.forward, sorted(set(range(len(router.weight))) - set(kept[0]))  # pyright: ignore
+    for path in (tensor.path for tensor in others if tensor.path.endswith("correction_bias")):
+        owner: Any = module.get_submodule(path.rpartition(".")[0])
+        getattr(owner, path.rpartition(".")[2]).data[..., gone] = -1e9
 
     def masked(*args: Any) -> Any:
         with _Unchosen(router, gone):

@@ -131,6 +131,8 @@ class Family:
             known |= dict.fromkeys(unknown, 1)
             if unknown:
                 known[unknown[0]] = value // layout.size(known)
+            if not layout.names and layout.size(known) != value:
+                raise ConfigError(f"{key} = {value}: of {self.model_type} only models with {layout.text} can be pruned")
             if layout.size(known) != value:
                 raise ConfigError(f"{key} = {value} is no multiple of the rest of {layout.text} ({known})")
         axes = [axis for kind in self.kinds for axis in BLOCK_KINDS[kind].axes]
