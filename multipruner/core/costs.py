@@ -68,7 +68,7 @@ class BlockCost:
         shapes = list(map(lengths, self.tensors))
         # a tensor of three dimensions is a stack of matrices, of which a token meets some
         met = {axis.name: counts[axis.active] for axis in BLOCK_KINDS[self.kind].axes if axis.active}
-        matrices = [shape for shape in shapes if len(shape) == 2]
+        matrices = [lengths(dims) for dims in self.tensors if len(dims) == 2 and all(layout.names for layout in dims)]
         matrices += [[layout.size({**counts, **met}) for layout in dims] for dims in self.tensors if len(dims) == 3]
         return Amounts(
             self.fixed + sum(map(prod, shapes)),
