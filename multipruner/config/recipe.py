@@ -124,7 +124,7 @@ class Recipe(Frozen):
     )
     shares: dict[Dimension, Annotated[float, Field(ge=0)]] = Field(
         default_factory=lambda: {"blocks": 44.0, "mlp": 52.0, "heads": 4.0},
-        description="shares of the ratio that blocks:mlp:heads have, for greedy",
+        description="shares of the ratio that blocks:mlp:heads have, for greedy; mlp is experts, too",
         json_schema_extra=shown(METHOD, "BLOCKS:MLP:HEADS"),
     )
     stop: Literal["nearest", "reach"] = Field(

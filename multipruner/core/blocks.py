@@ -107,6 +107,10 @@ class BlockSpec:
         """Whether the output projection's weight is [columns, hidden_size], as a ``Conv1D`` has it."""
         return bool(self.weight.dims[0].axes)
 
+    def width(self, counts: Counts) -> int:
+        """Tell how many columns the output projection has; 0 where there is no single one."""
+        return self.columns.size(counts) if self.output else 0
+
     @property
     def columns(self) -> Layout:
         """How the columns of the output projection lie: one for every input of it."""

@@ -130,11 +130,6 @@ class Prunable:
         """Return the output projection of a block, dense."""
         return self.module(block).get_submodule(self.block_spec(block).output)
 
-    def columns(self, block: int) -> int:
-        """Tell how many columns the output projection of a dense block has; 0 where it has no single one."""
-        spec = self.block_spec(block)
-        return spec.columns.size(self.counts(block)) if spec.output else 0
-
     @property
     def head_weight(self) -> Tensor:
         return weight_of(self.head)
@@ -232,8 +227,8 @@ class Prunable:
         if fixed is not None and fixed.weight.shape == own.weight.shape:
             return with_output(slim, spec, fixed)
         if self._repair is not None and size != self.anatomy[block].dense:
-            dense = Projection.of(self.dense_output(block), spec.transposed)
-            return with_output(slim, spec, self._repair(block, size, dense))
+            whole = Projection.of(self.dense_output(block), spec.transposed)
+            return with_output(slim, spec, self._repair(block, size, whole))
         return slim
 
     @contextmanager

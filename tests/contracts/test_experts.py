@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from multipruner.checkpoint.cut import apply_plan
 from multipruner.checkpoint.load import load
+from multipruner.checkpoint.rehearsal import structures
 from multipruner.checkpoint.save import save
 from multipruner.commands.main import main
 from multipruner.core.errors import ConfigError
@@ -114,6 +115,8 @@ def test_fewer_experts_than_a_token_takes_are_neither_offered_nor_cut() -> None:
     assert grid.of(anatomy[place]) == ((2, 3, 4, 5),)
     least = anatomy.dense.replace(place, (2,))
     assert place not in {number for number, _ in candidates("mlp", least, anatomy, grid)}
+    (whole,) = structures(anatomy_of(_model("mixtral", num_local_experts=2).config), uniform=False)
+    assert {size for size in whole if len(size) == 1} == {(2,)}, "as many as a token takes: there is nothing to try"
     too_few = anatomy.dense.replace(place, (1,))
     with pytest.raises(ConfigError, match="MoE block of layer 0 would keep 1 experts, and a token goes through 2"):
         tiny.plan_for(model, too_few)

@@ -32,7 +32,7 @@ _BYTES_PER_TOKEN = 4
 def shape_of(prunable: Prunable) -> Shape:
     """Return what of a model its work depends on."""
     blocks = range(len(prunable.anatomy))
-    inputs = tuple(map(prunable.columns, blocks))
+    inputs = tuple(prunable.block_spec(block).width(prunable.counts(block)) for block in blocks)
     weights = tuple(float(prunable.costs.blocks[block](prunable.dense[block]).products) for block in blocks)
     return Shape(inputs, weights, prunable.head_weight.shape[1], prunable.costs.head_macs, prunable.anatomy.layers)
 

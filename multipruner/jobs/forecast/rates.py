@@ -197,7 +197,7 @@ class _Clock:
     def _columns(self) -> list[int]:
         """Return columns of the output projection of every block."""
         prunable = self._prunable
-        return list(map(prunable.columns, range(len(prunable.anatomy))))
+        return [prunable.block_spec(n).width(prunable.counts(n)) for n in range(len(prunable.anatomy))]
 
 
 def _disk(place: Path) -> float:
