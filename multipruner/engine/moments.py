@@ -131,7 +131,7 @@ def _gathering(prunable: Prunable, block: int) -> Moments | Routing:
     spec = prunable.block_spec(block)
     if spec.output:
         return Moments(prunable.dense_output(block))
-    return Routing(prunable.module(block).get_submodule(spec.routed), prunable.counts(block)["experts"])
+    return Routing(prunable.module(block).get_submodule(spec.routed), prunable.dense[block][0])
 
 
 def embedded(prunable: Prunable, ids: Tensor, tokens: int | None = None) -> list[Inputs]:

@@ -22,11 +22,13 @@ from multipruner.checkpoint.save import save
 from multipruner.commands.main import main
 from multipruner.core.errors import ConfigError
 from multipruner.core.families import FAMILIES, anatomy_of, spec_for
+from multipruner.core.latency_table import Workload
 from multipruner.core.plan import PruningPlan
 from multipruner.core.structure import GONE, Anatomy, Structure
 from multipruner.engine.moments import Routes, Statistics, gather, seldom_routed
 from multipruner.engine.prunable import Prunable
 from multipruner.importance.table import rank
+from multipruner.latency.bench import Effort, measure_table
 from multipruner.latency.deal import Deck, deal
 from multipruner.search import Grid
 from multipruner.search.genome import StructureSpace
@@ -235,3 +237,18 @@ def test_a_run_prunes_experts_and_writes_them(tmp_path: Path, capsys: pytest.Cap
         assert load(output) is not None
     assert main([*short_run(folder, tmp_path / "x"), "--expert-step", "7"]) == 2
     assert "expert step 7 does not divide the 5 experts" in capsys.readouterr().err
+
+
+def test_a_latency_table_knows_every_kind_of_block() -> None:
+    """One probe at least shows every option of every kind; what a token takes is the least of experts."""
+    model = _model(OF_BOTH_KINDS)
+    effort = Effort(probes=1, placements=1, repeats=1, warmup=0, tries=1)
+    workload = Workload("prefill", 1, 4)
+    table = measure_table(model, [workload], channel_step=20, effort=effort)
+    entries = table.row(workload.name).blocks
+    assert {kind: set(sizes) for kind, sizes in entries.items() if kind != "attention"} == {
+        "experts": {GONE, (2,), (3,), (4,), (5,)},
+        "mlp": {GONE, (20,), (40,)},
+    }
+    anatomy = anatomy_of(model.config)
+    assert table.milliseconds(anatomy.dense, anatomy, workload.name) > 0
