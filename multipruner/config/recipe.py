@@ -125,7 +125,7 @@ class Recipe(Frozen):
     )
     shares: dict[Dimension, Annotated[float, Field(ge=0)]] = Field(
         default_factory=lambda: {"blocks": 44.0, "mlp": 52.0, "heads": 4.0},
-        description="shares of the ratio that blocks:mlp:heads have, for greedy",
+        description="shares of the ratio that blocks:mlp:heads have, for greedy; mlp is experts, too",
         json_schema_extra=shown(METHOD, "BLOCKS:MLP:HEADS"),
     )
     stop: Literal["nearest", "reach"] = Field(
@@ -136,7 +136,7 @@ class Recipe(Frozen):
     )
     importance: Annotated[str, OneOf(IMPORTANCES, "importance")] = Field(
         default="second-order",
-        description="what puts the channels and KV groups of a layer in order",
+        description="what puts the channels, KV groups and experts of a layer in order",
         json_schema_extra=shown(PARTS),
     )
     align: Units | None = Field(
@@ -158,6 +158,11 @@ class Recipe(Frozen):
         default=None,
         description="query heads that leave together inside the KV groups, the same number in every group of a layer; "
         "none: whole KV groups leave and nothing else",
+        json_schema_extra=shown(PARTS, "N"),
+    )
+    expert_step: Units = Field(
+        default=1,
+        description="experts that leave together, in mixtures of experts; no fewer stay than a token is routed to",
         json_schema_extra=shown(PARTS, "N"),
     )
     repair: Literal["none", "bias", "lstsq"] = Field(

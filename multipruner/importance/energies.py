@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from multipruner.engine.layer_calls import Beside, State, stream_of
 from multipruner.engine.prunable import Prunable
 from multipruner.engine.token_losses import tokens_at_once
 
@@ -73,17 +74,29 @@ def _gradients(prunable: Prunable, ids: Tensor, generator: torch.Generator) -> I
     """Yield (block, gradient with respect to the stream behind it, [1, length, hidden_size]), the last block first."""
     with torch.no_grad():
         inputs = prunable.inputs(ids)
-        states = [inputs.hidden]
+        states: list[State] = [inputs.hidden]
         for block, size in enumerate(prunable.dense):
             states.append(prunable.block(states[-1], inputs, block, size))
-    gradient = _of_logits(prunable, states.pop(), generator)
+    gradients = (_of_logits(prunable, stream_of(states.pop()), generator),)
     for block in reversed(range(len(prunable.anatomy))):
-        yield block, gradient
-        before = states.pop().detach().requires_grad_()
+        yield block, gradients[0]
+        before = _leaves(states.pop())
         if block:  # what is before the first one is nobody's output
             with torch.enable_grad():
                 after = prunable.block(before, inputs, block, prunable.dense[block])
-            (gradient,) = torch.autograd.grad(after, before, gradient)
+            gradients = torch.autograd.grad(_parts(after), _parts(before), gradients)
+
+
+def _leaves(state: State) -> State:
+    """Return a state whose tensors gradients are asked for."""
+    if isinstance(state, Beside):
+        return Beside(*(part.detach().requires_grad_() for part in state))
+    return state.detach().requires_grad_()
+
+
+def _parts(state: State) -> tuple[Tensor, ...]:
+    """Return the tensors of a state: the residual stream, and where blocks run side by side what the next reads."""
+    return tuple(state) if isinstance(state, Beside) else (state,)
 
 
 def _of_logits(prunable: Prunable, hidden: Tensor, generator: torch.Generator) -> Tensor:
