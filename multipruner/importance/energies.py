@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from multipruner.engine.layer_calls import Beside, State, stream_of
 from multipruner.engine.prunable import Prunable
 from multipruner.engine.token_losses import tokens_at_once
 
@@ -73,17 +74,26 @@ def _gradients(prunable: Prunable, ids: Tensor, generator: torch.Generator) -> I
     """Yield (block, gradient with respect to the stream behind it, [1, length, hidden_size]), the last block first."""
     with torch.no_grad():
         inputs = prunable.inputs(ids)
-        states = [inputs.hidden]
+        states: list[State] = [inputs.hidden]
         for block, size in enumerate(prunable.dense):
             states.append(prunable.block(states[-1], inputs, block, size))
-    gradient = _of_logits(prunable, states.pop(), generator)
+    gradients = (_of_logits(prunable, stream_of(states.pop()), generator),)
     for block in reversed(range(len(prunable.anatomy))):
-        yield block, gradient
-        before = states.pop().detach().requires_grad_()
+        yield block, gradients[0]
         if block:  # what is before the first one is nobody's output
+            before = states.pop()
             with torch.enable_grad():
-                after = prunable.block(before, inputs, block, prunable.dense[block])
-            (gradient,) = torch.autograd.grad(after, before, gradient)
+                parts = tuple(part.detach().requires_grad_() for part in _parts(before))
+                state = Beside(*parts) if isinstance(before, Beside) else parts[0]
+                after = _parts(prunable.block(state, inputs, block, prunable.dense[block]))
+            found = torch.autograd.grad(after, parts, gradients, allow_unused=True)
+            pairs = zip(found, parts, strict=True)
+            gradients = tuple(torch.zeros_like(part) if one is None else one for one, part in pairs)
+
+
+def _parts(state: State) -> tuple[Tensor, ...]:
+    """Return the stream as it is, and, between blocks that run side by side, as it was before them."""
+    return tuple(state) if isinstance(state, Beside) else (state,)
 
 
 def _of_logits(prunable: Prunable, hidden: Tensor, generator: torch.Generator) -> Tensor:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from multipruner.engine.layer_calls import stream_of
 from multipruner.engine.prunable import Prunable
 from multipruner.importance import energies
-from tests.support.tiny import random_ids, tiny_model
+from tests.support.tiny import MORE, VARIANTS, random_ids, tiny_model
 
 
 def plain_gradients(prunable: Prunable, ids: torch.Tensor, seed: int) -> list[torch.Tensor]:
@@ -19,7 +20,7 @@ def plain_gradients(prunable: Prunable, ids: torch.Tensor, seed: int) -> list[to
         hidden, states = inputs.hidden.detach(), []
         for block, size in enumerate(prunable.dense):
             hidden = prunable.block(hidden, inputs, block, size)
-            states.append(hidden.requires_grad_() if not block else hidden)
+            states.append(stream_of(hidden).requires_grad_() if not block else stream_of(hidden))
         logits = prunable.head(prunable.normed(hidden))[0]
         root = logits.detach().softmax(-1).sqrt()
         drawn = root * torch.randn(root.shape, generator=generator)
@@ -29,9 +30,9 @@ def plain_gradients(prunable: Prunable, ids: torch.Tensor, seed: int) -> list[to
     return [torch.cat(one) for one in found]
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2"])
-def test_block_by_block_is_one_graph(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, ids = tiny_model(family), random_ids(3, 12)
+@pytest.mark.parametrize("variant", ["llama", "qwen2", "cohere"])
+def test_block_by_block_is_one_graph(variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, ids = tiny_model(**{**VARIANTS, **MORE}[variant]), random_ids(3, 12)
     prunable = Prunable.of(model)
     monkeypatch.setattr(energies, "QUANTILE", 1.0)
     learning = [weight.requires_grad for weight in model.parameters()]
