@@ -9,7 +9,7 @@ from typing import Any
 
 from multipruner.core.axes import BLOCK_KINDS
 from multipruner.core.structure import kept_in_words
-from multipruner.eval.comparison import Contrast
+from multipruner.eval.comparison import Comparison, Contrast
 from multipruner.report.figures.comparison import Phase, costs_figure, latency_figure, phases, scores_figure
 from multipruner.report.figures.drawing import STAGE, STAGE_NAMES, Drawing
 from multipruner.report.figures.path import Removal, order_figure, removals, rounds_figure, trajectory_figure
@@ -79,7 +79,19 @@ def run_section(run: RunFiles, album: Album, prefix: str) -> list[Html]:
             digits = 2 if perplexity else 3
             shown = table(headings, ([label, *contrast_cells(contrast, digits)] for label, contrast in rows))
             parts.append(_card("", drawn, shown))
+    parts += [_suite(scores) for scores in run.report.scores if scores.suite]
     return parts
+
+
+def _suite(found: Comparison) -> Html:
+    """Return all that a suite measured, in one table, with what each group of rows tells before it."""
+    rows = [[*row] for part in found.parts(2, 3) for row in part]
+    lead = (
+        "Dense and this model on the same examples; intervals are of the mean of the paired differences (95 %). A "
+        "constant answer is one that never changes, whatever is asked."
+    )
+    headings = ("", "n", "dense", "pruned", "difference", "95 % interval")
+    return _card(f"Suite “{found.suite}”", element("p", lead, class_="lead"), table(headings, rows))
 
 
 def _tiles(run: RunFiles) -> Html:
