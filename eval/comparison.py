@@ -31,6 +31,7 @@ class Comparison:
             Tasks weigh the same whatever their size; ``examples`` is the sum.
         measures: of a suite, by measure, then metric; empty without one.
         suite: its name; empty without one.
+        who: what the second model is: ``"pruned"``, or ``"tuned"`` where it was trained after the cut. Tables say so.
     """
 
     perplexity: Mapping[str, Contrast]
@@ -38,6 +39,13 @@ class Comparison:
     average: Contrast | None
     measures: Mapping[str, Mapping[str, Contrast]] = field(default_factory=dict)
     suite: str = ""
+    who: str = "pruned"
+
+    @property
+    def headings(self) -> tuple[str, ...]:
+        """Of the columns of its table."""
+        usual = _SUITE_HEADINGS if self.suite else _HEADINGS
+        return tuple(self.who if heading == "pruned" else heading for heading in usual)
 
     @property
     def retention(self) -> Retention | None:
@@ -55,7 +63,7 @@ class Comparison:
             retention = self.retention
             record |= {"suite": self.suite, "measures": records(self.measures)}
             record["retention"] = asdict(retention) if retention else None
-        return record
+        return record if self.who == "pruned" else {**record, "who": self.who}
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Comparison:
@@ -73,7 +81,9 @@ class Comparison:
             average = Contrast(**record["average"]) if record["average"] else None
         except (KeyError, TypeError, AttributeError) as error:
             raise ConfigError(f"not a comparison: {error!r}; give what Comparison.to_json() wrote") from error
-        return cls(perplexity, tasks, average, measures, str(record.get("suite") or ""))
+        return cls(
+            perplexity, tasks, average, measures, str(record.get("suite") or ""), str(record.get("who") or "pruned")
+        )
 
     def table(self, title: str | None = None) -> Table:
         """Show both models side by side, narrow enough for a terminal of 80 columns.
@@ -85,7 +95,7 @@ class Comparison:
         from rich.table import Table
 
         table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-        headings = _SUITE_HEADINGS if self.suite else _HEADINGS
+        headings = self.headings
         table.add_column(headings[0], overflow="fold")  # where it is too narrow, names break and numbers do not
         for heading in headings[1:]:
             table.add_column(_SHORT.get(heading, heading), justify="right", no_wrap=True)
@@ -122,7 +132,7 @@ class Comparison:
         rows = [row for part in (parts if perplexity or self.suite else parts[1:]) for row in part]
         if not rows:
             return ""
-        headings = _SUITE_HEADINGS if self.suite else _HEADINGS
+        headings = self.headings
         lines = [headings, ("---", *("---:",) * (len(headings) - 1)), *rows]
         return "\n".join(f"| {' | '.join(map(_cell, line))} |" for line in lines)
 
@@ -146,11 +156,12 @@ def _cell(text: str) -> str:
     return re.sub(r"([\\`|])", r"\\\1", " ".join(text.split())).replace("<", "&lt;")
 
 
-def compare(dense: Evaluation, pruned: Evaluation, suite: str = "") -> Comparison:
+def compare(dense: Evaluation, pruned: Evaluation, suite: str = "", who: str = "pruned") -> Comparison:
     """Set two evaluations side by side; what only one of them has is left out.
 
     Args:
         suite: the name of the suite that they are of; the table then shows its measures, and intervals.
+        who: what the second model is.
     """
     perplexity = {
         name: _perplexities(result, pruned.perplexities[name])
@@ -161,7 +172,7 @@ def compare(dense: Evaluation, pruned: Evaluation, suite: str = "") -> Compariso
         {name: _metrics(result, after[name]) for name, result in before.items() if name in after}
         for before, after in ((dense.tasks, pruned.tasks), (dense.measures, pruned.measures))
     )
-    return Comparison(perplexity, tasks, average_of(headlines(tasks)), measures, suite)
+    return Comparison(perplexity, tasks, average_of(headlines(tasks)), measures, suite, who)
 
 
 def _metrics(dense: TaskResult, pruned: TaskResult) -> dict[str, Contrast]:

@@ -37,6 +37,7 @@ def positions(
     for number, row in enumerate(rows):
         subject.progress(number, len(rows))
         losses.append(token_losses(subject.model, row[None].to(subject.model.device), chunked)[0].cpu())
+    subject.progress(len(rows), len(rows))
     whole = {str(number): float(loss.mean()) for number, loss in enumerate(losses)}
     found = {"bits per byte": MetricResult.of(_bits(subject, rows, losses)), "loss per token": MetricResult.of(whole)}
     width = rows.shape[1] - 1  # the loss at index p predicts the token at position p + 1

@@ -94,7 +94,8 @@ def judge_folders(
         name = Path(folder).absolute().name
         with waiting_display(console, f"loading {name}"):
             candidate = _candidate(folder, recipe, settings, precision.stored, device, say)
-        comparison = compare(dense, judge(candidate, name, Kept()), suite or "")
+        who = "tuned" if (reports[folder] or {}).get("tuned") else "pruned"
+        comparison = compare(dense, judge(candidate, name, Kept()), suite or "", who)
         say(f"\n{folder}")
         console.print(comparison.table())
         results.append(comparison)

@@ -1,7 +1,4 @@
-"""What a report is made from: the files that runs and searches leave in their folders. Reads, never writes.
-
-Every file is checked once, here; a missing or broken one is an error that names it.
-"""
+"""What a report is made from: the files that runs and searches leave in their folders, checked once, here."""
 
 from __future__ import annotations
 
@@ -111,6 +108,7 @@ class Report:
     command: str | None = None
     seconds: dict[str, Number] = field(default_factory=dict)
     forecast: dict[str, dict[str, Any]] = field(default_factory=dict)
+    tuned: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     platform: str | None = None
 
@@ -118,7 +116,7 @@ class Report:
     def scores(self) -> tuple[Scores, ...]:
         """All evaluations, the run's own first; empty ones are left out."""
         own = Scores(self.perplexity, self.tasks, self.average, settings=self.recipe.get("evaluation") or {})
-        return tuple(scores for scores in (own, *self.evaluations) if scores.perplexity or scores.tasks or scores.suite)
+        return tuple(each for each in (own, *self.evaluations) if each.perplexity or each.tasks or each.suite)
 
 
 @dataclass(frozen=True, slots=True)

@@ -75,7 +75,7 @@ def run_section(run: RunFiles, album: Album, prefix: str) -> list[Html]:
         rows = _scores(run, perplexity=perplexity)
         if rows:
             drawn = album.show(scores_figure(rows, f"{prefix}{name}", perplexity=perplexity))
-            headings = ("", "dense", "pruned", "difference", "n")
+            headings = ("", "dense", _who(run), "difference", "n")
             digits = 2 if perplexity else 3
             shown = table(headings, ([label, *contrast_cells(contrast, digits)] for label, contrast in rows))
             parts.append(_card("", drawn, shown))
@@ -90,8 +90,17 @@ def _suite(found: Comparison) -> Html:
         "Dense and this model on the same examples; intervals are of the mean of the paired differences (95 %). A "
         "constant answer is one that never changes, whatever is asked."
     )
-    headings = ("", "n", "dense", "pruned", "difference", "95 % interval")
-    return _card(f"Suite “{found.suite}”", element("p", lead, class_="lead"), table(headings, rows))
+    return _card(f"Suite “{found.suite}”", element("p", lead, class_="lead"), table(found.headings, rows))
+
+
+def _mark(run: RunFiles) -> str:
+    """Return what is said beside a run's name where its model was trained after the cut."""
+    return " (tuned)" if run.report.tuned else ""
+
+
+def _who(run: RunFiles) -> str:
+    """Return what a run's model is: pruned, or tuned as well."""
+    return "tuned" if run.report.tuned else "pruned"
 
 
 def _tiles(run: RunFiles) -> Html:
@@ -267,7 +276,8 @@ def _runs_table(runs: Sequence[RunFiles], found: Sequence[Curve], anchor: Callab
         report, kept = run.report, run.structure
         averages = [scores.average for scores in report.scores if scores.average]
         rows.append(
-            [element("a", run.label, href=f"#{anchor(run)}"), f"{report.ratio:.2%}", f"{report.backbone_ratio:.2%}",
+            [element("a", run.label + _mark(run), href=f"#{anchor(run)}"),
+             f"{report.ratio:.2%}", f"{report.backbone_ratio:.2%}",
              amount("parameters", report.parameters.after),
              " + ".join(str(run.anatomy.count(kept, kind)) for kind in run.anatomy.kinds),
              f"{values[run.label]:,.4g}" if run.label in values else "–",
