@@ -4,8 +4,8 @@
 
 Both begin with the same pruned model, see the same sequences in the same order and take the same number of steps; both
 learn LoRA adapters (with ``--learn projections`` all weights of norms and output projections). The text is the dense
-model's own unless ``--data`` says otherwise; the rows of Alpaca that the models are judged on are the last quarter, which
-nothing is trained or calibrated on. The first row is the pruned model as it was, which no other table shows with others.
+model's own unless ``--data`` says otherwise; the rows of Alpaca that the models are judged on are the last quarter,
+which nothing is trained or calibrated on. The pruned model has a row of its own before those that were trained.
 """
 
 from __future__ import annotations

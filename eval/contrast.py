@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-_TWO_SIDED = 1.96
+_QUANTILE = 0.975
 _HEADLINE = ("acc_norm", "acc", "exact_match (flexible-extract)", "exact_match", "prompt_level_strict_acc")
 """The metric that stands for a task in the average, best first."""
 
@@ -34,10 +34,12 @@ class Contrast:
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """The 95 % interval of the difference (normal); ``None`` where its standard error is not known."""
-        if self.difference_stderr is None:
+        """The 95 % interval of the difference (Student's t); ``None`` where its standard error is not known."""
+        if self.difference_stderr is None or self.examples < 2:
             return None
-        half = _TWO_SIDED * self.difference_stderr
+        from scipy.special import stdtrit
+
+        half = float(stdtrit(self.examples - 1, _QUANTILE)) * self.difference_stderr
         return self.difference - half, self.difference + half
 
 

@@ -64,7 +64,7 @@ def _last(model: Any, count: int) -> dict[str, int]:
 
 
 def _needles(subject: Subject, text: Tensor, size: int, needles: int, places: int) -> dict[str, MetricResult]:
-    """Hide numbers in a text at every place, and ask for them at its end."""
+    """Put numbers into a text at every place, and ask for them at its end."""
     found, losses = {}, {}
     for place in range(places):
         share = place / max(1, places - 1)

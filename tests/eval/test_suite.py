@@ -243,7 +243,7 @@ def test_retention_intervals_and_floors() -> None:
     contrast = found.tasks["a"]["acc"]
     low, high = contrast.interval or (0, 0)
     assert contrast.difference == pytest.approx(-0.1) == (low + high) / 2
-    assert high - low == pytest.approx(2 * 1.96 * (contrast.difference_stderr or 0))
+    assert high - low == pytest.approx(2 * 1.98422 * (contrast.difference_stderr or 0), rel=1e-5)
     record = json.loads(json.dumps(found.to_json()))
     assert Comparison.from_json(record) == found and record["retention"]["worst_task"] == "b"
     shown = found.markdown()
