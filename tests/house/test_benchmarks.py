@@ -318,8 +318,9 @@ def test_both_ways_to_train_are_set_side_by_side(
     rows, path = tmp_path / "rows.jsonl", tmp_path / "distillation.json"
     rows.write_text("".join(json.dumps({"text": f"w{n % 90 + 4} w{n % 71 + 4} w9"}) + "\n" for n in range(120)))
     given = [
-        "distillation.py", str(run.folder), "--wikitext", str(dense / "text.txt"), "--alpaca", str(rows), "--steps", "2",
-        "--batch", "2", "--length", "16", "--eval-length", "16", "--eval-tokens", "64", "--record", str(path),
+        "distillation.py", str(run.folder), "--wikitext", str(dense / "text.txt"), "--alpaca", str(rows),
+        "--steps", "2", "--batch", "2", "--length", "16", "--eval-length", "16", "--eval-tokens", "64",
+        "--record", str(path),
     ]  # fmt: skip
     with patch.object(sys, "argv", given):
         _module("distillation").main()
