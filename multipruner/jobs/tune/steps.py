@@ -50,10 +50,12 @@ class _Learner(Trainer):
 
     teacher: Teacher | None = None
 
-    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **options: Any) -> Any:
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
         rows = inputs.pop("rows")
         if self.teacher is None:
-            return super().compute_loss(model, inputs, return_outputs, **options)
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         logits = model(input_ids=inputs["input_ids"], use_cache=False).logits
         loss = self.teacher.loss(logits, inputs["input_ids"], rows)
         return (loss, {"logits": logits}) if return_outputs else loss
