@@ -136,7 +136,7 @@ class _Judge:
         """
         spec, optional, run = recipe.evaluation, {}, None
         with precision.computing(model), waiting_display(console, "text"):
-            text = CalibrationText(recipe.calibration, tokenizer, model)
+            text = CalibrationText(recipe.text, tokenizer, model)
             held_out = held_out_text(with_prose(recipe) if suite else recipe, text)
         if suite is not None:
             with precision.computing(model), counting_display(console, "text") as display:

@@ -20,8 +20,10 @@ from multipruner.checkpoint.cut import apply_plan
 from multipruner.checkpoint.save import save
 from multipruner.commands.export import run
 from multipruner.core.errors import ConfigError, NumericsError, OutputError, UnknownModelError, UnsupportedModelError
+from multipruner.core.families import FAMILIES
 from multipruner.export import gguf_tensors
 from multipruner.export.gguf import export_gguf
+from multipruner.export.gguf_model import GGUF_FAMILIES, read_model
 from tests.support import tiny
 from tests.support.gguf_cases import (
     CHAT,
@@ -274,6 +276,17 @@ def test_other_families_are_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "stock" / "config.json").write_text(json.dumps(config))
     with pytest.raises(UnsupportedModelError, match=r"'gemma2' .* instead: this folder is a stock checkpoint"):
         export_gguf(tmp_path / "stock")
+
+
+def test_every_family_without_a_mapping_is_refused(tmp_path: Path) -> None:
+    others = sorted(set(FAMILIES) - set(GGUF_FAMILIES))
+    assert len(others) > 30
+    for model_type in others:
+        for said, instead in ((model_type, "this folder is a stock checkpoint"), (f"multipruner_{model_type}", "load")):
+            record = {"model_type": said, **({"auto_map": {}} if said != model_type else {})}
+            (tmp_path / "config.json").write_text(json.dumps(record))
+            with pytest.raises(UnsupportedModelError, match=f"'{model_type}' .* What works instead: {instead}"):
+                read_model(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from torch.utils.data import IterableDataset
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from multipruner.core.errors import ConfigError, NumericsError
-from multipruner.core.families import FAMILIES
+from multipruner.core.families import FAMILIES, row_for
 from multipruner.engine.precision import cast
 
 from .settings import LORA, TuneSettings
@@ -84,7 +84,7 @@ def attach(model: PreTrainedModel, settings: TuneSettings, model_type: str | Non
 
 def _with_projections(model: PreTrainedModel, model_type: str) -> PreTrainedModel:
     """Have norms and output projections learn, in float32 whatever the others are in."""
-    family = FAMILIES[model_type]
+    family = row_for(FAMILIES[model_type], vars(model.config))
     ends = [f".{part}" for block in family.blocks for part in (*block.norms, f"{block.path}.{block.output}")]
     norms = {f"{family.decoder}.{family.final_norm}"}
     model.requires_grad_(False)
