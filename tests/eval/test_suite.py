@@ -329,7 +329,7 @@ def test_the_command(
 
 @pytest.mark.slow
 def test_the_real_model_with_damaged_layers() -> None:
-    """Three MLPs in the middle give nothing: half of the choices change, and it repeats itself more."""
+    """Three MLPs in the middle give nothing: three in ten choices or more change, and it repeats itself more."""
     from multipruner.config.recipe import Recipe
     from multipruner.recipes import mapping_for
     from multipruner.sources.dense import load_dense
@@ -348,7 +348,7 @@ def test_the_real_model_with_damaged_layers() -> None:
             model.model.layers[number].mlp.down_proj.weight.zero_()  # pyright: ignore
     broken = measures(one, Suite("", short), Kept(), quiet, beside)
     results = [found["agreement"].metrics for found in (dense, broken)]
-    assert results[0]["KL, code"].value < 1e-4 and results[1]["KL, code"].value > 1
+    assert results[0]["KL, code"].value < 1e-4 and results[1]["KL, code"].value > 0.5
     assert results[1]["same first choice, code"].value < 0.7
     written = [found["generation"].metrics for found in (dense, broken)]
     assert written[1]["looping, greedy"].value > written[0]["looping, greedy"].value
