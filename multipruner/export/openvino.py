@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import logging
 from collections import defaultdict
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from importlib.util import find_spec
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +25,11 @@ from multipruner.storage.files import whole_folder
 
 EXTRA = "OpenVINO needs the extra 'openvino': pip install 'multipruner[openvino]'"
 MODEL, ENTER, LEAVE = "openvino_model.xml", "openvino_tokenizer.xml", "openvino_detokenizer.xml"
-BOUNDS = {"f32": 1e-3, "f16": 1e-2, "int8": 0.2}
-"""Types of the weights, and how far logits may be off: mean difference, over the spread of the model's own."""
-_EXACT = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"}
+BOUNDS = {"f32": 1e-3, "f16": 1e-2, "int8": 0.5}
+"""Types of the weights, and how far logits may be off: mean difference, over the spread of the model's own. Another
+model is off by 1.1; what int8 costs differs from model to model, and is said."""
+_EXACT = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
+"""Nothing is rounded but the weights."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +60,11 @@ class ExportedOpenvino:
         ]
         if self.tokenizer:
             said.append(f"the tokenizer is not converted ({self.tokenizer}): hand the model token ids")
-        for kv_heads, sizes in self.uneven.items():
+        if self.uneven:
+            rows = (f"{kv} KV heads with {' and '.join(map(str, each))}" for kv, each in self.uneven.items())
             said.append(
-                f"openvino-genai's default attention backend is wrong for this model (layers of {kv_heads} KV heads "
-                f"with {' and '.join(map(str, sizes))} query heads each): open it with "
-                "LLMPipeline(folder, 'CPU', ATTENTION_BACKEND='SDPA')"
+                f"openvino-genai's default attention backend is wrong for this model (layers of {'; '.join(rows)} "
+                "query heads each): open it with LLMPipeline(folder, 'CPU', ATTENTION_BACKEND='SDPA')"
             )
         return said
 
@@ -131,7 +135,8 @@ def _write_graph(graph: Any, path: Path, outtype: str) -> None:
         import nncf
 
         nncf.set_log_level(logging.ERROR)
-        graph = nncf.compress_weights(graph)
+        with redirect_stdout(StringIO()):  # bars of its own
+            graph = nncf.compress_weights(graph)
     openvino.save_model(graph, path, compress_to_fp16=outtype == "f16")
 
 

@@ -73,7 +73,7 @@ def _cache(past: dict[int, tuple[Tensor, Tensor]]) -> Any:
     """Return transformers' cache with these keys and values, kept whole: a window is the mask's business."""
     from transformers.cache_utils import Cache, DynamicLayer
 
-    layers = [DynamicLayer() for _ in range(max(past, default=-1) + 1)]
+    layers: list[Any] = [DynamicLayer() for _ in range(max(past, default=-1) + 1)]
     for slot, (keys, values) in past.items():
         layers[slot].dtype, layers[slot].device = keys.dtype, keys.device
         layers[slot].keys, layers[slot].values, layers[slot].is_initialized = keys, values, True

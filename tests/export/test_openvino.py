@@ -42,16 +42,13 @@ def test_logits_are_those_of_transformers(variant: str, tmp_path: Path) -> None:
 
 
 def test_tokenizer_and_smaller_weights(tmp_path: Path) -> None:
-    pruned_folder(tmp_path / "run", tokenizer=byte_level(bos=True))
-    sizes = {}
-    for outtype in ("f16", "int8"):
-        done = export_openvino(tmp_path / "run", outtype=outtype)
-        names = {path.name for path in done.path.iterdir()}
-        assert names >= {MODEL, ENTER, LEAVE, "config.json", "generation_config.json", "tokenizer.json"}
-        assert not done.tokenizer and 0 < done.error < BOUNDS[outtype]
-        assert not list(done.path.glob("*.py"))
-        sizes[outtype] = (done.path / "openvino_model.bin").stat().st_size
-    assert sizes["int8"] < 0.7 * sizes["f16"]
+    model = pruned_folder(tmp_path / "run", tokenizer=byte_level(bos=True))
+    done = export_openvino(tmp_path / "run", outtype="int8")
+    names = {path.name for path in done.path.iterdir()}
+    assert names >= {MODEL, ENTER, LEAVE, "config.json", "generation_config.json", "tokenizer.json"}
+    assert not done.tokenizer and 1e-4 < done.error < BOUNDS["int8"]
+    assert not list(done.path.glob("*.py"))
+    assert (done.path / "openvino_model.bin").stat().st_size < 1.5 * sum(p.numel() for p in model.parameters())
 
 
 def test_genai_writes_what_transformers_write(tmp_path: Path) -> None:
@@ -75,7 +72,7 @@ def test_what_the_default_attention_backend_gets_wrong_is_told(
 ) -> None:
     whole = pruned_folder(tmp_path / "whole", structure=structure_of((4, 2, 8), (2, 1, 8), (2, 2, 8)))
     assert uneven_groups(whole.config) == {}
-    uneven = {"num_attention_heads": 6, "num_key_value_heads": 2}
+    uneven: dict[str, Any] = {"num_attention_heads": 6, "num_key_value_heads": 2}
     model = pruned_folder(tmp_path / "run", structure=structure_of((6, 2, 8), (4, 2, 8), (2, 2, 8)), **uneven)
     assert uneven_groups(model.config) == {2: [2, 3]}
     line = [str(tmp_path / "run"), "--format", "openvino", "--output", str(tmp_path / "small")]

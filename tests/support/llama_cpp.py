@@ -6,6 +6,7 @@ import json
 import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,7 @@ class Judge:
     """A GGUF file, loaded by llama.cpp with nothing rounded: keys and values in 32 bits, no flash attention."""
 
     def __init__(self, path: Path, context: int = 128) -> None:
-        import xllamacpp
-
+        xllamacpp: Any = import_module("xllamacpp")
         how: Any = xllamacpp.CommonParams()
         how.model.path = str(path)
         how.n_ctx = how.n_batch = how.n_ubatch = context
