@@ -66,7 +66,7 @@ def quantiser() -> list[str]:
 
 
 def quantised(exact: Path, target: Path, quant: str) -> list[Share]:
-    """Quantise a GGUF file, and look at what came out.
+    """Make a K-quant of a GGUF file, and look at what came out.
 
     Args:
         exact: a file with matrices of 32 bits.

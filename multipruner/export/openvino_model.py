@@ -105,7 +105,7 @@ def _slots(model: Any) -> dict[int, tuple[int, int]]:
 
 
 def _example(model: Any, slots: dict[int, tuple[int, int]]) -> tuple[Tensor, ...]:
-    """Two rows of four tokens after three."""
+    """Return two rows of four tokens after three."""
     ids = torch.arange(8).reshape(2, 4) % model.config.vocab_size
     positions = torch.arange(3, 7).expand(2, 4).contiguous()
     past = [torch.zeros(2, kv_heads, 3, width) for kv_heads, width in slots.values() for _ in "kv"]
