@@ -31,7 +31,7 @@ from multipruner.config.recipe import CalibrationSpec, EvaluationSpec, PackageSo
 from multipruner.core import errors
 from multipruner.core.blocks import BlockSpec
 from multipruner.core.costs import COSTS
-from multipruner.core.families import FAMILIES
+from multipruner.core.families import FAMILIES, Family
 from multipruner.recipes import catalogue
 
 MARK = re.compile(r"^<!-- generated: ([\w-]+) -->$", re.MULTILINE)
@@ -108,11 +108,19 @@ def families() -> str:
     from multipruner.export.gguf_model import GGUF_FAMILIES
 
     rows = (
-        (code(name), f"{code(spec.prefix + 'ForCausalLM')}{', code of its own' if spec.remote_code else ''}",
-         *(_block(spec.block(kind)) for kind in ("attention", "mlp")), "yes" if name in GGUF_FAMILIES else "no")
+        (code(name), f"{code(spec.class_name)}{', code of its own' if spec.remote_code else ''}",
+         *(_block(spec.block(kind)) for kind in ("attention", "mlp")), _only(spec),
+         "yes" if name in GGUF_FAMILIES else "no")
         for name, spec in FAMILIES.items()
     )  # fmt: skip
-    return table(("model type", "class", "attention", "MLP", "GGUF export"), rows)
+    return table(("model type", "class", "attention", "MLP", "only with", "GGUF export"), rows)
+
+
+def _only(spec: Family) -> str:
+    """The settings that a family's rows are for: one row, then another."""
+    rows = [row.needs for row in (spec, *spec.others)]
+    said = (", ".join(code(f"{key} = {' or '.join(map(repr, some))}") for key, some in needs.items()) for needs in rows)
+    return "" if not all(rows) else "; or ".join(said)
 
 
 def _block(block: BlockSpec) -> str:

@@ -17,16 +17,14 @@ from typing import Any
 
 from multipruner.core.errors import NumericsError
 from multipruner.core.objective import Objective
-from multipruner.core.structure import Anatomy, Size, Structure
+from multipruner.core.structure import GONE, Anatomy, Size, Structure
 from multipruner.search.grid import Grid
 from multipruner.search.limits import Limit
-from multipruner.search.options import Chain, chains, interpolated, levels, predicted
+from multipruner.search.options import FIRST, Chain, beyond, chains, interpolated, levels, predicted, wanted
 from multipruner.search.program import Solution, Table, solve
 
 PARTS = (4, 8, 16, 32)
 """Of the blocks, one in so many may change: cautious steps beside the free one."""
-FIRST = (0.0, 0.5, 0.75)
-"""Shares of its levels that a block keeps in the first tables; between them losses are interpolated."""
 FIRST_REACH = 0.25
 """Share of the levels that the first surroundings go up and down."""
 
@@ -42,6 +40,9 @@ class Task:
         uniform: the same sizes in every layer that stays, and only whole layers leave.
         rounds: how often the surroundings of the best structure are measured, at most.
         refine_seconds: further rounds begin until so much time has passed after those.
+        first: shares of its levels that a block keeps in the first tables.
+        errors: gives the output errors of a block along a chain of sizes, which losses between measured ones follow;
+            ``None``: straight lines.
     """
 
     anatomy: Anatomy
@@ -50,6 +51,8 @@ class Task:
     uniform: bool = False
     rounds: int = 2
     refine_seconds: float = 0.0
+    first: tuple[float, ...] = FIRST
+    errors: Callable[[int, Chain], Sequence[float]] | None = field(default=None, compare=False)
 
     def levels(self, block: int) -> tuple[Size, ...]:
         """Return what a block can keep, from nothing to everything."""
@@ -109,7 +112,12 @@ Progress = Callable[[str, int, int], None]
 
 
 def allocate(
-    task: Task, objective: Objective, on_progress: Progress | None = None, *, sketch: Objective | None = None
+    task: Task,
+    objective: Objective,
+    on_progress: Progress | None = None,
+    *,
+    sketch: Objective | None = None,
+    estimate: Callable[[Task], Table] | None = None,
 ) -> Allocation:
     """Return the structure with the lowest measured loss that the rounds find within the budgets.
 
@@ -119,6 +127,7 @@ def allocate(
         on_progress: called after every loss.
         sketch: measures those of the first tables instead, such as the same loss on less text: these only have to
             lead near the place where rounds look closely.
+        estimate: gives the first tables instead, without a loss.
 
     Raises:
         InfeasibleError: when no structure keeps the budgets, before anything is measured.
@@ -141,7 +150,8 @@ def allocate(
         if number:
             table, base = _tables(task, meter, best, reach, number)
         else:
-            table, base = _tables(task, rough, dense, None, number)[0], dense_loss
+            table = _tables(task, rough, dense, None, number)[0] if estimate is None else estimate(task)
+            table, base = _settled(task, rough, table), dense_loss
         solutions = _solutions(task, table, best if number else None)
         losses = [meter(solution.structure) for solution in solutions]
         loss, solution = min(zip(losses, solutions, strict=True), key=lambda pair: pair[0])
@@ -243,15 +253,38 @@ def _tables(
                 rows[size] = meter(base.replace(block, size)) - own
                 done += 1
                 meter.on_progress(what, done, total)
-            tables.append(interpolated(rows, chain))
+            errors = task.errors and task.errors(block, chain)
+            tables.append(interpolated(rows, chain, errors))
+            if errors is not None and reach is None:
+                tables[-1] |= beyond(tables[-1], chain, errors)
         table[block] = task.predicted(block, base, tables)
     return table, own
+
+
+def _settled(task: Task, meter: _Meter, estimated: Table) -> Table:
+    """Measure what the program would remove, until it removes nothing whose loss follows from errors: a block that is
+    gone takes with it what no error of an output tells, such as the few huge activations that others lean on.
+    """
+    if task.errors is None:
+        return estimated
+    dense, table = task.anatomy.dense, {block: dict(rows) for block, rows in estimated.items()}
+    meter.objective.commit(dense)
+    own, asked = meter(dense), set[int]()
+    while True:
+        found = solve(table, task.limits, task.anatomy, uniform=task.uniform).structure
+        new = [block for block, size in enumerate(found) if not size and block not in asked]
+        if not new:
+            return table
+        for block in new:
+            table[block][GONE] = meter(dense.replace(block, GONE)) - own
+            asked.add(block)
+            meter.on_progress("removed blocks", len(asked), len(asked))
 
 
 def _asked(task: Task, base: Structure, reach: int | None) -> dict[int, list[tuple[Chain, list[Size]]]]:
     """Return for every block its chains, and of each the options to measure."""
     return {
-        block: [(chain, _wanted(chain, base[block], reach)) for chain in task.chains(block, base)]
+        block: [(chain, wanted(chain, base[block], reach, task.first)) for chain in task.chains(block, base)]
         for block in range(len(base))
     }
 
@@ -261,14 +294,3 @@ def options_of_round(task: Task, base: Structure, number: int) -> dict[int, list
     tables."""
     reach = max(1, _reach(task) >> (number - 1)) if number else None
     return {block: [size for _, sizes in rows for size in sizes] for block, rows in _asked(task, base, reach).items()}
-
-
-def _wanted(sizes: Sequence[Size], current: Size, reach: int | None) -> list[Size]:
-    """Return the options of one chain to measure: the block as it is costs nothing."""
-    here = sizes.index(current)
-    if reach is None:
-        last = len(sizes) - 1
-        places = {round(last * share) for share in FIRST}
-    else:
-        places = {max(0, here - reach), min(len(sizes) - 1, here + reach)}
-    return [sizes[place] for place in sorted(places - {here})]

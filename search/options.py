@@ -24,6 +24,10 @@ from math import prod
 from multipruner.core.structure import GONE, Place, Size
 from multipruner.search.grid import Grid
 
+FIRST = (0.0, 0.5, 0.75)
+"""Shares of its levels that a block keeps in the first tables; between them losses are on straight lines."""
+FIRST_ON_CURVES = (0.5,)
+"""The same where losses follow the block's output errors."""
 Chain = tuple[Size, ...]
 """Options of one block in which one count changes, the smallest first."""
 
@@ -59,15 +63,55 @@ def _along(axis: int, counts: Sequence[tuple[int, ...]], here: Size) -> Chain:
     return tuple((*here[:axis], count, *here[axis + 1 :]) for count in counts[axis])
 
 
-def interpolated(rows: Mapping[Size, float], sizes: Sequence[Size]) -> dict[Size, float]:
-    """Return losses of all levels between measured ones, on straight lines over the level's number."""
+def interpolated(
+    rows: Mapping[Size, float], sizes: Sequence[Size], errors: Sequence[float] | None = None
+) -> dict[Size, float]:
+    """Return losses of all levels between measured ones.
+
+    Args:
+        rows: measured losses, by size.
+        sizes: the levels of a chain.
+        errors: the output error of the block at every level, which the loss follows; a block that is gone is another
+            thing than a narrow one, so that levels between it and the first measured one follow what lies above.
+            Without errors, and where nothing lies above, losses are on straight lines over the level's number.
+    """
     known = sorted((sizes.index(size), loss) for size, loss in rows.items())
     result = dict(rows)
-    for (low, first), (high, last) in pairwise(known):
+    for number, ((low, first), (high, last)) in enumerate(pairwise(known)):
+        pair, along = ((low, first), (high, last)), errors
+        if not sizes[low]:
+            pair, along = (known[1:3], errors) if number + 2 < len(known) and errors else (pair, None)
         for place in range(low + 1, high):
-            share = (place - low) / (high - low)
-            result[sizes[place]] = (1 - share) * first + share * last
+            result[sizes[place]] = _between(*pair, place, along)
     return result
+
+
+def beyond(rows: Mapping[Size, float], sizes: Sequence[Size], errors: Sequence[float]) -> dict[Size, float]:
+    """Return losses of the levels below the lowest one that is measured, as the errors of the block's output say: what
+    is not there is commonly dearer.
+
+    Args:
+        rows: losses, by size, among them those of the two lowest that are known.
+        sizes: the levels of a chain.
+        errors: the output error of the block at every level.
+    """
+    known = [place for place, size in enumerate(sizes) if size in rows]
+    if not known[0] or len(known) < 2:
+        return {}
+    pair = [(place, rows[sizes[place]]) for place in known[:2]]
+    return {sizes[place]: _between(pair[0], pair[1], place, errors) for place in range(known[0])}
+
+
+def _between(one: tuple[int, float], other: tuple[int, float], place: int, errors: Sequence[float] | None) -> float:
+    """Return the loss of a level from those of two others."""
+    (low, first), (high, last) = one, other
+    if errors is not None and errors[low] > errors[high]:
+        slope = (first - last) / (errors[low] - errors[high])
+        if place < low:  # beyond what was measured nothing gets cheaper
+            slope = max(slope, 0.0)
+        return first + slope * (errors[place] - errors[low])
+    share = (place - low) / (high - low)
+    return (1 - share) * first + share * last
 
 
 def predicted(tables: Sequence[Mapping[Size, float]], place: Place, grid: Grid, current: Size) -> dict[Size, float]:
@@ -97,3 +141,21 @@ def predicted(tables: Sequence[Mapping[Size, float]], place: Place, grid: Grid, 
             more = (other[size[axis]] for axis, other in zip(moving, others, strict=True))
             result.setdefault(size, base + sum(more))
     return result
+
+
+def wanted(sizes: Sequence[Size], current: Size, reach: int | None, first: Sequence[float]) -> list[Size]:
+    """Return the options of one chain to measure: the block as it is costs nothing.
+
+    Args:
+        sizes: the chain.
+        current: what the block has.
+        reach: levels up and down of the two that are measured; ``None``: those of the first tables.
+        first: shares of the levels that first tables measure.
+    """
+    here = sizes.index(current)
+    if reach is None:
+        last = len(sizes) - 1
+        places = {round(last * share) for share in first}
+    else:
+        places = {max(0, here - reach), min(len(sizes) - 1, here + reach)}
+    return [sizes[place] for place in sorted(places - {here})]

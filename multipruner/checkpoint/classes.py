@@ -22,7 +22,7 @@ from transformers.utils.hub import HF_MODULES_CACHE
 from multipruner.core.axes import BLOCK_KINDS
 from multipruner.core.blocks import BlockSpec
 from multipruner.core.errors import ConfigError
-from multipruner.core.families import FAMILIES, Family
+from multipruner.core.families import FAMILIES, Family, row_for
 from multipruner.core.layout import Layout
 
 MODEL_TYPE = "multipruner_"
@@ -31,7 +31,7 @@ _TEMPLATE = Path(__file__).with_name("template.py")
 _FAMILY = re.compile(r"# family: begin\n(.*)# family: end\n", re.DOTALL)
 _STOCK = """\
 from transformers.models.{module}.configuration_{module} import {config}
-from transformers.models.{module}.modeling_{module} import {prefix}DecoderLayer, {prefix}ForCausalLM, {model}
+from transformers.models.{module}.modeling_{module} import {layer}, {causal_lm}, {model}
 """
 _REMOTE = """\
 from .{config_module} import {config} as {prefix}Config
@@ -43,6 +43,8 @@ _NAMES = """
 DECODER, LAYERS, DEPTH = {decoder!r}, {layers!r}, {depth!r}
 BLOCKS = {blocks!r}
 CACHE_SLOT = {cache!r}
+SETTINGS: dict[str, tuple[str, ...]] = {settings!r}
+ADDED_TO = {added_to!r}
 HEADS, KV_HEADS = {heads!r}, {kv_heads!r}
 
 
@@ -65,11 +67,12 @@ _CUT_TO_SIZE = '''\
 
 def cut_to(layer: Any, path: str, shape: tuple[int, ...]) -> None:
     """Keep the beginning of a parameter, where there is one."""
+    parameter = dict(layer.named_parameters()).get(path)
+    if parameter is None:
+        return
     module = layer.get_submodule(path.rpartition(".")[0])
-    parameter = getattr(module, path.rpartition(".")[2], None)
-    if parameter is not None:
-        kept = parameter.detach()[tuple(map(slice, shape))].clone()
-        setattr(module, path.rpartition(".")[2], nn.Parameter(kept))
+    kept = parameter.detach()[tuple(map(slice, shape))].clone()
+    setattr(module, path.rpartition(".")[2], nn.Parameter(kept))
     if len(shape) == 2:  # the numbers by which linear layers know their shape
         known = ("nx", "nf") if hasattr(module, "nf") else ("out_features", "in_features")
         vars(module).update(zip(known, shape, strict=True))
@@ -99,11 +102,13 @@ def _family(spec: Family, dense: PreTrainedModel | None) -> str:
     """Return the part of the modelling code in which families differ: imports, names of modules, how a layer is
     built.
     """
-    blocks = {block.kind: (block.path, block.norms) for block in spec.blocks}
+    blocks = {block.kind: (block.path, spec.leaving(block)) for block in spec.blocks}
     heads, kv_heads = spec.heads_keys
     names = _NAMES.format(
         decoder=spec.decoder, layers=spec.layers, depth=spec.depth, blocks=blocks,
         cache=next(block.cache for block in spec.blocks if block.cache), heads=heads, kv_heads=kv_heads,
+        added_to=any(block.added_to for block in spec.blocks),
+        settings={block.path: block.settings for block in spec.blocks if block.settings},
     )  # fmt: skip
     resized = [block for block in spec.blocks if block.resized]
     text = _CUT_TO_SIZE if resized else _AS_IT_IS
@@ -119,13 +124,17 @@ def _imports(spec: Family, dense: PreTrainedModel | None) -> str:
         ConfigError: when the family's code travels with the model, and there is none.
     """
     if not spec.remote_code:
-        named = {
-            end.lower(): f"{spec.prefix}{end}" if not spec.infix else
-            f"{spec.prefix}{spec.infix}{end} as {spec.prefix}{end}"
-            for end in ("Config", "Model")
-        }  # fmt: skip
+        stock = {"Config": f"{spec.infix}Config", "Model": f"{spec.infix}Model", "DecoderLayer": spec.layer,
+                 "ForCausalLM": spec.causal_lm}  # fmt: skip
+        as_ours = {
+            end: f"{spec.prefix}{own}" if own == end else f"{spec.prefix}{own} as {spec.prefix}{end}"
+            for end, own in stock.items()
+        }
         module = spec.model_type.removesuffix(f"_{spec.infix.lower()}") if spec.infix else spec.model_type
-        return _STOCK.format(module=module, prefix=spec.prefix, **named)
+        return _STOCK.format(
+            module=module, config=as_ours["Config"], model=as_ours["Model"], layer=as_ours["DecoderLayer"],
+            causal_lm=as_ours["ForCausalLM"],
+        )  # fmt: skip
     if dense is None:
         raise ConfigError(f"{spec.model_type}: the code travels with the model; load the folder with trust_remote_code")
     decoder = dense.get_submodule(spec.decoder)
@@ -148,8 +157,11 @@ def _sizes(spec: Family, resized: list[BlockSpec]) -> dict[str, Any]:
         for block in resized
         for tensor in block.tensors
     ]
-    cuts += [f"layer.{block.path}.{name} = {layout.text}" for block in resized for name, layout in block.attributes]
-    counts = [f"{name} = {value}" for name, value in spec.reading("config").items()]
+    cuts += [f"layer.{block.path}.{name} = {layout.text}" for block in resized for name, layout in block.own_attributes]
+    sizes = spec.reading("config")
+    if "head_dim" not in sizes and resized:  # no key says it: the dense heads share the hidden size
+        sizes["head_dim"] = f'dense["{spec.key("hidden")}"] // dense["{spec.heads_keys[0]}"]'
+    counts = [f"{name} = {value}" for name, value in sizes.items()]
     keys = tuple(key for key, text in spec.config.items() if Layout(text).axes & axes)
     return {"counts": "\n    ".join(counts), "cuts": "\n    ".join(cuts), "keys": keys}
 
@@ -198,4 +210,5 @@ def family_of(config: Any) -> Family | None:
     one's.
     """
     model_type = config.get("model_type") if isinstance(config, dict) else getattr(config, "model_type", None)
-    return FAMILIES.get(str(model_type).removeprefix(MODEL_TYPE)) if str(model_type).startswith(MODEL_TYPE) else None
+    first = FAMILIES.get(str(model_type).removeprefix(MODEL_TYPE)) if str(model_type).startswith(MODEL_TYPE) else None
+    return None if first is None else row_for(first, config if isinstance(config, dict) else vars(config))

@@ -42,7 +42,7 @@ def pruned_config(config: Any, plan: PruningPlan, dense: PreTrainedModel | None 
     if record.get("layer_types"):
         record["layer_types"] = _layer_types(record["layer_types"], _cached(structure, anatomy, spec))
     rows = [_numbers(structure, anatomy, layer, spec) for layer in range(len(layers))]
-    stock = _stock_config(config, record, rows, structure, spec)
+    stock = _stock_config(config, record, rows, structure, anatomy, spec)
     if stock is not None:
         return stock
     if (width := spec.key("head_dim")) is not None:
@@ -64,12 +64,22 @@ def _per_layer_lists(record: Mapping[str, Any], layers: int) -> list[str]:
 
 
 def _stock_config(
-    config: Any, record: dict[str, Any], rows: list[dict[str, int]], structure: Structure, spec: Family
+    config: Any,
+    record: dict[str, Any],
+    rows: list[dict[str, int]],
+    structure: Structure,
+    anatomy: Anatomy,
+    spec: Family,
 ) -> PreTrainedConfig | None:
     """Return the family's own configuration for these sizes, or ``None`` where it has no words for them."""
     constants = constants_of(config)
-    resized = any(block.resized for block in spec.blocks)
-    if spec.remote_code or resized or any(row != rows[0] for row in rows) or not all(structure):
+    whole = anatomy_of(config)
+    sizes = {place.kind: place.dense for place in whole}
+    cut = any(
+        spec.block(place.kind).resized and size != sizes[place.kind]
+        for place, size in zip(anatomy, structure, strict=True)
+    )  # a stock constructor knows such blocks in their dense size alone
+    if spec.remote_code or cut or any(row != rows[0] for row in rows) or not all(structure):
         return None
     width = spec.key("head_dim")
     heads = {**record, **rows[0]}[spec.heads_keys[0]]
@@ -84,7 +94,9 @@ def _stock_config(
         stock = config_class(**record)
     except StrictDataclassClassValidationError:  # LlamaConfig: heads must divide hidden_size, head_dim or not
         return None
-    return stock
+    says = {key: getattr(stock, key, None) for key in spec.config}
+    asked = {**says, **rows[0]}  # some constructors work sizes out anew, whatever they are given
+    return stock if says == asked and (width is None or says[width] in (None, constants["head_dim"])) else None
 
 
 def with_older_words(record: Mapping[str, Any]) -> dict[str, Any]:

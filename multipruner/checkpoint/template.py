@@ -4,6 +4,7 @@ Written by multipruner (https://pypi.org/project/multipruner); needs torch and t
 Sizes come from ``per_layer_config`` in config.json; every forward pass is transformers' own.
 """
 
+import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -24,6 +25,8 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaFor
 DECODER, LAYERS, DEPTH = "model", "layers", "num_hidden_layers"
 BLOCKS = {"attention": ("self_attn", ("input_layernorm",)), "mlp": ("mlp", ("post_attention_layernorm",))}
 CACHE_SLOT = "layer_idx"
+SETTINGS: dict[str, tuple[str, ...]] = {}
+ADDED_TO = False
 HEADS, KV_HEADS = "num_attention_heads", "num_key_value_heads"
 
 
@@ -59,7 +62,22 @@ class NoMLP(nn.Module):
     """Stands where an MLP block was removed and adds nothing to the residual stream."""
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        return hidden_states.new_zeros(1)
+        return hidden_states.new_zeros(hidden_states.shape if ADDED_TO else 1)
+
+
+class OwnSettings:
+    """The model's configuration for a block whose forward reads some of its numbers: these are the layer's own."""
+
+    def __init__(self, config: Any, own: dict[str, Any]) -> None:
+        vars(self).update(own, _config=config)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "_config":  # while it is copied
+            raise AttributeError(name)
+        return getattr(self._config, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self._config, name, value)
 
 
 @strict
@@ -83,8 +101,15 @@ class PrunedLlamaConfig(LlamaConfig):
             if heads % kv_heads:
                 raise ValueError(f"layer {number}: {kv_heads} KV heads do not divide {heads}")
 
+    def validate_rope(self) -> None:
+        """Let the stock check read the dense model's sizes."""
+        whole = copy.copy(self)
+        whole.per_layer_config = None
+        LlamaConfig.validate_rope(whole)
+
     def to_dict(self) -> dict[str, Any]:
         output = super().to_dict()
+        output.setdefault("num_hidden_layers", output[DEPTH])  # where code is not to be run, no other word is known
         rope = output.get("rope_parameters") or {}
         if "rope_theta" in rope:  # transformers 4 and most other readers look for it here
             output["rope_theta"] = rope["rope_theta"]
@@ -117,6 +142,8 @@ def pruned_layer(config: Any, number: int) -> nn.Module:
     for module in layer.modules():  # one object for all, so that set_attn_implementation() reaches every layer
         if hasattr(module, "config"):
             module.config = config
+    for path, keys in SETTINGS.items():
+        layer.get_submodule(path).config = OwnSettings(config, {key: getattr(own, key) for key in keys})
     return layer
 
 
@@ -142,9 +169,10 @@ class PrunedLlamaModel(LlamaModel):
     def __init__(self, config: PrunedLlamaConfig) -> None:
         with without_layers(config):
             super().__init__(config)
-        if hasattr(self, "rotary_emb"):  # some rotary types read the number of heads, which only a layer has
+        if hasattr(self, "rotary_emb"):  # some read the number of heads, and the width off the dense model's
             rotary: Any = self.rotary_emb
             rotary.config = config.per_layer_config[0]
+            vars(rotary.config).update({key: vars(config)[key] for key in (HEADS, KV_HEADS) if key in vars(config)})
         layers: Any = getattr(self, LAYERS)
         layers.extend(pruned_layer(config, number) for number in range(getattr(config, DEPTH)))
         assign_cache_slots(config, list(layers))

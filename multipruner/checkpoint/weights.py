@@ -71,6 +71,6 @@ def _removed_paths(plan: PruningPlan, spec: Family) -> dict[int, tuple[str, ...]
     for place, kept in zip(plan.anatomy, plan.blocks, strict=True):
         if not kept.axes:
             block = spec.block(place.kind)
-            paths = tuple(f"{path}." for path in (block.path, *block.norms))
+            paths = tuple(f"{path}." for path in (block.path, *spec.leaving(block)))
             found[place.layer] = (*found.get(place.layer, ()), *paths)
     return found

@@ -143,6 +143,12 @@ METHODS: dict[str, Method] = {
 """The first is the default; how much each measures is an effort's row (:mod:`.effort`), and whatever is given
 explicitly wins over both."""
 
+TABLES: dict[str, str] = {
+    "measured": "the loss of every block at half its width, one by one",
+    "energies": "from one backward pass and the moments; in both, blocks that would go are measured without them",
+}
+"""Where the first tables of the exact program come from: name -> in a few words."""
+
 LEVELS = ("error", "info", "debug")
 """What is said on the screen: nothing but errors; stages, decisions and results; libraries' words as well."""
 

@@ -9,7 +9,7 @@ from typing import Any
 from .choices import METHODS
 from .precedence import merge_into
 
-DEFAULT = "thorough"
+DEFAULT = "balanced"
 """The effort where none is named."""
 
 
@@ -26,40 +26,41 @@ class Effort:
     by_method: Mapping[str, Mapping[str, Any]] = field(hash=False)
 
 
-def _measured(sequences: int, width_sequences: int, moments_sequences: int) -> dict[str, int]:
-    return {"sequences": sequences, "width_sequences": width_sequences, "moments_sequences": moments_sequences}
+def _measured(sequences: int, width: int, moments: int, order: int | None = None) -> dict[str, int]:
+    found = {"sequences": sequences, "width_sequences": width, "moments_sequences": moments}
+    return found if order is None else {**found, "order_sequences": order}
 
 
 def _of(program: Mapping[str, Any], paper: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     """Give the greedy path of our own the program's texts."""
-    greedy = {key: value for key, value in program.items() if key != "rounds"}
+    greedy = {"calibration": program["calibration"]}
     return {"program": program, "greedy": greedy, "paper": paper}
 
 
 EFFORTS: dict[str, Effort] = {
     "fast": Effort(
-        "a fifth of thorough's text and no round",
+        "28,672 tokens for order and repair, first tables from one backward pass, no round",
         _of(
-            {"calibration": {**_measured(4, 2, 48), "length": 512}, "rounds": 0},
+            {"calibration": {**_measured(4, 2, 56), "length": 512}, "tables": "energies", "rounds": 0},
             {"calibration": {**_measured(4, 1, 256), "length": 128}},
         ),
     ),
     "balanced": Effort(
-        "half of thorough's text and of its rounds",
+        "40,960 tokens for the last repair, 24,576 of them for the order, first tables measured, no round",
         _of(
-            {"calibration": {**_measured(6, 3, 128), "length": 512}, "rounds": 1},
-            {"calibration": {**_measured(8, 2, 256), "length": 128}},
+            {"calibration": {**_measured(8, 2, 80, 48), "length": 512}, "rounds": 0},
+            {"calibration": {**_measured(8, 4, 256), "length": 128}},
         ),
     ),
     "thorough": Effort(
-        "131,072 tokens for order and repair, two rounds",
+        "122,880 tokens for order and repair, two rounds around the first solution",
         _of(
-            {"calibration": {**_measured(8, 4, 256), "length": 512}, "rounds": 2},
+            {"calibration": {**_measured(8, 4, 240), "length": 512}, "rounds": 2},
             {"calibration": {**_measured(8, 4, 256), "length": 128}},
         ),
     ),
 }
-"""Every effort by its name. ``thorough`` sets what a method is described with."""
+"""Every effort by its name. The published method is as it was published from ``balanced`` on."""
 
 
 def defaults_of(method: str, effort: str) -> dict[str, Any]:

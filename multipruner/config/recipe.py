@@ -18,7 +18,7 @@ from multipruner.core.costs import COSTS, cost_named
 from multipruner.core.errors import ConfigError
 
 from .amounts import shares_of
-from .choices import A_BUDGET, IMPORTANCES, METHODS, OneOf
+from .choices import A_BUDGET, IMPORTANCES, METHODS, TABLES, OneOf
 from .counts import Rounds, Units
 from .effort import DEFAULT, EFFORTS, costs, defaults_of
 from .faults import explained
@@ -49,9 +49,7 @@ class Recipe(Frozen):
         default=False, description="run code that the checkpoint brings", json_schema_extra=shown(MODEL)
     )
     dtype: DType = Field(
-        default="auto",
-        description="type of the weights; auto: as the checkpoint has them",
-        json_schema_extra=shown(MODEL),
+        "auto", description="type of the weights; auto: as the checkpoint has them", json_schema_extra=shown(MODEL)
     )
     compute_dtype: DType = Field(
         default="auto",
@@ -102,14 +100,19 @@ class Recipe(Frozen):
         description="times the program is solved again with losses measured around its answer, for program",
         json_schema_extra=shown(METHOD, "N"),
     )
+    tables: Annotated[str, OneOf(TABLES, "table")] = Field(
+        default="measured",
+        description=f"first tables of the program; {'; '.join(f'{name}: {text}' for name, text in TABLES.items())}",
+        json_schema_extra=shown(METHOD),
+    )
     refine: Annotated[float, Field(ge=0)] = Field(
         default=0.0,
         description="minutes for further rounds, until no exchange between blocks lowers the loss",
         json_schema_extra=shown(METHOD, "MINUTES"),
     )
     layout: Literal["blocks-free", "uniform"] = Field(
-        default="blocks-free",
-        description="uniform: equal layers, so that the result is an ordinary stock checkpoint",
+        "blocks-free",
+        description="uniform: equal layers, an ordinary stock checkpoint",
         json_schema_extra=shown(METHOD),
     )
     objective: Literal["nll", "kl"] = Field(
@@ -118,9 +121,7 @@ class Recipe(Frozen):
         json_schema_extra=shown(METHOD),
     )
     stages: tuple[Dimension, ...] = Field(
-        default=DIMENSIONS,
-        description="which dimension is pruned first, which then, for greedy",
-        json_schema_extra=shown(METHOD, "NAMES"),
+        DIMENSIONS, description="which dimension is pruned first, for greedy", json_schema_extra=shown(METHOD, "NAMES")
     )
     shares: dict[Dimension, Annotated[float, Field(ge=0)]] = Field(
         default_factory=lambda: {"blocks": 44.0, "mlp": 52.0, "heads": 4.0},
@@ -144,7 +145,7 @@ class Recipe(Frozen):
         json_schema_extra=shown(PARTS, "N"),
     )
     channel_group: Units = Field(
-        default=128, description="MLP channels that leave together", json_schema_extra=shown(PARTS, "N")
+        128, description="MLP channels that leave together", json_schema_extra=shown(PARTS, "N")
     )
     partial_groups: bool = Field(
         default=False,
@@ -152,9 +153,7 @@ class Recipe(Frozen):
         "from the end, and the one that stays at least is the larger",
         json_schema_extra=shown(PARTS),
     )
-    kv_group_step: Units = Field(
-        default=1, description="KV groups that leave together", json_schema_extra=shown(PARTS, "N")
-    )
+    kv_group_step: Units = Field(1, description="KV groups that leave together", json_schema_extra=shown(PARTS, "N"))
     query_head_step: Units | None = Field(
         default=None,
         description="query heads that leave together inside the KV groups, the same number in every group of a layer; "
@@ -273,6 +272,22 @@ class Recipe(Frozen):
     def greedy(self) -> bool:
         """Whether the structure is found step by step."""
         return METHODS[self.method].greedy
+
+    @property
+    def on_curves(self) -> bool:
+        """Whether losses between measured widths follow the errors of repaired outputs, which moments tell."""
+        return self.repair != "none" and self.repair_stage == "search"
+
+    @property
+    def estimated(self) -> bool:
+        """Whether the first tables are estimated: where candidates are scored with their repair."""
+        return self.tables == "energies" and self.on_curves and not self.greedy
+
+    @property
+    def text(self) -> CalibrationSpec:
+        """The calibration section, without sequences for moments where nothing needs moments."""
+        needed = self.repair != "none" or IMPORTANCES[self.importance].moments
+        return self.calibration if needed else self.calibration.model_copy(update={"moments_sequences": 0})
 
     def shares_text(self) -> str:
         """Return the shares as they are typed, ``"44:52:4"``."""

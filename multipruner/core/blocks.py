@@ -24,12 +24,24 @@ class TensorSpec:
         for layout in self.dims:  # what cannot be cut is refused where it is written
             layout.index({}, dict.fromkeys(layout.names, 1))
 
+    @property
+    def multiplies(self) -> bool:
+        """Whether it is a matrix from or to the hidden states, unlike the gains of a norm over several heads."""
+        return multiplies(self.dims)
+
     def shape(self, counts: Counts) -> tuple[int, ...]:
         """Return the lengths of its dimensions."""
         return tuple(layout.size(counts) for layout in self.dims)
 
 
 Tensors = tuple[TensorSpec, ...]
+CONFIG = "config."
+"""How an attribute of a module's configuration begins."""
+
+
+def multiplies(dims: tuple[Layout, ...]) -> bool:
+    """Tell whether a tensor of these dimensions is a matrix from or to the hidden states."""
+    return len(dims) == 2 and any("hidden" in layout.names for layout in dims)
 
 
 def linear(path: str, rows: str, columns: str) -> Tensors:
@@ -57,13 +69,17 @@ class BlockSpec:
         tensors: its tensors that depend on its size, some of which a model may lack (biases). A matrix that is not the
             output's is an input projection.
         output: its output projection, within its module; the columns lie unit by unit.
-        attributes: attributes of its module that depend on its size, and what they are.
+        attributes: attributes of its module that depend on its size, and what they are; those that its forward reads
+            off the module's configuration begin with ``config.``.
         arguments: whether it is called with all that the layer is called with (masks, rotary embeddings, the cache), as
             attention is, or with the normed hidden states alone.
         cached: how many numbers it holds per token of context, in the order of the cache.
         scores: multiply-accumulates per token and token of context, beside those of its tensors.
         cache: the attribute of its module that names its slot in the KV cache; empty where it has none.
         resized: whether its constructor knows no size but the dense one, so that it is built so and then cut.
+        parallel: whether it reads the stream as it is at the beginning of its layer, beside the block before it,
+            rather than what that block leaves.
+        added_to: whether the layer adds in place to what its module returns, which then has to be of full shape.
     """
 
     kind: str
@@ -79,17 +95,29 @@ class BlockSpec:
     scores: tuple[Layout, ...] = ()
     cache: str = ""
     resized: bool = False
+    parallel: bool = False
+    added_to: bool = False
 
     @property
     def norms(self) -> tuple[str, ...]:
-        """The norms that leave with it."""
+        """The norms before and after it."""
         return tuple(filter(None, (self.before, self.after)))
+
+    @property
+    def own_attributes(self) -> tuple[tuple[str, Layout], ...]:
+        """The attributes that the module has itself."""
+        return tuple(row for row in self.attributes if not row[0].startswith(CONFIG))
+
+    @property
+    def settings(self) -> tuple[str, ...]:
+        """The keys of the configuration that its forward reads, which are its layer's own."""
+        return tuple(name.removeprefix(CONFIG) for name, _ in self.attributes if name.startswith(CONFIG))
 
     @property
     def inputs(self) -> Tensors:
         """The weights of the input projections."""
         own = f"{self.output}.weight"
-        return tuple(tensor for tensor in self.tensors if len(tensor.dims) == 2 and tensor.path != own)
+        return tuple(tensor for tensor in self.tensors if tensor.multiplies and tensor.path != own)
 
     @property
     def weight(self) -> TensorSpec:

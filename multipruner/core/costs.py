@@ -12,6 +12,7 @@ from math import prod
 from typing import NamedTuple
 
 from .axes import Counts
+from .blocks import multiplies
 from .errors import ConfigError, did_you_mean
 from .latency_table import LatencyTable
 from .layout import Layout
@@ -39,7 +40,7 @@ class BlockCost:
 
     Attributes:
         kind, constants: of the block, and the numbers that no size changes, by their names in layouts.
-        fixed: parameters that stay as long as the block does, its norms among them.
+        fixed: parameters that stay as long as the block does, the norms that leave with it among them.
         tensors: the layouts of the tensors that depend on its size.
         cached, scores: see :class:`~multipruner.core.blocks.BlockSpec`."""
 
@@ -63,10 +64,9 @@ class BlockCost:
         def lengths(layouts: tuple[Layout, ...]) -> list[int]:
             return [layout.size(counts) for layout in layouts]
 
-        shapes = list(map(lengths, self.tensors))
         return Amounts(
-            self.fixed + sum(map(prod, shapes)),
-            sum(prod(shape) for shape in shapes if len(shape) == 2),
+            self.fixed + sum(prod(lengths(dims)) for dims in self.tensors),
+            sum(prod(lengths(dims)) for dims in self.tensors if multiplies(dims)),
             sum(lengths(self.cached)),
             sum(lengths(self.scores)),
         )
@@ -81,13 +81,16 @@ class Costs:
         blocks: the cost of each of them.
         constant: parameters outside the decoder layers (embeddings counted once when tied).
         head_macs: multiply-accumulates of the output projection for one token.
-        bytes_per_parameter: of the checkpoint's dtype."""
+        bytes_per_parameter: of the checkpoint's dtype.
+        shared: parameters that several blocks of a layer share, such as one norm for both, and stay as long as one of
+            these does: layer -> how many."""
 
     anatomy: Anatomy
     blocks: tuple[BlockCost, ...]
     constant: int
     head_macs: int
     bytes_per_parameter: int
+    shared: Mapping[int, int] = field(default_factory=dict, hash=False)
 
     @property
     def dense(self) -> Structure:
@@ -99,7 +102,11 @@ class Costs:
 
     def backbone_parameters(self, structure: Structure) -> int:
         """Return parameters of the decoder layers alone."""
-        return sum(amounts.parameters for amounts in self._amounts(structure))
+        own = sum(amounts.parameters for amounts in self._amounts(structure))
+        if not self.shared:
+            return own
+        there = {place.layer for place, size in zip(self.anatomy, structure, strict=True) if size}
+        return own + sum(count for layer, count in self.shared.items() if layer in there)
 
     def parameters(self, structure: Structure) -> int:
         """Return all parameters, tied embeddings counted once."""

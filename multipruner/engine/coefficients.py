@@ -12,7 +12,7 @@ from multipruner.core.blocks import BlockSpec, TensorSpec
 from multipruner.core.costs import BlockCost, Costs
 from multipruner.core.errors import UnsupportedModelError
 from multipruner.core.families import Family
-from multipruner.core.structure import Anatomy, Size, counts_of
+from multipruner.core.structure import Anatomy, Place, Size, counts_of
 
 
 def costs_of(model: Any, spec: Family, anatomy: Anatomy, stored: torch.dtype) -> Costs:
@@ -28,10 +28,16 @@ def costs_of(model: Any, spec: Family, anatomy: Anatomy, stored: torch.dtype) ->
     alike: dict[tuple[str, Size, tuple[tuple[str, tuple[int, ...]], ...]], BlockCost] = {}
     blocks = []
     for place in anatomy:
-        block = _Block(layers[place.layer], spec.block(place.kind), {**anatomy.constants}, place.dense, spec.model_type)
+        block = _Block(layers[place.layer], spec, place, {**anatomy.constants})
         blocks.append(alike.setdefault((place.kind, place.dense, block.shapes), block.cost))
+    shared = {
+        number: sum(t.numel() for norm in spec.shared_norms for t in layer.get_submodule(norm).parameters())
+        for number, layer in enumerate(layers)
+        if spec.shared_norms
+    }
     return Costs(
         anatomy=anatomy,
+        shared=shared,
         blocks=tuple(blocks),
         constant=constant,
         head_macs=model.get_submodule(spec.head).weight.numel(),
@@ -43,22 +49,21 @@ class _Block:
     """A block of a model, its tensors compared with its row.
 
     Attributes:
-        shapes: of all its parameters and of the norms that go with it, by name.
+        shapes: of all its parameters and of the norms that leave with it, by name.
         cost: of it.
 
     Raises:
         UnsupportedModelError: when a tensor has another shape than the row says.
     """
 
-    def __init__(
-        self, layer: nn.Module, block: BlockSpec, constants: dict[str, int], dense: Size, model_type: str
-    ) -> None:
-        counts = {**constants, **counts_of(block.kind, dense)}
+    def __init__(self, layer: nn.Module, spec: Family, place: Place, constants: dict[str, int]) -> None:
+        block = spec.block(place.kind)
+        counts = {**constants, **counts_of(block.kind, place.dense)}
         there = dict(layer.get_submodule(block.path).named_parameters())
         tensors = [tensor for tensor in block.tensors if tensor.path in there]
         for tensor in tensors:
-            self._check(tensor, tuple(there[tensor.path].shape), counts, block, model_type)
-        modules = [(path, layer.get_submodule(path)) for path in (block.path, *block.norms)]
+            self._check(tensor, tuple(there[tensor.path].shape), counts, block, spec.model_type)
+        modules = [(path, layer.get_submodule(path)) for path in (block.path, *spec.leaving(block))]
         self.shapes = tuple(
             (f"{path}.{name}", tuple(tensor.shape)) for path, module in modules for name, tensor in
             module.named_parameters()

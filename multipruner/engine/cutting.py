@@ -7,16 +7,17 @@ prefix of the ranked weights, so nothing is copied); the checkpoint takes the *w
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from multipruner.core.axes import Counts, Kept
-from multipruner.core.blocks import BlockSpec
+from multipruner.core.blocks import CONFIG, BlockSpec
 from multipruner.core.layout import Layout
 
 Index = slice | Tensor
@@ -119,12 +120,12 @@ def slim_block(module: nn.Module, block: BlockSpec, counts: Counts, dense: Count
         counts: how much of its axes the new block has.
         dense: counts of the module.
     """
-    slim = shallow_copy(module)
+    slim, there = shallow_copy(module), dict(module.named_parameters())
     for name, cut in cuts(block, counts, dense).items():
+        if name not in there:
+            continue
         path, _, parameter = name.rpartition(".")
         original = module.get_submodule(path)
-        if getattr(original, parameter, None) is None:
-            continue
         child = slim.get_submodule(path)
         if child is original:
             child = shallow_copy(original)
@@ -182,10 +183,13 @@ def _set_submodule(root: nn.Module, path: str, child: nn.Module) -> None:
 
 
 def set_size_attributes(module: nn.Module, block: BlockSpec, counts: Counts) -> None:
-    """Update the plain attributes by which a block's forward knows its own size."""
+    """Update the plain attributes by which a block's forward knows its own size, on a configuration of its own."""
+    if block.settings:
+        module.config = copy.copy(cast(Any, module.config))
     for name, layout in block.attributes:
-        if hasattr(module, name):
-            setattr(module, name, layout.size(counts))
+        owner: Any = module.config if name.startswith(CONFIG) else module
+        if hasattr(owner, name := name.removeprefix(CONFIG)):
+            setattr(owner, name, layout.size(counts))
 
 
 @contextmanager

@@ -30,16 +30,19 @@ _ROWS = 4
 
 
 @contextmanager
-def grouped_attention(module: nn.Module) -> Iterator[None]:
+def grouped_attention(module: nn.Module, model: nn.Module | None = None) -> Iterator[None]:
     """Have a model, or an attention block of one, attend with grouped queries where that pays; undone on leaving.
 
-    That is on a CPU, where the stock choice is SDPA. In every other case nothing changes.
+    That is on a CPU, where the stock choice is SDPA and the family's code leaves it to transformers' interface. In
+    every other case nothing changes.
 
     Args:
         module: has the ``config`` that says how to attend.
+        model: the model that it is of; default: itself.
     """
+    asks = getattr(module if model is None else model, "_supports_attention_backend", True)
     config = getattr(module, "config", None)
-    if getattr(config, "_attn_implementation", None) != "sdpa" or not _on_cpu(module):
+    if not asks or getattr(config, "_attn_implementation", None) != "sdpa" or not _on_cpu(module):
         yield
         return
     assert config is not None

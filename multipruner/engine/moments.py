@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .prunable import Inputs, Prunable
+from .layer_calls import Inputs, State
+from .prunable import Prunable
 
 Progress = Callable[[int, int], None]
 Place = Callable[[], MutableMapping[Any, Tensor]]
@@ -77,10 +78,10 @@ def stream(prunable: Prunable, ids: Tensor) -> Iterator[tuple[int, Tensor, Tenso
     """
     on_cpu = prunable.model.device.type == "cpu"
     batches = embedded(prunable, ids, min(_PASS_TOKENS, BATCH_TOKENS) if on_cpu else BATCH_TOKENS)
-    hidden = [batch.hidden for batch in batches]
+    states: list[State] = [batch.hidden for batch in batches]
     for block, size in enumerate(prunable.dense):
         with Moments(prunable.dense_output(block)) as moments:
-            hidden = [prunable.block(states, batch, block, size) for states, batch in zip(hidden, batches, strict=True)]
+            states = [prunable.block(state, batch, block, size) for state, batch in zip(states, batches, strict=True)]
         yield block, moments.second(), moments.first()
 
 

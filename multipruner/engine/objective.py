@@ -25,7 +25,8 @@ from multipruner.core.errors import UnsupportedModelError
 from multipruner.core.objective import Choice, best_two
 from multipruner.core.structure import Structure
 
-from .prunable import Inputs, Prunable
+from .layer_calls import Inputs, State, stream_of
+from .prunable import Prunable
 from .token_losses import DivergenceFromDense, NegativeLogLikelihood, Scores, TokenLoss, tokens_at_once
 
 STATE_BYTES = 1 << 30
@@ -57,7 +58,7 @@ class _Batch:
     loss: TokenLoss
     weights: Tensor  # [scored], float64: what each token counts in the loss
     scored: Tensor  # indices of the labels that count, into the flattened [sequences * (length - 1)] positions
-    states: list[Tensor] = field(default_factory=list)  # input of every block, then the output of the last one
+    states: list[State] = field(default_factory=list)  # input of every block, then the output of the last one
 
 
 class CalibrationObjective:
@@ -110,7 +111,7 @@ class CalibrationObjective:
             self._batches.append(batch)
             if loss == "kl":
                 with self._states([batch]):
-                    normed = self.prunable.normed(self._scored(batch.states[-1], batch))
+                    normed = self.prunable.normed(self._scored(stream_of(batch.states[-1]), batch))
                 if self.prunable.cap is not None:
                     raise UnsupportedModelError(
                         "capped logits have no divergence from the dense model: --objective nll"
@@ -171,15 +172,15 @@ class CalibrationObjective:
     @torch.inference_mode()
     def _fill(self, batch: _Batch, start: int) -> None:
         """Recompute the base's states from block ``start`` on."""
-        states = batch.states[: start + 1] or [batch.inputs.hidden]
+        states: list[State] = batch.states[: start + 1] or [batch.inputs.hidden]
         for block in range(len(states) - 1, len(self.base)):
             states.append(self._block(states[-1], batch, block, self.base))
         batch.states = states
 
-    def _block(self, hidden: Tensor, batch: _Batch, block: int, structure: Structure) -> Tensor:
+    def _block(self, state: State, batch: _Batch, block: int, structure: Structure) -> State:
         if structure[block]:
-            self.work.token_blocks += hidden.shape[0] * hidden.shape[1]
-        return self.prunable.block(hidden, batch.inputs, block, structure[block])
+            self.work.token_blocks += stream_of(state)[..., 0].numel()
+        return self.prunable.block(state, batch.inputs, block, structure[block])
 
     def _first_change(self, structure: Structure) -> int:
         """Index of the first residual block in which a structure differs from the base."""
@@ -193,10 +194,10 @@ class CalibrationObjective:
         for batch in group:
             if total > bound or total == math.inf:
                 return math.inf
-            hidden = batch.states[start]
+            state = batch.states[start]
             for block in range(start, len(structure)):
-                hidden = self._block(hidden, batch, block, structure)
-            total += self._token_losses(hidden, batch, bound - total)
+                state = self._block(state, batch, block, structure)
+            total += self._token_losses(stream_of(state), batch, bound - total)
             if math.isnan(total):  # this candidate overflows; others need not
                 return math.inf
         return total

@@ -25,41 +25,12 @@ from multipruner.core.structure import Anatomy, Size, Structure
 from .coefficients import costs_of, weight_of
 from .cutting import Projection, cuts, replaced, scaled_norm, silenced, slim_block, take, with_output
 from .grouped_attention import grouped_attention
+from .layer_calls import Beside, Inputs, Recorder, State, read_by_next, stream_of
 
 OutputOf = Callable[[int, Size, Projection], Projection]
 """(block, size, whole output projection in ranked order) -> the projection of a block of that size."""
 Outputs = dict[int, Projection]
 """Block -> an output projection, columns in ranked order."""
-
-
-class _Recorder(nn.Module):
-    """Stands in for a decoder layer, keeps what it was called with and hands the hidden states on."""
-
-    def __init__(self, layer: nn.Module, as_tuple: bool) -> None:
-        super().__init__()
-        self.__dict__["_layer"] = layer
-        self.__dict__["_as_tuple"] = as_tuple
-        self.__dict__["called_with"] = {}
-
-    def __getattr__(self, name: str) -> Any:
-        # some decoders read attributes of their layers, such as the attention type
-        return getattr(self.__dict__["_layer"], name)
-
-    def forward(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
-        self.called_with.update(kwargs, hidden=hidden)
-        return (hidden,) if self.__dict__["_as_tuple"] else hidden
-
-
-@dataclass(frozen=True, slots=True)
-class Inputs:
-    """One batch, ready for the first block.
-
-    Attributes:
-        hidden: input of the first decoder layer, [sequences, length, hidden_size].
-        arguments: what the stock decoder calls each layer with (masks, rotary embeddings, positions)."""
-
-    hidden: Tensor
-    arguments: tuple[dict[str, Any], ...]
 
 
 @dataclass
@@ -145,7 +116,7 @@ class Prunable:
 
     def inputs(self, ids: Tensor) -> Inputs:
         """Embed token ids [sequences, length] and record how the stock decoder calls its layers."""
-        recorders = [_Recorder(layer, self.spec.layer_output == "tuple") for layer in self.layers]
+        recorders = [Recorder(layer, self.spec.layer_output == "tuple") for layer in self.layers]
         with replaced(self.decoder, self.spec.layers, nn.ModuleList(recorders)):
             self.decoder(input_ids=ids, use_cache=False)
         arguments = tuple(dict(recorder.called_with) for recorder in recorders)
@@ -154,18 +125,23 @@ class Prunable:
             del row["hidden"]
         return Inputs(hidden, arguments)
 
-    def block(self, hidden: Tensor, inputs: Inputs, block: int, size: Size) -> Tensor:
-        """Return the residual stream after one block of a given size, [sequences, length, hidden_size]."""
-        if not size:
-            return hidden
-        return hidden + self.added(self._run(self._slimmed(block, size), hidden, inputs, block), block)
+    def block(self, state: State, inputs: Inputs, block: int, size: Size) -> State:
+        """Return the residual stream after one block of a given size, from that before it."""
+        return self.after(state, self._run(self._slimmed(block, size), state, inputs, block) if size else None, block)
 
-    def _run(self, module: nn.Module, hidden: Tensor, inputs: Inputs, block: int) -> Tensor:
-        spec, place = self.block_spec(block), self.anatomy[block]
+    def after(self, state: State, output: Tensor | None, block: int) -> State:
+        """Return the residual stream after a block, from that before it and what comes out of its output projection
+        (``None`` where it is gone)."""
+        stream = stream_of(state) if output is None else stream_of(state) + self.added(output, block)
+        beside = block + 1 < len(self.anatomy) and self.block_spec(block + 1).parallel
+        return Beside(stream, read_by_next(state)) if beside else stream
+
+    def _run(self, module: nn.Module, state: State, inputs: Inputs, block: int) -> Tensor:
+        spec, place, hidden = self.block_spec(block), self.anatomy[block], read_by_next(state)
         normed = self.layer_of(block).get_submodule(spec.before)(hidden) if spec.before else hidden
         if not spec.arguments:
             return module(normed)
-        with grouped_attention(module):
+        with grouped_attention(module, self.model):
             output = module(hidden_states=normed, **inputs.arguments[place.layer])
         return output[0] if isinstance(output, tuple) else output
 
@@ -180,13 +156,13 @@ class Prunable:
         """Return the output projection of a block of a given size."""
         return self._slimmed(block, size).get_submodule(self.block_spec(block).output)
 
-    def output_input(self, hidden: Tensor, inputs: Inputs, block: int, size: Size) -> Tensor:
+    def output_input(self, state: State, inputs: Inputs, block: int, size: Size) -> Tensor:
         """Return what the output projection of a block of a given size is multiplied with, [sequences, length,
         columns]."""
         seen: list[Tensor] = []
         hook = self.output_of(block, size).register_forward_pre_hook(lambda module, args: seen.append(args[0]))
         try:
-            self._run(self._slimmed(block, size), hidden, inputs, block)
+            self._run(self._slimmed(block, size), state, inputs, block)
         finally:
             hook.remove()
         return seen[0]

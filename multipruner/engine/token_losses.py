@@ -174,3 +174,10 @@ class DivergenceFromDense:
             entropies.append(entropy)
             rows.append((p.to(head.weight.dtype) @ head.weight).float())
         return cls(torch.cat(entropies), torch.cat(rows))
+
+
+def drawn(probabilities: Tensor, draws: Tensor) -> Tensor:
+    """Return the tokens that draws in [0, 1), [rows, n], pick from probabilities [rows, vocabulary]; [rows, n]."""
+    cumulated = probabilities.cumsum(-1)
+    target = draws.to(cumulated.device) * cumulated[:, -1:]
+    return torch.searchsorted(cumulated, target, right=True).clamp(max=cumulated.shape[-1] - 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from math import floor
 
 from multipruner.config.amounts import amount_of
@@ -10,7 +11,7 @@ from multipruner.core.axes import AXES, BLOCK_KINDS
 from multipruner.core.costs import COSTS, Cost, Measures, cost_named
 from multipruner.core.errors import ConfigError
 from multipruner.core.latency_table import LatencyTable
-from multipruner.core.structure import Size
+from multipruner.core.structure import GONE, Size
 from multipruner.engine.prunable import Prunable
 from multipruner.latency.bench import shapes_of
 from multipruner.search import Limit
@@ -53,18 +54,26 @@ def measures_of(recipe: Recipe, prunable: Prunable, latency: Timed | None = None
 
 
 def _limit(cost: Cost, measures: Measures, most: float) -> Limit:
-    """Bound a cost as a sum over blocks: what one costs is what a model of that block alone costs more than an empty
-    one.
+    """Bound a cost as a sum over blocks: what one costs is what the dense model with it costs more than without it.
 
-    Where a row says itself what a block costs, that is taken.
+    Where a row says itself what a block costs, that is taken. What blocks share, such as one norm for both of a layer,
+    counts as the constant: only a model that loses whole layers costs less than is said here.
     """
-    empty = measures.costs.anatomy.empty
-    constant = cost.rest(measures) if cost.rest is not None else cost.of(measures, empty)
+    dense = measures.costs.dense
+
+    @cache
+    def without(block: int) -> float:
+        return cost.of(measures, dense.replace(block, GONE))
 
     def of_block(block: int, size: Size) -> float:
         if cost.block is not None:
             return cost.block(measures, block, size)
-        return cost.of(measures, empty.replace(block, size)) - constant
+        return cost.of(measures, dense.replace(block, size)) - without(block) if size else 0
+
+    if cost.rest is not None:
+        constant = cost.rest(measures)
+    else:
+        constant = cost.of(measures, dense) - sum(of_block(block, size) for block, size in enumerate(dense))
 
     return Limit.of_blocks(cost.name, of_block, constant, most)
 

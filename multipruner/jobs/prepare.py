@@ -14,7 +14,6 @@ import torch
 from rich.console import Console
 
 from multipruner.checkpoint.rehearsal import Rehearsal
-from multipruner.config.choices import IMPORTANCES
 from multipruner.config.recipe import Recipe
 from multipruner.console.progress import counting_display, named, waiting_display
 from multipruner.console.say import teller
@@ -93,7 +92,7 @@ def prepare(
     with rehearsal, counting_display(console, "text") as display:
         with timed(seconds, "text"):
             text = named(display, "text")
-            texts = CalibrationText(recipe.calibration, tokenizer, model, say=say, progress=text)
+            texts = CalibrationText(recipe.text, tokenizer, model, say=say, progress=text)
             calibration, held_out = texts.part("calibration"), held_out_text(recipe, texts)
             _check_loss(recipe, model, tokenizer, calibration)
             more = _moments_text(recipe, texts, say)
@@ -101,7 +100,7 @@ def prepare(
         with timed(seconds, "moments"):
             place = OnDisk if recipe.moments == "disk" else dict
             shown = named(display, "moments")
-            statistics = gather(prunable, more, shown, place) if more is not None else None
+            statistics = None if more is None else gather(prunable, more[: recipe.text.order_sequences], shown, place)
             order = named(display, "order")
             finer = any(AXES[name].within for name in grid_of(recipe, prunable).steps)
             ranking = rank(recipe.importance, prunable, statistics, order, within=finer)
@@ -159,10 +158,11 @@ def _check_loss(recipe: Recipe, model: Any, tokenizer: Any, calibration: Calibra
 
 def _moments_text(recipe: Recipe, texts: CalibrationText, say: Callable[[str], None]) -> torch.Tensor | None:
     """Return more of the calibration text for the moments, where something needs them; token ids."""
-    if recipe.repair == "none" and not IMPORTANCES[recipe.importance].moments:
+    asked = recipe.text.moments_sequences
+    if not asked:
         return None
     ids = texts.part("moments").ids
-    if len(ids) < (asked := recipe.calibration.moments_sequences):
+    if len(ids) < asked:
         say(
             f"moments of {len(ids)} sequences, not of {asked}: the text has no more of its own for them; order and "
             f"repair gain from more (a longer text, or --calibration {recipe.calibration.source}+self)"

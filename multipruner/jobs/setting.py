@@ -22,6 +22,7 @@ from multipruner.engine.prunable import Outputs, Prunable
 from multipruner.repair.scoring import Repair, has_output_bias
 from multipruner.search import Grid, Problem, Round, Step, Task
 from multipruner.search.grid import aligned
+from multipruner.search.options import FIRST, FIRST_ON_CURVES
 from multipruner.sources.calibration import CalibrationSet
 from multipruner.sources.resolve import ResolvedModel
 
@@ -50,8 +51,15 @@ def grid_of(recipe: Recipe, prunable: Prunable) -> Grid:
     return grid if recipe.align is None else aligned(grid, prunable.anatomy, recipe.align)
 
 
-def task_of(recipe: Recipe, prunable: Prunable, latency: Timed | None = None) -> Task:
-    """Return the integer program that a recipe asks for; its latency table is read where it is not given."""
+def task_of(recipe: Recipe, prunable: Prunable, latency: Timed | None = None, repair: Repair | None = None) -> Task:
+    """Return the integer program that a recipe asks for; its latency table is read where it is not given.
+
+    Args:
+        recipe: what is asked.
+        prunable: the dense model.
+        latency: the recipe's table and the workload that counts.
+        repair: of the candidates, whose errors losses follow; without one they are on straight lines.
+    """
     return Task(
         prunable.anatomy,
         grid_of(recipe, prunable),
@@ -59,6 +67,8 @@ def task_of(recipe: Recipe, prunable: Prunable, latency: Timed | None = None) ->
         recipe.layout == "uniform",
         recipe.rounds,
         60 * recipe.refine,
+        (() if recipe.estimated else FIRST_ON_CURVES) if recipe.on_curves else FIRST,
+        None if repair is None else repair.errors,
     )
 
 
@@ -71,7 +81,8 @@ def problem_of(recipe: Recipe, prunable: Prunable) -> Problem:
 @dataclass(frozen=True)
 class Setting:
     """What the stages of a run share; ``texts`` is what :meth:`.CalibrationText.record` gives, ``forecast`` what was
-    foretold (:class:`multipruner.jobs.forecast.run.Forecast`), if anything was.
+    foretold (:class:`multipruner.jobs.forecast.run.Forecast`), if anything was, ``sensitivities`` those of the blocks
+    (:func:`multipruner.importance.energies.sensitivities`), computed when first tables need them.
 
     What follows from these values is computed when it is first asked for, once; a setting with another recipe
     (:func:`dataclasses.replace`) computes its own.
@@ -93,6 +104,7 @@ class Setting:
     texts: Mapping[str, Any] = field(default_factory=dict)
     team: Team = field(default_factory=Team, repr=False)
     forecast: Any = field(default=None, repr=False)
+    sensitivities: list[float] = field(default_factory=list, repr=False)
 
     @property
     def search_repair(self) -> Repair | None:
@@ -122,7 +134,7 @@ class Setting:
     @cached_property
     def task(self) -> Task:
         """The integer program that the recipe asks for."""
-        return task_of(self.recipe, self.prunable, self.latency)
+        return task_of(self.recipe, self.prunable, self.latency, self.search_repair)
 
     @cached_property
     def identity(self) -> dict[str, Any]:

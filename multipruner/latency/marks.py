@@ -16,7 +16,8 @@ from .timing import Runner
 class Probe:
     """Time marks at the borders of a model's residual blocks, set while it runs its own forward pass.
 
-    A block reaches from the call of its norm to the call of the next block's norm, so its residual addition and what
+    A block reaches from the call of its norm to the call of the next block's norm (of the next block itself where that
+    runs beside it: the norms may all be called before both), so its residual addition and what
     the decoder does between layers count, and all blocks and the rest make up the whole pass.
 
     Args:

@@ -24,8 +24,7 @@ from torch import Tensor, nn
 
 from multipruner.engine.moments import add_moments, mirrored
 from multipruner.engine.prunable import Prunable
-from multipruner.engine.sampling import drawn
-from multipruner.engine.token_losses import tokens_at_once
+from multipruner.engine.token_losses import drawn, tokens_at_once
 
 TOKENS = 8192
 """That the step is computed from, spread evenly over the text."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
+from collections.abc import MutableMapping, Sequence
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from multipruner.engine.moments import Statistics
 from multipruner.engine.prunable import Prunable
 
 from .columns import RIDGE, How, repaired
+from .errors import nested_errors
 
 
 def has_output_bias(prunable: Prunable) -> dict[str, bool]:
@@ -82,12 +83,38 @@ class Repair:
         if key not in self._biases:
             prunable, dense = self._prunable, self._prunable.counts(block)
             columns = prunable.block_spec(block).columns
-            order = kept_columns(columns, self._orders[block], dense)
-            gram, mean = self._statistics.grams[block], self._statistics.means.get(block)
-            gram = gram[order.to(gram.device)][:, order.to(gram.device)]
-            mean = None if mean is None else mean[order.to(mean.device)]
+            gram, mean = self._moments(block)
             kept = kept_columns(columns, prunable.counts(block, size), dense).to(gram.device)
             weight, bias = repaired(self.how, whole, gram, mean, kept, self.ridge)
             self._weights[key] = prunable.as_stored(weight)
             self._biases[key] = None if bias is None else prunable.as_stored(bias)
         return Projection(self._weights[key], self._biases[key])
+
+    def _moments(self, block: int) -> tuple[Tensor, Tensor | None]:
+        """Return second moments and means of the input of a block's output projection, in ranked order."""
+        dense, columns = self._prunable.counts(block), self._prunable.block_spec(block).columns
+        order = kept_columns(columns, self._orders[block], dense)
+        gram, mean = self._statistics.grams[block], self._statistics.means.get(block)
+        gram = gram[order.to(gram.device)][:, order.to(gram.device)]
+        return gram, None if mean is None else mean[order.to(mean.device)]
+
+    @torch.no_grad()
+    def errors(self, block: int, sizes: Sequence[Size]) -> list[float]:
+        """Return the squared errors of a block's output at some sizes (inside :meth:`.Prunable.in_order`): what the
+        moments say, nothing is run.
+
+        Args:
+            block: which block.
+            sizes: what it keeps, the smallest first, along one axis.
+
+        Raises:
+            NumericsError: see :func:`.nested_errors`.
+        """
+        prunable, spec = self._prunable, self._prunable.block_spec(block)
+        gram, mean = self._moments(block)
+        whole = Projection.of(prunable.dense_output(block), spec.transposed)
+        counts = [prunable.counts(block, size) for size in sizes if size]
+        kept = [kept_columns(spec.columns, one, prunable.counts(block)).to(gram.device) for one in counts]
+        none = [kept[0][:0] if kept else torch.arange(0, device=gram.device)] * (len(sizes) - len(kept))
+        taken = mean if whole.bias is not None else None
+        return nested_errors(whole.weight, gram, taken, [*none, *kept], self.how, self.ridge)

@@ -6,8 +6,9 @@ input of an output projection there and h' the residual stream before the block,
     argmin_W'  E |t - W' x|^2 + r |W' - W_S|^2,      t = (h_after - h_before) + m (h_before - h'),
 
 h the dense model's stream: the block gives what it gave in the dense model and makes good for a share m of what the
-blocks before it, removed ones included, have got wrong. Closed form, nothing is added to the model. It needs much
-text: on too little of it, it learns the text.
+blocks before it, removed ones included, have got wrong. Of two blocks that run side by side, both read the layer's
+beginning, and the second makes good for the first as well, since both add to one stream. Closed form, nothing is added
+to the model. It needs much text: on too little of it, it learns the text.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 from multipruner.core.errors import NumericsError
 from multipruner.core.structure import Structure
 from multipruner.engine.cutting import Projection
+from multipruner.engine.layer_calls import State, stream_of
 from multipruner.engine.moments import add_moments, embedded, mirrored, products_of
 from multipruner.engine.prunable import Outputs, Prunable
 
@@ -67,7 +69,7 @@ def accumulated(
         NumericsError: when the equations cannot be solved.
     """
     batches = embedded(prunable, ids)
-    dense = [batch.hidden for batch in batches]
+    dense: list[State] = [batch.hidden for batch in batches]
     pruned, untouched = list(dense), True
     outputs: Outputs = {}
     for number, (size, full) in enumerate(zip(structure, prunable.dense, strict=True)):
@@ -80,28 +82,31 @@ def accumulated(
         elif size:
             fit = _Fit()
             output = Projection.of(prunable.output_of(number, size), spec.transposed)
-            bias = torch.zeros((), device=dense[0].device) if output.bias is None else output.bias.float()
+            bias = torch.zeros((), device=output.weight.device) if output.bias is None else output.bias.float()
             for row, (before, now, target, batch) in enumerate(zip(dense, pruned, after, batches, strict=True)):
                 x = prunable.output_input(now, batch, number, size)
                 if spec.after:  # what adds up does not go back through a norm: the block gives what it gave
                     wanted = given[row].float() - bias
                 else:
-                    wanted = (target.float() - before.float()) + share * (before.float() - now.float())
+                    then, given_now = stream_of(before).float(), stream_of(now).float()
+                    wanted = (stream_of(target).float() - then) + share * (then - given_now)
                     # the bias is added whatever the columns are
                     wanted = wanted / (getattr(prunable.layer_of(number), spec.gain) if spec.gain else 1.0) - bias
                 fit.add(x, wanted, ridge is None and row % HELD_OUT == HELD_OUT - 1)
             weight = prunable.as_stored(fit.solve(output.weight.float(), ridge))
             outputs[number] = Projection(weight, output.bias)
             pruned = [
-                now + prunable.added(F.linear(x, *outputs[number]), number)
+                prunable.after(now, F.linear(x, *outputs[number]), number)
                 for now, x in zip(pruned, fit.inputs, strict=True)
             ]
+        else:  # gone: the stream passes, on to a block that may read it as it was before
+            pruned = [prunable.after(now, None, number) for now in pruned]
         dense = after
         if progress is not None:
             progress(number + 1, len(structure))
     if ends is not None:
         for states in zip(dense, pruned, strict=True):
-            ends(*states)
+            ends(*map(stream_of, states))
     return outputs
 
 

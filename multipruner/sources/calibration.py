@@ -28,7 +28,7 @@ from .sampled_text import self_text
 from .text.chat import Chat
 
 SEED_STEP = 1_000_003
-"""Between the seed of the text that scores and of the text that moments are of, where the model writes both."""
+"""Between the seeds of texts that a model writes for different ends."""
 MOST_SAMPLED = 1 << 31
 """Tokens that a model is asked to write at most; their ids alone take 16 GiB."""
 
@@ -165,17 +165,15 @@ class CalibrationText:
     def _sampled(self, spec: CalibrationSpec, split: Split) -> torch.Tensor:
         if self._model is None:
             raise CalibrationError("text sampled from the model needs the model")
-        count = spec.moments_sequences if split == "moments" else 2 * spec.sequences
+        count = 2 * spec.sequences + spec.moments_sequences  # side by side, whichever part is asked for first
         if count * spec.length > MOST_SAMPLED:
             raise CalibrationError(
                 f"{count} sequences of {spec.length} tokens are more than a model writes here ({MOST_SAMPLED:,} "
                 "tokens); lower --sequences, --moments-sequences or --length"
             )
-        seed = spec.seed + SEED_STEP if split == "moments" else spec.seed
-        ids = self_text(self._model, self._tokenizer, count, spec.length, seed, self._progress)
-        if split == "moments":
-            return ids
-        return ids[: spec.sequences] if split == "calibration" else ids[spec.sequences :]
+        ids = self_text(self._model, self._tokenizer, count, spec.length, spec.seed, self._progress)
+        parts = ids.split([spec.sequences, spec.sequences, spec.moments_sequences])
+        return dict(zip(("calibration", "heldout", "moments"), parts, strict=True))[split]
 
     def record(self) -> dict[str, Any]:
         """Return what a report says of the text, beside the part for scores.

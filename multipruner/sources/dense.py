@@ -46,7 +46,7 @@ def load_dense(resolved: ResolvedModel, recipe: Recipe) -> tuple[PreTrainedModel
     trust = trusts(recipe.trust_remote_code)
     folder = small_files(resolved.path_or_id, resolved.revision)
     spec = read_config(folder, resolved.name, trust)
-    how = {"trust_remote_code": trust} if spec.remote_code else {"attn_implementation": "sdpa"}
+    how = {"trust_remote_code": trust} if spec.remote_code else {"attn_implementation": _attention_of(spec)}
     config = build_config(resolved.name, folder, **how)
     tokenizer = load_tokenizer(folder, resolved.name, config, trust)
     weights(resolved.path_or_id, resolved.revision, folder)
@@ -57,6 +57,13 @@ def load_dense(resolved: ResolvedModel, recipe: Recipe) -> tuple[PreTrainedModel
     check_finite(model)
     _check_computes(resolved.name, model)
     return model.eval(), tokenizer
+
+
+def _attention_of(spec: Family) -> str:
+    """Return how a stock class attends: by PyTorch's own function where it can."""
+    import transformers
+
+    return "sdpa" if getattr(transformers, spec.class_name)._supports_sdpa else "eager"
 
 
 def device_of(name: str) -> torch.device:
@@ -98,8 +105,8 @@ def _load(folder: Path, name: str, spec: Family, how: Mapping[str, Any], device:
         raise UnknownModelError(f"cannot load {name}: {reason_of(error)}") from error
     model, told = loaded
     _check_told(name, told)
-    if type(model).__name__ != f"{spec.prefix}ForCausalLM":
-        raise Unsupported(f"{name} loads as {type(model).__name__}, not as {spec.prefix}ForCausalLM")
+    if type(model).__name__ != spec.class_name:
+        raise Unsupported(f"{name} loads as {type(model).__name__}, not as {spec.class_name}")
     return model
 
 

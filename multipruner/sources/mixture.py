@@ -23,7 +23,7 @@ def mixture(spec: CalibrationSpec) -> list[CalibrationSpec]:
     total = sum(weight for _, weight in named)
     score = _shared(spec.sequences, [weight / total for _, weight in named])
     moments = _shared(spec.moments_sequences, [weight / total for _, weight in named])
-    if min(*score, *moments) < 1:
+    if min(*score, *(moments if spec.moments_sequences else ())) < 1:
         raise CalibrationError(
             f"{spec.sequences} sequences are too few for every source of {spec.source}: raise --sequences"
         )

@@ -15,13 +15,13 @@ from multipruner.core.identity import digest
 from multipruner.engine.fingerprint import configuration, fingerprint
 from multipruner.engine.grouped_attention import grouped_attention, narrow_cache, stored_in
 from multipruner.engine.prunable import Prunable
-from multipruner.engine.sampling import drawn
+from multipruner.engine.token_losses import drawn
 from multipruner.storage.cache import cache_folder, work_folder
 from multipruner.storage.files import publish
 
 from .filled_cache import cache_for
 
-SAMPLING = 7
+SAMPLING = 8
 """Raised when the same seed gives other text."""
 BATCH_TOKENS = 32768
 BATCH_BYTES, MOST_BATCH_BYTES = 3 << 29, 4 << 30

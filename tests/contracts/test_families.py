@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import PreTrainedModel
+from transformers import AutoTokenizer, PreTrainedModel
 
 from multipruner.checkpoint.cut import apply_plan
 from multipruner.checkpoint.load import load
 from multipruner.checkpoint.save import save
-from multipruner.core.families import anatomy_of
+from multipruner.commands.main import main
+from multipruner.core.families import anatomy_of, spec_for
 from multipruner.core.structure import GONE, Anatomy, Structure
 from multipruner.engine.moments import gather
 from multipruner.engine.objective import CalibrationObjective, PlainObjective
@@ -25,6 +26,8 @@ from multipruner.repair.scoring import Repair
 from multipruner.repair.stream import accumulated
 from multipruner.repair.write import write_outputs
 from tests.support import tiny
+from tests.support.commands import arguments
+from tests.support.gguf_cases import byte_level
 
 TOLERANCE = 1e-4
 families = pytest.mark.parametrize("variant", tiny.MORE)
@@ -85,7 +88,7 @@ def test_a_written_model_is_what_it_was_and_decodes_as_it_computes(variant: str,
     again: Any = load(tmp_path / "out")
     assert torch.equal(_logits(again, ids), wanted)
     record = json.loads((tmp_path / "out" / "config.json").read_text())
-    depth = record["num_hidden_layers"]
+    depth = record[spec_for(model.config).depth]
     assert all(len(record[key]) == depth for key in ("layer_types", "no_rope_layers") if record.get(key))
     for cache in ({}, {"cache_implementation": "static"}):
         state: Any = again.generate(
@@ -118,6 +121,21 @@ def test_a_repair_lowers_the_loss_and_is_written_as_it_was_scored(variant: str) 
         logits = cut(ids, use_cache=False).logits[:, :-1]  # pyright: ignore[reportCallIssue]
     nll = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
     assert float(nll) == pytest.approx(scored, abs=1e-4) and abs(scored - bare) > 1e-7
+
+
+@pytest.mark.parametrize("variant", ["gpt2", "cohere", "granite_swa"])
+def test_a_run_goes_from_folder_to_folder(variant: str, dense: Path, tmp_path: Path) -> None:
+    """Classes and tokenizers of other names, one norm for two blocks, attention without SDPA."""
+    own = byte_level() if variant == "gpt2" else tiny.tiny_tokenizer()
+    model = tiny.tiny_model(**{**tiny.MORE[variant], "vocab_size": len(own)})
+    model.save_pretrained(tmp_path / "dense")
+    own.save_pretrained(tmp_path / "dense")
+    AutoTokenizer.from_pretrained(tmp_path / "dense").save_pretrained(tmp_path / "dense")  # in the family's own class
+    (tmp_path / "dense" / "text.txt").write_text((dense / "text.txt").read_text())
+    assert main(arguments(tmp_path / "dense", tmp_path / "out", "--rounds", "0")) == 0
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    count = sum(weight.numel() for weight in load(tmp_path / "out").parameters())
+    assert report["parameters"]["after"] == count < 0.71 * sum(weight.numel() for weight in model.parameters())
 
 
 def test_stock_transformers_open_them_all(tmp_path: Path) -> None:

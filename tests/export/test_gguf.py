@@ -21,8 +21,10 @@ from multipruner.checkpoint.cut import apply_plan
 from multipruner.checkpoint.save import save
 from multipruner.commands.export import run
 from multipruner.core.errors import ConfigError, NumericsError, OutputError, UnknownModelError, UnsupportedModelError
+from multipruner.core.families import FAMILIES
 from multipruner.export import gguf_tensors
 from multipruner.export.gguf import export_gguf
+from multipruner.export.gguf_model import GGUF_FAMILIES, read_model
 from tests.support import tiny
 from tests.support.gguf_cases import (
     CHAT,
@@ -277,6 +279,17 @@ def test_other_families_are_refused_by_name(tmp_path: Path) -> None:
         export_gguf(tmp_path / "stock")
 
 
+def test_every_family_without_a_mapping_is_refused(tmp_path: Path) -> None:
+    others = sorted(set(FAMILIES) - set(GGUF_FAMILIES))
+    assert len(others) > 30
+    for model_type in others:
+        for said, instead in ((model_type, "this folder is a stock checkpoint"), (f"multipruner_{model_type}", "load")):
+            record = {"model_type": said, **({"auto_map": {}} if said != model_type else {})}
+            (tmp_path / "config.json").write_text(json.dumps(record))
+            with pytest.raises(UnsupportedModelError, match=f"'{model_type}' .* What works instead: {instead}"):
+                read_model(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -397,7 +410,7 @@ def test_k_quants_need_a_quantiser_and_stand_alone(tmp_path: Path, monkeypatch: 
     monkeypatch.setitem(sys.modules, "llama_cpp", None)
     with pytest.raises(ConfigError, match="put llama-quantize on the PATH"):
         export_gguf(tmp_path / "run", quant="q4_k_m")
-    with pytest.raises(ConfigError, match="'q4_k_x' is unknown; choose f32, .* q6_k"):
+    with pytest.raises(ConfigError, match=r"'q4_k_x' is unknown; choose f32, .* q6_k"):
         export_gguf(tmp_path / "run", quant="q4_k_x")
     for more in (["--outtype", "f16"], ["--format", "onnx"]):
         with pytest.raises(ConfigError, match="in place of --outtype"):

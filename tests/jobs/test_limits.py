@@ -15,12 +15,12 @@ from multipruner.config.recipe import Recipe
 from multipruner.core.errors import ConfigError
 from multipruner.core.latency_table import Entry, LatencyTable, Workload, WorkloadTable
 from multipruner.core.plan import PruningPlan
-from multipruner.core.structure import Structure
+from multipruner.core.structure import GONE, Structure
 from multipruner.engine.prunable import Prunable
 from multipruner.jobs.limits import latency_table_of, limits_of
 from multipruner.latency.bench import shapes_of
 from tests.support.commands import arguments
-from tests.support.tiny import VARIANTS, random_structure, tiny_model
+from tests.support.tiny import MORE, VARIANTS, random_structure, tiny_model
 
 
 @pytest.mark.parametrize(
@@ -54,6 +54,17 @@ def test_the_sum_over_blocks_is_the_cost(variant: str, seed: int) -> None:
     ):
         assert limit.cost(structure) == count(structure)
         assert limit.limit == count(prunable.dense) / 2
+
+
+def test_what_blocks_share_is_counted_until_both_are_gone() -> None:
+    """One norm for both blocks of a layer: 48 weights, a constant to the exact program."""
+    prunable = Prunable.of(tiny_model(**MORE["cohere"]))
+    recipe = Recipe.build({"model": "m", "ratio": None, "budgets": {"parameters": "0.5x"}})
+    (limit,), costs, dense = limits_of(recipe, prunable), prunable.costs, prunable.dense
+    alone = dense.replace(2, GONE).replace(1, (7,))
+    assert limit.cost(dense) == costs.parameters(dense) and limit.cost(alone) == costs.parameters(alone)
+    without = alone.replace(3, GONE)
+    assert limit.cost(without) == costs.parameters(without) + 48
 
 
 _MADE: dict[str, Prunable] = {}

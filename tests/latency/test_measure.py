@@ -26,7 +26,16 @@ from multipruner.latency.environment import environment_of
 from multipruner.latency.marks import Probe
 from multipruner.latency.timing import Runner, quiet_process, room_for_sizes, time_model, time_side_by_side
 from tests.support.layers import structure_of, uniform
-from tests.support.tiny import FAMILIES, plan_for, random_ids, random_plan, random_structure, tiny_model, tiny_tokenizer
+from tests.support.tiny import (
+    FAMILIES,
+    MORE,
+    plan_for,
+    random_ids,
+    random_plan,
+    random_structure,
+    tiny_model,
+    tiny_tokenizer,
+)
 
 LITTLE = Effort(probes=2, placements=2, repeats=2, warmup=1, tries=1)
 PREFILL, DECODE = Workload("prefill", 2, 6), Workload("decode", 1, 20)
@@ -52,6 +61,15 @@ def test_every_option_is_measured(family: str) -> None:
         structure = random_structure(anatomy, 3, partial=True)
         assert table.milliseconds(structure, anatomy, name) > table.constant(name) >= 0
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("variant", ["cohere", "falcon-40b"])
+def test_blocks_side_by_side_are_told_apart(variant: str) -> None:
+    """On one norm, and on two that are called before both blocks."""
+    table = measure_table(tiny_model(**MORE[variant]), [DECODE], channel_step=32, effort=LITTLE)
+    blocks = table.row(DECODE.name).blocks
+    for kind, whole in (("attention", (2, 2)), ("mlp", (40,))):
+        assert blocks[kind][whole].milliseconds > blocks[kind][GONE].milliseconds > 0
 
 
 def test_a_stopped_measurement_goes_on(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from multipruner.core.errors import ConfigError, NumericsError, UnsupportedModel
 from multipruner.core.plan import PruningPlan
 from multipruner.core.structure import GONE, Structure
 from multipruner.engine.cutting import Projection
+from multipruner.engine.layer_calls import stream_of
 from multipruner.engine.moments import add_moments, gather, mirrored, stream
 from multipruner.engine.objective import CalibrationObjective, PlainObjective
 from multipruner.engine.prunable import Prunable
@@ -24,7 +25,7 @@ from multipruner.repair.scoring import Repair
 from multipruner.repair.stream import RIDGES, _best_ridges, _Equations, _Fit, accumulated
 from multipruner.repair.write import repair_outputs, write_outputs
 from tests.support.layers import halved
-from tests.support.tiny import VARIANTS, random_ids, random_structure, tiny_model
+from tests.support.tiny import MORE, VARIANTS, random_ids, random_structure, tiny_model
 
 seeds = st.integers(0, 10**6)
 
@@ -309,27 +310,28 @@ def test_the_repair_of_all_blocks_leaves_what_has_lost_nothing_as_it_is(variant:
                 assert torch.allclose(output.bias, whole.bias, atol=1e-4)
 
 
-def test_the_repair_of_all_blocks_brings_the_stream_back() -> None:
-    """On the text it is fitted to, the last hidden states come nearer to the dense model's."""
-    model = tiny_model("llama")
+@pytest.mark.parametrize("variant", ["llama", "cohere"])
+def test_the_repair_of_all_blocks_brings_the_stream_back(variant: str) -> None:
+    """On the text it is fitted to, the last hidden states come nearer to the dense model's, side by side or not."""
+    model = tiny_model(**{**VARIANTS, **MORE}[variant])
     prunable = Prunable.of(model)
     text = random_ids(batch=24, length=20)
     ranking = rank("second-order", prunable, gather(prunable, text))
     structure = halved(prunable.anatomy, "mlp")
 
-    def stream_of(structure: Structure) -> torch.Tensor:
+    def through(structure: Structure) -> torch.Tensor:
         inputs = prunable.inputs(text)
         hidden = inputs.hidden
         for block, size in enumerate(structure):
             hidden = prunable.block(hidden, inputs, block, size)
-        return hidden
+        return stream_of(hidden)
 
     ends: list[tuple[torch.Tensor, torch.Tensor]] = []
     with prunable.in_order(ranking), torch.no_grad():
-        dense, before = stream_of(prunable.dense), stream_of(structure)
+        dense, before = through(prunable.dense), through(structure)
         outputs = accumulated(prunable, structure, text, ridge=1e-3, ends=lambda *states: ends.append(states))
         with prunable.with_outputs(outputs):
-            after = stream_of(structure)
+            after = through(structure)
     assert torch.allclose(torch.cat([one for one, _ in ends]), dense, atol=1e-4)
     assert torch.allclose(torch.cat([one for _, one in ends]), after, atol=1e-3)
     assert (after - dense).square().sum() < 0.9 * (before - dense).square().sum()

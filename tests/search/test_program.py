@@ -205,6 +205,76 @@ def test_allocation_reports_what_it_measures() -> None:
     assert len({size for size in layers_of(result.structure) if any(size)}) == 1
 
 
+def test_first_tables_on_curves_measure_one_width_and_what_would_go() -> None:
+    """Losses that are the errors' multiples are known from one width each; absence, which is dearer, from a loss."""
+
+    def own(layer: int, kind: str) -> float:
+        return 1 + (layer % 3) / 2 + (kind == "mlp")
+
+    class Additive(_Coupled):
+        def __call__(self, structure: Structure) -> float:
+            self.calls += 1
+            sizes = zip(structure, SIX.places, strict=True)
+            lost = [own(at.layer, at.kind) * (1 - (size[0] / at.dense[0] if size else -2.0)) ** 2 for size, at in sizes]
+            return sum(lost)
+
+    def errors(block: int, chain: Sequence[Size]) -> list[float]:
+        return [(1 - (size[0] / SIX[block].dense[0] if size else 0.0)) ** 2 for size in chain]
+
+    toy, everywhere = Additive(own), Additive(own)
+    task = replace(_task(60, rounds=0), first=(0.5,), errors=errors)
+    found = allocate(task, toy)
+    exact = {b: {size: everywhere(SIX.dense.replace(b, size)) for size in task.levels(b)} for b in range(len(SIX))}
+    best = solve(exact, task.limits, SIX)
+    assert found.loss == pytest.approx(everywhere(best.structure)) and toy.calls < everywhere.calls
+
+
+def test_estimated_tables_measure_only_what_would_go() -> None:
+    """An estimate that takes removed blocks for cheap is corrected, block by block, by their losses."""
+    worth = lambda layer, kind: 1 + (layer % 3) / 2  # noqa: E731
+    toy, asked = _Coupled(worth), []
+
+    def estimate(task: Task) -> dict[int, dict[Size, float]]:
+        asked.append(task)
+        dense, table = task.anatomy.dense, {}
+        for block in range(len(dense)):
+            own = task.levels(block)
+            table[block] = {size: toy(dense.replace(block, size)) * (0.01 if not size else 1.0) for size in own}
+        return table
+
+    task = replace(_task(110, rounds=0), errors=lambda block, chain: [float(len(chain) - n) for n in range(len(chain))])
+    found = allocate(task, toy, estimate=estimate)
+    assert asked == [task] and len(found.rounds) == 1
+    exact = {
+        block: {size: toy(SIX.dense.replace(block, size)) for size in task.levels(block)} for block in range(len(SIX))
+    }
+    best = solve(exact, task.limits, SIX)
+    assert found.structure == best.structure, "no block goes for what it was said to cost"
+    assert found.rounds[0].predicted == pytest.approx(best.predicted)
+    removed = sum(not size for size in found.structure)
+    others = 2  # the dense model and the solution
+    assert removed <= found.rounds[0].measured - others <= len(SIX)
+
+
+LOSSES = st.lists(st.floats(0, 10), min_size=4, max_size=4)
+
+
+@given(LOSSES, st.lists(st.floats(0.1, 9), min_size=6, max_size=6, unique=True))
+def test_losses_between_measured_ones_follow_the_errors(losses: list[float], errors: list[float]) -> None:
+    sizes = [GONE, *((4 * n,) for n in range(1, 7))]
+    of = [20.0, *sorted(errors, reverse=True)]
+    gone, two, five, top = losses
+    rows = {sizes[0]: gone, sizes[2]: two, sizes[5]: five, sizes[6]: top}
+    found = interpolated(rows, sizes, of)
+    assert {size: found[size] for size in rows} == rows and set(found) == set(sizes)
+    slope = (two - five) / (of[2] - of[5])
+    for place in (3, 4):
+        assert found[sizes[place]] == pytest.approx(two + slope * (of[place] - of[2]))
+    assert found[sizes[1]] == pytest.approx(two + max(slope, 0) * (of[1] - of[2])), "whatever its absence costs"
+    straight = interpolated({sizes[0]: gone, sizes[6]: top}, sizes, of)
+    assert straight == interpolated({sizes[0]: gone, sizes[6]: top}, sizes), "absence says nothing of errors"
+
+
 @given(st.integers(1, 40), st.integers(1, 8), st.integers(1, 64))
 def test_levels_run_from_nothing_to_everything(channels: int, kv_heads: int, group: int) -> None:
     anatomy = uniform(2, 2 * kv_heads, kv_heads, channels)

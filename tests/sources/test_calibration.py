@@ -273,15 +273,18 @@ def test_self_text_follows_the_models_distribution(family: str) -> None:
 
 def test_self_text_is_cached_by_model_and_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[tuple[int, int]] = []
-    settings = spec("self")
+    settings = spec("self", moments_sequences=2)
     first = load_calibration(settings, tiny_tokenizer(), tiny_model("llama"), progress=lambda *now: calls.append(now))
-    assert first.name == "self" and calls[-1] == (128, 128), "calibration and held-out text are sampled together"
+    assert first.name == "self" and calls[-1] == (160, 160), "all parts of the text are sampled together"
     monkeypatch.setattr(sampling, "sample", lambda *_: pytest.fail("sampled again"))
     again = load_calibration(settings, tiny_tokenizer(), tiny_model("llama"))
     held_out = load_calibration(settings, tiny_tokenizer(), tiny_model("llama"), split="heldout")
     assert again.hash == first.hash != held_out.hash and held_out.ids.shape == (4, 16)
+    moments = load_calibration(settings, tiny_tokenizer(), tiny_model("llama"), split="moments").ids
+    parts = torch.cat([first.ids, held_out.ids, moments])
+    assert torch.equal(parts, self_text(tiny_model("llama"), tiny_tokenizer(), 10, 16, 0)), "no row twice"
     monkeypatch.undo()
-    assert not torch.equal(self_text(tiny_model("llama", seed=1), tiny_tokenizer(), 8, 16, 0)[:4], first.ids)
+    assert not torch.equal(self_text(tiny_model("llama", seed=1), tiny_tokenizer(), 10, 16, 0)[:4], first.ids)
     with pytest.raises(CalibrationError, match="needs the model"):
         load_calibration(settings, tiny_tokenizer())
 

@@ -77,7 +77,7 @@ def test_what_is_out_of_reach_is_written_by_the_model_and_nothing_twice(monkeypa
     told: list[str] = []
     found = load_calibration(spec("alpaca+self", 6), tokenizer, model, say=told.append)
     assert "in place of alpaca" in told[0] and found.name == "self"
-    assert torch.equal(found.ids, self_text(model, tokenizer, 12, 8, 0)[:6])
+    assert torch.equal(found.ids, self_text(model, tokenizer, 24, 8, 0)[:6])
     assert len(found.ids.unique(dim=0)) == 6
 
 

@@ -83,6 +83,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 """Keyword arguments of :func:`tiny_model` for the contract tests."""
 _PATTERN = ["sliding_attention", "full_attention", "sliding_attention"]
+_FALCON = {"ffn_hidden_size": 40, "num_kv_heads": 2, "new_decoder_architecture": True, "without": ("head_dim",)}
 MORE: dict[str, dict[str, Any]] = {
     "apertus": {"family": "apertus"},
     "arcee": {"family": "arcee"},
@@ -106,6 +107,33 @@ MORE: dict[str, dict[str, Any]] = {
     "seed_oss": {"family": "seed_oss"},
     "smollm3": {"family": "smollm3", "no_rope_layers": [1, 0, 1]},
     "starcoder2": {"family": "starcoder2", "tied": True},
+    "cohere": {"family": "cohere", "tied": True, "logit_scale": 0.5},
+    "cohere-normed": {"family": "cohere", "use_qk_norm": True},
+    "cohere2": {"family": "cohere2", "layer_types": _PATTERN, "sliding_window": 3},
+    "falcon-7b": {"family": "falcon", "tied": True, "ffn_hidden_size": 40, "without": ("head_dim",)},
+    "falcon-11b": {"family": "falcon", **_FALCON, "num_ln_in_parallel_attn": 1},
+    "falcon-40b": {"family": "falcon", **_FALCON, "bias": True},
+    "gpt_bigcode": {"family": "gpt_bigcode", "tied": True, "n_inner": 40, "num_key_value_heads": 1},
+    "gpt2": {"family": "gpt2", "tied": True, "n_inner": 40},
+    "gptj": {"family": "gptj", "n_inner": None, "rotary_dim": 8},
+    "gpt_neox": {"family": "gpt_neox", "head_dim": None, "rotary_pct": 0.5},
+    "gpt_neox-serial": {"family": "gpt_neox", "head_dim": None, "rotary_pct": 0.5, "use_parallel_residual": False},
+    "granite_swa": {"family": "granite_swa", "residual_multiplier": 0.4, "logits_scaling": 3.0,
+                    "layer_types": _PATTERN, "sliding_window": 3},
+    "hyperclovax": {"family": "hyperclovax", "residual_multiplier": 0.4, "logits_scaling": 0.5},
+    "jais2": {"family": "jais2"},
+    "ministral3": {"family": "ministral3", "rope_parameters": {
+        "rope_type": "yarn", "rope_theta": 50000.0, "factor": 16.0, "original_max_position_embeddings": 8,
+        "llama_4_scaling_beta": 0.1}},
+    "nanochat": {"family": "nanochat", "final_logit_softcapping": 2.0},
+    "persimmon": {"family": "persimmon", "head_dim": 12, "partial_rotary_factor": 0.5},
+    "vaultgemma": {"family": "vaultgemma", "tied": True, "layer_types": _PATTERN, "sliding_window": 3},
+    "phi": {"family": "phi"},
+    "phi-normed": {"family": "phi", "head_dim": 12, "qk_layernorm": True},
+    "phi3": {"family": "phi3"},
+    "stablelm": {"family": "stablelm", "head_dim": 12, "partial_rotary_factor": 0.5, "use_qkv_bias": True},
+    "stablelm-parallel": {"family": "stablelm", "head_dim": 12, "partial_rotary_factor": 0.5,
+                          "use_parallel_residual": True},
 }  # fmt: skip
 """One of every family that is a row and nothing else, for ``tests/contracts/test_families.py``."""
 CONTRACT = ["llama-tied", "llama-biased", "mistral-sliding", "qwen2-mixed", "qwen3", "baichuan"]
@@ -142,15 +170,18 @@ def tiny_model(
     layers: int = 3,
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
+    without: tuple[str, ...] = (),
     **config: Any,
 ) -> PreTrainedModel:
     """A random dense model in evaluation mode: 4 query heads of 16 on 2 KV heads, hidden 48, 40 channels, 97 tokens.
 
-    Baichuan's has as many KV heads as query heads and hidden 64. Further ``config`` goes to the configuration.
+    Baichuan's has as many KV heads as query heads and hidden 64. Further ``config`` goes to the configuration, which
+    gets none of the keys in ``without``.
     """
     config_class, model_class = _classes(family)
     sizes = {"vocab_size": VOCABULARY} if families.FAMILIES[family].remote_code else SIZES
     config = {**sizes, families.FAMILIES[family].depth: layers, "tie_word_embeddings": tied, **config}
+    config = {key: value for key, value in config.items() if key not in without}
     model = model_class(config_class(**copy.deepcopy(config)))  # some configurations change what they are given
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

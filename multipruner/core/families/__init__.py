@@ -6,13 +6,14 @@ A new family is a new row in one of the modules here (and a tiny-model fixture i
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from multipruner.core.axes import AXES
 from multipruner.core.errors import UnsupportedModelError, did_you_mean
 from multipruner.core.structure import Anatomy
 
-from .dense import DENSE
+from .dense import DENSE, REFUSED
 from .family import Family
 
 FAMILIES: dict[str, Family] = {row.model_type: row for row in DENSE}
@@ -20,17 +21,52 @@ FAMILIES: dict[str, Family] = {row.model_type: row for row in DENSE}
 
 
 def spec_for(config: Any) -> Family:
-    """Return the row for a model's configuration.
+    """Return the row for a model's configuration, an object or a dictionary.
 
     Raises:
-        UnsupportedModelError: naming the supported families, when there is none.
+        UnsupportedModelError: naming the supported families, when there is none, or the settings that a row is for.
     """
-    model_type = getattr(config, "model_type", None) or "?"
+    values: Mapping[str, Any] = config if isinstance(config, Mapping) else vars(config)
+    model_type = str(values.get("model_type") or getattr(config, "model_type", None) or "?")
     if model_type in FAMILIES:
-        return FAMILIES[model_type]
+        return row_for(FAMILIES[model_type], values)
+    check_refused(model_type)
     raise UnsupportedModelError(
         f"model family {model_type!r} is not supported{did_you_mean(model_type, FAMILIES)}; "
-        f"supported: {', '.join(sorted(FAMILIES))}. A family is one row in multipruner/core/families/."
+        f"supported: {', '.join(sorted(FAMILIES))}. A family is one row in multipruner/core/families/: see "
+        "docs/adding-a-family.md."
+    )
+
+
+def check_refused(model_type: Any) -> None:
+    """Refuse a model type that no row can describe.
+
+    Raises:
+        UnsupportedModelError: saying why.
+    """
+    if model_type in REFUSED:
+        raise UnsupportedModelError(f"models of the family {model_type!r} cannot be pruned: {REFUSED[model_type]}")
+
+
+def row_for(first: Family, values: Mapping[str, Any]) -> Family:
+    """Return the row of a model type that is right for a configuration's values.
+
+    Args:
+        first: the one in :data:`FAMILIES`.
+        values: of the configuration.
+
+    Raises:
+        UnsupportedModelError: naming the settings, when there is none.
+    """
+    rows = (first, *first.others)
+    found = next((row for row in rows if row.fits(values)), None)
+    if found is not None:
+        return found
+    asked = ", ".join({f"{key} = {values[key]!r}": None for row in rows for key in row.needs if key in values})
+    known = [", ".join(f"{key} = {' or '.join(map(repr, some))}" for key, some in row.needs.items()) for row in rows]
+    raise UnsupportedModelError(
+        f"this {first.model_type} model, with {asked}, is not supported; there are rows for {'; for '.join(known)} "
+        "(docs/adding-a-family.md says how to add one)"
     )
 
 

@@ -32,8 +32,12 @@ class Family:
         model_type: ``config.model_type`` of the family.
         prefix: the stock classes are ``{prefix}Config``, ``{prefix}Model``, ``{prefix}ForCausalLM`` ...
         infix: what stands between the prefix and ``Config`` and ``Model``.
+        causal_lm, layer: how the names of the causal language model and of the decoder layer end.
         blocks: the residual blocks of a layer, in the order in which they run; Llama's where nothing is said.
         config: keys of the configuration that say sizes -> what they are the size of.
+        unsaid: a size -> its layout where its key says nothing.
+        needs: settings of the configuration -> the values with which the row is right; one that is not there fits.
+        others: rows of the same model type for other values.
         depth: the key that says how many decoder layers there are.
         decoder: the stack of layers, within the causal language model.
         layers, embeddings, final_norm: within the decoder.
@@ -62,9 +66,34 @@ class Family:
     head_cap: str = ""
     norm_offset: float = 0.0
     infix: str = ""
+    causal_lm: str = "ForCausalLM"
+    layer: str = "DecoderLayer"
+    unsaid: Mapping[str, str] = field(default_factory=dict, hash=False)
+    needs: Mapping[str, tuple[Any, ...]] = field(default_factory=dict, hash=False)
+    others: tuple[Family, ...] = ()
     layer_arguments: str = "config, number"
     remote_code: bool = False
     layer_output: str = "tensor"
+
+    def fits(self, values: Mapping[str, Any]) -> bool:
+        """Tell whether the row is right for a configuration's values."""
+        return all(values[key] in allowed for key, allowed in self.needs.items() if key in values)
+
+    @property
+    def class_name(self) -> str:
+        """The stock causal language model."""
+        return f"{self.prefix}{self.causal_lm}"
+
+    def leaving(self, block: BlockSpec) -> tuple[str, ...]:
+        """Return the norms that leave with a block; one that several share stays as long as their layer does."""
+        shared = self.shared_norms
+        return tuple(norm for norm in block.norms if norm not in shared)
+
+    @property
+    def shared_norms(self) -> tuple[str, ...]:
+        """The norms of a layer that more than one of its blocks reads."""
+        norms = [norm for block in self.blocks for norm in block.norms]
+        return tuple(dict.fromkeys(norm for norm in norms if norms.count(norm) > 1))
 
     def block(self, kind: str) -> BlockSpec:
         """Return the row's block of a kind; it is a ``KeyError`` when there is none."""
@@ -105,6 +134,7 @@ class Family:
         axes = [axis for kind in self.kinds for axis in BLOCK_KINDS[kind].axes]
         said_of = {name for text in self.config.values() for name in Layout(text).names}
         known = {**{axis.name: 1 for axis in axes if axis.within or axis.name not in said_of}, **known}
+        known |= {name: Layout(text).size(known) for name, text in self.unsaid.items() if name not in known}
         missing = {"hidden", *(axis.name for axis in axes)} - set(known)
         if missing:
             raise ConfigError(f"the configuration of a {self.model_type} model says nothing of {sorted(missing)}")
@@ -123,8 +153,8 @@ class Family:
             rest = [name for name in layout.names if name in known]
             for name in unknown:
                 known[name] = " // ".join([f"{config}.{key}", *rest]) if name == unknown[0] else "1"
-        inner = (axis.name for kind in self.kinds for axis in BLOCK_KINDS[kind].axes if axis.within)
-        return {**{name: "1" for name in inner if name not in known}, **known}
+        axes = (axis.name for kind in self.kinds for axis in BLOCK_KINDS[kind].axes)
+        return {**{name: "1" for name in axes if name not in known}, **known}
 
     def numbers(self, counts: Mapping[str, int]) -> dict[str, int]:
         """Return what the configuration's keys say of a layer that has so much of every axis; 0 where it has none."""
@@ -134,7 +164,7 @@ class Family:
     @property
     def heads_keys(self) -> tuple[str, str]:
         """The configuration's keys for query heads and KV heads: the same where it has one for both."""
-        heads = self.key("kv_groups * queries") or self.key("kv_groups") or self.key("heads") or ""
+        heads = next(filter(None, map(self.key, ("kv_groups * queries", "queries", "kv_groups", "heads"))), "")
         return heads, self.key("kv_groups") or self.key("groups") or heads
 
     def sizes(self, values: Mapping[str, Any]) -> dict[str, Size]:

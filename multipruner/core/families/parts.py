@@ -2,60 +2,84 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-from multipruner.core.blocks import BlockSpec, linear
+from multipruner.core.blocks import BlockSpec, Tensors, linear
 from multipruner.core.layout import Layout
 
 HEADS, GROUPS = "kv_groups * queries * head_dim", "kv_groups * head_dim"
 TOGETHER = ("kv_groups * heads * head_dim", "kv_groups * groups * head_dim")
 """Queries and keys of attention whose heads are one unit."""
+INTERLEAVED, STACKED = "kv_groups * 3 * head_dim", f"{GROUPS} + {GROUPS} + {GROUPS}"
+"""One matrix of queries, keys and values of as many heads each: head by head, or one after the other."""
 Attributes = tuple[tuple[str, Layout], ...]
 _GROUPED: Attributes = (("num_key_value_groups", Layout("queries")),)
 
 
 def attention(
-    heads: str = HEADS, groups: str = GROUPS, *, fused: str = "", attributes: Attributes = _GROUPED, **rest: Any
+    heads: str = HEADS,
+    groups: str = GROUPS,
+    *,
+    inputs: tuple[str, ...] = ("q_proj", "k_proj", "v_proj"),
+    fused: str = "",
+    output: str = "o_proj",
+    more: Tensors = (),
+    matrix: Callable[[str, str, str], Tensors] = linear,
+    attributes: Attributes = _GROUPED,
+    **rest: Any,
 ) -> BlockSpec:
     """Return softmax attention with keys and values that are kept, and a norm before it.
 
     Args:
         heads, groups: the layouts of queries, and of keys and of values.
-        fused: the projection that gives all three, one after the other; by default there are three.
+        inputs: the projections that give them; one that gives all three does so one after the other.
+        fused: the layout of such a projection, where it is another.
+        output: its output projection.
+        more: further tensors that depend on its size.
+        matrix: what the projections are.
         attributes, **rest: see :class:`~multipruner.core.blocks.BlockSpec`.
     """
-    split = (("q_proj", heads), ("k_proj", groups), ("v_proj", groups))
-    inputs = ((fused, f"{heads} + {groups} + {groups}"),) if fused else split
+    layouts = (heads, groups, groups) if len(inputs) == 3 else (fused or f"{heads} + {groups} + {groups}",)
     return BlockSpec(
         kind="attention",
-        path="self_attn",
-        tensors=(*(each for name, rows in inputs for each in linear(name, rows, "hidden")),
-                 *linear("o_proj", "hidden", heads)),
-        output="o_proj",
+        tensors=(*(each for name, rows in zip(inputs, layouts, strict=True) for each in matrix(name, rows, "hidden")),
+                 *matrix(output, "hidden", heads), *more),
+        output=output,
         attributes=attributes,
         arguments=True,
-        cached=(Layout(groups), Layout(groups)),
         scores=(Layout(heads), Layout(heads)),
         cache="layer_idx",
-        **{"before": "input_layernorm", **rest},
+        **{"path": "self_attn", "before": "input_layernorm", "cached": (Layout(groups), Layout(groups)), **rest},
     )  # fmt: skip
 
 
-def mlp(*inputs: str, rows: str = "channels", output: str = "down_proj", **rest: Any) -> BlockSpec:
+def mlp(
+    *inputs: str,
+    rows: str = "channels",
+    output: str = "down_proj",
+    matrix: Callable[[str, str, str], Tensors] = linear,
+    **rest: Any,
+) -> BlockSpec:
     """Return an MLP with a norm before it.
 
     Args:
         *inputs: its input projections; default: a gate and an up.
         rows: the layout of each.
         output: its output projection.
+        matrix: what the projections are.
         **rest: see :class:`~multipruner.core.blocks.BlockSpec`.
     """
     names = inputs or ("gate_proj", "up_proj")
     return BlockSpec(
         kind="mlp",
-        path="mlp",
-        tensors=(*(each for name in names for each in linear(name, rows, "hidden")),
-                 *linear(output, "hidden", "channels")),
+        tensors=(*(each for name in names for each in matrix(name, rows, "hidden")),
+                 *matrix(output, "hidden", "channels")),
         output=output,
-        **{"before": "post_attention_layernorm", "attributes": (("intermediate_size", Layout("channels")),), **rest},
+        **{
+            "path": "mlp",
+            "before": "post_attention_layernorm",
+            "attributes": (("intermediate_size", Layout("channels")),),
+            **rest,
+        },
     )  # fmt: skip

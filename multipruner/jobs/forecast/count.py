@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 from math import ceil
 from pathlib import Path
 
-from multipruner.config.choices import IMPORTANCES
 from multipruner.config.recipe import Recipe
 from multipruner.core.structure import Size
 from multipruner.engine.grouped_attention import grouped_attention, narrow_cache
 from multipruner.engine.prunable import Prunable
 from multipruner.eval.scoring import context_length
+from multipruner.jobs.estimates import TOKENS as ENERGY_TOKENS
 from multipruner.jobs.reachable import span
 from multipruner.jobs.setting import problem_of, task_of
 from multipruner.repair.final_norm import TOKENS as GAIN_TOKENS
@@ -22,7 +22,7 @@ from multipruner.sources.sampled_text import side_by_side
 from multipruner.storage.hub import hub_answers
 
 from . import work
-from .needs import sampled_parts
+from .needs import sampled
 from .work import Base, Candidate, Shape, Texts, Work
 
 _BYTES_PER_TOKEN = 4
@@ -45,20 +45,18 @@ def texts_for(recipe: Recipe, prunable: Prunable, unwritten: Callable[[int, int,
         prunable: the model, for its context.
         unwritten: tells of (sequences, length, seed) how many are still to be sampled; default: all.
     """
-    spec, context = recipe.calibration, context_length(prunable.model.config)
+    spec, context = recipe.text, context_length(prunable.model.config)
     length, judge = min(spec.length, context), recipe.evaluation
-    needed = recipe.repair != "none" or IMPORTANCES[recipe.importance].moments
-    calls = []
-    for part, sequences, seed in sampled_parts(recipe):
-        if part == "calibration" or needed:
-            calls.append(sequences if unwritten is None else unwritten(sequences, length, seed))
+    written = sampled(recipe)
+    if written and unwritten is not None:
+        written = unwritten(written, length, spec.seed)
     costs = prunable.costs
     with grouped_attention(prunable.model):
         item = (narrow_cache(prunable.model) or prunable.head_weight.dtype).itemsize
     kv = costs.kv_bytes_per_token(costs.dense) * item // costs.bytes_per_parameter
     found = Texts(
-        length, spec.sequences, min(spec.width_sequences, spec.sequences), spec.moments_sequences * needed,
-        tuple(call for call in calls if call), side_by_side(max(1, kv), length),
+        length, spec.sequences, min(spec.width_sequences, spec.sequences), spec.moments_sequences,
+        written, side_by_side(max(1, kv), length), ordered=spec.order_sequences,
     )  # fmt: skip
     if "ppl" not in judge.tasks:
         return found
@@ -122,6 +120,9 @@ def work_of(recipe: Recipe, prunable: Prunable, texts: Texts) -> tuple[dict[str,
     if searched.counts is None:
         few = 0 if recipe.layout == "uniform" else len({max(2, shape.blocks // part) for part in PARTS})
         search = work.tables(searched.rounds, searched.base, texts, shape, kl=kl, refit=scored, solutions=1 + few)
+        if recipe.estimated:
+            sequences = min(texts.statistics, max(1, ENERGY_TOKENS // texts.length))
+            search += work.energies(sequences * texts.length, shape)
     else:
         search = work.path(searched.counts, texts, shape, kl=kl, left=searched.left)
     read = "ppl" in recipe.evaluation.tasks and recipe.evaluation.text is not None

@@ -56,7 +56,7 @@ def peaks(
     pruned = sizes.result * item // 2
     state = (shape.blocks + 1) * texts.length * hidden * item
     states = min(sizes.states, state * texts.scored) + min(sizes.states, state * texts.sketched)
-    rows = min(texts.side_by_side, max(texts.sampled, default=0))
+    rows = min(texts.side_by_side, texts.sampled)
     refit = sum(kept * n for kept, n in zip(base.kept, shape.inputs, strict=True)) * hidden * item
     found: Mapping[str, float] = {
         "text": rows * (texts.length * sizes.kv * (1 + 1 / shape.layers) + sizes.vocabulary * (item + 12)),

@@ -9,7 +9,6 @@ from pathlib import Path
 from multipruner.config.recipe import Recipe
 from multipruner.core.errors import UnknownModelError
 from multipruner.eval.text import WIKITEXT
-from multipruner.sources.calibration import SEED_STEP
 from multipruner.sources.gguf import unpacked, unpacked_package
 from multipruner.sources.intake.fetch import small_files
 from multipruner.sources.mixture import mixture, together
@@ -102,14 +101,10 @@ def texts_of(recipe: Recipe) -> Iterator[Fetch]:
         yield Fetch("text for perplexity", f"the Hub, {WIKITEXT[0]}, unless it is cached")
 
 
-def sampled_parts(recipe: Recipe) -> list[tuple[str, int, int]]:
-    """Return what the model has to write: (part, sequences, seed), in the order in which it does."""
-    own = [part for part in mixture(recipe.calibration) if part.source == "self" or _given_up(part.source)]
-    if not own:
-        return []
-    spec = together(own)
-    return [("calibration", 2 * spec.sequences, spec.seed),
-            ("moments", spec.moments_sequences, spec.seed + SEED_STEP)]  # fmt: skip
+def sampled(recipe: Recipe) -> int:
+    """Return how many sequences the model has to write."""
+    own = [part for part in mixture(recipe.text) if part.source == "self" or _given_up(part.source)]
+    return 2 * (spec := together(own)).sequences + spec.moments_sequences if own else 0
 
 
 def _given_up(source: str) -> bool:

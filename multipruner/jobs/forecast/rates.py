@@ -14,10 +14,10 @@ from typing import Any
 import torch
 
 from multipruner.engine.grouped_attention import grouped_attention, narrow_cache
+from multipruner.engine.layer_calls import State
 from multipruner.engine.moments import add_moments, products_of
 from multipruner.engine.prunable import Prunable
-from multipruner.engine.sampling import drawn
-from multipruner.engine.token_losses import NegativeLogLikelihood, Scores, tokens_at_once
+from multipruner.engine.token_losses import NegativeLogLikelihood, Scores, drawn, tokens_at_once
 from multipruner.importance.second_order import ROUNDS, Elimination
 from multipruner.sources.filled_cache import cache_for
 from multipruner.sources.sampled_text import threads_for
@@ -121,9 +121,9 @@ class _Clock:
         inputs = prunable.inputs(torch.zeros(rows, length, dtype=torch.int64, device=self._device))
 
         def run() -> None:
-            hidden = inputs.hidden
+            state: State = inputs.hidden
             for block in prunable.anatomy.of_layer(0):
-                hidden = prunable.block(hidden, inputs, block, prunable.dense[block])
+                state = prunable.block(state, inputs, block, prunable.dense[block])
 
         return self.best(run)
 

@@ -56,8 +56,9 @@ class Texts:
         length: tokens of every sequence.
         scored: that structures are judged on.
         sketched: of these, that the first tables are judged on.
-        statistics: that second moments are of; 0: none are gathered.
-        sampled: that the model still has to write, call by call.
+        statistics: that the last repair, and where nothing else is said second moments, are of; 0: none.
+        ordered: of these, that second moments are of.
+        sampled: that the model still has to write.
         side_by_side: that it writes at once.
         evaluated: tokens of the text for perplexity, in sequences of :attr:`evaluated_length`.
         evaluated_length: tokens of each.
@@ -67,10 +68,16 @@ class Texts:
     scored: int
     sketched: int
     statistics: int = 0
-    sampled: tuple[int, ...] = ()
+    sampled: int = 0
     side_by_side: int = 64
     evaluated: int = 0
     evaluated_length: int = 2048
+    ordered: int | None = None
+
+    @property
+    def of_moments(self) -> int:
+        """Sequences that second moments are of."""
+        return self.statistics if self.ordered is None else min(self.ordered, self.statistics)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,11 +124,9 @@ def text(texts: Texts, shape: Shape, *, checked: bool = False) -> Work:
     end).
     """
     work = passes(texts.scored * texts.length, shape, heads=1)
-    for sequences in texts.sampled:
-        whole, rest = divmod(sequences, texts.side_by_side)
-        batches = [texts.side_by_side] * whole + [rest] * bool(rest)
-        steps = tuple((rows, texts.length - 1) for rows in batches)
-        work += Work(token_layers=sequences * (texts.length - 1) * shape.layers, steps=steps)
+    whole, rest = divmod(texts.sampled, texts.side_by_side)
+    steps = tuple((rows, texts.length - 1) for rows in [texts.side_by_side] * whole + [rest] * bool(rest))
+    work += Work(token_layers=texts.sampled * (texts.length - 1) * shape.layers, steps=steps)
     if checked:
         work += evaluation(1, texts.evaluated_length, shape)
     return work
@@ -129,7 +134,7 @@ def text(texts: Texts, shape: Shape, *, checked: bool = False) -> Work:
 
 def statistics(texts: Texts, shape: Shape, *, eliminates: bool) -> Work:
     """Return second moments of all blocks' inputs, and the orders that an elimination makes of them."""
-    tokens = texts.statistics * texts.length
+    tokens = texts.of_moments * texts.length
     if not tokens:
         return Work()
     work = passes(tokens, shape) + Work(products=sum(tokens * n * (n + _TRIANGLE) for n in shape.inputs))
@@ -215,6 +220,12 @@ def tables(
         else:
             work += losses(candidates, dense, few, shape, refit=refit) + whole
     return work
+
+
+def energies(tokens: float, shape: Shape) -> Work:
+    """Return the backward pass that sensitivities come from: every block forward, again (but the first), and back."""
+    blocks = 2 * shape.blocks - 1
+    return Work(tokens * blocks / 2, tokens * (blocks + shape.blocks) / 2, head_tokens=3 * tokens)
 
 
 def path(candidates: Mapping[str, int], texts: Texts, shape: Shape, *, kl: bool, left: float) -> Work:

@@ -7,6 +7,7 @@ from rich.console import Console
 from multipruner.console.events import tell
 from multipruner.console.progress import counting_display
 from multipruner.console.say import Say
+from multipruner.jobs.estimates import estimate_of
 from multipruner.jobs.remembered import remembered, rough_of
 from multipruner.jobs.setting import Found, Setting
 from multipruner.jobs.workspace import Workspace
@@ -22,7 +23,8 @@ def program(setting: Setting, workspace: Workspace, console: Console, say: Say, 
         known = len(losses.memo) + (len(rough.memo) if rough is not None else 0)
         if known:
             say(f"{known} losses were measured before and are not measured again")
-        result = allocate(setting.task, losses, display, sketch=rough)
+        estimate = estimate_of(setting, display)
+        result = allocate(setting.task, losses, display, sketch=rough, estimate=estimate)
     for round_ in result.rounds:
         tell(console, "decision", what="round", **round_.to_json())
         say(

@@ -17,6 +17,7 @@ from multipruner.core.structure import Structure
 from multipruner.engine.objective import Work
 from multipruner.engine.processes import Team
 from multipruner.eval import evaluate as run_evaluation
+from multipruner.jobs.estimates import estimate_of
 from multipruner.jobs.remembered import RememberedObjective
 from multipruner.jobs.setting import Found, Setting, task_of
 from multipruner.search import allocate
@@ -156,7 +157,8 @@ class StructureEngine:
             name = "program" if ratio == recipe.ratio or ratio is None else f"program {ratio:g}"
             wanted = recipe.model_copy(update={"ratio": ratio})
             try:
-                result = allocate(task_of(wanted, self.setting.prunable), objective, counting)
+                task = task_of(wanted, self.setting.prunable, repair=self.setting.search_repair)
+                result = allocate(task, objective, counting, estimate=estimate_of(self.setting, counting))
             except InfeasibleError as error:
                 if ratio == recipe.ratio:
                     raise

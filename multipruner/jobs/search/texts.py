@@ -33,7 +33,7 @@ class SearchTexts:
         Raises:
             CalibrationError: when there are not two sequences of held-out text.
         """
-        spec, model = setting.recipe.calibration, setting.prunable.model
+        spec, model = setting.recipe.text, setting.prunable.model
         held = setting.held_out or load_calibration(spec, setting.tokenizer, model, split="heldout")
         count = len(held.ids)
         if count < 2:

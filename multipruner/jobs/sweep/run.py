@@ -23,6 +23,7 @@ from multipruner.console.say import teller
 from multipruner.core.errors import ConfigError
 from multipruner.core.plan import PruningPlan
 from multipruner.core.structure import Structure
+from multipruner.jobs.estimates import estimate_of
 from multipruner.jobs.limits import measures_of
 from multipruner.jobs.prepare import prepare
 from multipruner.jobs.record import Clock, timed
@@ -167,7 +168,8 @@ class _Sweep:
             def tell(what: str, done: int, total: int) -> None:
                 display(f"{value} {what}", done, total)
 
-            found = allocate(self.settings[value].task, losses, tell, sketch=rough)
+            own = self.settings[value]
+            found = allocate(own.task, losses, tell, sketch=rough, estimate=estimate_of(own, tell))
         point = self._point("program", value, found.structure, found.loss, found.rounds)
         self.say(self._line(point))
         return point

@@ -10,7 +10,6 @@ import re
 from collections.abc import Iterable, Mapping
 from math import prod
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from multipruner.core.errors import ConfigError, UnknownModelError, UnsupportedModelError
@@ -20,11 +19,14 @@ from multipruner.core.plan import PLAN_FORMAT
 from multipruner.storage.tensor_headers import StoredTensor, check_tied, json_object, stored_tensors
 
 from .recognise import check_wrapper, quantised, quantised_beside
+from .unknown import modules_met
 
 PLAN_FILE = "plan.json"
 WIDE = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 """Types that weights may have, as safetensors names them, and their bytes."""
-HARMLESS = re.compile(r"(^|\.)rotary_emb\.(inv_freq|cos_cached|sin_cached)$|\.self_attn\.(masked_bias|bias)$")
+HARMLESS = re.compile(
+    r"(^|\.)rotary_emb\.(inv_freq|cos_cached|sin_cached)$|\.(self_attn|self_attention|attention|attn)\.(masked_bias|bias)$"
+)
 """Tensors that older versions of transformers stored and that follow from the configuration."""
 RUN_TIME: dict[str, Any] = {"return_dict": True, "output_attentions": False, "output_hidden_states": False}
 """What a configuration may remember of how it was run, and what it is run with here."""
@@ -69,7 +71,11 @@ def read_config(folder: Path, name: str, trust: bool) -> Family:
         raise UnsupportedModelError(
             f"config.json of {name} has no model_type; write the family's name into it: {', '.join(sorted(FAMILIES))}"
         )
-    spec = spec_for(SimpleNamespace(model_type=model_type))
+    try:
+        spec = spec_for(record)
+    except UnsupportedModelError as error:
+        met = "" if model_type in FAMILIES else modules_met(folder)
+        raise UnsupportedModelError(f"{error}{met}") from None
     _check_class(name, record, spec)
     if spec.remote_code and not trust:
         raise ConfigError(
@@ -106,6 +112,8 @@ def account(folder: Path, name: str, config: Any, spec: Family) -> dict[str, Sto
             f"{name} is quantised{f' ({beside})' if beside else ''}: {packed[0]} is stored as "
             f"{found[packed[0]].dtype}; start from the unquantised model, of F16, BF16 or F32 weights"
         )
+    if f"{spec.head}.weight" not in found and not any(key.startswith(f"{spec.decoder}.") for key in found):
+        found = {f"{spec.decoder}.{key}": tensor for key, tensor in found.items()}  # files of the decoder alone
     _check_layers(name, config.num_hidden_layers, spec, found)
     if spec.remote_code:
         return found  # what its own code builds is known when it has run
@@ -150,7 +158,7 @@ def _has_plan(folder: Path) -> bool:
 
 def _check_class(name: str, record: Mapping[str, Any], spec: Family) -> None:
     """Check that the checkpoint's own word for its class is the family's stock language model."""
-    stock = f"{spec.prefix}ForCausalLM"
+    stock = spec.class_name
     classes = record.get("architectures") or [stock]
     if not isinstance(classes, list) or not all(isinstance(each, str) for each in classes):
         raise ConfigError(f"config.json of {name}: architectures must be a list such as [{stock!r}], not {classes!r}")
@@ -231,7 +239,7 @@ def _expected(name: str, config: Any, spec: Family) -> dict[str, tuple[int, ...]
 
     try:
         with torch.device("meta"):
-            model = getattr(transformers, f"{spec.prefix}ForCausalLM")(config)
+            model = getattr(transformers, spec.class_name)(config)
         return {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
     except Exception as error:  # of every kind: the class meets values that nobody checked
         raise ConfigError(f"no model can be built from config.json of {name}: {reason_of(error)}") from error
@@ -251,7 +259,7 @@ def _compare(
     if unexpected:
         told = next((text for sign, text in _PARTS.items() if any(re.search(sign, key) for key in unexpected)), None)
         raise UnsupportedModelError(
-            f"{name} has {len(unexpected)} tensors without a place in {spec.prefix}ForCausalLM: "
+            f"{name} has {len(unexpected)} tensors without a place in {spec.class_name}: "
             f"{_few(unexpected)}{f' ({told})' if told else ''}{_lacks(missing)}; save the language model alone, with "
             "the configuration that is its own"
         )

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from multipruner.core.errors import UnknownModelError, UnsupportedModelError
-from multipruner.core.families import FAMILIES
+from multipruner.core.families import FAMILIES, check_refused
 from multipruner.storage.tensor_headers import INDEX, SINGLE
 
 ADAPTER = "adapter_config.json"
@@ -63,8 +63,9 @@ def check_wrapper(model: str, record: Mapping[str, Any]) -> None:
         record: its ``config.json``.
 
     Raises:
-        UnsupportedModelError: naming the part, and how to take it out.
+        UnsupportedModelError: naming the part, and how to take it out, or why no model of the family can be pruned.
     """
+    check_refused(record.get("model_type"))
     inner = record.get("text_config") or record.get("llm_config") or record.get("language_config")
     if str(record.get("model_type")) in FAMILIES or not isinstance(inner, dict):
         return

@@ -1,0 +1,65 @@
+"""What decoder layers are called with, and what flows between the blocks within them."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+
+class Recorder(nn.Module):
+    """Stands in for a decoder layer, keeps what it was called with and hands the hidden states on."""
+
+    def __init__(self, layer: nn.Module, as_tuple: bool) -> None:
+        super().__init__()
+        self.__dict__["_layer"] = layer
+        self.__dict__["_as_tuple"] = as_tuple
+        self.__dict__["called_with"] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        # some decoders read attributes of their layers, such as the attention type
+        return getattr(self.__dict__["_layer"], name)
+
+    def forward(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
+        names = [*inspect.signature(self.__dict__["_layer"].forward).parameters][1 : 1 + len(args)]
+        self.called_with.update(dict(zip(names, args, strict=True)), **kwargs, hidden=hidden)
+        return (hidden,) if self.__dict__["_as_tuple"] else hidden
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """One batch, ready for the first block.
+
+    Attributes:
+        hidden: input of the first decoder layer, [sequences, length, hidden_size].
+        arguments: what the stock decoder calls each layer with (masks, rotary embeddings, positions)."""
+
+    hidden: Tensor
+    arguments: tuple[dict[str, Any], ...]
+
+
+class Beside(NamedTuple):
+    """The residual stream before a block that runs beside the one before it.
+
+    Attributes:
+        now: with what all blocks before have added, [sequences, length, hidden_size].
+        begin: as it was at the beginning of the layer, which is what the block reads."""
+
+    now: Tensor
+    begin: Tensor
+
+
+State = Tensor | Beside
+"""The residual stream before a block: one tensor, except where blocks run side by side."""
+
+
+def stream_of(state: State) -> Tensor:
+    """Return the residual stream with what all blocks before have added, [sequences, length, hidden_size]."""
+    return state.now if isinstance(state, Beside) else state
+
+
+def read_by_next(state: State) -> Tensor:
+    """Return what the next block reads of the residual stream, [sequences, length, hidden_size]."""
+    return state.begin if isinstance(state, Beside) else state

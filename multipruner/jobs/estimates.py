@@ -1,0 +1,43 @@
+"""First tables of the exact program that no loss was measured for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from multipruner.importance.energies import sensitivities
+from multipruner.search import Task
+from multipruner.search.program import Table
+
+from .setting import Setting
+
+TOKENS = 4096
+"""Of the text for moments, that sensitivities are taken from; twice as many gave the same structure."""
+
+
+def estimate_of(setting: Setting, display: Callable[[str, int, int], None]) -> Callable[[Task], Table] | None:
+    """Return what estimates the first tables (inside :meth:`Prunable.in_order`); ``None`` where they are measured.
+
+    Args:
+        setting: of the run; sensitivities are computed once for all its recipes.
+        display: called with ("energies", sequences done, sequences in all) in the backward pass.
+    """
+    return partial(_estimated, setting, display) if setting.recipe.estimated else None
+
+
+def _estimated(setting: Setting, display: Callable[[str, int, int], None], task: Task) -> Table:
+    ids = setting.statistics_ids
+    assert task.errors is not None and ids is not None
+    if not setting.sensitivities:
+        few = ids[: max(1, TOKENS // ids.shape[1])]
+        seed, shown = setting.recipe.calibration.seed, partial(display, "energies")
+        found = sensitivities(setting.prunable, few, seed=seed, progress=shown)
+        setting.sensitivities.extend(found)
+    dense, table = task.anatomy.dense, {}
+    for block, factor in enumerate(setting.sensitivities):
+        rows = []
+        for chain in task.chains(block, dense):
+            errors = zip(chain, task.errors(block, chain), strict=True)
+            rows.append({size: 0.0 if size == dense[block] else factor * error for size, error in errors})
+        table[block] = task.predicted(block, dense, rows)
+    return table

@@ -1,0 +1,68 @@
+"""How far a narrowed block's output is from the dense one, for many widths at once and from the moments alone.
+
+With the columns S of an output projection W kept, and the best W' for them, the squared error of the output is
+
+    e(S) = min_W'  E |W x - W' x_S|^2 + r |W' - W_S|^2 + r |W_Q|^2,     Q the columns that left.
+
+Kept columns that are nested, as along one axis of a block, need one factorisation for all of them: with the columns in
+the order in which they stay longest and ``G + r I = L L^T``, the first k columns explain what the first k rows of
+``L^T`` do, so ``e(k)`` is the squared norm of the columns of ``W L`` from the k-th on.
+
+The error is a better guide from one width to the next than their distance: losses follow it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from multipruner.core.errors import NumericsError
+
+from .columns import RIDGE, How
+
+
+def nested_errors(
+    weight: Tensor,
+    gram: Tensor,
+    mean: Tensor | None,
+    kept: Sequence[Tensor],
+    how: How = "lstsq",
+    ridge: float = RIDGE,
+) -> list[float]:
+    """Return the squared output error of every choice of columns, summed over the hidden size, in the mean over tokens.
+
+    Args:
+        weight: output projection, [hidden_size, n].
+        gram: second moments of its input, [n, n].
+        mean: means of its input where a bias takes them over, [n]; else ``None``.
+        kept: indices of the columns that stay, each choice a part of the next.
+        how: whether what stays is refitted (``"lstsq"``), or at most a bias (``"bias"``).
+        ridge: relative to the mean of the diagonal of ``gram``.
+
+    Raises:
+        NumericsError: when the moments are not finite, or singular in spite of the ridge.
+    """
+    seen = torch.zeros(len(gram), dtype=torch.bool, device=gram.device)
+    order: list[Tensor] = []
+    for columns in (*kept, torch.arange(len(gram), device=gram.device)):
+        order.append(columns[~seen[columns]])
+        seen[columns] = True
+    by_stay = torch.cat(order)
+    moments = gram.float()
+    if mean is not None:
+        moments = moments - torch.outer(mean.float(), mean.float())
+    moments, rows = moments[by_stay][:, by_stay], weight.detach().float()[:, by_stay]
+    if how == "lstsq":
+        moments.diagonal().add_(ridge * float(moments.diagonal().mean()))
+        factor, status = torch.linalg.cholesky_ex(moments)
+        if int(status) or not bool(torch.isfinite(factor).all()):
+            raise NumericsError("the moments of the calibration text cannot be inverted: raise --ridge, give more text")
+        own = (rows @ factor).square().sum(dim=0)
+    else:
+        # what column j and those after it share: the error of Q is the sum over pairs in Q
+        pairs = (rows.T @ rows) * moments
+        own = pairs.diagonal() + 2 * pairs.triu(1).sum(dim=1)
+    left = own.double().flip(0).cumsum(0).flip(0)
+    return [float(left[len(columns)]) if len(columns) < len(left) else 0.0 for columns in kept]
