@@ -111,9 +111,7 @@ class Recipe(Frozen):
         json_schema_extra=shown(METHOD, "MINUTES"),
     )
     layout: Literal["blocks-free", "uniform"] = Field(
-        default="blocks-free",
-        description="uniform: equal layers, so that the result is an ordinary stock checkpoint",
-        json_schema_extra=shown(METHOD),
+        "blocks-free", description="uniform: equal layers, a stock checkpoint", json_schema_extra=shown(METHOD)
     )
     objective: Literal["nll", "kl"] = Field(
         default="kl",

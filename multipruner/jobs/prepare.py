@@ -100,7 +100,7 @@ def prepare(
         with timed(seconds, "moments"):
             place = OnDisk if recipe.moments == "disk" else dict
             shown = named(display, "moments")
-            statistics = gather(prunable, more, shown, place) if more is not None else None
+            statistics = None if more is None else gather(prunable, more[: recipe.text.order_sequences], shown, place)
             _say_seldom_routed(statistics, prunable, say)
             finer = any(AXES[name].within for name in grid_of(recipe, prunable).steps)
             ranking = rank(recipe.importance, prunable, statistics, named(display, "order"), within=finer)
