@@ -70,8 +70,7 @@ def accumulated(
     """
     batches = embedded(prunable, ids)
     dense: list[State] = [batch.hidden for batch in batches]
-    pruned, untouched = list(dense), True
-    outputs: Outputs = {}
+    pruned, untouched, outputs = list(dense), True, dict[int, Projection]()
     for number, (size, full) in enumerate(zip(structure, prunable.dense, strict=True)):
         untouched, spec = untouched and size == full, prunable.block_spec(number)
         fits = bool(size and spec.after and spec.output and not untouched)
