@@ -136,7 +136,9 @@ def overhead(prunable: Prunable, ids: torch.Tensor, repeats: int = 9) -> None:
 def whole_run(prunable: Prunable, ids: torch.Tensor, recipe: Recipe) -> list[Cell]:
     """A whole run to 20 %, both ways."""
     spec = recipe.calibration
-    problem = Problem(prunable.costs, 0.2, recipe.stages, recipe.shares, grid_in(recipe), recipe.stop)
+    problem = Problem(
+        prunable.costs, 0.2, recipe.stages, recipe.shares, grid_in(recipe).of_model(prunable.anatomy), recipe.stop
+    )
     sides, paths = [], []
     for name, make in (("prefix re-use", CalibrationObjective), ("plain full forwards", PlainObjective)):
         blocks = make(prunable, ids, batch_size=spec.batch_size)

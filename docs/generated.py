@@ -29,6 +29,7 @@ from multipruner.config.effort import EFFORTS
 from multipruner.config.fields import described
 from multipruner.config.recipe import CalibrationSpec, EvaluationSpec, PackageSource, Recipe
 from multipruner.core import errors
+from multipruner.core.axes import BLOCK_KINDS
 from multipruner.core.blocks import BlockSpec
 from multipruner.core.costs import COSTS
 from multipruner.core.families import FAMILIES, Family
@@ -109,11 +110,12 @@ def families() -> str:
 
     rows = (
         (code(name), f"{code(spec.class_name)}{', code of its own' if spec.remote_code else ''}",
-         *(_block(spec.block(kind)) for kind in ("attention", "mlp")), _only(spec),
+         *(_block(spec.block(kind)) if kind in spec.kinds else "" for kind in BLOCK_KINDS), _only(spec),
          "yes" if name in GGUF_FAMILIES else "no")
         for name, spec in FAMILIES.items()
     )  # fmt: skip
-    return table(("model type", "class", "attention", "MLP", "only with", "GGUF export"), rows)
+    labels = (f"{kind.label[0].upper()}{kind.label[1:]}" for kind in BLOCK_KINDS.values())
+    return table(("model type", "class", *labels, "only with", "GGUF export"), rows)
 
 
 def _only(spec: Family) -> str:
@@ -130,6 +132,8 @@ def _block(block: BlockSpec) -> str:
         + next((f" ({layout.text})" for layout in tensor.dims if "+" in layout.text), "")
         for tensor in block.inputs
     )
+    if block.routed:
+        return f"{code(block.tensors[0].path.removesuffix('.weight'))}, {code(block.routed)}"
     return f"{inputs} → {code(block.output)}"
 
 

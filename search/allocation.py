@@ -9,7 +9,7 @@ predicted for the others: :mod:`~multipruner.search.options`.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import count
 from math import isfinite
@@ -43,6 +43,7 @@ class Task:
         first: shares of its levels that a block keeps in the first tables.
         errors: gives the output errors of a block along a chain of sizes, which losses between measured ones follow;
             ``None``: straight lines.
+        straight: blocks that have no such errors: straight lines between the losses of :data:`FIRST`.
     """
 
     anatomy: Anatomy
@@ -53,6 +54,11 @@ class Task:
     refine_seconds: float = 0.0
     first: tuple[float, ...] = FIRST
     errors: Callable[[int, Chain], Sequence[float]] | None = field(default=None, compare=False)
+    straight: frozenset[int] = frozenset()
+
+    def errors_of(self, block: int, chain: Chain) -> Sequence[float] | None:
+        """Return the output errors of a block along a chain, where losses follow them."""
+        return None if self.errors is None or block in self.straight else self.errors(block, chain)
 
     def levels(self, block: int) -> tuple[Size, ...]:
         """Return what a block can keep, from nothing to everything."""
@@ -127,7 +133,7 @@ def allocate(
         on_progress: called after every loss.
         sketch: measures those of the first tables instead, such as the same loss on less text: these only have to
             lead near the place where rounds look closely.
-        estimate: gives the first tables instead, without a loss.
+        estimate: gives the first tables instead, without a loss, of all blocks that it can tell them of.
 
     Raises:
         InfeasibleError: when no structure keeps the budgets, before anything is measured.
@@ -150,13 +156,18 @@ def allocate(
         if number:
             table, base = _tables(task, meter, best, reach, number)
         else:
-            table = _tables(task, rough, dense, None, number)[0] if estimate is None else estimate(task)
+            table = {} if estimate is None else dict(estimate(task))
+            if len(table) < len(dense):
+                table |= _tables(task, rough, dense, None, number, table)[0]
             table, base = _settled(task, rough, table), dense_loss
         solutions = _solutions(task, table, best if number else None)
         losses = [meter(solution.structure) for solution in solutions]
         loss, solution = min(zip(losses, solutions, strict=True), key=lambda pair: pair[0])
         accepted = loss < best_loss
-        rounds.append(_round(number, base, solution, loss, began, measured() - before, accepted))
+        seconds, asked = time.perf_counter() - began, measured() - before
+        rounds.append(
+            Round(number, base + solution.predicted, loss, seconds, solution.seconds, solution.gap, asked, accepted)
+        )
         if accepted:
             best, best_loss = solution.structure, loss
         elif reach == 1:
@@ -199,14 +210,6 @@ def _solutions(task: Task, table: Table, base: Structure | None) -> list[Solutio
     return list(found.values()) or [free]
 
 
-def _round(
-    number: int, base: float, solution: Solution, loss: float, began: float, measured: int, accepted: bool
-) -> Round:
-    seconds = time.perf_counter() - began
-    predicted = base + solution.predicted
-    return Round(number, predicted, loss, seconds, solution.seconds, solution.gap, measured, accepted)
-
-
 def _reach(task: Task) -> int:
     """Tell how many levels up and down the first surroundings go."""
     dense = task.anatomy.dense
@@ -215,7 +218,7 @@ def _reach(task: Task) -> int:
 
 
 def check_feasible(task: Task) -> None:
-    """Solve with no losses at all: raises when the budgets cannot be kept."""
+    """Solve with no losses at all; raises when the budgets cannot be kept."""
     table = {block: dict.fromkeys(task.levels(block), 0.0) for block in range(len(task.anatomy))}
     solve(table, task.limits, task.anatomy, uniform=task.uniform)
 
@@ -232,16 +235,17 @@ class _Meter:
 
 
 def _tables(
-    task: Task, meter: _Meter, base: Structure, reach: int | None, number: int
+    task: Task, meter: _Meter, base: Structure, reach: int | None, number: int, known: Collection[int] = ()
 ) -> tuple[dict[int, dict[Size, float]], float]:
     """Return loss increases of every block's options with all other blocks as in ``base``, and the loss of the base.
 
     ``reach`` None measures a few levels over the whole range; a number measures the levels that far up and down, and
     options further away are no options. Between measured levels losses are interpolated, beside the chains predicted.
+    Blocks that are ``known`` are left out.
     """
     meter.objective.commit(base)
     own = meter(base)
-    wanted = _asked(task, base, reach)
+    wanted = {block: rows for block, rows in _asked(task, base, reach).items() if block not in known}
     total, done = sum(len(sizes) for asked in wanted.values() for _, sizes in asked), 0
     what = "first tables" if reach is None else f"round {number}"
     table: dict[int, dict[Size, float]] = {}
@@ -253,7 +257,7 @@ def _tables(
                 rows[size] = meter(base.replace(block, size)) - own
                 done += 1
                 meter.on_progress(what, done, total)
-            errors = task.errors and task.errors(block, chain)
+            errors = task.errors_of(block, chain)
             tables.append(interpolated(rows, chain, errors))
             if errors is not None and reach is None:
                 tables[-1] |= beyond(tables[-1], chain, errors)
@@ -267,12 +271,12 @@ def _settled(task: Task, meter: _Meter, estimated: Table) -> Table:
     """
     if task.errors is None:
         return estimated
-    dense, table = task.anatomy.dense, {block: dict(rows) for block, rows in estimated.items()}
+    dense, table = task.anatomy.dense, {block: dict(rows) for block, rows in sorted(estimated.items())}
     meter.objective.commit(dense)
     own, asked = meter(dense), set[int]()
     while True:
         found = solve(table, task.limits, task.anatomy, uniform=task.uniform).structure
-        new = [block for block, size in enumerate(found) if not size and block not in asked]
+        new = [block for block, size in enumerate(found) if not size and block not in asked | task.straight]
         if not new:
             return table
         for block in new:
@@ -283,14 +287,14 @@ def _settled(task: Task, meter: _Meter, estimated: Table) -> Table:
 
 def _asked(task: Task, base: Structure, reach: int | None) -> dict[int, list[tuple[Chain, list[Size]]]]:
     """Return for every block its chains, and of each the options to measure."""
+    first = [FIRST if block in task.straight else task.first for block in range(len(base))]
     return {
-        block: [(chain, wanted(chain, base[block], reach, task.first)) for chain in task.chains(block, base)]
-        for block in range(len(base))
+        block: [(chain, wanted(chain, base[block], reach, shares)) for chain in task.chains(block, base)]
+        for block, shares in enumerate(first)
     }
 
 
 def options_of_round(task: Task, base: Structure, number: int) -> dict[int, list[Size]]:
-    """Return what a round measures of every block around a structure, all rounds before it made; 0: the first
-    tables."""
+    """Return what a round (0: the first tables) measures of every block around a structure, all before it made."""
     reach = max(1, _reach(task) >> (number - 1)) if number else None
     return {block: [size for _, sizes in rows for size in sizes] for block, rows in _asked(task, base, reach).items()}

@@ -264,8 +264,9 @@ class StructureSpace:
 
     def _extremes(self) -> list[Structure]:
         """Return the dense structure, and all that keep the least of one block of each kind."""
-        found = [self.ladder.dense]
-        for places in zip(*map(self.ladder.of_kind, self._kinds), strict=False):
+        found, rows = [self.ladder.dense], [self.ladder.of_kind(kind) for kind in self._kinds]
+        for number in range(max(map(len, rows))):  # kinds that fewer layers have come round again
+            places = {row[number % len(row)] for row in rows}
             found.append(self.ladder.structure([int(place in places) for place in range(len(self.ladder))]))
         return found
 

@@ -8,7 +8,7 @@ width of the matrices: channels of an MLP, and heads times their width of an att
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import gcd, prod
 
 from multipruner.core.axes import AXES, BLOCK_KINDS, Axis, Dimension
@@ -23,10 +23,23 @@ class Grid:
     Attributes:
         steps: axis -> units that leave together; an axis that is not named stays whole.
         partial: axes whose step need not divide the dense count: units leave from the end, what stays is uneven.
+        least: axis -> units that stay at least, where a token goes through more than one.
     """
 
     steps: Mapping[str, int]
     partial: frozenset[str] = frozenset()
+    least: Mapping[str, int] = field(default_factory=dict)
+
+    def of_model(self, anatomy: Anatomy) -> Grid:
+        """Return the same for one model: of the axes that its blocks have, and with what of them stays at least."""
+        names = {axis.name: axis for kind in anatomy.kinds for axis in BLOCK_KINDS[kind].axes}
+        steps = {name: step for name, step in self.steps.items() if name in names}
+        least = {name: anatomy.least(name) for name, axis in names.items() if axis.active}
+        return replace(self, steps=steps, partial=self.partial & set(names), least=least)
+
+    def fewest(self, axis: Axis) -> int:
+        """Tell how many units of an axis with a step a block that is there keeps at least."""
+        return max(1 if axis.within else self.steps[axis.name], self.least.get(axis.name, 1))
 
     def check(self, anatomy: Anatomy) -> None:
         """Refuse steps that do not divide the dense counts, or that fit no unit that an axis is within.
@@ -62,15 +75,15 @@ class Grid:
         """Tell how many units of an axis a block that is there can have, ascending.
 
         Units leave from the end, a step at a time. What stays is at least one step, or one unit of an axis within
-        another one; an axis without a step stays whole.
+        another one, and no fewer than a token goes through; an axis without a step stays whole.
 
         Args:
             axis: of the block.
             most: how many the dense block has.
         """
-        step = self.steps.get(axis.name, most)
-        least = 1 if axis.within else step
-        return tuple(sorted({most, *range(most, least - 1, -step)})) if most else ()
+        if axis.name not in self.steps:
+            return (most,) if most else ()
+        return tuple(sorted({most, *range(most, self.fewest(axis) - 1, -self.steps[axis.name])})) if most else ()
 
     def of(self, place: Place) -> tuple[tuple[int, ...], ...]:
         """Return for every axis of a block the counts that it can have, ascending."""
@@ -114,7 +127,7 @@ def _units(dimension: Dimension, structure: Structure, anatomy: Anatomy, grid: G
             step = grid.steps.get(axis.name)
             if axis.dimension != dimension or step is None:
                 continue
-            if size[at] - step >= (1 if axis.within else step):
+            if size[at] - step >= grid.fewest(axis):
                 yield number, (*size[:at], size[at] - step, *size[at + 1 :])
 
 

@@ -78,11 +78,13 @@ def interpolated(
     known = sorted((sizes.index(size), loss) for size, loss in rows.items())
     result = dict(rows)
     for number, ((low, first), (high, last)) in enumerate(pairwise(known)):
-        pair, along = ((low, first), (high, last)), errors
-        if not sizes[low]:
-            pair, along = (known[1:3], errors) if number + 2 < len(known) and errors else (pair, None)
+        one, other, along = (low, first), (high, last), errors
+        if not sizes[low] and errors and number + 2 < len(known):
+            one, other = known[1:3]
+        elif not sizes[low]:
+            along = None
         for place in range(low + 1, high):
-            result[sizes[place]] = _between(*pair, place, along)
+            result[sizes[place]] = _between(one, other, place, along)
     return result
 
 

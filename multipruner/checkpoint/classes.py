@@ -41,7 +41,7 @@ from .{module} import {model} as {prefix}Model
 """
 _NAMES = """
 DECODER, LAYERS, DEPTH = {decoder!r}, {layers!r}, {depth!r}
-BLOCKS = {blocks!r}
+{note}BLOCKS = {blocks!r}
 CACHE_SLOT = {cache!r}
 SETTINGS: dict[str, tuple[str, ...]] = {settings!r}
 ADDED_TO = {added_to!r}
@@ -50,6 +50,10 @@ HEADS, KV_HEADS = {heads!r}, {kv_heads!r}
 
 def stock_layer(config: Any, number: int, dense: dict[str, Any]) -> Any:
 """
+_SWITCHED = (
+    "# how experts run is chosen by @use_experts_implementation of transformers, which looks for its name here\n"
+)
+"""Where a class's file does not name that, transformers conclude that nobody can choose."""
 _AS_IT_IS = '''\
     """Return the stock decoder layer of one layer's configuration; ``dense`` holds the dense model's."""
     return {prefix}DecoderLayer({arguments})
@@ -109,6 +113,7 @@ def _family(spec: Family, dense: PreTrainedModel | None) -> str:
         cache=next(block.cache for block in spec.blocks if block.cache), heads=heads, kv_heads=kv_heads,
         added_to=any(block.added_to for block in spec.blocks),
         settings={block.path: block.settings for block in spec.blocks if block.settings},
+        note=_SWITCHED if any(block.routed for block in spec.blocks) else "",
     )  # fmt: skip
     resized = [block for block in spec.blocks if block.resized]
     text = _CUT_TO_SIZE if resized else _AS_IT_IS

@@ -41,7 +41,12 @@ def pruned_config(config: Any, plan: PruningPlan, dense: PreTrainedModel | None 
     record[spec.depth] = len(layers)
     if record.get("layer_types"):
         record["layer_types"] = _layer_types(record["layer_types"], _cached(structure, anatomy, spec))
-    rows = [_numbers(structure, anatomy, layer, spec) for layer in range(len(layers))]
+    record |= _said(anatomy, spec)
+    names = getattr(config, "attribute_map", {})  # a key may be another one's name
+    rows = [
+        {names.get(key, key): number for key, number in _numbers(structure, anatomy, layer, spec).items()}
+        for layer in range(len(layers))
+    ]
     stock = _stock_config(config, record, rows, structure, anatomy, spec)
     if stock is not None:
         return stock
@@ -79,14 +84,16 @@ def _stock_config(
         spec.block(place.kind).resized and size != sizes[place.kind]
         for place, size in zip(anatomy, structure, strict=True)
     )  # a stock constructor knows such blocks in their dense size alone
-    if spec.remote_code or cut or any(row != rows[0] for row in rows) or not all(structure):
+    said = {key: number for row in rows for key, number in row.items()}
+    alike = all(said[key] == number for row in rows for key, number in row.items())
+    if spec.remote_code or cut or not alike or not all(structure):
         return None
     width = spec.key("head_dim")
-    heads = {**record, **rows[0]}[spec.heads_keys[0]]
+    heads = {**record, **said}[spec.heads_keys[0]]
     square = heads * constants["head_dim"] == constants["hidden"]
     if width is None and not square:
         return None
-    record = {**record, **rows[0]}
+    record = {**record, **said}
     if width is not None and (width in record or not square):
         record[width] = constants["head_dim"]
     config_class: Any = type(config)
@@ -94,9 +101,10 @@ def _stock_config(
         stock = config_class(**record)
     except StrictDataclassClassValidationError:  # LlamaConfig: heads must divide hidden_size, head_dim or not
         return None
-    says = {key: getattr(stock, key, None) for key in spec.config}
-    asked = {**says, **rows[0]}  # some constructors work sizes out anew, whatever they are given
-    return stock if says == asked and (width is None or says[width] in (None, constants["head_dim"])) else None
+    # some constructors work sizes out anew, whatever they are given
+    heard = all(getattr(stock, key, None) == number for key, number in said.items())
+    heard &= width is None or getattr(stock, width, None) in (None, constants["head_dim"])
+    return stock if heard else None
 
 
 def with_older_words(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -125,6 +133,7 @@ def _check_plan(config: Any, plan: PruningPlan) -> None:
         raise ConfigError(f"the plan was made for a model of {sizes[0]}; this one has {sizes[1]}")
     if not plan.layers:
         raise ConfigError("the plan leaves no decoder layer")
+    anatomy_of(config).check(plan.structure)
 
 
 def _described(anatomy: Anatomy) -> str:
@@ -172,6 +181,16 @@ def _numbers(structure: Structure, anatomy: Anatomy, layer: int, spec: Family) -
     return spec.numbers(counts)
 
 
+def _said(anatomy: Anatomy, spec: Family) -> Mapping[str, Any]:
+    """Return what the configuration says of which layers have which kind of block, where they differ."""
+    if spec.pattern is None:
+        return {}
+    first = spec.pattern.kinds[0]
+    return spec.pattern.said(
+        [any(anatomy[number].kind == first for number in anatomy.of_layer(layer)) for layer in range(anatomy.layers)]
+    )
+
+
 def _skipped(structure: Structure, anatomy: Anatomy, layer: int) -> list[str]:
     """Return the kinds of the blocks that a layer has lost."""
     return [anatomy[number].kind for number in anatomy.of_layer(layer) if not structure[number]]
@@ -201,7 +220,7 @@ def sizes_in(record: Mapping[str, Any], spec: Family) -> tuple[Anatomy, Structur
     places, sizes = [], []
     for number in range(int(record.get(spec.depth) or 0)):
         own = {**record, **table.get(number, {})}
-        for kind, size in spec.sizes(own).items():
+        for kind, size in spec.sizes(own, number).items():
             places.append(Place(number, kind, size))
             sizes.append(GONE if kind in (own.get("skip") or ()) else size)
     return Anatomy(tuple(places)), Structure(tuple(sizes))

@@ -40,7 +40,18 @@ def apply_plan(model: PreTrainedModel, plan: PruningPlan) -> PreTrainedModel:
     cls = model_class(spec, model) if family_of(config) else type(model)
     pruned = _with_weights(cls, config, _own(weights, dense), model)
     pruned.generation_config = copy.deepcopy(model.generation_config)
+    if cls is type(model) and any(block.routed for block in spec.blocks):
+        _written_like(model, pruned)
     return pruned
+
+
+def _written_like(model: PreTrainedModel, pruned: PreTrainedModel) -> None:
+    """Have transformers write a stock model's tensors in the layout that the dense one's were read in.
+
+    Where experts lay one by one in the checkpoint they do so again: other readers than transformers know no stacks.
+    """
+    vars(pruned).pop("_weight_conversions", None)
+    vars(pruned).update({key: value for key, value in vars(model).items() if key == "_weight_conversions"})
 
 
 def _own(weights: dict[str, torch.Tensor], dense: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -21,6 +21,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils.hub import HF_MODULES_CACHE
 
+from multipruner.core.axes import BLOCK_KINDS
 from multipruner.core.errors import ConfigError, MultiprunerError, OutputError
 from multipruner.core.families import anatomy_of, spec_for
 from multipruner.core.identity import digest
@@ -190,7 +191,8 @@ def structures(anatomy: Anatomy, *, uniform: bool) -> list[Structure]:
         return Structure(
             tuple(
                 GONE if gone(place.layer, place.kind) else
-                _narrow(place.dense) if narrow(place.layer, place.kind) else place.dense
+                _narrow(place.dense, anatomy.least(BLOCK_KINDS[place.kind].names[0]))
+                if narrow(place.layer, place.kind) else place.dense
                 for place in anatomy
             )
         )  # fmt: skip
@@ -206,10 +208,10 @@ def structures(anatomy: Anatomy, *, uniform: bool) -> list[Structure]:
     ]
 
 
-def _narrow(size: Size) -> Size:
-    """Return fewer units of the first axis: half, or one less where there are few."""
+def _narrow(size: Size, least: int) -> Size:
+    """Return fewer units of the first axis: half, or one less where there are few; no fewer than may stay."""
     first, *rest = size
-    return (max(1, first // 2 if first > 16 else first - 1), *rest)
+    return (max(least, first // 2 if first > 16 else first - 1), *rest)
 
 
 def empty_model(model: PreTrainedModel, structure: Structure) -> PreTrainedModel:

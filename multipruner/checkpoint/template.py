@@ -59,7 +59,7 @@ class NoHeads(nn.Module):
 
 
 class NoMLP(nn.Module):
-    """Stands where an MLP block was removed and adds nothing to the residual stream."""
+    """Stands where an MLP, or experts, were removed and adds nothing to the residual stream."""
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         return hidden_states.new_zeros(hidden_states.shape if ADDED_TO else 1)
@@ -133,12 +133,11 @@ def pruned_layer(config: Any, number: int) -> nn.Module:
     """Return the stock decoder layer in its own sizes, with null modules in the place of removed blocks."""
     own = config.per_layer_config[number]
     layer = stock_layer(own, number, vars(config))
-    for kind, null in (("attention", NoHeads(config, number)), ("mlp", NoMLP())):
-        if kind in getattr(own, "skip", ()):
-            block, norms = BLOCKS[kind]
-            setattr(layer, block, null)
-            for norm in norms:
-                setattr(layer, norm, nn.Identity())
+    for kind in getattr(own, "skip", ()):
+        block, norms = BLOCKS[kind]
+        setattr(layer, block, NoHeads(config, number) if kind == "attention" else NoMLP())
+        for norm in norms:
+            setattr(layer, norm, nn.Identity())
     for module in layer.modules():  # one object for all, so that set_attn_implementation() reaches every layer
         if hasattr(module, "config"):
             module.config = config

@@ -41,14 +41,19 @@ EFFORTS: dict[str, Effort] = {
     "fast": Effort(
         "28,672 tokens for order and repair, first tables from one backward pass, no round",
         _of(
-            {"calibration": {**_measured(4, 2, 56), "length": 512}, "tables": "energies", "rounds": 0},
+            {
+                "calibration": {**_measured(4, 2, 56), "length": 512},
+                "tables": "energies",
+                "rounds": 0,
+                "accumulate_ridge": 0.6,
+            },
             {"calibration": {**_measured(4, 1, 256), "length": 128}},
         ),
     ),
     "balanced": Effort(
         "40,960 tokens for the last repair, 24,576 of them for the order, first tables measured, no round",
         _of(
-            {"calibration": {**_measured(8, 2, 80, 48), "length": 512}, "rounds": 0},
+            {"calibration": {**_measured(8, 2, 80, 48), "length": 512}, "rounds": 0, "accumulate_ridge": 0.5},
             {"calibration": {**_measured(8, 4, 256), "length": 128}},
         ),
     ),

@@ -96,9 +96,7 @@ class Recipe(Frozen):
         json_schema_extra=shown(METHOD, everyday=True, brief=f"how much is measured ({costs()})"),
     )
     rounds: Rounds = Field(
-        default=2,
-        description="times the program is solved again with losses measured around its answer, for program",
-        json_schema_extra=shown(METHOD, "N"),
+        2, description="times the program is solved again around its answer", json_schema_extra=shown(METHOD, "N")
     )
     tables: Annotated[str, OneOf(TABLES, "table")] = Field(
         default="measured",
@@ -111,9 +109,7 @@ class Recipe(Frozen):
         json_schema_extra=shown(METHOD, "MINUTES"),
     )
     layout: Literal["blocks-free", "uniform"] = Field(
-        "blocks-free",
-        description="uniform: equal layers, an ordinary stock checkpoint",
-        json_schema_extra=shown(METHOD),
+        "blocks-free", description="uniform: equal layers, a stock checkpoint", json_schema_extra=shown(METHOD)
     )
     objective: Literal["nll", "kl"] = Field(
         default="kl",
@@ -125,7 +121,7 @@ class Recipe(Frozen):
     )
     shares: dict[Dimension, Annotated[float, Field(ge=0)]] = Field(
         default_factory=lambda: {"blocks": 44.0, "mlp": 52.0, "heads": 4.0},
-        description="shares of the ratio that blocks:mlp:heads have, for greedy",
+        description="shares of the ratio that blocks:mlp:heads have, for greedy; mlp is experts, too",
         json_schema_extra=shown(METHOD, "BLOCKS:MLP:HEADS"),
     )
     stop: Literal["nearest", "reach"] = Field(
@@ -135,9 +131,7 @@ class Recipe(Frozen):
         json_schema_extra=shown(METHOD),
     )
     importance: Annotated[str, OneOf(IMPORTANCES, "importance")] = Field(
-        default="second-order",
-        description="what puts the channels and KV groups of a layer in order",
-        json_schema_extra=shown(PARTS),
+        "second-order", description="what puts the units of a block in order", json_schema_extra=shown(PARTS)
     )
     align: Units | None = Field(
         default=None,
@@ -158,6 +152,11 @@ class Recipe(Frozen):
         default=None,
         description="query heads that leave together inside the KV groups, the same number in every group of a layer; "
         "none: whole KV groups leave and nothing else",
+        json_schema_extra=shown(PARTS, "N"),
+    )
+    expert_step: Units = Field(
+        default=1,
+        description="experts that leave together, in mixtures of experts; no fewer stay than a token is routed to",
         json_schema_extra=shown(PARTS, "N"),
     )
     repair: Literal["none", "bias", "lstsq"] = Field(

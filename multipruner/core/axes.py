@@ -25,6 +25,8 @@ class Axis:
         width: the constants that a unit is as wide as, of those in layouts.
         partial: the key of a recipe that allows steps which do not divide the axis; empty: none does.
         dimension: the dimension of a sequential path that prunes it.
+        active: the constant that says how many of the units a token goes through, such as the experts that it is routed
+            to: no block keeps fewer. Empty where it goes through all of them.
     """
 
     name: str
@@ -35,6 +37,7 @@ class Axis:
     width: tuple[str, ...] = ()
     partial: str = ""
     dimension: Dimension = "heads"
+    active: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +76,21 @@ BLOCK_KINDS: dict[str, Kind] = {
                     setting="channel_group",
                     partial="partial_groups",
                     dimension="mlp",
+                ),
+            ),
+        ),
+        Kind(
+            "experts",
+            "MoE",
+            (
+                Axis(
+                    "experts",
+                    "experts",
+                    step="expert step",
+                    setting="expert_step",
+                    width=("expert_width",),
+                    dimension="mlp",
+                    active="active",
                 ),
             ),
         ),

@@ -1,11 +1,16 @@
-"""What a row says of one residual block: its modules, its tensors and how they lie over the block's axes."""
+"""What a row says of one residual block: its modules, its tensors and how they lie over the block's axes; and what such
+a block weighs at any size.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from math import prod
+from typing import NamedTuple
 
-from .axes import Counts
+from .axes import BLOCK_KINDS, Counts
 from .layout import Layout
+from .structure import Size, counts_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +73,10 @@ class BlockSpec:
         gain: the attribute of the layer that what it adds is multiplied by; empty where it has none.
         tensors: its tensors that depend on its size, some of which a model may lack (biases). A matrix that is not the
             output's is an input projection.
-        output: its output projection, within its module; the columns lie unit by unit.
+        output: its output projection, within its module; the columns lie unit by unit. Empty where it has no single
+            one, as experts have not: such a block is cut and never refitted.
+        routed: its module of experts, within its module, that is called with (tokens [tokens, hidden_size], the experts
+            of each [tokens, some], their weights, alike); empty where it has none.
         attributes: attributes of its module that depend on its size, and what they are; those that its forward reads
             off the module's configuration begin with ``config.``.
         arguments: whether it is called with all that the layer is called with (masks, rotary embeddings, the cache), as
@@ -97,6 +105,7 @@ class BlockSpec:
     resized: bool = False
     parallel: bool = False
     added_to: bool = False
+    routed: str = ""
 
     @property
     def norms(self) -> tuple[str, ...]:
@@ -116,6 +125,8 @@ class BlockSpec:
     @property
     def inputs(self) -> Tensors:
         """The weights of the input projections."""
+        if self.routed:
+            return tuple(each for each in self.tensors if len(each.dims) == 3 and each.dims[2] == Layout("hidden"))
         own = f"{self.output}.weight"
         return tuple(tensor for tensor in self.tensors if tensor.multiplies and tensor.path != own)
 
@@ -129,7 +140,70 @@ class BlockSpec:
         """Whether the output projection's weight is [columns, hidden_size], as a ``Conv1D`` has it."""
         return bool(self.weight.dims[0].axes)
 
+    def width(self, counts: Counts) -> int:
+        """Tell how many columns the output projection has; 0 where there is no single one."""
+        return self.columns.size(counts) if self.output else 0
+
     @property
     def columns(self) -> Layout:
         """How the columns of the output projection lie: one for every input of it."""
         return self.weight.dims[0 if self.transposed else 1]
+
+
+class Amounts(NamedTuple):
+    """What a block of some size weighs.
+
+    Attributes:
+        parameters: of it and of the norms that go with it.
+        products: multiply-accumulates of its matrices for one token (no norms, no biases).
+        cached: numbers that it keeps per token of context.
+        scores: multiply-accumulates per token and token of context, beside those of its matrices."""
+
+    parameters: int
+    products: int
+    cached: int
+    scores: int
+
+
+@dataclass(frozen=True)
+class BlockCost:
+    """What one residual block weighs at any size.
+
+    Attributes:
+        kind, constants: of the block, and the numbers that no size changes, by their names in layouts.
+        fixed: parameters that stay as long as the block does, the norms that leave with it among them.
+        tensors: the layouts of the tensors that depend on its size.
+        cached, scores: see :class:`BlockSpec`.
+        products: multiply-accumulates of matrices that stay as long as the block does, for one token."""
+
+    kind: str
+    constants: Counts
+    fixed: int
+    tensors: tuple[tuple[Layout, ...], ...]
+    cached: tuple[Layout, ...] = ()
+    scores: tuple[Layout, ...] = ()
+    products: int = 0
+    _known: dict[Size, Amounts] = field(default_factory=dict, repr=False, compare=False)
+
+    def __call__(self, size: Size) -> Amounts:
+        """Return the amounts of a block of this size; all zero where it is gone."""
+        if size not in self._known:
+            self._known[size] = self._amounts(size) if size else Amounts(0, 0, 0, 0)
+        return self._known[size]
+
+    def _amounts(self, size: Size) -> Amounts:
+        counts = {**self.constants, **counts_of(self.kind, size)}
+
+        def lengths(layouts: tuple[Layout, ...]) -> list[int]:
+            return [layout.size(counts) for layout in layouts]
+
+        # a tensor of three dimensions is a stack of matrices, of which a token meets some
+        met = {axis.name: counts[axis.active] for axis in BLOCK_KINDS[self.kind].axes if axis.active}
+        matrices = [lengths(dims) for dims in self.tensors if multiplies(dims)]
+        matrices += [[layout.size({**counts, **met}) for layout in dims] for dims in self.tensors if len(dims) == 3]
+        return Amounts(
+            self.fixed + sum(prod(lengths(dims)) for dims in self.tensors),
+            self.products + sum(map(prod, matrices)),
+            sum(lengths(self.cached)),
+            sum(lengths(self.scores)),
+        )

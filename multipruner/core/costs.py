@@ -8,68 +8,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from math import prod
-from typing import NamedTuple
 
-from .axes import Counts
-from .blocks import multiplies
+from .blocks import Amounts, BlockCost
 from .errors import ConfigError, did_you_mean
 from .latency_table import LatencyTable
-from .layout import Layout
-from .structure import Anatomy, Size, Structure, counts_of
-
-
-class Amounts(NamedTuple):
-    """What a block of some size weighs.
-
-    Attributes:
-        parameters: of it and of the norms that go with it.
-        products: multiply-accumulates of its matrices for one token (no norms, no biases).
-        cached: numbers that it keeps per token of context.
-        scores: multiply-accumulates per token and token of context, beside those of its matrices."""
-
-    parameters: int
-    products: int
-    cached: int
-    scores: int
-
-
-@dataclass(frozen=True)
-class BlockCost:
-    """What one residual block weighs at any size.
-
-    Attributes:
-        kind, constants: of the block, and the numbers that no size changes, by their names in layouts.
-        fixed: parameters that stay as long as the block does, the norms that leave with it among them.
-        tensors: the layouts of the tensors that depend on its size.
-        cached, scores: see :class:`~multipruner.core.blocks.BlockSpec`."""
-
-    kind: str
-    constants: Counts
-    fixed: int
-    tensors: tuple[tuple[Layout, ...], ...]
-    cached: tuple[Layout, ...] = ()
-    scores: tuple[Layout, ...] = ()
-    _known: dict[Size, Amounts] = field(default_factory=dict, repr=False, compare=False)
-
-    def __call__(self, size: Size) -> Amounts:
-        """Return the amounts of a block of this size; all zero where it is gone."""
-        if size not in self._known:
-            self._known[size] = self._amounts(size) if size else Amounts(0, 0, 0, 0)
-        return self._known[size]
-
-    def _amounts(self, size: Size) -> Amounts:
-        counts = {**self.constants, **counts_of(self.kind, size)}
-
-        def lengths(layouts: tuple[Layout, ...]) -> list[int]:
-            return [layout.size(counts) for layout in layouts]
-
-        return Amounts(
-            self.fixed + sum(prod(lengths(dims)) for dims in self.tensors),
-            sum(prod(lengths(dims)) for dims in self.tensors if multiplies(dims)),
-            sum(lengths(self.cached)),
-            sum(lengths(self.scores)),
-        )
+from .structure import Anatomy, Size, Structure
 
 
 @dataclass(frozen=True, slots=True)

@@ -176,10 +176,11 @@ class PruningPlan:
             model, model_type, revision, fingerprint: of the dense model, see :class:`PruningPlan`.
 
         Raises:
-            ConfigError: when a block is larger than the dense one.
+            ConfigError: when a block is larger than the dense one, or keeps fewer units than a token goes through.
         """
         if not structure.fits_in(anatomy.dense):
             raise ConfigError(f"the structure is larger than the dense model{_first_too_large(structure, anatomy)}")
+        anatomy.check(structure)
         rows = enumerate(zip(anatomy, structure, strict=True))
         blocks = tuple(ranking.first(number, place.kind, size) for number, (place, size) in rows)
         return cls(model, revision, fingerprint, model_type, Anatomy(anatomy.places), blocks)

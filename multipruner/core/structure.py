@@ -197,6 +197,24 @@ class Anatomy:
             raise KeyError(f"layer {layer} has no {kind} block")
         return found[0]
 
+    def least(self, axis: str) -> int:
+        """Tell how many units of an axis a block that is there keeps at least: those that a token goes through."""
+        return self.constants.get(AXES[axis].active, 1)
+
+    def check(self, structure: Structure) -> None:
+        """Refuse blocks that keep fewer units than a token goes through.
+
+        Raises:
+            ConfigError: naming the first of them.
+        """
+        for place, size in zip(self.places, structure, strict=True):
+            for axis, count in zip(BLOCK_KINDS[place.kind].axes if size else (), size, strict=True):
+                if count < (least := self.least(axis.name)):
+                    raise ConfigError(
+                        f"{place.name} would keep {count} {axis.label}, and a token goes through {least} of them: keep "
+                        f"at least {least}, or remove the block"
+                    )
+
     def counts(self, place: int, size: Size | None = None) -> dict[str, int]:
         """Tell how much of every axis a block has, dense or of another size, and the constants."""
         here = self.places[place]

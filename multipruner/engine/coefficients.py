@@ -71,7 +71,9 @@ class _Block:
         whole = sum(prod(shape) for _, shape in self.shapes)
         fixed = whole - sum(prod(tensor.shape(counts)) for tensor in tensors)
         layouts = tuple(tensor.dims for tensor in tensors)
-        self.cost = BlockCost(block.kind, constants, fixed, layouts, block.cached, block.scores)
+        listed = {tensor.path for tensor in tensors}
+        others = sum(tensor.numel() for name, tensor in there.items() if name not in listed and tensor.ndim == 2)
+        self.cost = BlockCost(block.kind, constants, fixed, layouts, block.cached, block.scores, others)
 
     @staticmethod
     def _check(

@@ -120,7 +120,7 @@ def slim_block(module: nn.Module, block: BlockSpec, counts: Counts, dense: Count
         counts: how much of its axes the new block has.
         dense: counts of the module.
     """
-    slim, there = shallow_copy(module), dict(module.named_parameters())
+    slim, there = shallow_copy(module), {**dict(module.named_parameters()), **dict(module.named_buffers())}
     for name, cut in cuts(block, counts, dense).items():
         if name not in there:
             continue
@@ -131,6 +131,9 @@ def slim_block(module: nn.Module, block: BlockSpec, counts: Counts, dense: Count
             child = shallow_copy(original)
             _set_submodule(slim, path, child)
         value = take(getattr(original, parameter).detach(), cut)
+        if parameter in child._buffers:
+            child._buffers[parameter] = value
+            continue
         child._parameters[parameter] = nn.Parameter(value, requires_grad=False)
         if parameter == "weight":
             _tell_shape(child, value)
@@ -186,10 +189,11 @@ def set_size_attributes(module: nn.Module, block: BlockSpec, counts: Counts) -> 
     """Update the plain attributes by which a block's forward knows its own size, on a configuration of its own."""
     if block.settings:
         module.config = copy.copy(cast(Any, module.config))
-    for name, layout in block.attributes:
-        owner: Any = module.config if name.startswith(CONFIG) else module
-        if hasattr(owner, name := name.removeprefix(CONFIG)):
-            setattr(owner, name, layout.size(counts))
+    for path, layout in block.attributes:
+        owner, _, name = path.rpartition(".")
+        known: Any = module.config if path.startswith(CONFIG) else module.get_submodule(owner)
+        if hasattr(known, name):
+            setattr(known, name, layout.size(counts))
 
 
 @contextmanager

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from multipruner.core.structure import Anatomy
+
 from .layer_calls import Inputs, State
 from .prunable import Prunable
 
@@ -40,6 +42,7 @@ class Statistics:
         means: block -> mean over tokens of x, float32 [n]; empty where nobody gathered them, and then biases
             stay as they are.
         place: what ``grams`` is of, for what is made from it.
+        routes: block of experts -> what its experts did with the tokens that were routed to them.
     """
 
     grams: MutableMapping[int, Tensor] = field(default_factory=dict)
@@ -47,6 +50,43 @@ class Statistics:
     hash: str = ""
     means: dict[int, Tensor] = field(default_factory=dict)
     place: Place = dict
+    routes: dict[int, Routes] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Routes:
+    """What the experts of one block did on a text, [experts] each, in the dense numbering.
+
+    With ``s = g |f(x)|``, the weight that a token gives to an expert times the norm of what the expert returns:
+
+    Attributes:
+        tokens: how many tokens were routed to each.
+        mean: of ``s`` over those tokens, the saliency of REAP (arXiv 2510.13999, equation 9); 0 where there were none.
+        squares: mean of ``s^2`` over all tokens of the text.
+    """
+
+    tokens: Tensor
+    mean: Tensor
+    squares: Tensor
+
+
+FEW = 32
+"""Tokens of which fewer leave it to chance what an expert is worth."""
+
+
+def seldom_routed(moments: Statistics, anatomy: Anatomy) -> str | None:
+    """Return one line that names the layers with experts that saw few tokens, and how many; ``None`` where none did."""
+    found = {}
+    for block, routes in moments.routes.items():
+        if few := int((routes.tokens < FEW).sum()):
+            found[anatomy[block].layer] = f"{few} of {len(routes.tokens)} (one of them {int(routes.tokens.min())})"
+    if not found:
+        return None
+    layers = "; ".join(f"layer {layer}: {text}" for layer, text in sorted(found.items()))
+    return (
+        f"experts that saw fewer than {FEW} tokens, so that their place in the order is a guess: {layers}; more text "
+        "helps (calibration.moments_sequences)"
+    )
 
 
 def gather(prunable: Prunable, ids: Tensor, progress: Progress | None = None, place: Place = dict) -> Statistics:
@@ -61,16 +101,19 @@ def gather(prunable: Prunable, ids: Tensor, progress: Progress | None = None, pl
     """
     hashed = hashlib.sha256(ids.contiguous().numpy().tobytes()).hexdigest()
     moments = Statistics(place(), ids.numel(), hashed, place=place)
-    for block, gram, mean in stream(prunable, ids):
-        moments.grams[block], moments.means[block] = gram, mean
+    for block, found in stream(prunable, ids):
+        if isinstance(found, Moments):
+            moments.grams[block], moments.means[block] = found.second(), found.first()
+        else:
+            moments.routes[block] = found.routes()
         if progress is not None:
             progress(block + 1, len(prunable.anatomy))
     return moments
 
 
 @torch.inference_mode()
-def stream(prunable: Prunable, ids: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """Yield one block after another: (its number, second moments, means), so that one matrix is in memory at a time.
+def stream(prunable: Prunable, ids: Tensor) -> Iterator[tuple[int, Moments | Routing]]:
+    """Yield one block after another: (its number, what was gathered), so that one matrix is in memory at a time.
 
     Args:
         prunable: the dense model.
@@ -80,9 +123,16 @@ def stream(prunable: Prunable, ids: Tensor) -> Iterator[tuple[int, Tensor, Tenso
     batches = embedded(prunable, ids, min(_PASS_TOKENS, BATCH_TOKENS) if on_cpu else BATCH_TOKENS)
     states: list[State] = [batch.hidden for batch in batches]
     for block, size in enumerate(prunable.dense):
-        with Moments(prunable.dense_output(block)) as moments:
+        with _gathering(prunable, block) as gathered:
             states = [prunable.block(state, batch, block, size) for state, batch in zip(states, batches, strict=True)]
-        yield block, moments.second(), moments.first()
+        yield block, gathered
+
+
+def _gathering(prunable: Prunable, block: int) -> Moments | Routing:
+    spec = prunable.block_spec(block)
+    if spec.output:
+        return Moments(prunable.dense_output(block))
+    return Routing(prunable.module(block).get_submodule(spec.routed), prunable.dense[block][0])
 
 
 def embedded(prunable: Prunable, ids: Tensor, tokens: int | None = None) -> list[Inputs]:
@@ -126,6 +176,41 @@ class Moments:
         """Return mean of ``x x^T`` over the tokens, [n, n]."""
         assert self._squares is not None, "nothing ran"
         return mirrored(self._squares) / self._tokens
+
+
+class Routing:
+    """Follows the tokens of a text to the experts of a block while it is entered.
+
+    The module of experts is asked once more for what every token gets from each of its experts alone, with weight one.
+    """
+
+    def __init__(self, module: nn.Module, experts: int) -> None:
+        self._module, self._experts = module, experts
+        self._sums = torch.zeros(3, experts, dtype=torch.float64)
+        self._tokens = 0
+
+    def __enter__(self) -> Routing:
+        self._hook = self._module.register_forward_pre_hook(self._add)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._hook.remove()
+
+    def _add(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        tokens, chosen, weights = args
+        rows = tokens.flatten(0, -2).repeat_interleave(chosen.shape[-1], dim=0)
+        alone = chosen.reshape(-1, 1)
+        returned = module.forward(rows, alone, torch.ones_like(alone, dtype=weights.dtype))
+        saliency = (weights.reshape(-1).float() * returned.float().norm(dim=-1)).double().cpu()
+        found = torch.stack([torch.ones_like(saliency), saliency, saliency.square()])
+        self._sums.index_add_(1, alone[:, 0].cpu(), found)
+        self._tokens += len(rows) // chosen.shape[-1]
+
+    def routes(self) -> Routes:
+        """Return what was gathered."""
+        assert self._tokens, "nothing ran"
+        tokens, sums, squares = self._sums
+        return Routes(tokens.long(), (sums / tokens.clamp(min=1)).float(), (squares / self._tokens).float())
 
 
 @contextmanager

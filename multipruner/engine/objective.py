@@ -23,7 +23,7 @@ from torch import Tensor
 
 from multipruner.core.errors import UnsupportedModelError
 from multipruner.core.objective import Choice, best_two
-from multipruner.core.structure import Structure
+from multipruner.core.structure import Anatomy, Structure
 
 from .layer_calls import Inputs, State, stream_of
 from .prunable import Prunable
@@ -38,16 +38,29 @@ Progress = Callable[[int, int], None]
 
 @dataclass
 class Work:
-    """What an objective has computed so far."""
+    """What an objective has computed so far.
+
+    Attributes:
+        evaluations: of structures.
+        token_blocks: tokens times residual blocks run.
+        head_tokens: tokens whose distribution over the vocabulary was computed.
+        per_layer: residual blocks that a decoder layer has, in the mean.
+    """
 
     evaluations: int = 0
     token_blocks: int = 0
     head_tokens: int = 0
+    per_layer: float = 2.0
+
+    @classmethod
+    def on(cls, anatomy: Anatomy) -> Work:
+        """Return no work yet, on a model of these blocks."""
+        return cls(per_layer=len(anatomy) / anatomy.layers)
 
     @property
     def token_layers(self) -> float:
-        """Tokens times decoder layers run (a layer is two residual blocks)."""
-        return self.token_blocks / 2
+        """Tokens times decoder layers run."""
+        return self.token_blocks / self.per_layer
 
 
 @dataclass
@@ -89,7 +102,7 @@ class CalibrationObjective:
         self.prunable = prunable
         self.base = prunable.dense
         self.tokens = ids.numel()
-        self.work = Work()
+        self.work = Work.on(prunable.anatomy)
         self._scores = Scores(prunable.head, prunable.cap)
         per_sequence = prunable.state_bytes(ids.shape[1])
         self._hold = per_sequence * len(ids) <= state_bytes
@@ -117,7 +130,7 @@ class CalibrationObjective:
                         "capped logits have no divergence from the dense model: --objective nll"
                     )
                 batch.loss = DivergenceFromDense.of(self.prunable.head, normed, self._chunk)
-        self.work = Work()
+        self.work = Work.on(self.prunable.anatomy)
 
     def __call__(self, structure: Structure) -> float:
         """Return the loss of one structure in nats.
@@ -231,7 +244,7 @@ class PlainObjective:
 
     def __init__(self, prunable: Prunable, ids: Tensor, *, ignore_id: int | None = None, batch_size: int = 8) -> None:
         self.prunable, self.ids, self.ignore_id, self.batch_size = prunable, ids, ignore_id, batch_size
-        self.work = Work()
+        self.work = Work.on(prunable.anatomy)
 
     @torch.inference_mode()
     def __call__(self, structure: Structure) -> float:

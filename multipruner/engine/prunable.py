@@ -193,14 +193,19 @@ class Prunable:
             if len(self._slim) >= 2 * len(self.anatomy):
                 self._slim.clear()  # views cost nothing, but slices of fused projections and parts of groups are copies
             slim = slim_block(module, spec, self.counts(block, size), self.counts(block))
-            own = Projection.of(slim.get_submodule(spec.output), spec.transposed)
-            if fixed is not None and fixed.weight.shape == own.weight.shape:
-                slim = with_output(slim, spec, fixed)
-            elif self._repair is not None and not whole:
-                dense = Projection.of(module.get_submodule(spec.output), spec.transposed)
-                slim = with_output(slim, spec, self._repair(block, size, dense))
-            self._slim[key] = slim
+            self._slim[key] = self._refitted(slim, block, size) if spec.output else slim
         return self._slim[key]
+
+    def _refitted(self, slim: nn.Module, block: int, size: Size) -> nn.Module:
+        """Return a smaller block with the output projection that it is to have, where that is not its own."""
+        spec, fixed = self.block_spec(block), self._outputs.get(block)
+        own = Projection.of(slim.get_submodule(spec.output), spec.transposed)
+        if fixed is not None and fixed.weight.shape == own.weight.shape:
+            return with_output(slim, spec, fixed)
+        if self._repair is not None and size != self.anatomy[block].dense:
+            whole = Projection.of(self.dense_output(block), spec.transposed)
+            return with_output(slim, spec, self._repair(block, size, whole))
+        return slim
 
     @contextmanager
     def applied(self, structure: Structure) -> Iterator[None]:
@@ -263,7 +268,7 @@ class Prunable:
 
     @torch.no_grad()
     def _permute(self, block: int, order: Kept, *, back: bool = False) -> None:
-        there = dict(self.module(block).named_parameters())
+        there = {**dict(self.module(block).named_parameters()), **dict(self.module(block).named_buffers())}
         for name, cut in cuts(self.block_spec(block), order, self.counts(block)).items():
             if name in there:
                 moved = {side: torch.as_tensor(index) for side, index in cut.items()}

@@ -12,7 +12,7 @@ from multipruner.core.axes import BLOCK_KINDS, Axis
 from multipruner.core.plan import BlockUnits, Units
 from multipruner.core.structure import Place, total
 from multipruner.engine.cutting import Projection
-from multipruner.engine.moments import Statistics
+from multipruner.engine.moments import Routes, Statistics
 from multipruner.engine.prunable import Prunable
 
 
@@ -35,6 +35,9 @@ class BlockView:
         module, found = self.prunable.module(self.number), []
         for tensor in self.prunable.block_spec(self.number).inputs:
             weight = module.get_parameter(tensor.path).detach()
+            if len(tensor.dims) == 3:  # a stack: one matrix for every unit
+                found.append(weight.float().abs().sum(dim=2))
+                continue
             side = next(side for side, layout in enumerate(tensor.dims) if layout.axes)
             units = tensor.dims[side].units(axis, self.prunable.counts(self.number))
             if units and units[0]:
@@ -53,6 +56,14 @@ class BlockView:
         """Second moments of the output projection's input, [columns, columns]."""
         assert self.statistics is not None
         return self.statistics.grams[self.number]
+
+    @property
+    def routes(self) -> Routes | None:
+        """What the experts of the block did on the calibration text; ``None`` where it has no experts."""
+        if not self.prunable.block_spec(self.number).routed:
+            return None
+        assert self.statistics is not None
+        return self.statistics.routes[self.number]
 
     def by_unit(self, axis: str, columns: Tensor) -> Tensor:
         """Sum of the scores of the columns that leave with every unit of an axis, [units]."""

@@ -26,8 +26,8 @@ def _descending(scores: Tensor) -> tuple[int, ...]:
 def by_magnitude(block: BlockView) -> BlockUnits:
     """Return the paper's order (arXiv 2501.09949, section 3): L1 norms of the rows that feed a unit, in the mean.
 
-    A channel's rows are those of gate and up, a KV group's its q, k and v rows, a query head's its q rows. Norms are
-    taken in float32.
+    A channel's rows are those of gate and up, a KV group's its q, k and v rows, a query head's its q rows, an expert's
+    all of its gate and up. Norms are taken in float32.
     """
     return block.ordered(lambda axis: _descending(block.input_norms(axis).mean(dim=1)))
 
@@ -35,7 +35,12 @@ def by_magnitude(block: BlockView) -> BlockUnits:
 def by_activation(block: BlockView) -> BlockUnits:
     """Return what a column contributes to the block's output on its own: ``|w_j|^2 E[x_j^2]`` (after Wanda,
     2306.11695).
+
+    Of an expert likewise what the block's output gets from it: the mean over all tokens of the squared norm.
     """
+    if block.routes is not None:
+        squares = block.routes.squares
+        return block.ordered(lambda axis: _descending(squares))
     columns = block.output.square().sum(dim=0) * block.gram.diagonal()
     return block.ordered(lambda axis: _descending(block.by_unit(axis, columns)))
 
@@ -43,8 +48,12 @@ def by_activation(block: BlockView) -> BlockUnits:
 def by_second_order(block: BlockView) -> BlockUnits:
     """Order by backward elimination with exact repair (OBS; ZipLM, arXiv 2302.04089): see :mod:`.second_order`.
 
-    Units within others stand in the order in which they leave when any unit of the block may.
+    Units within others stand in the order in which they leave when any unit of the block may. Experts stand by the mean
+    over the tokens that are routed to them of their weight times the norm of what they return (REAP, arXiv 2510.13999).
     """
+    if block.routes is not None:
+        saliency = block.routes.mean
+        return block.ordered(lambda axis: _descending(saliency))
     return block.ordered(lambda axis: elimination_order(block.output, block.gram, groups=block.units(axis)))
 
 

@@ -1,4 +1,4 @@
-"""First tables of the exact program that no loss was measured for."""
+"""First tables of the exact program that no loss was measured for, where the errors of a block's output can be told."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def estimate_of(setting: Setting, display: Callable[[str, int, int], None]) -> C
 
 def _estimated(setting: Setting, display: Callable[[str, int, int], None], task: Task) -> Table:
     ids = setting.statistics_ids
-    assert task.errors is not None and ids is not None
+    assert ids is not None
     if not setting.sensitivities:
         few = ids[: max(1, TOKENS // ids.shape[1])]
         seed, shown = setting.recipe.calibration.seed, partial(display, "energies")
@@ -35,9 +35,13 @@ def _estimated(setting: Setting, display: Callable[[str, int, int], None], task:
         setting.sensitivities.extend(found)
     dense, table = task.anatomy.dense, {}
     for block, factor in enumerate(setting.sensitivities):
+        if block in task.straight:
+            continue
         rows = []
         for chain in task.chains(block, dense):
-            errors = zip(chain, task.errors(block, chain), strict=True)
-            rows.append({size: 0.0 if size == dense[block] else factor * error for size, error in errors})
+            errors = task.errors_of(block, chain)
+            assert errors is not None
+            pairs = zip(chain, errors, strict=True)
+            rows.append({size: 0.0 if size == dense[block] else factor * error for size, error in pairs})
         table[block] = task.predicted(block, dense, rows)
     return table

@@ -20,7 +20,7 @@ from multipruner.console.say import teller
 from multipruner.core.axes import AXES
 from multipruner.core.errors import NumericsError
 from multipruner.engine.fingerprint import fingerprint
-from multipruner.engine.moments import gather
+from multipruner.engine.moments import Statistics, gather, seldom_routed
 from multipruner.engine.precision import TYPES, Precision, product_rates
 from multipruner.engine.processes import Team
 from multipruner.engine.prunable import Prunable
@@ -101,9 +101,9 @@ def prepare(
             place = OnDisk if recipe.moments == "disk" else dict
             shown = named(display, "moments")
             statistics = None if more is None else gather(prunable, more[: recipe.text.order_sequences], shown, place)
-            order = named(display, "order")
+            _say_seldom_routed(statistics, prunable, say)
             finer = any(AXES[name].within for name in grid_of(recipe, prunable).steps)
-            ranking = rank(recipe.importance, prunable, statistics, order, within=finer)
+            ranking = rank(recipe.importance, prunable, statistics, named(display, "order"), within=finer)
     repair = None
     if statistics is not None and recipe.repair != "none":
         repair = Repair(prunable, statistics, ranking, recipe.ridge, recipe.repair)
@@ -131,6 +131,11 @@ def _foretold(recipe: Recipe, prunable: Prunable, tokenizer: Any, output: Path, 
         found = forecast(recipe, prunable, output, tokenizer=tokenizer)
     say_forecast(found, teller(console), console)
     return found
+
+
+def _say_seldom_routed(statistics: Statistics | None, prunable: Prunable, say: Callable[[str], None]) -> None:
+    if statistics is not None and (warning := seldom_routed(statistics, prunable.anatomy)):
+        say(warning)
 
 
 def _check_loss(recipe: Recipe, model: Any, tokenizer: Any, calibration: CalibrationSet) -> None:

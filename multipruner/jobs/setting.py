@@ -47,7 +47,7 @@ def grid_of(recipe: Recipe, prunable: Prunable) -> Grid:
     Raises:
         ConfigError: when the model's widths cannot be aligned as the recipe asks.
     """
-    grid = grid_in(recipe)
+    grid = grid_in(recipe).of_model(prunable.anatomy)
     return grid if recipe.align is None else aligned(grid, prunable.anatomy, recipe.align)
 
 
@@ -69,6 +69,7 @@ def task_of(recipe: Recipe, prunable: Prunable, latency: Timed | None = None, re
         60 * recipe.refine,
         (() if recipe.estimated else FIRST_ON_CURVES) if recipe.on_curves else FIRST,
         None if repair is None else repair.errors,
+        frozenset(n for n in range(len(prunable.anatomy)) if not prunable.block_spec(n).output),
     )
 
 

@@ -90,7 +90,8 @@ def measure_table(
     """Measure every option of a model's blocks on its own device.
 
     Of an axis whose units have a width of their own, such as KV groups, every number is measured; of one within
-    another, such as query heads, the least, the middle and the most; of any other, such as channels, multiples of the
+    another, such as query heads, the least, the middle and the most; of experts, nine from the least that a token goes
+    through to all; of any other, such as channels, multiples of the
     step: first a coarse grid, then the middles between its sizes, and finer wherever interpolation is off by more than
     :data:`TOLERANCE`. A removed block is measured too.
 
@@ -142,16 +143,22 @@ def middle(low: int, high: int, step: int) -> int | None:
     return next((c for c in (count, count - step, count + step) if low < c < high), None)
 
 
-def first_options(kind: str, full: Size, step: int) -> list[Size]:
+def first_options(kind: str, full: Size, step: int, anatomy: Anatomy) -> list[Size]:
     """Return the options of a block that are measured first: none, and all combinations of some counts of every
     axis.
     """
     counts = [
+        _spread(anatomy.least(axis.name), most) if axis.active else
         sorted({1, (most + 1) // 2, most}) if axis.within else
         [*range(1, most + 1)] if axis.width else coarse_grid(most, step)
         for axis, most in zip(BLOCK_KINDS[kind].axes, full, strict=True)
     ]  # fmt: skip
     return [GONE, *product(*counts)]
+
+
+def _spread(least: int, most: int, number: int = 9) -> list[int]:
+    """Return so many counts from the least to the most, or all of them."""
+    return sorted({least + (most - least) * part // (number - 1) for part in range(number)})
 
 
 class _Bench:
@@ -170,13 +177,14 @@ class _Bench:
         self._compiled, self._journal, self._report = compiled, journal, report
         self._anatomy = anatomy_of(model.config)
         self._full = _largest(self._anatomy)
-        self._kinds = self._anatomy.kinds
         self._records: list[ProbeRecord] = []
         self._stack = stack_size(model)
+        self._places = [place for place in self._anatomy if place.layer < self._stack]
+        self._kinds = [place.kind for place in self._places]
 
     def table(self, step: int) -> WorkloadTable:
         """Measure what is first, then between it where interpolation is off."""
-        self._stage(0, {kind: first_options(kind, full, step) for kind, full in self._full.items()})
+        self._stage(0, {kind: first_options(kind, full, step, self._anatomy) for kind, full in self._full.items()})
         gaps = {
             kind: list(pairwise(coarse_grid(*full, step)))
             for kind, full in self._full.items()
@@ -216,10 +224,10 @@ class _Bench:
 
     def _stage(self, stage: int, options: Mapping[str, Sequence[Size]]) -> None:
         """Measure probes that show each of these options in enough places."""
-        needed = self._effort.placements * max(map(len, options.values())) / self._stack
-        probes = max(self._effort.probes, math.ceil(needed))
+        needed = max(len(sizes) / self._kinds.count(kind) for kind, sizes in options.items())
+        probes = max(self._effort.probes, math.ceil(self._effort.placements * needed))
         rng = random.Random(f"{self._workload.name} {stage}")
-        decks = {kind: Deck(options[kind], rng) for kind in self._kinds}
+        decks = {kind: Deck(options[kind], rng) for kind in self._anatomy.kinds}
         for number in range(probes):
             sizes = deal(decks, self._stack, self._anatomy, rng)
             record = self._journal.find(self._workload.name, self._shown(sizes), stage, number)
@@ -232,7 +240,7 @@ class _Bench:
 
     def _shown(self, sizes: Structure) -> Structure:
         """Return the part of a structure that a probe has."""
-        return Structure(sizes.blocks[: len(self._kinds) * self._stack])
+        return Structure(sizes.blocks[: len(self._places)])
 
     def _measure(self, sizes: Structure, stage: int, number: int) -> ProbeRecord:
         """Build one smaller model and time it, whole and block by block."""
@@ -240,10 +248,9 @@ class _Bench:
         spec = spec_for(self._model.config)
         layers = f"{spec.decoder}.{spec.layers}"
         shown = self._shown(sizes)
-        places = self._anatomy.places[: len(shown)]
         if self._compiled:
             compile_blocks(model)
-        first = [(place.layer, spec.block(place.kind)) for place in places]
+        first = [(place.layer, spec.block(place.kind)) for place in self._places]
         marked = [(layer, block.path if block.parallel else block.before or block.path) for layer, block in first]
         norms = [model.get_submodule(f"{layers}.{layer}.{path}") for layer, path in marked]
         norms.append(model.get_submodule(f"{spec.decoder}.{spec.final_norm}"))
@@ -274,10 +281,11 @@ class _Bench:
 
 def stack_size(model: PreTrainedModel) -> int:
     """Return decoder layers of a probe: all, or as many as no cache can hold."""
-    spec, total = spec_for(model.config), anatomy_of(model.config).layers
-    layer = model.get_submodule(f"{spec.decoder}.{spec.layers}.0")
-    size = sum(tensor.numel() * tensor.element_size() for tensor in layer.parameters())
-    return min(total, max(8, math.ceil(STACK_BYTES / size)))
+    spec, anatomy = spec_for(model.config), anatomy_of(model.config)
+    layers = model.get_submodule(f"{spec.decoder}.{spec.layers}")
+    size = sum(tensor.numel() * tensor.element_size() for tensor in layers.parameters()) / anatomy.layers
+    all_kinds = 1 + max(anatomy[anatomy.of_kind(kind)[0]].layer for kind in anatomy.kinds)
+    return min(anatomy.layers, max(8, all_kinds, math.ceil(STACK_BYTES / size)))
 
 
 def _leading(model: PreTrainedModel, structure: Structure) -> PruningPlan:

@@ -33,22 +33,26 @@ def deal(decks: Mapping[str, Deck], layers: int, anatomy: Anatomy, rng: random.R
     Args:
         decks: of every kind of block.
         layers: of the probe.
-        anatomy: of the dense model, every layer of which has a block of each kind, all of one size.
+        anatomy: of the dense model. A block that is smaller than what it was dealt stays as it is.
         rng: chance.
     """
-    drawn = {kind: deck.draw(layers) for kind, deck in decks.items()}
+    seats = {kind: [number for number in anatomy.of_kind(kind) if anatomy[number].layer < layers] for kind in decks}
+    drawn = {kind: deck.draw(len(seats[kind])) for kind, deck in decks.items()}
+    sizes: dict[int, Size] = {}
     for _ in range(200):
-        for options in drawn.values():
+        for kind, options in drawn.items():
             rng.shuffle(options)
-        if all(map(any, zip(*drawn.values(), strict=True))):
+            sizes |= zip(seats[kind], options, strict=True)
+        if all(any(sizes[number] for number in anatomy.of_layer(layer)) for layer in range(layers)):
             break
-    sizes = []
-    for place in anatomy:
-        if place.layer >= layers:
-            sizes.append(GONE)
-            continue
-        size = drawn[place.kind][place.layer]
-        alone = not any(drawn[kind][place.layer] for kind in decks)
-        first = place.kind == next(iter(decks))
-        sizes.append(place.dense if alone and first else size)
-    return Structure(tuple(sizes))
+    for layer in range(layers):
+        first, *others = anatomy.of_layer(layer)
+        if not any(sizes[number] for number in (first, *others)):
+            sizes[first] = anatomy[first].dense
+    dealt = [sizes.get(number, GONE) for number in range(len(anatomy))]
+    return Structure(
+        tuple(
+            size if all(count <= most for count, most in zip(size, place.dense, strict=False)) else place.dense
+            for place, size in zip(anatomy, dealt, strict=True)
+        )
+    )

@@ -6,7 +6,6 @@ import math
 import statistics
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import cycle
 from typing import TypeAlias
 
 from multipruner.core.latency_table import Entry
@@ -35,12 +34,12 @@ def summarise(records: Sequence[ProbeRecord], kinds: Sequence[str]) -> dict[str,
 
     Args:
         records: of all probes.
-        kinds: of the blocks of a probe, in the order in which they run.
+        kinds: of every block of a probe, in the order in which they run.
     """
     mark = statistics.median(
         (statistics.median(r.marked) - statistics.median(r.plain)) / (len(r.sizes) + 1) for r in records
     )
-    table: dict[str, dict[Size, list[list[float]]]] = {kind: defaultdict(list) for kind in kinds}
+    table: dict[str, dict[Size, list[list[float]]]] = {kind: defaultdict(list) for kind in dict.fromkeys(kinds)}
     for record, slow in zip(records, slowness(records, kinds), strict=True):
         for (kind, size), samples in _places(record, kinds):
             table[kind][size].append([sample / slow for sample in samples])
@@ -85,7 +84,7 @@ def _mean_over(cell: Mapping[Option, float], typical: Mapping[Option, float]) ->
 def _places(record: ProbeRecord, kinds: Sequence[str]) -> Iterator[tuple[Option, list[float]]]:
     """Yield the option at every place of a probe, and its samples."""
     columns = zip(*record.blocks, strict=True)
-    for kind, size, samples in zip(cycle(kinds), record.sizes, columns, strict=False):
+    for kind, size, samples in zip(kinds, record.sizes, columns, strict=False):
         yield (kind, size), list(samples)
 
 

@@ -21,7 +21,8 @@ from .errors import nested_errors
 def has_output_bias(prunable: Prunable) -> dict[str, bool]:
     """Tell which kinds of blocks have an output projection with a bias."""
     first = {place.kind: number for number, place in reversed(list(enumerate(prunable.anatomy)))}
-    return {kind: Projection.of(prunable.dense_output(first[kind])).bias is not None for kind in prunable.anatomy.kinds}
+    kinds = [kind for kind in prunable.anatomy.kinds if prunable.spec.block(kind).output]
+    return {kind: Projection.of(prunable.dense_output(first[kind])).bias is not None for kind in kinds}
 
 
 def check_repair(how: str, prunable: Prunable) -> None:
@@ -34,7 +35,7 @@ def check_repair(how: str, prunable: Prunable) -> None:
         spec = prunable.spec
         raise ConfigError(
             f"repair bias: the output projections of this {spec.model_type} model "
-            f"({', '.join(block.output for block in spec.blocks)}) have no bias that could take the "
+            f"({', '.join(block.output for block in spec.blocks if block.output)}) have no bias that could take the "
             "mean of what leaves; use --repair lstsq"
         )
 

@@ -70,15 +70,16 @@ def accumulated(
     """
     batches = embedded(prunable, ids)
     dense: list[State] = [batch.hidden for batch in batches]
-    pruned, untouched = list(dense), True
-    outputs: Outputs = {}
+    pruned, untouched, outputs = list(dense), True, dict[int, Projection]()
     for number, (size, full) in enumerate(zip(structure, prunable.dense, strict=True)):
         untouched, spec = untouched and size == full, prunable.block_spec(number)
-        fits = bool(size and spec.after and not untouched)
+        fits = bool(size and spec.after and spec.output and not untouched)
         with _outputs_of(prunable.dense_output(number)) if fits else nullcontext([]) as given:
             after = [prunable.block(h, b, number, full) for h, b in zip(dense, batches, strict=True)]
         if untouched:  # nothing has been lost yet, so there is nothing to make good
             pruned = list(after)
+        elif size and not spec.output:  # there is nothing to refit: the blocks after it make good for it
+            pruned = [prunable.block(now, batch, number, size) for now, batch in zip(pruned, batches, strict=True)]
         elif size:
             fit = _Fit()
             output = Projection.of(prunable.output_of(number, size), spec.transposed)

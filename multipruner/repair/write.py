@@ -36,9 +36,9 @@ def repair_outputs(
     """
     done = 0
     for block, (place, kept) in enumerate(zip(plan.anatomy, plan.blocks, strict=True)):
-        if not kept.axes or kept.size == place.dense:
-            continue
         spec = prunable.block_spec(block)
+        if not kept.axes or not spec.output or kept.size == place.dense:
+            continue
         columns = kept_columns(spec.columns, plan.kept(block), prunable.counts(block))
         gram = statistics.grams[block]
         whole = Projection.of(prunable.dense_output(block), spec.transposed)

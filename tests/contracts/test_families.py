@@ -44,9 +44,16 @@ for folder in sys.argv[2:]:
 
 
 def _first_attention_gone(anatomy: Anatomy) -> Structure:
-    """No attention in the first layer, a narrower MLP in the second, no MLP in the third."""
-    structure = anatomy.dense.replace(anatomy.at(0, "attention"), GONE).replace(anatomy.at(2, "mlp"), GONE)
-    return structure.replace(anatomy.at(1, "mlp"), (17,))
+    """No attention in the first layer, a narrower MLP in the second, no MLP in the third; or experts in their place."""
+    structure = anatomy.dense.replace(anatomy.at(0, "attention"), GONE).replace(anatomy.of_layer(2)[1], GONE)
+    return _narrower(structure, anatomy, 1, 17)
+
+
+def _narrower(structure: Structure, anatomy: Anatomy, layer: int, channels: int) -> Structure:
+    """So many channels in the MLP of a layer, or one expert less than there are."""
+    second = anatomy.of_layer(layer)[1]
+    size = anatomy[second].dense
+    return structure.replace(second, (channels,) if anatomy[second].kind == "mlp" else (size[0] - 1, *size[1:]))
 
 
 def _cut(variant: str, seed: int | None = None) -> tuple[PreTrainedModel, PreTrainedModel, PreTrainedModel]:
@@ -104,7 +111,7 @@ def test_a_repair_lowers_the_loss_and_is_written_as_it_was_scored(variant: str) 
     model = tiny.tiny_model(**tiny.MORE[variant])
     prunable, ids = Prunable.of(model), tiny.random_ids(8, 32)
     anatomy, moments = prunable.anatomy, gather(prunable, ids)
-    structure = anatomy.dense.replace(anatomy.at(0, "mlp"), (20,)).replace(anatomy.at(2, "mlp"), (13,))
+    structure = _narrower(_narrower(anatomy.dense, anatomy, 0, 20), anatomy, 2, 13)
     ranking = rank("second-order", prunable, moments)
     with prunable.in_order(ranking):
         bare = CalibrationObjective(prunable, ids, loss="nll")(structure)

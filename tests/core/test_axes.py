@@ -12,7 +12,7 @@ from multipruner.core.axes import AXES, BLOCK_KINDS
 from multipruner.core.layout import Layout, kept_counts
 
 LAYOUTS = (
-    "hidden", "3", "channels", "channels + channels", "channels * 2", "2 * channels", "kv_groups",
+    "hidden", "3", "experts", "channels", "channels + channels", "channels * 2", "2 * channels", "kv_groups",
     "kv_groups * head_dim", "kv_groups * queries * head_dim", "kv_groups * (queries + 2) * head_dim",
     "kv_groups * queries * head_dim + kv_groups * head_dim + kv_groups * head_dim",
     "kv_groups * (queries * head_dim + head_dim + head_dim)", "kv_groups * 3 * head_dim + channels + hidden",
@@ -24,6 +24,7 @@ counts = st.fixed_dictionaries(
         "queries": st.integers(1, 4),
         "head_dim": st.integers(1, 3),
         "channels": st.integers(1, 9),
+        "experts": st.integers(1, 6),
         "hidden": st.integers(1, 5),
     }
 )

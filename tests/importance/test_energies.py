@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from multipruner.engine.layer_calls import stream_of
+from multipruner.engine.layer_calls import State, stream_of
 from multipruner.engine.prunable import Prunable
 from multipruner.importance import energies
 from tests.support.tiny import MORE, VARIANTS, random_ids, tiny_model
@@ -17,11 +17,12 @@ def plain_gradients(prunable: Prunable, ids: torch.Tensor, seed: int) -> list[to
     found: list[list[torch.Tensor]] = [[] for _ in prunable.anatomy]
     for row in ids.split(1):
         inputs = prunable.inputs(row)
-        hidden, states = inputs.hidden.detach(), []
+        state: State = inputs.hidden.detach()
+        states = []
         for block, size in enumerate(prunable.dense):
-            hidden = prunable.block(hidden, inputs, block, size)
-            states.append(stream_of(hidden).requires_grad_() if not block else stream_of(hidden))
-        logits = prunable.head(prunable.normed(hidden))[0]
+            state = prunable.block(state, inputs, block, size)
+            states.append(stream_of(state).requires_grad_() if not block else stream_of(state))
+        logits = prunable.head(prunable.normed(stream_of(state)))[0]
         root = logits.detach().softmax(-1).sqrt()
         drawn = root * torch.randn(root.shape, generator=generator)
         gradients = torch.autograd.grad(logits, states, drawn - root.square() * drawn.sum(1, keepdim=True))
@@ -30,8 +31,9 @@ def plain_gradients(prunable: Prunable, ids: torch.Tensor, seed: int) -> list[to
     return [torch.cat(one) for one in found]
 
 
-@pytest.mark.parametrize("variant", ["llama", "qwen2", "cohere"])
+@pytest.mark.parametrize("variant", ["llama-tied", "qwen2", "cohere", "falcon-40b", "qwen3_moe"])
 def test_block_by_block_is_one_graph(variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where blocks run side by side, too, and where some are experts."""
     model, ids = tiny_model(**{**VARIANTS, **MORE}[variant]), random_ids(3, 12)
     prunable = Prunable.of(model)
     monkeypatch.setattr(energies, "QUANTILE", 1.0)
@@ -61,7 +63,7 @@ def test_the_divergence_of_small_errors_is_foretold() -> None:
     def logs(noise: torch.Tensor | float) -> torch.Tensor:
         hidden = inputs.hidden
         for number, size in enumerate(prunable.dense):
-            hidden = prunable.block(hidden, inputs, number, size)
+            hidden = stream_of(prunable.block(hidden, inputs, number, size))
             hidden = hidden + noise if number == block else hidden
         return prunable.head(prunable.normed(hidden)).log_softmax(-1)
 

@@ -318,14 +318,14 @@ def test_entries_recover_what_the_samples_were_made_of(
         shown = [value + mark for value in true]
         stack = structure_of(*rows)
         records.append(ProbeRecord("w", 0, number, stack, [plain] * 3, [marked] * 3, [shown] * 3))
-    found = summarise(records, KINDS)
+    found = summarise(records, KINDS * 7)
     shown = {(kind, size) for record in records for kind, size in zip(cycle(KINDS), record.sizes, strict=False)}
     assert {(kind, size) for kind, table in found.items() for size in table} == shown
     for kind, table in found.items():
         for size, entry in table.items():
             assert entry.milliseconds == pytest.approx(1.0 + _units(kind, size), abs=1e-6)
             assert entry.spread == pytest.approx(0.0, abs=1e-9)
-    assert constant_rest(records, found, KINDS).milliseconds == pytest.approx(constant, abs=1e-6)
+    assert constant_rest(records, found, KINDS * 7).milliseconds == pytest.approx(constant, abs=1e-6)
 
 
 @settings(max_examples=30)
@@ -340,11 +340,11 @@ def test_a_machine_that_slows_down_is_allowed_for(factors: list[float]) -> None:
         stack = structure_of(*((2 * groups, groups, channels) for groups, channels in widths))
         records.append(ProbeRecord("w", 0, number, stack, [sum(samples)], [sum(samples)], [samples]))
     middle = statistics.median(factors)
-    assert slowness(records, KINDS) == pytest.approx([factor / middle for factor in factors], rel=1e-6)
-    found = summarise(records, KINDS)
+    assert slowness(records, KINDS * 7) == pytest.approx([factor / middle for factor in factors], rel=1e-6)
+    found = summarise(records, KINDS * 7)
     for (width,), entry in found["mlp"].items():
         assert entry.milliseconds == pytest.approx(middle * (1.0 + width), rel=1e-6)
-    assert constant_rest(records, found, KINDS).milliseconds == pytest.approx(0.0, abs=1e-3)
+    assert constant_rest(records, found, KINDS * 7).milliseconds == pytest.approx(0.0, abs=1e-3)
 
 
 def a_record(number: int, value: float = 1.25) -> ProbeRecord:

@@ -214,8 +214,12 @@ def test_first_options_are_all_combinations_of_some_counts_of_every_axis(
 ) -> None:
     some = sorted({1, (queries + 1) // 2, queries})
     expected = [GONE, *((g, q) for g in range(1, groups + 1) for q in some)]
-    assert first_options("attention", (groups, queries), step) == expected
-    assert first_options("mlp", (channels,), step) == [GONE, *((width,) for width in coarse_grid(channels, step))]
+    anatomy = uniform(1, 1, 1, 1)
+    assert first_options("attention", (groups, queries), step, anatomy) == expected
+    assert first_options("mlp", (channels,), step, anatomy) == [
+        GONE,
+        *((width,) for width in coarse_grid(channels, step)),
+    ]
 
 
 @given(st.integers(1, 40), st.integers(1, 12), st.sets(st.integers(1, 50), min_size=1), st.integers(0, 99))

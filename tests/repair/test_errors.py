@@ -9,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from multipruner.engine.layer_calls import stream_of
 from multipruner.engine.moments import gather
 from multipruner.engine.prunable import Prunable
 from multipruner.importance.table import rank
@@ -54,12 +55,12 @@ def test_errors_of_repaired_blocks_are_those_on_the_text(family: str) -> None:
         repair = Repair(prunable, moments, ranking, ridge=1e-6)
         with prunable.in_order(ranking, repair):
             for block, dense in enumerate(prunable.dense):
-                after = prunable.block(hidden, inputs, block, dense)
+                after = stream_of(prunable.block(hidden, inputs, block, dense))
                 for chain in chains(prunable.anatomy[block], grid, dense):
                     errors = repair.errors(block, chain)
                     assert errors[-1] == 0 and all(one >= other for one, other in pairwise(errors))
                     for size, error in zip(chain, errors, strict=True):
-                        narrow = prunable.block(hidden, inputs, block, size)
+                        narrow = stream_of(prunable.block(hidden, inputs, block, size))
                         seen = (narrow - after).square().sum(-1).mean()
                         assert error == pytest.approx(float(seen), rel=0.02, abs=1e-5)
                 hidden = after

@@ -14,8 +14,8 @@ from multipruner.core.errors import ConfigError, InfeasibleError
 from multipruner.core.objective import Choice
 from multipruner.core.structure import GONE, Size, Structure
 from multipruner.search import Grid, Limit, Task, allocate, solve
-from multipruner.search.allocation import _solutions
-from multipruner.search.options import interpolated, levels
+from multipruner.search.allocation import _Meter, _solutions, _tables
+from multipruner.search.options import FIRST_ON_CURVES, interpolated, levels
 from tests.support.layers import layers_of, uniform
 
 ATTENTION: tuple[Size, ...] = (GONE, (1, 2), (2, 2))
@@ -212,6 +212,8 @@ def test_first_tables_on_curves_measure_one_width_and_what_would_go() -> None:
         return 1 + (layer % 3) / 2 + (kind == "mlp")
 
     class Additive(_Coupled):
+        calls: int
+
         def __call__(self, structure: Structure) -> float:
             self.calls += 1
             sizes = zip(structure, SIX.places, strict=True)
@@ -254,6 +256,38 @@ def test_estimated_tables_measure_only_what_would_go() -> None:
     removed = sum(not size for size in found.structure)
     others = 2  # the dense model and the solution
     assert removed <= found.rounds[0].measured - others <= len(SIX)
+
+
+def test_blocks_whose_errors_nobody_knows_are_measured_and_lie_on_straight_lines() -> None:
+    """Estimated and on curves where errors are known; the others at three widths."""
+    seen: list[Structure] = []
+
+    class Seen(_Coupled):
+        def __call__(self, structure: Structure) -> float:
+            seen.append(structure)
+            return super().__call__(structure)
+
+    def errors(block: int, chain: Sequence[Size]) -> list[float]:
+        assert block not in (1, 6), "nobody asks for what nobody knows"
+        return [float(len(chain) - n) ** 2 for n in range(len(chain))]
+
+    def estimate(task: Task) -> dict[int, dict[Size, float]]:
+        known = set(range(len(SIX))) - task.straight
+        return {block: {size: 1.0 - sum(size) / 100 for size in task.levels(block)} for block in known}
+
+    task = replace(_task(110, rounds=0), first=(), errors=errors, straight=frozenset({1, 6}))
+    toy = Seen(lambda *at: 1.0)
+    allocate(task, toy, estimate=estimate)
+    changed = [[(b, size) for b, (size, whole) in enumerate(zip(one, SIX.dense, strict=True)) if size != whole]
+               for one in seen[:-1]]  # fmt: skip
+    single = [one[0] for one in changed if one]
+    assert {(b, size) for b, size in single if b in task.straight} == {
+        (1, GONE), (1, (8,)), (1, (12,)), (6, GONE), (6, (1,)),
+    }  # fmt: skip
+    assert all(not size for b, size in single if b not in task.straight) and len(set(single)) == len(single)
+    table, _ = _tables(replace(task, first=FIRST_ON_CURVES), _Meter(toy, lambda *at: None), SIX.dense, None, 0, {0})
+    assert set(table) == set(range(1, len(SIX)))
+    assert table[1][(4,)] == pytest.approx((table[1][GONE] + table[1][(8,)]) / 2)
 
 
 LOSSES = st.lists(st.floats(0, 10), min_size=4, max_size=4)

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
+from torch.overrides import TorchFunctionMode
 from transformers import (
     CONFIG_MAPPING,
     MODEL_FOR_CAUSAL_LM_MAPPING,
@@ -35,10 +36,12 @@ from transformers import (
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from multipruner.core import families
+from multipruner.core.axes import BLOCK_KINDS
+from multipruner.core.blocks import BlockSpec
 from multipruner.core.families import anatomy_of, spec_for
 from multipruner.core.plan import BlockUnits, PruningPlan, Ranking, Units
 from multipruner.core.structure import GONE, Anatomy, Structure
-from multipruner.engine.cutting import Projection
+from multipruner.engine.cutting import Projection, silenced
 
 VOCABULARY = 97
 SIZES: dict[str, Any] = {
@@ -82,6 +85,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "baichuan": {"family": "baichuan"},
 }
 """Keyword arguments of :func:`tiny_model` for the contract tests."""
+_EXPERTS = {"moe_intermediate_size": 24, "num_experts_per_tok": 2}
 _PATTERN = ["sliding_attention", "full_attention", "sliding_attention"]
 _FALCON = {"ffn_hidden_size": 40, "num_kv_heads": 2, "new_decoder_architecture": True, "without": ("head_dim",)}
 MORE: dict[str, dict[str, Any]] = {
@@ -134,6 +138,16 @@ MORE: dict[str, dict[str, Any]] = {
     "stablelm": {"family": "stablelm", "head_dim": 12, "partial_rotary_factor": 0.5, "use_qkv_bias": True},
     "stablelm-parallel": {"family": "stablelm", "head_dim": 12, "partial_rotary_factor": 0.5,
                           "use_parallel_residual": True},
+    "ernie4_5_moe": {"family": "ernie4_5_moe", "moe_intermediate_size": 24, "moe_num_experts": 5, "moe_k": 2,
+                     "moe_num_shared_experts": 1, "moe_layer_start_index": 1, "moe_layer_end_index": -1},
+    "glm4_moe": {"family": "glm4_moe", **_EXPERTS, "n_routed_experts": 5, "first_k_dense_replace": 1},
+    "granitemoe": {"family": "granitemoe", "num_local_experts": 5, "num_experts_per_tok": 2, "logits_scaling": 3.0,
+                   "residual_multiplier": 0.4, "embedding_multiplier": 2.0},
+    "minimax_m2": {"family": "minimax_m2", "num_local_experts": 5, "num_experts_per_tok": 2},
+    "mixtral": {"family": "mixtral", "num_local_experts": 5, "num_experts_per_tok": 2},
+    "olmoe": {"family": "olmoe", "hidden_size": 64, "num_experts": 5, "num_experts_per_tok": 2},
+    "qwen2_moe": {"family": "qwen2_moe", **_EXPERTS, "num_experts": 5, "shared_expert_intermediate_size": 20},
+    "qwen3_moe": {"family": "qwen3_moe", **_EXPERTS, "num_experts": 5, "mlp_only_layers": [1]},
 }  # fmt: skip
 """One of every family that is a row and nothing else, for ``tests/contracts/test_families.py``."""
 CONTRACT = ["llama-tied", "llama-biased", "mistral-sliding", "qwen2-mixed", "qwen3", "baichuan"]
@@ -189,20 +203,28 @@ def tiny_model(
             noise = torch.randn(parameter.shape, generator=generator)
             scale = 0.5 if "embed" in name else 0.2
             parameter.copy_(noise * scale + ("norm" in name))
+        for name, buffer in model.named_buffers():
+            if name.endswith("correction_bias"):
+                buffer.copy_(torch.randn(buffer.shape, generator=generator) * 0.2)
     return model.to(dtype).eval()
 
 
 def random_structure(anatomy: Anatomy, seed: int, *, drop: float = 0.25, partial: bool = False) -> Structure:
     """A random structure of a dense model: any width, each block gone with probability ``drop``.
 
-    One block of each kind stays at least. Units within others stay whole, or with ``partial`` in any number.
+    One block of each kind stays at least. Units within others stay whole, or with ``partial`` in any number. Of experts
+    as many stay as a token goes through, or more.
     """
     rng, finer = random.Random(seed), random.Random(f"query heads {seed}")
     sizes = []
-    for place in anatomy:
+    stays = set(anatomy.of_layer(seed % anatomy.layers)) | {anatomy.of_kind(kind)[-1] for kind in anatomy.kinds[2:]}
+    for number, place in enumerate(anatomy):
         first, *rest = place.dense
-        size = (rng.randint(1, first), *(finer.randint(1, most) if partial else most for most in rest))
-        gone = place.layer != seed % anatomy.layers and rng.random() < drop
+        size = (
+            rng.randint(anatomy.least(BLOCK_KINDS[place.kind].names[0]), first),
+            *(finer.randint(1, most) if partial else most for most in rest),
+        )
+        gone = number not in stays and rng.random() < drop
         sizes.append(GONE if gone else size)
     return Structure(tuple(sizes))
 
@@ -240,6 +262,9 @@ def masked_model(model: PreTrainedModel, plan: PruningPlan) -> PreTrainedModel:
     for number, place in enumerate(plan.anatomy):
         block = spec.block(place.kind)
         layer = masked.get_submodule(f"{spec.decoder}.{spec.layers}.{place.layer}")
+        if block.routed:
+            _mask_experts(layer.get_submodule(block.path), block, plan.blocks[number].axes)
+            continue
         output = Projection.of(layer.get_submodule(f"{block.path}.{block.output}"), block.transposed)
         width = output.weight.shape[1] // prod(place.dense)
         columns = list(_columns(plan, number, width))
@@ -250,6 +275,39 @@ def masked_model(model: PreTrainedModel, plan: PruningPlan) -> PreTrainedModel:
             if not columns and output.bias is not None:
                 output.bias.zero_()
     return masked
+
+
+class _Unchosen(TorchFunctionMode):
+    """Within, the logits that a router's own code computes for some experts are minus infinity."""
+
+    def __init__(self, router: torch.nn.Module, gone: list[int]) -> None:
+        super().__init__()
+        self._router, self._gone = router, gone
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func is torch.nn.functional.linear:
+            result[..., self._gone] = -torch.inf
+        return result
+
+
+def _mask_experts(module: torch.nn.Module, block: BlockSpec, kept: tuple[Units, ...]) -> None:
+    """Have a block of experts choose among those that stay alone, or add nothing where it is gone."""
+    if not kept:
+        module.register_forward_hook(silenced)
+        return
+    weight, *others = block.tensors
+    router: Any = module.get_submodule(weight.path.removesuffix(".weight"))
+    route, gone = router.forward, sorted(set(range(len(router.weight))) - set(kept[0]))  # pyright: ignore
+    for path in (tensor.path for tensor in others if tensor.path.endswith("correction_bias")):
+        owner: Any = module.get_submodule(path.rpartition(".")[0])
+        getattr(owner, path.rpartition(".")[2]).data[..., gone] = -1e9
+
+    def masked(*args: Any) -> Any:
+        with _Unchosen(router, gone):
+            return route(*args)
+
+    router.forward = masked
 
 
 def _columns(plan: PruningPlan, block: int, width: int) -> Iterator[int]:

@@ -11,12 +11,13 @@ from typing import Any
 
 from multipruner.core.axes import AXES
 from multipruner.core.errors import UnsupportedModelError, did_you_mean
-from multipruner.core.structure import Anatomy
+from multipruner.core.structure import Anatomy, Place
 
 from .dense import DENSE, REFUSED
+from .experts import EXPERTS
 from .family import Family
 
-FAMILIES: dict[str, Family] = {row.model_type: row for row in DENSE}
+FAMILIES: dict[str, Family] = {row.model_type: row for row in (*DENSE, *EXPERTS)}
 """The families that can be pruned, by ``config.model_type``."""
 
 
@@ -78,9 +79,11 @@ def constants_of(config: Any) -> dict[str, int]:
 
 def anatomy_of(config: Any) -> Anatomy:
     """Return the residual blocks of a dense model, from its configuration."""
-    family, constants = spec_for(config), constants_of(config)
-    return Anatomy.uniform(getattr(config, family.depth), family.sizes(_values(config)), constants)
+    family, constants, values = spec_for(config), constants_of(config), _values(config)
+    layers = range(getattr(config, family.depth))
+    rows = (Place(layer, kind, size) for layer in layers for kind, size in family.sizes(values, layer).items() if size)
+    return Anatomy(tuple(rows), constants)
 
 
 def _values(config: Any) -> dict[str, Any]:
-    return {key: getattr(config, key, None) for key in spec_for(config).config}
+    return {key: getattr(config, key, None) for key in spec_for(config).keys}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +22,23 @@ GROUPED_HEADS: dict[str, str] = {
     "intermediate_size": "channels",
 }
 """How most configurations name sizes: key -> layout."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pattern:
+    """Which layers have a block of one kind and which of another, as a configuration says it.
+
+    Attributes:
+        keys: of the configuration that say so.
+        kinds: the kind of the layers for which ``first`` is true, and that of the others.
+        first: (the keys' values, number of a layer) -> whether it has a block of the first kind.
+        said: of layers that are left, in order, whether they have the first kind -> what the keys say of them.
+    """
+
+    keys: tuple[str, ...]
+    kinds: tuple[str, str]
+    first: Callable[[Mapping[str, Any], int], bool]
+    said: Callable[[Sequence[bool]], Mapping[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +67,7 @@ class Family:
         layer_arguments: what a decoder layer is built from: ``config``, ``number``, in the constructor's order.
         remote_code: whether the family's code travels with the checkpoint (``trust_remote_code``).
         layer_output: ``"tensor"`` or ``"tuple"``: what a decoder layer returns.
+        pattern: which of its layers have which of two kinds of blocks; nothing where all have all of them.
     """
 
     model_type: str
@@ -74,6 +92,7 @@ class Family:
     layer_arguments: str = "config, number"
     remote_code: bool = False
     layer_output: str = "tensor"
+    pattern: Pattern | None = None
 
     def fits(self, values: Mapping[str, Any]) -> bool:
         """Tell whether the row is right for a configuration's values."""
@@ -104,6 +123,18 @@ class Family:
         """The kinds of its blocks, in the order in which they run."""
         return tuple(block.kind for block in self.blocks)
 
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The keys of a configuration that say sizes, and which layer has what."""
+        return (*self.config, *(self.pattern.keys if self.pattern else ()))
+
+    def kinds_in(self, values: Mapping[str, Any], layer: int) -> tuple[str, ...]:
+        """Return the kinds of the blocks of a layer, in the order in which they run."""
+        if self.pattern is None:
+            return self.kinds
+        missing = self.pattern.kinds[self.pattern.first(values, layer)]
+        return tuple(kind for kind in self.kinds if kind != missing)
+
     def logit_scale(self, config: Any) -> float:
         """Return what the head's output is multiplied by."""
         sign, _, key = self.head_scale.partition(" ")
@@ -129,6 +160,8 @@ class Family:
             known |= dict.fromkeys(unknown, 1)
             if unknown:
                 known[unknown[0]] = value // layout.size(known)
+            if not layout.names and layout.size(known) != value:
+                raise ConfigError(f"{key} = {value}: of {self.model_type} only models with {layout.text} can be pruned")
             if layout.size(known) != value:
                 raise ConfigError(f"{key} = {value} is no multiple of the rest of {layout.text} ({known})")
         axes = [axis for kind in self.kinds for axis in BLOCK_KINDS[kind].axes]
@@ -157,9 +190,14 @@ class Family:
         return {**{name: "1" for name in axes if name not in known}, **known}
 
     def numbers(self, counts: Mapping[str, int]) -> dict[str, int]:
-        """Return what the configuration's keys say of a layer that has so much of every axis; 0 where it has none."""
+        """Return what the configuration's keys say of a layer that has so much of every axis; 0 where it has none.
+
+        Keys of axes that are not named, as of experts where the layer is one without, say nothing of it.
+        """
         layouts = {key: Layout(text) for key, text in self.config.items()}
-        return {key: layout.size(counts) for key, layout in layouts.items() if layout.axes}
+        return {
+            key: layout.size(counts) for key, layout in layouts.items() if layout.axes and layout.axes <= set(counts)
+        }
 
     @property
     def heads_keys(self) -> tuple[str, str]:
@@ -167,9 +205,10 @@ class Family:
         heads = next(filter(None, map(self.key, ("kv_groups * queries", "queries", "kv_groups", "heads"))), "")
         return heads, self.key("kv_groups") or self.key("groups") or heads
 
-    def sizes(self, values: Mapping[str, Any]) -> dict[str, Size]:
+    def sizes(self, values: Mapping[str, Any], layer: int = 0) -> dict[str, Size]:
         """Return the sizes of a whole layer's blocks by their kinds, from a configuration's values; see
         :meth:`counts`.
         """
         counts = self.counts(values)
-        return {kind: tuple(counts[name] for name in BLOCK_KINDS[kind].names) for kind in self.kinds}
+        kinds = self.kinds_in(values, layer)
+        return {kind: tuple(counts[name] for name in BLOCK_KINDS[kind].names) for kind in kinds}

@@ -32,9 +32,9 @@ _BYTES_PER_TOKEN = 4
 def shape_of(prunable: Prunable) -> Shape:
     """Return what of a model its work depends on."""
     blocks = range(len(prunable.anatomy))
-    inputs = tuple(prunable.block_spec(block).columns.size(prunable.counts(block)) for block in blocks)
+    inputs = tuple(prunable.block_spec(block).width(prunable.counts(block)) for block in blocks)
     weights = tuple(float(prunable.costs.blocks[block](prunable.dense[block]).products) for block in blocks)
-    return Shape(inputs, weights, prunable.head_weight.shape[1], prunable.costs.head_macs)
+    return Shape(inputs, weights, prunable.head_weight.shape[1], prunable.costs.head_macs, prunable.anatomy.layers)
 
 
 def texts_for(recipe: Recipe, prunable: Prunable, unwritten: Callable[[int, int, int], int] | None = None) -> Texts:

@@ -116,13 +116,17 @@ class _Clock:
         return min(taken[1:])
 
     def layer(self, rows: int, length: int) -> float:
-        """Return one dense layer on so many sequences."""
+        """Return one dense layer on so many sequences: the one whose work is nearest to the mean layer's."""
         prunable = self._prunable
+        anatomy, costs = prunable.anatomy, prunable.costs
+        works = [sum(costs.blocks[block](prunable.dense[block]).products for block in anatomy.of_layer(layer))
+                 for layer in range(anatomy.layers)]  # fmt: skip
+        typical = min(range(anatomy.layers), key=lambda layer: abs(works[layer] - sum(works) / len(works)))
         inputs = prunable.inputs(torch.zeros(rows, length, dtype=torch.int64, device=self._device))
 
         def run() -> None:
             state: State = inputs.hidden
-            for block in prunable.anatomy.of_layer(0):
+            for block in anatomy.of_layer(typical):
                 state = prunable.block(state, inputs, block, prunable.dense[block])
 
         return self.best(run)
@@ -193,7 +197,7 @@ class _Clock:
     def _columns(self) -> list[int]:
         """Return columns of the output projection of every block."""
         prunable = self._prunable
-        return [prunable.block_spec(n).columns.size(prunable.counts(n)) for n in range(len(prunable.anatomy))]
+        return [prunable.block_spec(n).width(prunable.counts(n)) for n in range(len(prunable.anatomy))]
 
 
 def _disk(place: Path) -> float:

@@ -11,7 +11,7 @@ import torch
 from multipruner.config.precedence import trusts
 from multipruner.config.recipe import Recipe
 from multipruner.core.errors import ConfigError
-from multipruner.core.families import Family
+from multipruner.core.families import Family, anatomy_of
 from multipruner.sources.intake.accounting import build_config, read_config, reason_of
 
 LAYERS = 2
@@ -60,6 +60,11 @@ def stand_in(model: Any, spec: Family, dtype: torch.dtype, device: torch.device)
         if isinstance(value, list) and len(value) == depth:  # such as the kind of every layer's attention
             setattr(config, name, value[:LAYERS])
     setattr(config, spec.depth, min(LAYERS, depth))
+    if spec.pattern is not None:
+        firsts = [place.kind == spec.pattern.kinds[0] for place in anatomy_of(model.config) if place.kind in
+                  spec.pattern.kinds]  # fmt: skip
+        told = sorted(set(firsts))  # a layer of either kind, or two alike
+        vars(config).update(spec.pattern.said((told * LAYERS)[: min(LAYERS, depth)]))
     small = _built(config, dtype, trust=spec.remote_code).to_empty(device=device)
     small.tie_weights()
     with torch.no_grad():

@@ -21,16 +21,18 @@ class Shape:
     """What of a dense model its work depends on.
 
     Attributes:
-        inputs: columns of the output projection of every residual block, in their order.
+        inputs: columns of the output projection of every residual block, in their order; 0 where it has no single one.
         weights: multiply-accumulates of every block for one token.
         hidden: size of the residual stream.
         head: multiply-accumulates of the output head for one token.
+        layers: decoder layers.
     """
 
     inputs: tuple[int, ...]
     weights: tuple[float, ...]
     hidden: int
     head: int
+    layers: int
 
     @property
     def blocks(self) -> int:
@@ -38,9 +40,9 @@ class Shape:
         return len(self.inputs)
 
     @property
-    def layers(self) -> float:
-        """Decoder layers: two residual blocks each."""
-        return self.blocks / 2
+    def share(self) -> float:
+        """What a residual block is of a decoder layer, in the mean."""
+        return self.layers / self.blocks
 
     @property
     def layer_weight(self) -> float:
@@ -176,7 +178,7 @@ def losses(candidates: Sequence[Candidate], base: Base, tokens: float, shape: Sh
         time += dense + one.kept * shape.weights[one.block] / shape.layer_weight
         if refit and 0 < one.kept < 1:
             products += refitted(shape.inputs[one.block], one.kept, shape.hidden)
-    return Work(tokens * count / 2, tokens * time, head_tokens=tokens * len(candidates), products=products)
+    return Work(tokens * count * shape.share, tokens * time, head_tokens=tokens * len(candidates), products=products)
 
 
 def refitted(columns: int, kept: float, hidden: int) -> float:
@@ -209,7 +211,7 @@ def tables(
     """
     tokens, few = texts.scored * texts.length, texts.sketched * texts.length
     dense, (blocks, time) = Base((1.0,) * shape.blocks), base.from_block(0, shape)
-    whole = Work(tokens * blocks / 2, tokens * time, head_tokens=tokens)
+    whole = Work(tokens * blocks * shape.share, tokens * time, head_tokens=tokens)
     # states of the dense model for both texts; described first where losses are divergences, then its own loss
     work = sum((passes(part, shape, heads=3 if kl else 1) for part in {tokens, few}), Work())
     for number, candidates in enumerate(rounds):
@@ -225,7 +227,8 @@ def tables(
 def energies(tokens: float, shape: Shape) -> Work:
     """Return the backward pass that sensitivities come from: every block forward, again (but the first), and back."""
     blocks = 2 * shape.blocks - 1
-    return Work(tokens * blocks / 2, tokens * (blocks + shape.blocks) / 2, head_tokens=3 * tokens)
+    share = tokens * shape.share
+    return Work(share * blocks, share * (blocks + shape.blocks), head_tokens=3 * tokens)
 
 
 def path(candidates: Mapping[str, int], texts: Texts, shape: Shape, *, kl: bool, left: float) -> Work:

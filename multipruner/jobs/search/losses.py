@@ -71,7 +71,7 @@ class Losses:
     @property
     def work(self) -> Work:
         """What this process has computed."""
-        total = Work()
+        total = Work.on(self._setting.prunable.anatomy)
         for objective in self._objectives.values():
             total.evaluations += objective.work.evaluations
             total.token_blocks += objective.work.token_blocks

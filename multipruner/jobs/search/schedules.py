@@ -82,7 +82,8 @@ class ScheduleEngine:
         self.home = CHEAP
         groups = options.channel_groups or (recipe.channel_group,)
         for group in groups:
-            grid_in(recipe, channel_group=group).check(setting.prunable.anatomy)
+            anatomy = setting.prunable.anatomy
+            grid_in(recipe, channel_group=group).of_model(anatomy).check(anatomy)
         self.space = ScheduleSpace(
             groups,
             options.importances or (recipe.importance,),
@@ -171,7 +172,7 @@ class ScheduleEngine:
     def _problem(self, schedule: Schedule) -> Problem:
         recipe, decoded = self.setting.recipe, schedule.decode()
         assert recipe.ratio is not None, "checked before"
-        grid = grid_in(recipe, channel_group=schedule.channel_group)
+        grid = grid_in(recipe, channel_group=schedule.channel_group).of_model(self.setting.prunable.anatomy)
         return Problem(
             self.setting.prunable.costs, recipe.ratio, decoded["stages"], decoded["shares"], grid, recipe.stop
         )
@@ -257,7 +258,7 @@ class ScheduleEngine:
     @property
     def work(self) -> Work:
         """What this process has computed."""
-        total = Work()
+        total = Work.on(self.setting.prunable.anatomy)
         for variant in self._variants.values():
             total.evaluations += variant.losses.work.evaluations
             total.token_blocks += variant.losses.work.token_blocks

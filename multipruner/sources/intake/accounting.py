@@ -117,7 +117,8 @@ def account(folder: Path, name: str, config: Any, spec: Family) -> dict[str, Sto
     _check_layers(name, config.num_hidden_layers, spec, found)
     if spec.remote_code:
         return found  # what its own code builds is known when it has run
-    _compare(name, found, _expected(name, config, spec), spec, tied=bool(config.tie_word_embeddings))
+    expected = max(_expected(name, config, spec), key=lambda shapes: len(shapes.keys() & found.keys()))
+    _compare(name, found, expected, spec, tied=bool(config.tie_word_embeddings))
     if config.tie_word_embeddings:
         check_tied(name, found, f"{spec.decoder}.{spec.embeddings}.weight", f"{spec.head}.weight")
     return found
@@ -232,15 +233,20 @@ def _check_layers(name: str, said: int, spec: Family, found: Mapping[str, Stored
     )
 
 
-def _expected(name: str, config: Any, spec: Family) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor that the stock class of a configuration has."""
+def _expected(name: str, config: Any, spec: Family) -> list[dict[str, tuple[int, ...]]]:
+    """Return name and shape of every tensor that the stock class of a configuration has: as the class holds them, and
+    as checkpoints hold them where transformers convert (one matrix for each expert, say); they read both.
+    """
     import torch
     import transformers
+    from transformers.core_model_loading import revert_weight_conversion
 
     try:
         with torch.device("meta"):
             model = getattr(transformers, spec.class_name)(config)
-        return {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
+            own = model.state_dict()
+            layouts = [own, revert_weight_conversion(model, dict(own))]
+        return [{key: tuple(tensor.shape) for key, tensor in layout.items()} for layout in layouts]
     except Exception as error:  # of every kind: the class meets values that nobody checked
         raise ConfigError(f"no model can be built from config.json of {name}: {reason_of(error)}") from error
 

@@ -28,7 +28,7 @@ LAYERS = st.integers(1, 12)
 
 
 def shape(layers: int) -> Shape:
-    return Shape((64, 160) * layers, (1000.0, 3000.0) * layers, 48, 5000)
+    return Shape((64, 160) * layers, (1000.0, 3000.0) * layers, 48, 5000, layers)
 
 
 def stages(texts: Texts, layers: int, rounds: int, left: float = 0.75) -> dict[str, Work]:

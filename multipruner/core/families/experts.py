@@ -1,0 +1,138 @@
+"""The rows of mixtures of experts: softmax attention, then experts of which every token takes some.
+
+transformers hold the experts of a layer as stacks of matrices, [experts, rows, columns]. They read and write the layout
+of the published checkpoints, one matrix per expert, where there is one. Experts that every token takes (shared ones)
+are no units: they stay as long as their block does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from multipruner.core.blocks import BlockSpec, TensorSpec
+from multipruner.core.layout import Layout
+
+from .family import GROUPED_HEADS, Family, Pattern
+from .parts import TOGETHER, attention, mlp
+
+_ACTIVE = {"num_experts_per_tok": "active"}
+_HEADS = {key: text for key, text in GROUPED_HEADS.items() if key != "intermediate_size"}
+_ONE_UNIT = {"num_attention_heads": "heads", "num_key_value_heads": "groups"}
+"""Of attention with one norm over the queries of all heads: they go together or not at all."""
+_LOCAL = {"num_local_experts": "experts", "intermediate_size": "expert_width", **_ACTIVE}
+_BESIDE_MLP = {"intermediate_size": "channels", "moe_intermediate_size": "expert_width"}
+_RESIDUAL: dict[str, Any] = {"gain": "residual_multiplier"}
+
+
+def experts(path: str = "mlp", router: str = "gate", *, bias: str = "", rows: str = "", **rest: Any) -> BlockSpec:
+    """Return experts and the router before them, and a norm before that.
+
+    Args:
+        path: its module within the decoder layer.
+        router: the module whose weight has a row for every expert.
+        bias: what is added to the router's scores when it chooses, within the block; empty where nothing is.
+        rows: the layout of the dimension that this has before that of the experts; empty where it has none.
+        **rest: see :class:`~multipruner.core.blocks.BlockSpec`.
+    """
+    count, width = Layout("experts"), "expert_width"
+    added = (Layout(rows), count) if rows else (count,)
+    return BlockSpec(
+        kind="experts",
+        path=path,
+        tensors=(
+            TensorSpec(f"{router}.weight", (count, Layout("hidden"))),
+            TensorSpec("experts.gate_up_proj", (count, Layout(f"{width} + {width}"), Layout("hidden"))),
+            TensorSpec("experts.down_proj", (count, Layout("hidden"), Layout(width))),
+            *((TensorSpec(bias, added),) if bias else ()),
+        ),
+        output="",
+        routed="experts",
+        attributes=tuple((name, count) for name in (f"{router}.num_experts", "experts.num_experts", "num_experts")),
+        **{"before": "post_attention_layernorm", **rest},
+    )
+
+
+def _sparse(values: Mapping[str, Any], layer: int) -> bool:
+    own = layer not in (values["mlp_only_layers"] or ())
+    return own and (layer + 1) % (values["decoder_sparse_step"] or 1) == 0
+
+
+def _dense_ones(experts: Sequence[bool]) -> dict[str, Any]:
+    return {"mlp_only_layers": [layer for layer, has in enumerate(experts) if not has], "decoder_sparse_step": 1}
+
+
+def _between(experts: Sequence[bool]) -> dict[str, Any]:
+    """Say which layers have experts where these stand side by side, as with an interval of 1 they always do."""
+    layers = [layer for layer, has in enumerate(experts) if has] or [len(experts)]
+    return {"moe_layer_start_index": layers[0], "moe_layer_end_index": layers[-1]}
+
+
+_KINDS = ("experts", "mlp")
+_LISTED = Pattern(("mlp_only_layers", "decoder_sparse_step"), _KINDS, _sparse, _dense_ones)
+_AFTER_FIRST = Pattern(
+    ("first_k_dense_replace",),
+    _KINDS,
+    lambda values, layer: layer >= (values["first_k_dense_replace"] or 0),
+    lambda experts: {"first_k_dense_replace": list(experts).index(True) if any(experts) else len(experts)},
+)
+_BETWEEN = Pattern(
+    ("moe_layer_start_index", "moe_layer_end_index"),
+    _KINDS,
+    lambda values, layer: values["moe_layer_start_index"] <= layer <= values["moe_layer_end_index"],
+    _between,
+)
+_EITHER = (attention(), mlp(), experts())
+
+EXPERTS: tuple[Family, ...] = (
+    Family("mixtral", "Mixtral", (attention(), experts()), config={**_HEADS, **_LOCAL}),
+    Family(
+        "qwen3_moe",
+        "Qwen3Moe",
+        _EITHER,
+        config={**_HEADS, **_BESIDE_MLP, "num_local_experts": "experts", **_ACTIVE},
+        pattern=_LISTED,
+    ),
+    Family(
+        "olmoe",
+        "Olmoe",
+        (attention(*TOGETHER, attributes=()), experts()),
+        config={**_HEADS, **_ONE_UNIT, "num_experts": "experts", "intermediate_size": "expert_width", **_ACTIVE},
+    ),
+    Family(
+        "qwen2_moe",
+        "Qwen2Moe",
+        _EITHER,
+        config={**_HEADS, **_BESIDE_MLP, "num_experts": "experts", **_ACTIVE},
+        pattern=_LISTED,
+    ),
+    Family(
+        "granitemoe",
+        "GraniteMoe",
+        (attention(**_RESIDUAL), experts("block_sparse_moe", "router", **_RESIDUAL)),
+        config={**_HEADS, **_LOCAL},
+        head_scale="/ logits_scaling",
+    ),
+    Family(
+        "glm4_moe",
+        "Glm4Moe",
+        (attention(), mlp(), experts(bias="gate.e_score_correction_bias")),
+        # experts that are chosen by groups would have to leave every group alike
+        config={**_HEADS, **_BESIDE_MLP, "n_routed_experts": "experts", **_ACTIVE, "n_group": "1"},
+        pattern=_AFTER_FIRST,
+    ),
+    Family(
+        "ernie4_5_moe",
+        "Ernie4_5_Moe",
+        (attention(), mlp(), experts(bias="gate.moe_statics.e_score_correction_bias", rows="1")),
+        config={**_HEADS, **_BESIDE_MLP, "moe_num_experts": "experts", "moe_k": "active", "moe_layer_interval": "1"},
+        pattern=_BETWEEN,
+    ),
+    Family(
+        "minimax_m2",
+        "MiniMaxM2",
+        (attention(*TOGETHER, attributes=()), experts(bias="e_score_correction_bias")),
+        config={**_HEADS, **_ONE_UNIT, **_LOCAL},
+    ),
+)
+"""Every family with experts."""
