@@ -9,7 +9,7 @@ from typing import Any
 from huggingface_hub.errors import StrictDataclassClassValidationError
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from multipruner.core.errors import ConfigError
+from multipruner.core.errors import ConfigError, UnsupportedModelError
 from multipruner.core.families import Family, anatomy_of, constants_of, spec_for
 from multipruner.core.plan import PruningPlan
 from multipruner.core.structure import GONE, Anatomy, Place, Structure
@@ -31,6 +31,7 @@ def pruned_config(config: Any, plan: PruningPlan, dense: PreTrainedModel | None 
     """
     spec, whole = spec_for(config), anatomy_of(config)
     _check_plan(config, plan)
+    hidden = whole.constants["hidden"] if plan.stream is None else len(plan.stream)
     layers = plan.layers
     record = config.to_dict()
     for key in ("model_type", "architectures", "auto_map", "transformers_version", "per_layer_config"):
@@ -39,10 +40,12 @@ def pruned_config(config: Any, plan: PruningPlan, dense: PreTrainedModel | None 
     anatomy, structure = whole.of_layers(layers), Structure(tuple(kept))
     record |= {key: [record[key][number] for number in layers] for key in _per_layer_lists(record, whole.layers)}
     record[spec.depth] = len(layers)
+    if plan.stream is not None:
+        record |= _narrower(spec, hidden, whole.constants["head_dim"])
     if record.get("layer_types"):
         record["layer_types"] = _layer_types(record["layer_types"], _cached(structure, anatomy, spec))
     rows = [_numbers(structure, anatomy, layer, spec) for layer in range(len(layers))]
-    stock = _stock_config(config, record, rows, structure, spec)
+    stock = _stock_config(config, record, rows, structure, spec, hidden)
     if stock is not None:
         return stock
     if (width := spec.key("head_dim")) is not None:
@@ -64,16 +67,18 @@ def _per_layer_lists(record: Mapping[str, Any], layers: int) -> list[str]:
 
 
 def _stock_config(
-    config: Any, record: dict[str, Any], rows: list[dict[str, int]], structure: Structure, spec: Family
+    config: Any, record: dict[str, Any], rows: list[dict[str, int]], structure: Structure, spec: Family, hidden: int
 ) -> PreTrainedConfig | None:
-    """Return the family's own configuration for these sizes, or ``None`` where it has no words for them."""
+    """Return the family's own configuration for these sizes and this width of the residual stream, or ``None`` where it
+    has no words for them.
+    """
     constants = constants_of(config)
     resized = any(block.resized for block in spec.blocks)
     if spec.remote_code or resized or any(row != rows[0] for row in rows) or not all(structure):
         return None
     width = spec.key("head_dim")
     heads = {**record, **rows[0]}[spec.heads_keys[0]]
-    square = heads * constants["head_dim"] == constants["hidden"]
+    square = heads * constants["head_dim"] == hidden
     if width is None and not square:
         return None
     record = {**record, **rows[0]}
@@ -85,6 +90,21 @@ def _stock_config(
     except StrictDataclassClassValidationError:  # LlamaConfig: heads must divide hidden_size, head_dim or not
         return None
     return stock
+
+
+def _narrower(spec: Family, hidden: int, head_dim: int) -> dict[str, int]:
+    """Return what a configuration says of a narrower residual stream: heads are as wide as they were, in words too.
+
+    Raises:
+        UnsupportedModelError: when it cannot say one without the other.
+    """
+    width, own = spec.key("hidden"), spec.key("head_dim")
+    if width is None or own is None or spec.remote_code or any(block.resized for block in spec.blocks):
+        raise UnsupportedModelError(
+            f"{spec.model_type}: the hidden size is the number of heads times their width in this family's code, so it "
+            "stays as it is: give no --hidden-size"
+        )
+    return {width: hidden, own: head_dim}
 
 
 def with_older_words(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -111,6 +131,9 @@ def _check_plan(config: Any, plan: PruningPlan) -> None:
     if plan.anatomy != anatomy_of(config):
         sizes = [_described(anatomy) for anatomy in (plan.anatomy, anatomy_of(config))]
         raise ConfigError(f"the plan was made for a model of {sizes[0]}; this one has {sizes[1]}")
+    hidden = anatomy_of(config).constants["hidden"]
+    if plan.stream is not None and plan.hidden != hidden:
+        raise ConfigError(f"the plan was made for a model of hidden size {plan.hidden}; this one has {hidden}")
     if not plan.layers:
         raise ConfigError("the plan leaves no decoder layer")
 

@@ -1,11 +1,16 @@
-"""What a row says of one residual block: its modules, its tensors and how they lie over the block's axes."""
+"""What a row says of one residual block: its modules, its tensors and how they lie over the block's axes; and what such
+a block weighs at any size.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from math import prod
+from typing import NamedTuple
 
-from .axes import Counts
+from .axes import STREAM, Counts
 from .layout import Layout
+from .structure import Size, counts_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,3 +110,65 @@ class BlockSpec:
     def columns(self) -> Layout:
         """How the columns of the output projection lie: one for every input of it."""
         return self.weight.dims[0 if self.transposed else 1]
+
+
+class Amounts(NamedTuple):
+    """What a block of some size weighs.
+
+    Attributes:
+        parameters: of it and of the norms that go with it.
+        products: multiply-accumulates of its matrices for one token (no norms, no biases).
+        cached: numbers that it keeps per token of context.
+        scores: multiply-accumulates per token and token of context, beside those of its matrices."""
+
+    parameters: int
+    products: int
+    cached: int
+    scores: int
+
+
+@dataclass(frozen=True)
+class BlockCost:
+    """What one residual block weighs at any size.
+
+    Attributes:
+        kind, constants: of the block, and the numbers that no size changes, by their names in layouts.
+        fixed: parameters that stay as long as the block does, its norms among them.
+        stream: how many of these there are for every dimension of the residual stream.
+        tensors: the layouts of the tensors that depend on its size.
+        cached, scores: see :class:`~multipruner.core.blocks.BlockSpec`."""
+
+    kind: str
+    constants: Counts
+    fixed: int
+    tensors: tuple[tuple[Layout, ...], ...]
+    cached: tuple[Layout, ...] = ()
+    scores: tuple[Layout, ...] = ()
+    stream: int = 0
+    _known: dict[Size, Amounts] = field(default_factory=dict, repr=False, compare=False)
+
+    def __call__(self, size: Size) -> Amounts:
+        """Return the amounts of a block of this size; all zero where it is gone."""
+        if size not in self._known:
+            self._known[size] = self._amounts(size) if size else Amounts(0, 0, 0, 0)
+        return self._known[size]
+
+    def _amounts(self, size: Size) -> Amounts:
+        counts = {**self.constants, **counts_of(self.kind, size)}
+
+        def lengths(layouts: tuple[Layout, ...]) -> list[int]:
+            return [layout.size(counts) for layout in layouts]
+
+        shapes = list(map(lengths, self.tensors))
+        return Amounts(
+            self.fixed + sum(map(prod, shapes)),
+            sum(prod(shape) for shape in shapes if len(shape) == 2),
+            sum(lengths(self.cached)),
+            sum(lengths(self.scores)),
+        )
+
+    def narrowed(self, hidden: int) -> BlockCost:
+        """Return the cost of the same block on a residual stream of another width."""
+        axis = STREAM.axes[0].name
+        fixed = self.fixed - self.stream * (self.constants[axis] - hidden)
+        return replace(self, constants={**self.constants, axis: hidden}, fixed=fixed, _known={})

@@ -7,69 +7,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from math import prod
-from typing import NamedTuple
+from dataclasses import dataclass, field, replace
 
-from .axes import Counts
+from .axes import STREAM
+from .blocks import Amounts, BlockCost
 from .errors import ConfigError, did_you_mean
 from .latency_table import LatencyTable
-from .layout import Layout
-from .structure import Anatomy, Size, Structure, counts_of
+from .structure import Anatomy, Size, Structure
 
-
-class Amounts(NamedTuple):
-    """What a block of some size weighs.
-
-    Attributes:
-        parameters: of it and of the norms that go with it.
-        products: multiply-accumulates of its matrices for one token (no norms, no biases).
-        cached: numbers that it keeps per token of context.
-        scores: multiply-accumulates per token and token of context, beside those of its matrices."""
-
-    parameters: int
-    products: int
-    cached: int
-    scores: int
-
-
-@dataclass(frozen=True)
-class BlockCost:
-    """What one residual block weighs at any size.
-
-    Attributes:
-        kind, constants: of the block, and the numbers that no size changes, by their names in layouts.
-        fixed: parameters that stay as long as the block does, its norms among them.
-        tensors: the layouts of the tensors that depend on its size.
-        cached, scores: see :class:`~multipruner.core.blocks.BlockSpec`."""
-
-    kind: str
-    constants: Counts
-    fixed: int
-    tensors: tuple[tuple[Layout, ...], ...]
-    cached: tuple[Layout, ...] = ()
-    scores: tuple[Layout, ...] = ()
-    _known: dict[Size, Amounts] = field(default_factory=dict, repr=False, compare=False)
-
-    def __call__(self, size: Size) -> Amounts:
-        """Return the amounts of a block of this size; all zero where it is gone."""
-        if size not in self._known:
-            self._known[size] = self._amounts(size) if size else Amounts(0, 0, 0, 0)
-        return self._known[size]
-
-    def _amounts(self, size: Size) -> Amounts:
-        counts = {**self.constants, **counts_of(self.kind, size)}
-
-        def lengths(layouts: tuple[Layout, ...]) -> list[int]:
-            return [layout.size(counts) for layout in layouts]
-
-        shapes = list(map(lengths, self.tensors))
-        return Amounts(
-            self.fixed + sum(map(prod, shapes)),
-            sum(prod(shape) for shape in shapes if len(shape) == 2),
-            sum(lengths(self.cached)),
-            sum(lengths(self.scores)),
-        )
+__all__ = ["COSTS", "BlockCost", "Cost", "Costs", "Measures", "cost_named", "reported_as", "timed_first"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,21 +27,46 @@ class Costs:
         blocks: the cost of each of them.
         constant: parameters outside the decoder layers (embeddings counted once when tied).
         head_macs: multiply-accumulates of the output projection for one token.
-        bytes_per_parameter: of the checkpoint's dtype."""
+        bytes_per_parameter: of the checkpoint's dtype.
+        stream: how many of ``constant`` there are for every dimension of the residual stream.
+        whole: costs of the model with the whole residual stream, where this is one with a narrower stream."""
 
     anatomy: Anatomy
     blocks: tuple[BlockCost, ...]
     constant: int
     head_macs: int
     bytes_per_parameter: int
+    stream: int = 0
+    whole: Costs | None = None
 
     @property
     def dense(self) -> Structure:
-        """The dense structure, which every ratio refers to."""
+        """The dense structure of this anatomy."""
         return self.anatomy.dense
 
+    @property
+    def original(self) -> Costs:
+        """The costs of the dense model, which every ratio refers to: these, unless the residual stream is narrower."""
+        return self.whole or self
+
+    def narrowed(self, hidden: int) -> Costs:
+        """Return the costs of the same model with a residual stream of another width, at which sizes are as before."""
+        axis = STREAM.axes[0].name
+        before = self.anatomy.constants[axis]
+        return replace(
+            self,
+            anatomy=Anatomy(self.anatomy.places, {**self.anatomy.constants, axis: hidden}),
+            blocks=tuple(block.narrowed(hidden) for block in self.blocks),
+            constant=self.constant - self.stream * (before - hidden),
+            head_macs=self.head_macs // before * hidden,
+            whole=self.original,
+        )
+
+    def _of(self, structure: Structure) -> Costs:
+        return self if structure.hidden is None else self.original.narrowed(structure.hidden)
+
     def _amounts(self, structure: Structure) -> Iterator[Amounts]:
-        return (cost(size) for cost, size in zip(self.blocks, structure.blocks, strict=True))
+        return (cost(size) for cost, size in zip(self._of(structure).blocks, structure.blocks, strict=True))
 
     def backbone_parameters(self, structure: Structure) -> int:
         """Return parameters of the decoder layers alone."""
@@ -103,15 +74,15 @@ class Costs:
 
     def parameters(self, structure: Structure) -> int:
         """Return all parameters, tied embeddings counted once."""
-        return self.constant + self.backbone_parameters(structure)
+        return self._of(structure).constant + self.backbone_parameters(structure)
 
     def ratio(self, structure: Structure) -> float:
         """Return removed parameters / all parameters of the dense model (the paper's pruning ratio)."""
-        return 1.0 - self.parameters(structure) / self.parameters(self.dense)
+        return 1.0 - self.parameters(structure) / self.original.parameters(self.dense)
 
     def backbone_ratio(self, structure: Structure) -> float:
         """Return removed parameters / parameters of the dense decoder layers."""
-        return 1.0 - self.backbone_parameters(structure) / self.backbone_parameters(self.dense)
+        return 1.0 - self.backbone_parameters(structure) / self.original.backbone_parameters(self.dense)
 
     def weight_bytes(self, structure: Structure) -> int:
         """Return size of the weights in the checkpoint's dtype."""
@@ -127,7 +98,8 @@ class Costs:
         Args:
             structure: of the model.
             context: tokens that attention scores are computed against; projections and output head always count."""
-        return 2 * (self.head_macs + sum(a.products + context * a.scores for a in self._amounts(structure)))
+        macs = sum(amounts.products + context * amounts.scores for amounts in self._amounts(structure))
+        return 2 * (self._of(structure).head_macs + macs)
 
 
 @dataclass(frozen=True, slots=True)

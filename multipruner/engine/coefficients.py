@@ -23,7 +23,8 @@ def costs_of(model: Any, spec: Family, anatomy: Anatomy, stored: torch.dtype) ->
     """
     parameters = dict(model.named_parameters())  # tied tensors appear once
     prefix = f"{spec.decoder}.{spec.layers}."
-    constant = sum(t.numel() for name, t in parameters.items() if not name.startswith(prefix))
+    outside = {name: tensor for name, tensor in parameters.items() if not name.startswith(prefix)}
+    sides = {name: side for name in outside if (side := spec.stream_side(name)) is not None}
     layers = model.get_submodule(spec.decoder).get_submodule(spec.layers)
     alike: dict[tuple[str, Size, tuple[tuple[str, tuple[int, ...]], ...]], BlockCost] = {}
     blocks = []
@@ -33,9 +34,10 @@ def costs_of(model: Any, spec: Family, anatomy: Anatomy, stored: torch.dtype) ->
     return Costs(
         anatomy=anatomy,
         blocks=tuple(blocks),
-        constant=constant,
+        constant=sum(tensor.numel() for tensor in outside.values()),
         head_macs=model.get_submodule(spec.head).weight.numel(),
         bytes_per_parameter=stored.itemsize,
+        stream=sum(outside[name].numel() // outside[name].shape[side] for name, side in sides.items()),
     )
 
 
@@ -66,7 +68,8 @@ class _Block:
         whole = sum(prod(shape) for _, shape in self.shapes)
         fixed = whole - sum(prod(tensor.shape(counts)) for tensor in tensors)
         layouts = tuple(tensor.dims for tensor in tensors)
-        self.cost = BlockCost(block.kind, constants, fixed, layouts, block.cached, block.scores)
+        gains = sum(1 for path in block.norms for _ in layer.get_submodule(path).parameters())
+        self.cost = BlockCost(block.kind, constants, fixed, layouts, block.cached, block.scores, gains)
 
     @staticmethod
     def _check(

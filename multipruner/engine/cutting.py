@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -67,12 +68,13 @@ def cuts(block: BlockSpec, kept: Kept, dense: Counts) -> dict[str, Cut]:
 
     Args:
         block: the row's block.
-        kept: what stays of its axes.
+        kept: what stays of its axes, and of the residual stream's where that is named.
         dense: counts of the whole block.
     """
     found: dict[str, Cut] = {}
     for tensor in block.tensors:
-        sides = {side: layout.index(kept, dense) for side, layout in enumerate(tensor.dims) if layout.axes}
+        touched = (side for side, layout in enumerate(tensor.dims) if any(name in kept for name in layout.names))
+        sides = {side: tensor.dims[side].index(kept, dense) for side in touched}
         cut = {
             side: index if isinstance(index, slice) else torch.tensor(index, dtype=torch.long)
             for side, index in sides.items()
@@ -204,3 +206,33 @@ def replaced(root: nn.Module, path: str, child: nn.Module) -> Iterator[None]:
 def silenced(module: nn.Module, args: Any, output: Any) -> Any:
     """Return a forward hook that silences a block."""
     return (output[0] * 0, *output[1:]) if isinstance(output, tuple) else output * 0
+
+
+class Recorder(nn.Module):
+    """Stands in for a decoder layer, keeps what it was called with and hands the hidden states on."""
+
+    def __init__(self, layer: nn.Module, as_tuple: bool) -> None:
+        super().__init__()
+        self.__dict__["_layer"] = layer
+        self.__dict__["_as_tuple"] = as_tuple
+        self.__dict__["called_with"] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        # some decoders read attributes of their layers, such as the attention type
+        return getattr(self.__dict__["_layer"], name)
+
+    def forward(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
+        self.called_with.update(kwargs, hidden=hidden)
+        return (hidden,) if self.__dict__["_as_tuple"] else hidden
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """One batch, ready for the first block.
+
+    Attributes:
+        hidden: input of the first decoder layer, [sequences, length, hidden_size].
+        arguments: what the stock decoder calls each layer with (masks, rotary embeddings, positions)."""
+
+    hidden: Tensor
+    arguments: tuple[dict[str, Any], ...]

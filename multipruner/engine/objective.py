@@ -109,14 +109,22 @@ class CalibrationObjective:
             batch = _Batch(self.prunable.inputs(rows), judge, weights.flatten()[scored], scored)
             self._batches.append(batch)
             if loss == "kl":
-                with self._states([batch]):
-                    normed = self.prunable.normed(self._scored(batch.states[-1], batch))
+                normed = self._reference(rows, batch)
                 if self.prunable.cap is not None:
                     raise UnsupportedModelError(
                         "capped logits have no divergence from the dense model: --objective nll"
                     )
-                batch.loss = DivergenceFromDense.of(self.prunable.head, normed, self._chunk)
+                dense = self.prunable.original.head
+                batch.loss = DivergenceFromDense.of(dense, normed, self._chunk, self.prunable.head)
         self.work = Work()
+
+    def _reference(self, rows: Tensor, batch: _Batch) -> Tensor:
+        """Return the dense model's final hidden states after the last norm, [scored, hidden_size]."""
+        original = self.prunable.original
+        if original is self.prunable:
+            with self._states([batch]):
+                return original.normed(self._scored(batch.states[-1], batch))
+        return original.normed(self._scored(original.last_states(original.inputs(rows)), batch))
 
     def __call__(self, structure: Structure) -> float:
         """Return the loss of one structure in nats.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ from multipruner.core.plan import Ranking
 from multipruner.core.structure import Anatomy, Size, Structure
 
 from .coefficients import costs_of, weight_of
-from .cutting import Projection, cuts, replaced, scaled_norm, silenced, slim_block, take, with_output
+from .cutting import Inputs, Projection, Recorder, cuts, replaced, scaled_norm, silenced, slim_block, take, with_output
 from .grouped_attention import grouped_attention
 
 OutputOf = Callable[[int, Size, Projection], Projection]
@@ -32,34 +32,16 @@ Outputs = dict[int, Projection]
 """Block -> an output projection, columns in ranked order."""
 
 
-class _Recorder(nn.Module):
-    """Stands in for a decoder layer, keeps what it was called with and hands the hidden states on."""
-
-    def __init__(self, layer: nn.Module, as_tuple: bool) -> None:
-        super().__init__()
-        self.__dict__["_layer"] = layer
-        self.__dict__["_as_tuple"] = as_tuple
-        self.__dict__["called_with"] = {}
-
-    def __getattr__(self, name: str) -> Any:
-        # some decoders read attributes of their layers, such as the attention type
-        return getattr(self.__dict__["_layer"], name)
-
-    def forward(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
-        self.called_with.update(kwargs, hidden=hidden)
-        return (hidden,) if self.__dict__["_as_tuple"] else hidden
-
-
 @dataclass(frozen=True, slots=True)
-class Inputs:
-    """One batch, ready for the first block.
+class Wider:
+    """The model that one with a narrower residual stream was made of.
 
     Attributes:
-        hidden: input of the first decoder layer, [sequences, length, hidden_size].
-        arguments: what the stock decoder calls each layer with (masks, rotary embeddings, positions)."""
+        prunable: it.
+        kept: the dimensions of its residual stream that are the narrower one's, in order, [hidden_size]."""
 
-    hidden: Tensor
-    arguments: tuple[dict[str, Any], ...]
+    prunable: Prunable
+    kept: Tensor
 
 
 @dataclass
@@ -71,13 +53,15 @@ class Prunable:
         spec: its family's row.
         anatomy: its residual blocks, which are called by their numbers here.
         costs: what any structure costs, in the type that the weights are stored in.
-        stored: that type, which the engine may compute in another than (:mod:`multipruner.precision`)."""
+        stored: that type, which the engine may compute in another than (:mod:`multipruner.precision`).
+        wider: the dense model, where this one has a narrower residual stream: what it is measured against."""
 
     model: PreTrainedModel
     spec: Family
     anatomy: Anatomy
     costs: Costs
     stored: torch.dtype
+    wider: Wider | None = None
     _repair: OutputOf | None = field(default=None, repr=False)
     _outputs: Outputs = field(default_factory=dict, repr=False)
     _final_norm: nn.Module | None = field(default=None, repr=False)
@@ -96,6 +80,21 @@ class Prunable:
         spec, anatomy = spec_for(model.config), anatomy_of(model.config)
         stored = weight_of(model.get_submodule(spec.head)).dtype if stored is None else stored
         return cls(model, spec, anatomy, costs_of(model, spec, anatomy, stored), stored)
+
+    @classmethod
+    def narrower(cls, model: Any, wider: Wider) -> Prunable:
+        """Look at a model that was made of another one by taking dimensions out of its residual stream."""
+        costs = wider.prunable.costs.narrowed(len(wider.kept))
+        return replace(cls.of(model, wider.prunable.stored), costs=costs, wider=wider)
+
+    @property
+    def original(self) -> Prunable:
+        """The dense model: this one, unless it has a narrower residual stream."""
+        return self if self.wider is None else self.wider.prunable
+
+    def narrowed(self, states: Tensor) -> Tensor:
+        """Return what the states of the residual stream should be, of the dense model's, [..., hidden_size]."""
+        return states if self.wider is None else states[..., self.wider.kept.to(states.device)]
 
     @property
     def dense(self) -> Structure:
@@ -145,7 +144,7 @@ class Prunable:
 
     def inputs(self, ids: Tensor) -> Inputs:
         """Embed token ids [sequences, length] and record how the stock decoder calls its layers."""
-        recorders = [_Recorder(layer, self.spec.layer_output == "tuple") for layer in self.layers]
+        recorders = [Recorder(layer, self.spec.layer_output == "tuple") for layer in self.layers]
         with replaced(self.decoder, self.spec.layers, nn.ModuleList(recorders)):
             self.decoder(input_ids=ids, use_cache=False)
         arguments = tuple(dict(recorder.called_with) for recorder in recorders)
@@ -159,6 +158,13 @@ class Prunable:
         if not size:
             return hidden
         return hidden + self.added(self._run(self._slimmed(block, size), hidden, inputs, block), block)
+
+    def last_states(self, inputs: Inputs) -> Tensor:
+        """Return the residual stream of the dense model after the last block, [sequences, length, hidden_size]."""
+        hidden = inputs.hidden
+        for block, size in enumerate(self.dense):
+            hidden = self.block(hidden, inputs, block, size)
+        return hidden
 
     def _run(self, module: nn.Module, hidden: Tensor, inputs: Inputs, block: int) -> Tensor:
         spec, place = self.block_spec(block), self.anatomy[block]

@@ -49,7 +49,8 @@ def accumulated(
     """Return output projections of the blocks that stay, from the first on that is not as it was.
 
     Args:
-        prunable: the dense model, inside :meth:`Prunable.in_order` (with the repair of single blocks, if any).
+        prunable: the dense model, or one with a narrower residual stream, inside :meth:`Prunable.in_order` (with the
+            repair of single blocks, if any).
         structure: what stays.
         ids: token ids, [sequences, length]; hidden states of all of them are kept twice, and one block's inputs.
         share: of the error of the blocks before that each block takes on, 0 to 1.
@@ -66,15 +67,16 @@ def accumulated(
     Raises:
         NumericsError: when the equations cannot be solved.
     """
-    batches = embedded(prunable, ids)
-    dense = [batch.hidden for batch in batches]
-    pruned, untouched = list(dense), True
+    batches, source = embedded(prunable, ids), prunable.original
+    wide = batches if source is prunable else embedded(source, ids)
+    dense = [batch.hidden for batch in wide]
+    pruned, untouched = [batch.hidden for batch in batches], source is prunable
     outputs: Outputs = {}
     for number, (size, full) in enumerate(zip(structure, prunable.dense, strict=True)):
         untouched, spec = untouched and size == full, prunable.block_spec(number)
         fits = bool(size and spec.after and not untouched)
-        with _outputs_of(prunable.dense_output(number)) if fits else nullcontext([]) as given:
-            after = [prunable.block(h, b, number, full) for h, b in zip(dense, batches, strict=True)]
+        with _outputs_of(source.dense_output(number)) if fits else nullcontext([]) as given:
+            after = [source.block(h, b, number, full) for h, b in zip(dense, wide, strict=True)]
         if untouched:  # nothing has been lost yet, so there is nothing to make good
             pruned = list(after)
         elif size:
@@ -84,9 +86,10 @@ def accumulated(
             for row, (before, now, target, batch) in enumerate(zip(dense, pruned, after, batches, strict=True)):
                 x = prunable.output_input(now, batch, number, size)
                 if spec.after:  # what adds up does not go back through a norm: the block gives what it gave
-                    wanted = given[row].float() - bias
+                    wanted = prunable.narrowed(given[row]).float() - bias
                 else:
-                    wanted = (target.float() - before.float()) + share * (before.float() - now.float())
+                    begun, end = prunable.narrowed(before).float(), prunable.narrowed(target).float()
+                    wanted = (end - begun) + share * (begun - now.float())
                     # the bias is added whatever the columns are
                     wanted = wanted / (getattr(prunable.layer_of(number), spec.gain) if spec.gain else 1.0) - bias
                 fit.add(x, wanted, ridge is None and row % HELD_OUT == HELD_OUT - 1)

@@ -21,6 +21,7 @@ _FOUR_NORMS = (
     mlp(before="pre_feedforward_layernorm", after="post_feedforward_layernorm"),
 )
 _RESIDUAL: dict[str, Any] = {"gain": "residual_multiplier"}
+_AROUND_ONE: dict[str, Any] = {"norm_offset": 1.0, "embeddings_scaled": True}
 
 DENSE: tuple[Family, ...] = (
     Family("llama", "Llama"),
@@ -64,9 +65,9 @@ DENSE: tuple[Family, ...] = (
     Family("exaone4", "Exaone4", (attention(**_POST[0]), mlp(**_POST[1]))),
     Family("glm4", "Glm4", (attention(after="post_self_attn_layernorm"),
                             mlp("gate_up_proj", rows="channels + channels", after="post_mlp_layernorm"))),
-    Family("gemma", "Gemma", norm_offset=1.0),
-    Family("gemma2", "Gemma2", _FOUR_NORMS, norm_offset=1.0, head_cap="final_logit_softcapping"),
-    Family("gemma3_text", "Gemma3", _FOUR_NORMS, norm_offset=1.0, head_cap="final_logit_softcapping", infix="Text"),
+    Family("gemma", "Gemma", **_AROUND_ONE),
+    Family("gemma2", "Gemma2", _FOUR_NORMS, **_AROUND_ONE, head_cap="final_logit_softcapping"),
+    Family("gemma3_text", "Gemma3", _FOUR_NORMS, **_AROUND_ONE, head_cap="final_logit_softcapping", infix="Text"),
     # one norm over the queries of all heads, so that heads go together or not at all
     Family("olmo2", "Olmo2", (_AS_ONE, mlp(**_POST[1])), config=_HEADS_TOGETHER),
     Family("olmo3", "Olmo3", (_AS_ONE, mlp(**_POST[1])), config=_HEADS_TOGETHER),
