@@ -41,7 +41,8 @@ def pruned_config(config: Any, plan: PruningPlan, dense: PreTrainedModel | None 
     record |= {key: [record[key][number] for number in layers] for key in _per_layer_lists(record, whole.layers)}
     record[spec.depth] = len(layers)
     if plan.stream is not None:
-        record |= _narrower(spec, hidden, whole.constants["head_dim"])
+        width, own = check_narrower(spec)  # heads are as wide as they were, which has to be said now
+        record |= {width: hidden, own: whole.constants["head_dim"]}
     if record.get("layer_types"):
         record["layer_types"] = _layer_types(record["layer_types"], _cached(structure, anatomy, spec))
     rows = [_numbers(structure, anatomy, layer, spec) for layer in range(len(layers))]
@@ -92,8 +93,8 @@ def _stock_config(
     return stock
 
 
-def _narrower(spec: Family, hidden: int, head_dim: int) -> dict[str, int]:
-    """Return what a configuration says of a narrower residual stream: heads are as wide as they were, in words too.
+def check_narrower(spec: Family) -> tuple[str, str]:
+    """Return the keys in which a configuration says the width of the residual stream and that of a head.
 
     Raises:
         UnsupportedModelError: when it cannot say one without the other.
@@ -104,7 +105,7 @@ def _narrower(spec: Family, hidden: int, head_dim: int) -> dict[str, int]:
             f"{spec.model_type}: the hidden size is the number of heads times their width in this family's code, so it "
             "stays as it is: give no --hidden-size"
         )
-    return {width: hidden, own: head_dim}
+    return width, own
 
 
 def with_older_words(record: Mapping[str, Any]) -> dict[str, Any]:

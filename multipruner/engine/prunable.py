@@ -168,12 +168,17 @@ class Prunable:
 
     def _run(self, module: nn.Module, hidden: Tensor, inputs: Inputs, block: int) -> Tensor:
         spec, place = self.block_spec(block), self.anatomy[block]
-        normed = self.layer_of(block).get_submodule(spec.before)(hidden) if spec.before else hidden
+        normed = self.read_by(hidden, block)
         if not spec.arguments:
             return module(normed)
         with grouped_attention(module):
             output = module(hidden_states=normed, **inputs.arguments[place.layer])
         return output[0] if isinstance(output, tuple) else output
+
+    def read_by(self, hidden: Tensor, block: int) -> Tensor:
+        """Return what the input projections of a block are multiplied with: the residual stream, normed if at all."""
+        before = self.block_spec(block).before
+        return self.layer_of(block).get_submodule(before)(hidden) if before else hidden
 
     def added(self, output: Tensor, block: int) -> Tensor:
         """Return what a block adds to the residual stream, from what comes out of its output projection."""

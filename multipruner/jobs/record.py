@@ -46,7 +46,7 @@ def record(
     command: str | None,
 ) -> dict[str, Any]:
     """Return what ``report.json`` holds."""
-    costs, structure, dense = setting.prunable.costs, plan.structure, plan.dense
+    costs, structure, dense = setting.prunable.costs.original, plan.structure, plan.dense
 
     def pair(count: Callable[[Structure], float]) -> dict[str, float]:
         return {"before": count(dense), "after": count(structure)}
@@ -141,7 +141,7 @@ def latency_record(setting: Setting, plan: PruningPlan, pruned: Any, say: Callab
     """Return predicted milliseconds, and those of both models timed in alternation."""
     assert setting.latency is not None, "asked for with a table only"
     table, workload = setting.latency
-    dense = setting.prunable.model
+    dense = setting.prunable.original.model
     with setting.held.released():  # what will be served is timed
         if warning := table.warning(environment_of(dense)):
             say(warning)

@@ -75,12 +75,12 @@ def accumulated(
     for number, (size, full) in enumerate(zip(structure, prunable.dense, strict=True)):
         untouched, spec = untouched and size == full, prunable.block_spec(number)
         fits = bool(size and spec.after and not untouched)
-        with _outputs_of(source.dense_output(number)) if fits else nullcontext([]) as given:
+        with outputs_of(source.dense_output(number)) if fits else nullcontext([]) as given:
             after = [source.block(h, b, number, full) for h, b in zip(dense, wide, strict=True)]
         if untouched:  # nothing has been lost yet, so there is nothing to make good
             pruned = list(after)
         elif size:
-            fit = _Fit()
+            fit = Fit()
             output = Projection.of(prunable.output_of(number, size), spec.transposed)
             bias = torch.zeros((), device=dense[0].device) if output.bias is None else output.bias.float()
             for row, (before, now, target, batch) in enumerate(zip(dense, pruned, after, batches, strict=True)):
@@ -109,7 +109,7 @@ def accumulated(
 
 
 @contextmanager
-def _outputs_of(linear: nn.Module) -> Iterator[list[Tensor]]:
+def outputs_of(linear: nn.Module) -> Iterator[list[Tensor]]:
     """Gather what a linear layer gives while it is entered."""
     given: list[Tensor] = []
     hook = linear.register_forward_hook(lambda module, args, output: given.append(cast(Tensor, output)))
@@ -151,7 +151,7 @@ class _Equations:
         return torch.cholesky_solve(missing, factor)
 
 
-class _Fit:
+class Fit:
     """One projection's inputs and equations, some of the text held out where asked."""
 
     def __init__(self) -> None:
