@@ -124,7 +124,11 @@ class CalibrationObjective:
         if original is self.prunable:
             with self._states([batch]):
                 return original.normed(self._scored(batch.states[-1], batch))
-        return original.normed(self._scored(original.last_states(original.inputs(rows)), batch))
+        inputs = original.inputs(rows)
+        hidden = inputs.hidden
+        for block, size in enumerate(original.dense):
+            hidden = original.block(hidden, inputs, block, size)
+        return original.normed(self._scored(hidden, batch))
 
     def __call__(self, structure: Structure) -> float:
         """Return the loss of one structure in nats.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -84,8 +84,8 @@ class Prunable:
     @classmethod
     def narrower(cls, model: Any, wider: Wider) -> Prunable:
         """Look at a model that was made of another one by taking dimensions out of its residual stream."""
-        costs = wider.prunable.costs.narrowed(len(wider.kept))
-        return replace(cls.of(model, wider.prunable.stored), costs=costs, wider=wider)
+        dense, costs = wider.prunable, wider.prunable.costs.narrowed(len(wider.kept))
+        return cls(model, dense.spec, costs.anatomy, costs, dense.stored, wider)
 
     @property
     def original(self) -> Prunable:
@@ -158,13 +158,6 @@ class Prunable:
         if not size:
             return hidden
         return hidden + self.added(self._run(self._slimmed(block, size), hidden, inputs, block), block)
-
-    def last_states(self, inputs: Inputs) -> Tensor:
-        """Return the residual stream of the dense model after the last block, [sequences, length, hidden_size]."""
-        hidden = inputs.hidden
-        for block, size in enumerate(self.dense):
-            hidden = self.block(hidden, inputs, block, size)
-        return hidden
 
     def _run(self, module: nn.Module, hidden: Tensor, inputs: Inputs, block: int) -> Tensor:
         spec, place = self.block_spec(block), self.anatomy[block]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -130,9 +130,8 @@ def cut_model(setting: Setting, plan: PruningPlan, outputs: Outputs, gain: torch
     """Return the pruned model in memory, with these output projections and this gain of the last norm, or repaired
     block by block where there are no projections.
     """
-    # what a narrower model keeps is in the dense numbering too; that its stream is narrower is done
-    own = plan if setting.prunable.wider is None else replace(plan, stream=None)
-    pruned = apply_plan(setting.prunable.model, own)
+    prunable = setting.prunable
+    pruned = apply_plan(prunable.original.model, plan, None if prunable.wider is None else prunable.model)
     if outputs:  # they cover every block that stays
         write_outputs(pruned, setting.prunable, plan, setting.ranking, outputs, gain)
     elif setting.repair is not None and setting.statistics is not None:

@@ -43,6 +43,16 @@ def check_hidden_size(recipe: Recipe, prunable: Prunable) -> None:
         raise ConfigError(f"hidden_size = {hidden}: give a multiple of hidden_step = {step} below the model's {whole}")
 
 
+def refuse_hidden_size(recipe: Recipe, what: str) -> None:
+    """Refuse a recipe that asks for a narrower residual stream, where nothing is made for it.
+
+    Raises:
+        ConfigError: naming what can.
+    """
+    if recipe.hidden_size is not None:
+        raise ConfigError(f"hidden_size = {recipe.hidden_size}: {what} keeps the hidden size; prune without it can")
+
+
 def ordered(setting: Setting, display: Show) -> Setting:
     """Return the same setting with moments of its text, if anything needs them, orders of all blocks and the repair."""
     recipe, prunable, ids = setting.recipe, setting.prunable, setting.statistics_ids

@@ -76,7 +76,7 @@ def _rescale(prunable: Prunable, norm: nn.Module, wide: list[Tensor], narrow: li
     factor = float(torch.cat([ratio.flatten() for ratio in ratios]).mean().sqrt())
     gain = torch.full((len(prunable.wider.kept),), factor) if prunable.wider is not None else torch.ones(1)
     for name, value in scaled_norm(norm, gain, prunable.spec.norm_offset).named_parameters(recurse=False):
-        norm.get_parameter(name).copy_(value)
+        norm.get_parameter(name).copy_(prunable.as_stored(value))
 
 
 class _Block:

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from multipruner.config.spellings import respelled
-from multipruner.core.axes import BLOCK_KINDS
+from multipruner.core.axes import BLOCK_KINDS, STREAM
 from multipruner.core.errors import ConfigError
 from multipruner.core.families import FAMILIES
 from multipruner.core.plan import PruningPlan
@@ -197,6 +197,8 @@ def _removed(plan: PruningPlan, picture: Any, figure: str | None) -> str:
         for kind in anatomy.kinds
         for axis in reversed(BLOCK_KINDS[kind].axes)
     ]
+    if plan.stream is not None:
+        rows.append((STREAM.axes[0].label, plan.hidden, len(plan.stream)))
     table = "\n".join(f"| {what} | {before:,} | {after:,} |" for what, before, after in rows)
     text = f"## What was removed\n\n| | dense | here |\n|---|---:|---:|\n{table}\n\n"
     text += "`plan.json` lists every kept head and channel in the dense model's numbering."

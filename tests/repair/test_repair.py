@@ -21,7 +21,7 @@ from multipruner.importance.second_order import elimination_order
 from multipruner.importance.table import rank
 from multipruner.repair.columns import repaired_columns
 from multipruner.repair.scoring import Repair
-from multipruner.repair.stream import RIDGES, _best_ridges, _Equations, Fit, accumulated
+from multipruner.repair.stream import RIDGES, Fit, _best_ridges, _Equations, accumulated
 from multipruner.repair.write import repair_outputs, write_outputs
 from tests.support.layers import halved
 from tests.support.tiny import VARIANTS, random_ids, random_structure, tiny_model

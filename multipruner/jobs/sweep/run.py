@@ -23,6 +23,7 @@ from multipruner.console.say import teller
 from multipruner.core.errors import ConfigError
 from multipruner.core.structure import Structure
 from multipruner.jobs.limits import measures_of
+from multipruner.jobs.narrow import refuse_hidden_size
 from multipruner.jobs.prepare import prepare
 from multipruner.jobs.record import Clock, timed
 from multipruner.jobs.remembered import RememberedObjective, remembered, rough_of
@@ -115,6 +116,7 @@ def sweep(
     """
     if recipe.greedy:
         raise ConfigError("a sweep is of --method program; its --sweep-greedy adds points of the greedy path")
+    refuse_hidden_size(recipe, "a sweep")
     console = console or Console(quiet=True)
     check_free(output)
     recipes = {value: points.recipe(recipe, value) for value in points.values}
