@@ -167,7 +167,7 @@ def scaled_norm(module: nn.Module, gain: Tensor, offset: float = 0.0) -> nn.Modu
 
     Args:
         module: the norm.
-        gain: for every element of its output.
+        gain: for every element of its output, or one for all.
         offset: what its weight is added to before it multiplies.
     """
     copy = shallow_copy(module)

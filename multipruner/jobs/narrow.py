@@ -28,19 +28,24 @@ from .reachable import check_reachable
 from .setting import Setting, grid_of
 
 
-def check_hidden_size(recipe: Recipe, prunable: Prunable) -> None:
-    """Refuse a width that the residual stream of a model cannot have, before anything is measured.
+def check_asked(recipe: Recipe, prunable: Prunable) -> None:
+    """Refuse a width that the residual stream of a model cannot have, and what cannot be reached with it, before
+    anything is measured.
 
     Raises:
         ConfigError: naming what is allowed.
+        InfeasibleError: naming the nearest budget that can be kept.
         UnsupportedModelError: when the family's configuration cannot say it.
     """
     hidden, whole, step = recipe.hidden_size, prunable.anatomy.constants["hidden"], recipe.hidden_step
-    if hidden is None:
+    if hidden is not None:
+        check_narrower(prunable.spec)
+    if not isinstance(hidden, int):
+        check_reachable(recipe, prunable)
         return
-    check_narrower(prunable.spec)
-    if isinstance(hidden, int) and (hidden > whole or (hidden % step and hidden != whole)):
+    if hidden > whole or (hidden % step and hidden != whole):
         raise ConfigError(f"hidden_size = {hidden}: give a multiple of hidden_step = {step} below the model's {whole}")
+    check_reachable(recipe, Prunable.narrower(prunable.model, Wider(prunable, torch.arange(hidden))))
 
 
 def refuse_hidden_size(recipe: Recipe, what: str) -> None:
@@ -76,9 +81,6 @@ def narrowed(setting: Setting, hidden: int, display: Show, stream: Sequence[int]
         hidden: how many stay; all of them leave the model as it is.
         display: of progress.
         stream: which ones, where that is known.
-
-    Raises:
-        InfeasibleError: when a budget cannot be kept with so many.
     """
     dense, recipe = setting.prunable, setting.recipe
     whole = dense.anatomy.constants["hidden"]
@@ -92,7 +94,6 @@ def narrowed(setting: Setting, hidden: int, display: Show, stream: Sequence[int]
         order = order_of_stream(dense, ids, named(display, "hidden order"))
     ranking = replace(setting.ranking, stream=order)
     prunable, held = _cut(replace(setting, ranking=ranking), hidden)
-    check_reachable(recipe, prunable)
     fit_to_wider(prunable, ids, refit=recipe.repair == "lstsq", progress=named(display, "hidden repair"))
     return ordered(replace(setting, prunable=prunable, held=held, ranking=ranking), display)
 

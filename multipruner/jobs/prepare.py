@@ -31,8 +31,7 @@ from multipruner.sources.dense import device_of, load_dense
 from multipruner.sources.resolve import resolve
 
 from .forecast.run import Forecast, forecast, say_forecast
-from .narrow import check_hidden_size, narrowed, ordered
-from .reachable import check_reachable
+from .narrow import check_asked, narrowed, ordered
 from .record import timed
 from .setting import Setting
 
@@ -81,8 +80,7 @@ def prepare(
         mark, precision = fingerprint(model), Precision.of(model, recipe.compute_dtype, rates)
         say(precision.line())
         prunable = Prunable.of(model, precision.stored)
-        check_reachable(recipe, prunable)
-        check_hidden_size(recipe, prunable)
+        check_asked(recipe, prunable)
         if warning := unrepaired(recipe.repair, prunable):
             say(warning)
         held = precision.held(model)

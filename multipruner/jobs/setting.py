@@ -183,6 +183,7 @@ class Found:
     Attributes:
         structure: what stays.
         loss: its calibration loss in nats, by the recipe's objective.
+        hidden_sizes: the losses at the widths of the residual stream that were tried, where several were.
         outputs: output projections that were refitted at the end, or none.
         gain: of the last norm, refitted after them, [hidden_size].
         by: what found it, where it is not the recipe's method.
@@ -198,6 +199,7 @@ class Found:
     work: Mapping[str, Work]
     steps: list[Step] = field(default_factory=list)
     rounds: tuple[Round, ...] = ()
+    hidden_sizes: Mapping[int, float] = field(default_factory=dict)
     outputs: Outputs = field(default_factory=dict)
     gain: Tensor | None = None
     loss_before_outputs: float | None = None

@@ -73,9 +73,8 @@ def _rescale(prunable: Prunable, norm: nn.Module, wide: list[Tensor], narrow: li
         prunable.narrowed(a).float().square().sum(-1) / b.float().square().sum(-1).clamp(min=1e-12)
         for a, b in zip(wide, narrow, strict=True)
     ]
-    factor = float(torch.cat([ratio.flatten() for ratio in ratios]).mean().sqrt())
-    gain = torch.full((len(prunable.wider.kept),), factor) if prunable.wider is not None else torch.ones(1)
-    for name, value in scaled_norm(norm, gain, prunable.spec.norm_offset).named_parameters(recurse=False):
+    factor = torch.cat([ratio.flatten() for ratio in ratios]).mean().sqrt()
+    for name, value in scaled_norm(norm, factor, prunable.spec.norm_offset).named_parameters(recurse=False):
         norm.get_parameter(name).copy_(prunable.as_stored(value))
 
 

@@ -39,17 +39,19 @@ def by_hidden_size(
     """
     path, step = workspace.open_measurements(setting.identity, overwrite), setting.recipe.hidden_step
     whole = setting.prunable.anatomy.constants["hidden"]
-    best, order = (setting, allocated(setting, path, console, say)), setting.ranking
-    say(f"hidden size {whole}: {best[1].loss:.4f} nats")
+    here, best, losses = setting, (setting, allocated(setting, path, console, say)), dict[int, float]()
+    losses[whole] = best[1].loss
     for hidden in range((whole - 1) // step * step, whole // 2, -step):
+        say(f"hidden size {min(losses)}: {losses[min(losses)]:.4f} nats")
         with counting_display(console, "hidden size") as display:
-            narrower = narrowed(replace(setting, ranking=order), hidden, display)
-        found, order = allocated(narrower, path, console, say), narrower.ranking
-        say(f"hidden size {hidden}: {found.loss:.4f} nats")
+            here = narrowed(replace(setting, ranking=here.ranking), hidden, display)
+        found = allocated(here, path, console, say)
+        losses[hidden] = found.loss
         if found.loss >= best[1].loss:
             break
-        best = narrower, found
-    return best
+        best = here, found
+    say(f"hidden size {min(losses)}: {losses[min(losses)]:.4f} nats")
+    return best[0], replace(best[1], hidden_sizes=losses)
 
 
 def allocated(setting: Setting, path: Path, console: Console, say: Say) -> Found:

@@ -61,9 +61,9 @@ def test_its_plan_makes_the_same_model_again(narrow: Run, dense: Path, tmp_path:
 
 def test_the_width_is_chosen_by_the_loss(dense: Path, tmp_path: Path) -> None:
     run = multipruner.prune(**_settings(dense), hidden_size="auto", hidden_step=16, output=tmp_path / "auto")
-    assert run.plan.structure.hidden in (None, 32) and run.report["ratio"] >= 0.4
-    losses = (run.folder / "measurements.jsonl").read_text()
-    assert losses.count("\n") > 10
+    losses = {int(size): loss for size, loss in run.report["search"]["hidden_sizes"].items()}
+    assert set(losses) == {48, 32} and run.report["ratio"] >= 0.4
+    assert (run.plan.structure.hidden or 48) == min(losses, key=lambda size: losses[size])
 
 
 @pytest.mark.parametrize(
