@@ -39,7 +39,7 @@ def fit_to_wider(
     refit: bool = True,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Repair a narrower model in place: gains of norms, input projections, output projections.
+    """Refit a narrower model in place: gains of norms, input projections, output projections.
 
     Args:
         prunable: the narrower model, as it was cut.
@@ -94,7 +94,7 @@ class _Block:
     def run(
         self, dense: list[Tensor], narrow: list[Tensor], wide: list[Inputs], batches: list[Inputs]
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """Repair the block, and return the residual streams after it in both models."""
+        """Refit the block, and return the residual streams after it in both models."""
         prunable, source, number = self.prunable, self.prunable.original, self.number
         layer = prunable.layer_of(number)
         read = [source.read_by(states, number) for states in dense]
