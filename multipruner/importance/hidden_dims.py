@@ -24,13 +24,16 @@ Progress = Callable[[int, int], None]
 
 
 @torch.inference_mode()
-def order_of_stream(prunable: Prunable, ids: Tensor, progress: Progress | None = None) -> tuple[int, ...]:
+def order_of_stream(
+    prunable: Prunable, ids: Tensor, keep: int = 0, progress: Progress | None = None
+) -> tuple[int, ...]:
     """Return the dimensions of the residual stream, the last to leave first.
 
     Args:
         prunable: the dense model.
         ids: token ids, [sequences, length].
-        progress: called with (readers seen, readers in all).
+        keep: how many stay in any case: these come first, as they lie in the model.
+        progress: called with (readers seen or dimensions gone, so many in all).
 
     Raises:
         NumericsError: when second moments are not finite or cannot be inverted.
@@ -47,7 +50,8 @@ def order_of_stream(prunable: Prunable, ids: Tensor, progress: Progress | None =
         if progress is not None:
             progress(number + 1, len(prunable.anatomy) + 1)
     leaving: list[int] = []
-    while states[0].there:
+    fewer = states[0].there - keep
+    while len(leaving) < fewer:
         there = states[0].groups  # the same in all, as the same ones left
         prices = fixed[there] + sum(state.prices() / energy for state, energy in zip(states, shares, strict=True))
         numbers, places = torch.sort(there)
@@ -55,7 +59,9 @@ def order_of_stream(prunable: Prunable, ids: Tensor, progress: Progress | None =
         leaving.append(int(out))
         for state in states:
             state.remove(out)
-    return tuple(reversed(leaving))
+        if progress is not None:
+            progress(len(leaving), fewer)
+    return (*sorted(states[0].groups.tolist()), *reversed(leaving))
 
 
 def _square(weight: Tensor) -> Tensor:

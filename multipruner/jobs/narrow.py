@@ -91,7 +91,8 @@ def narrowed(setting: Setting, hidden: int, display: Show, stream: Sequence[int]
     if stream is not None:
         order = (*stream, *sorted(set(range(whole)) - set(stream)))
     elif not order:
-        order = order_of_stream(dense, ids, named(display, "hidden order"))
+        keep = hidden if hidden == recipe.hidden_size else whole // 2  # narrower ones may follow
+        order = order_of_stream(dense, ids, keep, named(display, "hidden order"))
     ranking = replace(setting.ranking, stream=order)
     prunable, held = _cut(replace(setting, ranking=ranking), hidden)
     fit_to_wider(prunable, ids, refit=recipe.repair == "lstsq", progress=named(display, "hidden repair"))

@@ -69,6 +69,8 @@ def test_dimensions_that_nobody_misses_leave_first() -> None:
         model.lm_head.weight[:, [9, 30]] = 0
     order = order_of_stream(Prunable.of(model), tiny.random_ids(32, 32))
     assert {5, 17} == set(order[-2:]) and order[-3] in (9, 30)
+    some = order_of_stream(Prunable.of(model), tiny.random_ids(32, 32), 45)
+    assert some == (*sorted(order[:45]), *order[45:])
 
 
 def test_a_narrower_model_is_measured_and_repaired_against_the_dense_one() -> None:
