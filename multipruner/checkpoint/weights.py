@@ -97,7 +97,9 @@ def _outside(name: str, tensor: Tensor, plan: PruningPlan, spec: Family) -> Tens
         return tensor
     side = spec.stream_side(name)
     if side is None and plan.hidden in tensor.shape and name != f"{spec.head}.bias":
-        raise UnsupportedModelError(f"{spec.model_type}: {name} may lie along the residual stream; --hidden-size none")
+        raise UnsupportedModelError(
+            f"{spec.model_type}: {name} may lie along the residual stream: give no --hidden-size"
+        )
     return tensor if side is None else take(tensor, {side: torch.tensor(plan.stream)})
 
 
