@@ -165,6 +165,15 @@ class Recipe(Frozen):
         description="experts that leave together, in mixtures of experts; no fewer stay than a token is routed to",
         json_schema_extra=shown(PARTS, "N"),
     )
+    hidden_size: Units | Literal["auto"] | None = Field(
+        default=None,
+        description="width of the residual stream, the same in every layer, for program; auto: program is solved for "
+        "ever narrower streams while that lowers the loss; none: as it is",
+        json_schema_extra=shown(PARTS, "N|auto"),
+    )
+    hidden_step: Units = Field(
+        default=32, description="hidden sizes are multiples of this", json_schema_extra=shown(PARTS, "N")
+    )
     repair: Literal["none", "bias", "lstsq"] = Field(
         default="lstsq",
         description="the closed-form repair; lstsq: what stays of an output projection, and its bias where it has one, "
@@ -239,6 +248,10 @@ class Recipe(Frozen):
             raise ValueError(f"--method {self.method} knows a ratio only; budgets need --method program")
         if any(cost_named(name).needs_table for name in self.budgets) and self.latency_table is None:
             raise ValueError("a latency budget needs a latency table (multipruner latency makes tables)")
+        if self.hidden_size is not None and (self.greedy or self.latency_table is not None):
+            raise ValueError(
+                "--hidden-size needs --method program, and no latency table: a table is of one hidden size"
+            )
         return self
 
     @classmethod
