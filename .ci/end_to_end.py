@@ -14,8 +14,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -28,9 +28,11 @@ import multipruner
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 from tests.support.fake_hub import FakeHub, fake_hub  # noqa: E402 (the tests are not installed)
+from tests.support.llama_cpp import Judge  # noqa: E402
 
 POSITIONS = 96
-BOUND = 1e-3  # largest difference of llama.cpp's logits, both in 32-bit
+LIKELIEST = 1000  # tokens at every position
+BOUND = 1e-3  # largest difference of llama.cpp's log-probabilities, both in 32-bit
 REPO, TOKEN = "tester/pruned", "hf_" + "EndToEnd" * 4
 PARTS = {
     "attn_norm": "input_layernorm", "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj",
@@ -133,22 +135,27 @@ def check_arrays(run: Path, file: Path) -> None:
 
 
 def check_llama_cpp(file: Path, ids: torch.Tensor, exact: np.ndarray) -> None:
-    """llama.cpp's logits against those of transformers, both in 32-bit."""
-    try:
-        import llama_cpp
-    except ImportError:
-        say("llama.cpp", "llama_cpp cannot be imported: not run (the arrays above were checked)")
+    """llama.cpp's log-probabilities of the likeliest tokens against those of transformers, both in 32-bit."""
+    if find_spec("xllamacpp") is None:
+        say("llama.cpp", "xllamacpp cannot be imported: not run (the arrays above were checked)")
         return
-    kinds: dict[str, Any] = {"type_k": llama_cpp.GGML_TYPE_F32, "type_v": llama_cpp.GGML_TYPE_F32}
-    model = llama_cpp.Llama(str(file), n_ctx=128, n_batch=128, logits_all=True, verbose=False, **kinds)
-    model.eval(ids[0].tolist())
-    logits = np.array(model.scores[:POSITIONS])
-    model.close()
-    assert logits.shape == exact.shape, (logits.shape, exact.shape)
-    difference, same = np.abs(logits - exact).max(), (logits.argmax(1) == exact.argmax(1)).sum()
-    assert difference < BOUND, f"llama.cpp's logits are off by {difference}"
+    judge, given = Judge(file), ids[0].tolist()
+    right = torch.from_numpy(exact).double().log_softmax(-1).numpy()
+    same, difference, numbers = 0, 0.0, 0
+    for position in range(POSITIONS):
+        # the whole text in one go, what comes before it token by token
+        how = {"cache_prompt": position < POSITIONS - 1}
+        found = judge.after(given[: position + 1], LIKELIEST, **how)
+        same += next(iter(found)) == right[position].argmax()
+        far = np.abs(np.array(list(found.values())) - right[position, list(found)])
+        difference, numbers = max(difference, float(far.max())), numbers + len(far)
+    judge.close()
+    assert numbers == POSITIONS * LIKELIEST, numbers
+    assert difference < BOUND, f"llama.cpp's log-probabilities are off by {difference}"
     assert same == POSITIONS, f"{same} of {POSITIONS} best tokens are equal"
-    say("llama.cpp", f"{logits.size:,} logits, largest difference {difference:.1e}; all {same} best tokens equal")
+    say(
+        "llama.cpp", f"{numbers:,} log-probabilities, largest difference {difference:.1e}; all {same} best tokens equal"
+    )
 
 
 def share(run: Path, stock_python: str, scratch: Path) -> None:

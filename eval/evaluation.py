@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from multipruner.config.recipe import EvaluationSpec
-from multipruner.core.errors import CalibrationError
+from multipruner.core.errors import CalibrationError, ConfigError
 from multipruner.eval.harness import resolve_tasks, run_tasks
-from multipruner.eval.results import Evaluation
+from multipruner.eval.kept import Kept, folder_digest
+from multipruner.eval.results import Evaluation, Perplexity, TaskResult, TaskResults
 from multipruner.eval.scoring import context_length, perplexity
+from multipruner.eval.suite.texts import text_digest
 from multipruner.eval.text import wikitext_text
 
 PERPLEXITY = "ppl"
@@ -41,6 +44,8 @@ def evaluate(
     fallback_name: str = "held-out calibration text",
     say: Callable[[str], None] = lambda text: None,
     progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+    kept: Kept | None = None,
+    optional: Mapping[str, bool] | None = None,
 ) -> Evaluation:
     """Measure perplexity and lm-eval tasks of one model; evaluate dense and pruned alike and :func:`compare` the two.
 
@@ -52,6 +57,8 @@ def evaluate(
         fallback_name: what they are called in the result.
         say: told when the fallback is used, or the length is beyond the model's context.
         progress: called with (``"perplexity"`` or ``"requests"``, done, in all); in all is 0 until it is known.
+        kept: what the model scored before; each name of ``spec.tasks`` is then a question of its own.
+        optional: further tasks, and whether with the chat template; what cannot be had is left out, and said.
 
     Raises:
         ConfigError: for an unknown task or a wrong path.
@@ -64,14 +71,40 @@ def evaluate(
         name, ids = _perplexity_ids(tokenizer, spec, fallback_ids, fallback_name, say)
         if ids.ndim == 1 and spec.length > (context := context_length(model.config)):
             say(f"evaluation.length = {spec.length}: cut to {context:,} tokens, the context of the model")
-        count = partial(progress, "perplexity")
-        texts[name] = perplexity(model, ids, length=spec.length, max_tokens=spec.max_tokens, progress=count)
-    tasks = {}
+        settings = {"length": spec.length, "max_tokens": spec.max_tokens}
+        run = partial(perplexity, model, ids, **settings, progress=partial(progress, "perplexity"))
+        found = (kept or Kept()).result("ppl", {**settings, "text": text_digest(ids)}, lambda: run().to_json())
+        texts[name] = Perplexity.from_json(found)
+    tasks: dict[str, TaskResult] = {}
+    options = {"include_path": spec.include_path, "limit": spec.limit, "batch_size": spec.batch_size}
+    ask = partial(run_tasks, model, tokenizer, **options, progress=partial(progress, "requests"))
     if names:
         progress("requests", 0, 0)
-        options = {"include_path": spec.include_path, "limit": spec.limit, "batch_size": spec.batch_size}
-        tasks = run_tasks(model, tokenizer, names, **options, progress=partial(progress, "requests"))
+    if names and kept is None:
+        tasks |= ask(names)
+    elif kept is not None:
+        about = {**options, "include_path": folder_digest(spec.include_path)}
+        for name in names:
+            tasks |= _asked(kept, ask, name, about, False)
+        for name, chat in (optional or {}).items():
+            progress("requests", 0, 0)
+            try:
+                tasks |= _asked(kept, ask, name, about, chat)
+            except (CalibrationError, ConfigError, ImportError) as error:
+                say(f"left out: {error}")
     return Evaluation(texts, tasks)
+
+
+def _asked(
+    kept: Kept, ask: Callable[..., TaskResults], name: str, about: Mapping[str, Any], chat: bool
+) -> dict[str, TaskResult]:
+    """Return the results of one task, group or pattern, from disk where they are there."""
+
+    def run() -> dict[str, Any]:
+        return {task: result.to_json() for task, result in ask([name], chat=chat).items()}
+
+    found = kept.result(name, {**about, "chat": chat}, run)
+    return {task: TaskResult.from_json(row) for task, row in found.items()}
 
 
 def _perplexity_ids(

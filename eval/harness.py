@@ -18,6 +18,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from multipruner.core.errors import CalibrationError, ConfigError, NumericsError, did_you_mean
+from multipruner.eval.floors import floor_of
 from multipruner.eval.inference import inference
 from multipruner.eval.results import MetricResult, TaskResult, TaskResults
 from multipruner.storage.hub import offline_unless_hub_answers
@@ -27,6 +28,8 @@ from multipruner.storage.hub import offline_unless_hub_answers
 _BATCH_SIZE = 16
 # draws for the standard error of metrics without a closed form; lm-eval's default is 100,000
 _BOOTSTRAP = 1000
+_COUNTING = ("acc", "exact_match", "prompt_level", "inst_level")
+"""How the names of metrics that are shares of right answers begin."""
 
 
 def run_tasks(
@@ -37,6 +40,7 @@ def run_tasks(
     include_path: str | Path | None = None,
     limit: int | None = None,
     batch_size: int | Literal["auto"] = "auto",
+    chat: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> TaskResults:
     """Run lm-eval tasks, groups, tags or patterns such as ``mmlu_*`` with their stock prompts and metrics.
@@ -47,6 +51,7 @@ def run_tasks(
         include_path: a folder with further task files, which win over stock ones of the same name.
         limit: the first so many documents per task.
         batch_size: rows per forward pass; ``"auto"`` is lm-eval's search on CUDA and 16 elsewhere.
+        chat: whether prompts are put into the tokenizer's chat template, examples as turns of their own.
         progress: called with (requests answered, requests in all), from 0 on; generated text, log-likelihoods
             and those of whole texts are counted apart.
 
@@ -66,7 +71,7 @@ def run_tasks(
         stack.enter_context(_random_state_restored())
         stack.enter_context(inference(model))
         stack.enter_context(_silence())
-        output = _simple_evaluate(model, tokenizer, manager, names, limit, batch_size, progress)
+        output = _simple_evaluate(model, tokenizer, manager, names, limit, batch_size, chat, progress)
     _refuse_nan(output["samples"])
     return _read(output, names)
 
@@ -78,6 +83,7 @@ def _simple_evaluate(
     names: list[str],
     limit: int | None,
     batch_size: int | str,
+    chat: bool,
     progress: Callable[[int, int], None],
 ) -> Mapping[str, Any]:
     import lm_eval
@@ -94,6 +100,8 @@ def _simple_evaluate(
         bootstrap_iters=_BOOTSTRAP,
         log_samples=True,
         task_manager=manager,
+        apply_chat_template=chat,
+        fewshot_as_multiturn=chat,
     )
     if output is None:
         raise ConfigError("evaluation runs in one process: start it without accelerate launch or torchrun")
@@ -232,10 +240,11 @@ def _read(output: Mapping[str, Any], names: list[str]) -> dict[str, TaskResult]:
     results = {}
     for group in groups:
         examples = [(f"{name}/", sample) for name in members[group] for sample in output["samples"][name]]
-        results[group] = TaskResult(_metrics(output["groups"][group], examples))
+        results[group] = TaskResult(_metrics(output["groups"][group], examples, floor_of(output, members[group])))
     for name in output["samples"]:
         if name not in covered:
-            metrics = _metrics(output["results"][name], [("", sample) for sample in output["samples"][name]])
+            samples = [("", sample) for sample in output["samples"][name]]
+            metrics = _metrics(output["results"][name], samples, floor_of(output, [name]))
             version = output["versions"].get(name)
             results[name] = TaskResult(metrics, None if version is None else str(version), output["n-shot"].get(name))
     return results
@@ -249,9 +258,11 @@ def _members(group: str, output: Mapping[str, Any]) -> list[str]:
     return [name for child in children for name in _members(child, output)]
 
 
-def _metrics(row: Mapping[str, Any], examples: list[tuple[str, Mapping[str, Any]]]) -> dict[str, MetricResult]:
+def _metrics(
+    row: Mapping[str, Any], examples: list[tuple[str, Mapping[str, Any]]], floor: float | None
+) -> dict[str, MetricResult]:
     """Return the metrics in one row of lm-eval's results, whose keys are ``metric,filter`` and
-    ``metric_stderr,filter``.
+    ``metric_stderr,filter``; those that count right answers get the floor.
     """
     results = {}
     for key, value in row.items():
@@ -266,7 +277,9 @@ def _metrics(row: Mapping[str, Any], examples: list[tuple[str, Mapping[str, Any]
         }
         name = metric if filter_name == "none" else f"{metric} ({filter_name})"
         known = float(stderr) if isinstance(stderr, (int, float)) else None
-        results[name] = MetricResult(float(value), known, scores if _is_mean(float(value), scores) else {})
+        counts = metric.startswith(_COUNTING)
+        found = scores if _is_mean(float(value), scores) else {}
+        results[name] = MetricResult(float(value), known, found, floor if counts else None)
     return results
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from multipruner.core.errors import ConfigError
@@ -66,15 +66,24 @@ class MetricResult:
         stderr: its standard error, ``None`` where lm-eval has none.
         examples: the metric of each document, by document id (``subtask/id`` in a group); empty unless ``value`` is
             their plain mean, because only then can two models be compared example by example.
+        floor: what an answer that never changes scores on these examples; ``None`` where nobody can say.
     """
 
     value: float
     stderr: float | None
     examples: Mapping[str, float]
+    floor: float | None = None
+
+    @classmethod
+    def of(cls, examples: Mapping[str, float]) -> MetricResult:
+        """Return the mean of some examples (at least one), with its standard error."""
+        values = tuple(examples.values())
+        return cls(math.fsum(values) / len(values), standard_error(values), dict(examples))
 
     def to_json(self) -> dict[str, Any]:
         """Return a plain dict."""
-        return {"value": self.value, "stderr": self.stderr, "examples": dict(self.examples)}
+        known = {} if self.floor is None else {"floor": self.floor}
+        return {"value": self.value, "stderr": self.stderr, "examples": dict(self.examples), **known}
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,16 +112,22 @@ TaskResults = Mapping[str, TaskResult]
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """What one model scored: perplexities by the name of the text, results by the name of the task."""
+    """What one model scored: perplexities by the name of the text, results by the name of the task.
+
+    Attributes:
+        measures: those of a suite, by name; empty without one.
+    """
 
     perplexities: Mapping[str, Perplexity]
     tasks: TaskResults
+    measures: TaskResults = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Return a plain dict, every example included."""
         return {
             "perplexities": {name: result.to_json() for name, result in self.perplexities.items()},
             "tasks": {name: result.to_json() for name, result in self.tasks.items()},
+            "measures": {name: result.to_json() for name, result in self.measures.items()},
         }
 
     @classmethod
@@ -126,6 +141,7 @@ class Evaluation:
             return cls(
                 {name: Perplexity.from_json(row) for name, row in record["perplexities"].items()},
                 {name: TaskResult.from_json(row) for name, row in record["tasks"].items()},
+                {name: TaskResult.from_json(row) for name, row in record.get("measures", {}).items()},
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise ConfigError(f"not an evaluation: {error!r}; give what Evaluation.to_json() wrote") from error

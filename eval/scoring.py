@@ -46,20 +46,17 @@ def perplexity(
         ConfigError: when a length is below 2 or the batch size below 1.
         NumericsError: when the loss is NaN or infinite, naming the cause.
     """
-    rows = _cut(ids, min(length, context_length(model.config)), max_tokens)
+    rows = cut_rows(ids, min(length, context_length(model.config)), max_tokens)
     if batch_size < 1:
         raise ConfigError(f"batch size {batch_size}: at least 1 is needed")
     _check_vocabulary(model, rows)
     losses: list[float] = []
     with inference(model):
-        chunked = _head_stands_alone(model, rows)
+        chunked = head_stands_alone(model, rows)
         if progress is not None:
             progress(0, len(rows))
         for batch in rows.split(batch_size):
-            means = _token_losses(model, batch.to(model.device), chunked).mean(dim=1)
-            if not means.isfinite().all():
-                raise NumericsError(f"the perplexity loss is not finite: {_cause(model)}")
-            losses += means.tolist()
+            losses += token_losses(model, batch.to(model.device), chunked).mean(dim=1).tolist()
             if progress is not None:
                 progress(len(losses), len(rows))
     return Perplexity(tuple(losses), rows.shape[1])
@@ -73,8 +70,13 @@ def context_length(config: Any) -> int:
     return known[0] if known else 1 << 30
 
 
-def _cut(ids: Tensor, length: int, max_tokens: int | None) -> Tensor:
-    """Return sequences of one length, [sequences, length]."""
+def cut_rows(ids: Tensor, length: int, max_tokens: int | None = None) -> Tensor:
+    """Return sequences of one length, [sequences, length], of a text as :func:`perplexity` takes it.
+
+    Raises:
+        ConfigError: for a length below 2, or ids of another shape.
+        CalibrationError: when the text fills no sequence.
+    """
     if ids.ndim not in (1, 2):
         raise ConfigError(f"token ids of shape {tuple(ids.shape)}: [tokens] or [sequences, tokens] expected")
     if ids.ndim == 2:
@@ -111,7 +113,7 @@ def _parts(model: Any) -> tuple[Any, Any] | None:
     return None if decoder is None or decoder is model or head is None else (decoder, head)
 
 
-def _head_stands_alone(model: PreTrainedModel, rows: Tensor) -> bool:
+def head_stands_alone(model: PreTrainedModel, rows: Tensor) -> bool:
     """Tell whether ``head(decoder(ids))`` is all that the stock forward does.
 
     Some families scale or cap their logits. Asking them beats a list of their names: equal to the bit on a few
@@ -126,9 +128,17 @@ def _head_stands_alone(model: PreTrainedModel, rows: Tensor) -> bool:
     return torch.equal(logits.float(), model(input_ids=probe, use_cache=False).logits.float().to(logits.device))
 
 
-def _token_losses(model: PreTrainedModel, batch: Tensor, chunked: bool) -> Tensor:
-    """Return negative log-likelihood of every predicted token in float64, [sequences, length - 1]."""
-    labels = batch[:, 1:].flatten()
+def logits_in_pieces(model: PreTrainedModel, batch: Tensor, chunked: bool) -> Iterator[Tensor]:
+    """Yield float32 logits of every position but the last one of each sequence, some positions at a time.
+
+    Args:
+        model: in evaluation mode.
+        batch: int64 [sequences, tokens], on the model's device.
+        chunked: what :func:`head_stands_alone` tells.
+
+    Yields:
+        [positions, vocabulary]; the positions of all sequences one after another.
+    """
     parts = _parts(model) if chunked else None
     if parts is None:
         logits = model(input_ids=batch, use_cache=False).logits[:, :-1]
@@ -136,13 +146,28 @@ def _token_losses(model: PreTrainedModel, batch: Tensor, chunked: bool) -> Tenso
     else:
         decoder, head = parts
         pieces = _logits(head, decoder(input_ids=batch, use_cache=False)[0][:, :-1].flatten(0, 1))
-    losses, start = [], 0
     for piece in pieces:
+        yield piece.float()
+
+
+def token_losses(model: PreTrainedModel, batch: Tensor, chunked: bool) -> Tensor:
+    """Return negative log-likelihood of every predicted token in float64, [sequences, length - 1].
+
+    Args as for :func:`logits_in_pieces`.
+
+    Raises:
+        NumericsError: when one is NaN or infinite, naming the cause.
+    """
+    labels = batch[:, 1:].flatten()
+    losses, start = [], 0
+    for piece in logits_in_pieces(model, batch, chunked):
         wanted = labels[start : start + len(piece), None].to(piece.device)
-        piece = piece.float()
         losses.append(piece.logsumexp(dim=-1) - piece.gather(1, wanted)[:, 0])
         start += len(piece)
-    return torch.cat(losses).double().view(len(batch), -1)
+    found = torch.cat(losses).double().view(len(batch), -1)
+    if not found.isfinite().all():
+        raise NumericsError(f"the perplexity loss is not finite: {_cause(model)}")
+    return found
 
 
 def _logits(head: Any, hidden: Tensor) -> Iterator[Tensor]:

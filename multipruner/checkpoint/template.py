@@ -16,6 +16,7 @@ if not hasattr(getattr(known, "PreTrainedConfig", None), "per_layer_config"):  #
 
 from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 # family: begin
 from transformers.models.llama.configuration_llama import LlamaConfig
@@ -41,9 +42,19 @@ class NoHeads(nn.Module):
     """Stands where an attention block was removed and adds nothing to the residual stream.
 
     (From "Attention" in a class's name here, transformers would conclude that implementations cannot be switched.)
+    vLLM wants one attention for every layer, and tells what is one by these attributes and by reading ``forward``.
     """
 
+    is_causal = True
+
+    def __init__(self, config: Any, number: int) -> None:
+        super().__init__()
+        self.config, self.layer_idx = config, number
+
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, None]:
+        if hidden_states is None:  # never: it is there to be read
+            interface: Any = ALL_ATTENTION_FUNCTIONS["sdpa"]
+            return interface(self, *args, **kwargs)
         return hidden_states.new_zeros(1), None
 
 
@@ -124,7 +135,7 @@ def pruned_layer(config: Any, number: int) -> nn.Module:
     layer = stock_layer(own, number, vars(config))
     for kind in getattr(own, "skip", ()):
         block, norms = BLOCKS[kind]
-        setattr(layer, block, NoHeads() if kind == "attention" else NoMLP())
+        setattr(layer, block, NoHeads(config, number) if kind == "attention" else NoMLP())
         for norm in norms:
             setattr(layer, norm, nn.Identity())
     for module in layer.modules():  # one object for all, so that set_attn_implementation() reaches every layer
@@ -139,7 +150,10 @@ def assign_cache_slots(config: Any, layers: Sequence[Any]) -> None:
     """Hand the cache's slots, in order and by layer type, to the attentions that are left.
 
     Lengths and masks are read from the first slot of each type, which a layer without attention would leave empty.
+    vLLM keeps a cache of its own, and looks up a layer's sizes by this number: there it stays.
     """
+    if getattr(config, "_attn_implementation", None) == "vllm":
+        return
     types = getattr(config, "layer_types", None) or [None] * len(layers)
     slots = {kind: iter([number for number, other in enumerate(types) if other == kind]) for kind in set(types)}
     for layer, kind in zip(layers, types, strict=True):

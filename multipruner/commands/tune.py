@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from multipruner.config.choices import TEXTS, listed_texts
+from multipruner.jobs.tune.settings import LEARN, LOGITS
 
 from .base import Parser, log_flags, on_screen
 
@@ -16,22 +17,25 @@ if TYPE_CHECKING:
     from multipruner.console.events import Screen
 
 _HELP = """\
-Train a pruned model a little after the cut: LoRA on every linear layer, merged into an ordinary checkpoint folder.
-Pruning itself trains nothing; this is a step of its own, which reads one folder and writes another.
+Train a pruned model a little after the cut, into an ordinary checkpoint folder. Pruning itself trains nothing; this is
+a step of its own, which reads one folder and writes another.
 Needs the extra: pip install 'multipruner[tune]'
 
 examples
-  python -m multipruner tune runs/llama-0.2 --data alpaca
+  python -m multipruner tune runs/llama-0.2 --minutes 10
   python -m multipruner tune runs/llama-0.2 --data my.jsonl --text-column answer --steps 500 --output runs/mine
-  python -m multipruner tune runs/llama-0.2 --data self --eval-text wiki.test.raw
+  python -m multipruner tune runs/llama-0.2 --data alpaca --no-distill
 
-Which data? The model moves towards the text it is trained on: take text like that which it will meet. 'self' is
-text that the dense model writes, which wins back its ways rather than teaching new ones.
-Which steps? 200 of 8 x 256 tokens (the default) are 400,000 tokens; watch both perplexities: when the one on
-held-out text falls and the one on --eval-text rises, the text is too narrow or the learning rate too high.
+Who teaches? Where the dense model is at hand it does (distillation): at every position the pruned model learns its
+whole distribution, which says far more than the one token that a text has there. It needs no data: the default text
+is then 'self', written by the dense model. With --no-distill, or without that model, the text alone teaches.
+Which data? The model moves towards the text it is trained on: take text like that which it will meet.
+Which steps? 200 of 8 x 256 tokens (the default) are 400,000 tokens; or say the minutes. Watch both perplexities: when
+the one on held-out text falls and the one on --eval-text rises, the text is too narrow or the learning rate too high.
+Which memory? The dense model runs beside; '--logits disk --top-k 64' asks it once, before, and lets it go.
 
 A training that was stopped goes on with the same command. The folder's card and report.json (section 'tuned') say
-what was done."""
+what was done, and what was measured before: a tuned model's numbers never stand among those of pruning alone."""
 
 
 def make_parser() -> Parser:
@@ -46,13 +50,22 @@ def make_parser() -> Parser:
     parser.add_argument("--output", type=Path, metavar="DIR", help="default FOLDER-tuned")
     parser.add_argument("--overwrite", action="store_true", help="replace what is there")
     text = parser.add_argument_group("text")
-    text.add_argument("--data", metavar="TEXT", help=f"{listed_texts(TEXTS, ids=False)} (default alpaca)")
+    text.add_argument("--data", metavar="TEXT", help=f"{listed_texts(TEXTS, ids=False)} (default self where "
+                      "the dense model teaches, else alpaca)")  # fmt: skip
     text.add_argument("--text-column", dest="text_column", metavar="NAME", help="column of a table that is the text")
     text.add_argument("--chat-template", dest="chat_template", metavar="FILE|NAME",
                       help="for conversations and question-answer columns; default: the tokenizer's own")  # fmt: skip
     text.add_argument("--length", type=int, metavar="N", help="tokens per sequence, default 256")
+    taught = parser.add_argument_group("teacher")
+    taught.add_argument("--distill", action=argparse.BooleanOptionalAction,
+                        help="learn the dense model's distribution; default: where that model is at hand")  # fmt: skip
+    taught.add_argument("--top-k", dest="top_k", type=int, metavar="N",
+                        help="only its N likeliest tokens at every place, the rest as one; default: all")  # fmt: skip
+    taught.add_argument("--logits", choices=tuple(LOGITS), help="; ".join(f"{k}: {v}" for k, v in LOGITS.items()))
     how = parser.add_argument_group("training")
-    how.add_argument("--steps", type=int, metavar="N", help="optimizer steps, default 200")
+    how.add_argument("--learn", choices=tuple(LEARN), help="; ".join(f"{k}: {v}" for k, v in LEARN.items()))
+    how.add_argument("--steps", type=int, metavar="N", help="optimizer steps, default 200; with --minutes at most 2000")
+    how.add_argument("--minutes", type=float, metavar="MINUTES", help="of training at most, stops and goes on included")
     how.add_argument("--batch", type=int, metavar="N", help="sequences per step, default 8")
     how.add_argument("--micro-batch", dest="micro_batch", type=int, metavar="N",
                      help="sequences per forward pass, for less memory; default: the batch")  # fmt: skip

@@ -38,7 +38,7 @@ class Export:
     Attributes:
         by: (folder, output, options) -> what was written, which has ``lines(outtype)``.
         outtype: of the matrices, where none is asked for.
-        options: further options that it takes.
+        options: further options that it takes; ``say`` is called with lines for a person.
     """
 
     by: Where
@@ -127,9 +127,12 @@ TEXTS: dict[str, Text] = {
 }
 """Sources that are called by name come first; of the others the first one that takes a source gets it."""
 EXPORTS: dict[str, Export] = {
-    "gguf": Export("multipruner.export.gguf:export_gguf", "f16", ("base_gguf",)),
+    "gguf": Export("multipruner.export.gguf:export_gguf", "f16", ("base_gguf", "quant", "say")),
     "onnx": Export("multipruner.export.onnx:export_onnx", "f32", ("trust_remote_code",)),
+    "openvino": Export("multipruner.export.openvino:export_openvino", "f16", ("trust_remote_code",)),
 }
+QUANTS = ("q2_k", "q3_k_s", "q3_k_m", "q3_k_l", "q4_k_s", "q4_k_m", "q5_k_s", "q5_k_m", "q6_k")
+"""What llama.cpp's own quantiser makes of a GGUF file."""
 _PROGRAM, _GREEDY = "multipruner.jobs.prune.program:program", "multipruner.jobs.prune.greedy:greedy"
 _OWN_TEXT = {"calibration": {"source": "self"}}
 METHODS: dict[str, Method] = {

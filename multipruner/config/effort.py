@@ -26,8 +26,9 @@ class Effort:
     by_method: Mapping[str, Mapping[str, Any]] = field(hash=False)
 
 
-def _measured(sequences: int, width_sequences: int, moments_sequences: int) -> dict[str, int]:
-    return {"sequences": sequences, "width_sequences": width_sequences, "moments_sequences": moments_sequences}
+def _measured(sequences: int, width: int, moments: int, order: int | None = None) -> dict[str, int]:
+    found = {"sequences": sequences, "width_sequences": width, "moments_sequences": moments}
+    return found if order is None else {**found, "order_sequences": order}
 
 
 def _of(program: Mapping[str, Any], paper: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
@@ -40,19 +41,24 @@ EFFORTS: dict[str, Effort] = {
     "fast": Effort(
         "28,672 tokens for order and repair, first tables from one backward pass, no round",
         _of(
-            {"calibration": {**_measured(4, 2, 56), "length": 512}, "tables": "energies", "rounds": 0},
+            {
+                "calibration": {**_measured(4, 2, 56), "length": 512},
+                "tables": "energies",
+                "rounds": 0,
+                "accumulate_ridge": 0.6,
+            },
             {"calibration": {**_measured(4, 1, 256), "length": 128}},
         ),
     ),
     "balanced": Effort(
-        "fast with twice the text for order and repair",
+        "40,960 tokens for the last repair, 24,576 of them for the order, first tables measured, no round",
         _of(
-            {"calibration": {**_measured(8, 4, 112), "length": 512}, "tables": "energies", "rounds": 0},
+            {"calibration": {**_measured(8, 2, 80, 48), "length": 512}, "rounds": 0, "accumulate_ridge": 0.5},
             {"calibration": {**_measured(8, 4, 256), "length": 128}},
         ),
     ),
     "thorough": Effort(
-        "122,880 tokens for order and repair, measured tables, two rounds",
+        "122,880 tokens for order and repair, two rounds around the first solution",
         _of(
             {"calibration": {**_measured(8, 4, 240), "length": 512}, "rounds": 2},
             {"calibration": {**_measured(8, 4, 256), "length": 128}},

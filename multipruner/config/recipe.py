@@ -111,9 +111,7 @@ class Recipe(Frozen):
         json_schema_extra=shown(METHOD, "MINUTES"),
     )
     layout: Literal["blocks-free", "uniform"] = Field(
-        default="blocks-free",
-        description="uniform: equal layers, so that the result is an ordinary stock checkpoint",
-        json_schema_extra=shown(METHOD),
+        "blocks-free", description="uniform: equal layers, a stock checkpoint", json_schema_extra=shown(METHOD)
     )
     objective: Literal["nll", "kl"] = Field(
         default="kl",
@@ -135,9 +133,7 @@ class Recipe(Frozen):
         json_schema_extra=shown(METHOD),
     )
     importance: Annotated[str, OneOf(IMPORTANCES, "importance")] = Field(
-        default="second-order",
-        description="what puts the channels, KV groups and experts of a layer in order",
-        json_schema_extra=shown(PARTS),
+        "second-order", description="what puts the units of a block in order", json_schema_extra=shown(PARTS)
     )
     align: Units | None = Field(
         default=None,
@@ -167,8 +163,7 @@ class Recipe(Frozen):
     )
     hidden_size: Units | Literal["auto"] | None = Field(
         default=None,
-        description="width of the residual stream, the same in every layer, for program; auto: program is solved for "
-        "ever narrower streams while that lowers the loss; none: as it is",
+        description="width of the residual stream, for program; auto: ever narrower while the loss falls; none: as it is",
         json_schema_extra=shown(PARTS, "N|auto"),
     )
     hidden_step: Units = Field(
@@ -249,9 +244,7 @@ class Recipe(Frozen):
         if any(cost_named(name).needs_table for name in self.budgets) and self.latency_table is None:
             raise ValueError("a latency budget needs a latency table (multipruner latency makes tables)")
         if self.hidden_size is not None and (self.greedy or self.latency_table is not None):
-            raise ValueError(
-                "--hidden-size needs --method program, and no latency table: a table is of one hidden size"
-            )
+            raise ValueError("--hidden-size needs --method program, and no latency table: one is of one hidden size")
         return self
 
     @classmethod

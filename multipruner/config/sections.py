@@ -79,6 +79,12 @@ class CalibrationSpec(Frozen):
         description="further sequences, for the moments behind order and repair",
         json_schema_extra=shown(TEXT, "N"),
     )
+    order_sequences: Count | None = Field(
+        default=None,
+        description="how many of these are enough for the order and for the repair of single blocks; the last repair "
+        "takes all, and gains most from more",
+        json_schema_extra=shown(TEXT, "N"),
+    )
     length: Length = Field(
         default=128, description="tokens per sequence, cut to the model's context", json_schema_extra=shown(TEXT, "N")
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,13 @@ import yaml
 from gguf import GGMLQuantizationType, GGUFValueType, GGUFWriter, LlamaFileType
 
 from multipruner.checkpoint.save import check_space
+from multipruner.config.choices import QUANTS
 from multipruner.core.errors import ConfigError, OutputError
 from multipruner.storage.files import whole_file
 from multipruner.storage.tensor_headers import check_tied, stored_tensors
 
 from .gguf_model import GgufModel, read_model
+from .gguf_quant import Share, fallbacks, quantised, quantiser
 from .gguf_tensors import OUTTYPES, TensorJob, Weights, numbers_of, tensor_jobs, written_sizes
 from .gguf_tokenizer import Field, copied_fields, tokenizer_fields
 
@@ -39,6 +42,7 @@ class Exported:
         nbytes: its size.
         kept_wide: matrices that stayed 16-bit because the rows do not fit the type's blocks.
         window: the sliding window that cut the context length short, which these architectures do not have.
+        shares: what each type has of a quantised file.
     """
 
     path: Path
@@ -48,6 +52,7 @@ class Exported:
     nbytes: int
     kept_wide: int
     window: int | None
+    shares: tuple[Share, ...] = ()
 
     def lines(self, outtype: str) -> list[str]:
         """Return what a person is told."""
@@ -55,6 +60,8 @@ class Exported:
             f"{self.path}: architecture {self.architecture}, {self.layers} layers, {self.tensors} tensors, "
             f"{outtype}, {self.nbytes / 1e6:,.1f} MB"
         ]
+        if self.shares:
+            said.append(f"by type, with tensors: {', '.join(map(str, self.shares))}")
         if self.kept_wide:
             said.append(f"{self.kept_wide} matrices stay f16: {outtype} needs rows that are a multiple of 32")
         if self.window:
@@ -71,6 +78,8 @@ def export_gguf(
     *,
     outtype: str = "f16",
     base_gguf: str | Path | None = None,
+    quant: str | None = None,
+    say: Callable[[str], None] = lambda line: None,
     overwrite: bool = False,
 ) -> Exported:
     """Write a checkpoint folder as a GGUF file; only one tensor at a time is in memory.
@@ -80,18 +89,25 @@ def export_gguf(
         output: the file; default ``FOLDER-OUTTYPE.gguf`` beside the folder. It appears whole or not at all.
         outtype: ``f32 f16 bf16 q8_0``, of the matrices.
         base_gguf: a GGUF file of the base model to copy the tokenizer from.
+        quant: a K-quant (:data:`~multipruner.config.choices.QUANTS`), which llama.cpp's own quantiser makes of a file
+            with 32 bits; it goes before ``outtype``.
+        say: told which rows the K-quant does not fit, before anything is written.
         overwrite: whether an existing file may be replaced.
 
     Raises:
         UnknownModelError: when the folder holds no checkpoint.
         UnsupportedModelError: when llama.cpp cannot compute this model, or its tokenizer has no name there.
-        ConfigError: when the folder contradicts itself, or ``base_gguf`` is of another model.
+        ConfigError: when the folder contradicts itself, ``base_gguf`` is of another model, or the quantiser is missing.
         OutputError: when the file exists, or cannot be written; nothing is left behind.
     """
     folder = Path(folder)
-    target = Path(output) if output else folder.absolute().with_name(f"{folder.absolute().name}-{outtype}.gguf")
-    if outtype not in OUTTYPES:
-        raise ConfigError(f"outtype {outtype!r} is unknown; choose {', '.join(OUTTYPES)}")
+    named = f"{folder.absolute().name}-{quant or outtype}.gguf"
+    target = Path(output) if output else folder.absolute().with_name(named)
+    outtype = "f32" if quant else outtype
+    if outtype not in OUTTYPES or quant not in (None, *QUANTS):
+        raise ConfigError(f"type {quant or outtype!r} is unknown; choose {', '.join((*OUTTYPES, *QUANTS))}")
+    if quant:
+        quantiser()
     if target.is_dir() or (target.exists() and not overwrite):
         raise OutputError(f"{target} exists already; choose another --output or give --overwrite")
     model, weights = read_model(folder), Weights(folder)
@@ -101,17 +117,21 @@ def export_gguf(
     jobs, kind = _jobs(model, weights), OUTTYPES[outtype]
     base = Path(base_gguf) if base_gguf else None
     tokenizer = copied_fields(base, folder, model.config) if base else tokenizer_fields(folder, model.config)
-    check_space(target.absolute(), sum(job.nbytes(kind) for job in jobs))
+    for line in fallbacks(jobs, model.shape.hidden_size, quant) if quant else ():
+        say(line)
+    check_space(target.absolute(), sum(job.nbytes(kind) for job in jobs) * (2 if quant else 1))
+    shares: list[Share] = []
     with whole_file(target) as partial:
-        writer = GGUFWriter(partial, model.architecture.name)
+        exact = partial.with_name(f"{partial.name}.exact") if quant else partial
+        writer = GGUFWriter(exact, model.architecture.name)
         _add_general(writer, folder, outtype)
         _add_model(writer, model)
         _add_fields(writer, tokenizer)
         _write(writer, jobs, weights, kind)
+        shares = quantised(exact, partial, quant) if quant else []
     wide = sum(len(job.shape) > 1 and job.type(kind) != kind for job in jobs)
-    return Exported(
-        target, model.architecture.name, len(model.layers), len(jobs), target.stat().st_size, wide, model.window
-    )
+    size, shown = target.stat().st_size, tuple(shares)
+    return Exported(target, model.architecture.name, len(model.layers), len(jobs), size, wide, model.window, shown)
 
 
 def _jobs(model: GgufModel, weights: Weights) -> list[TensorJob]:

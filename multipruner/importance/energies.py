@@ -80,22 +80,19 @@ def _gradients(prunable: Prunable, ids: Tensor, generator: torch.Generator) -> I
     gradients = (_of_logits(prunable, stream_of(states.pop()), generator),)
     for block in reversed(range(len(prunable.anatomy))):
         yield block, gradients[0]
-        before = _leaves(states.pop())
         if block:  # what is before the first one is nobody's output
+            before = states.pop()
             with torch.enable_grad():
-                after = prunable.block(before, inputs, block, prunable.dense[block])
-            gradients = torch.autograd.grad(_parts(after), _parts(before), gradients)
-
-
-def _leaves(state: State) -> State:
-    """Return a state whose tensors gradients are asked for."""
-    if isinstance(state, Beside):
-        return Beside(*(part.detach().requires_grad_() for part in state))
-    return state.detach().requires_grad_()
+                parts = tuple(part.detach().requires_grad_() for part in _parts(before))
+                state = Beside(*parts) if isinstance(before, Beside) else parts[0]
+                after = _parts(prunable.block(state, inputs, block, prunable.dense[block]))
+            found = torch.autograd.grad(after, parts, gradients, allow_unused=True)
+            pairs = zip(found, parts, strict=True)
+            gradients = tuple(torch.zeros_like(part) if one is None else one for one, part in pairs)
 
 
 def _parts(state: State) -> tuple[Tensor, ...]:
-    """Return the tensors of a state: the residual stream, and where blocks run side by side what the next reads."""
+    """Return the stream as it is, and, between blocks that run side by side, as it was before them."""
     return tuple(state) if isinstance(state, Beside) else (state,)
 
 

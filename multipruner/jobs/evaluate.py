@@ -6,6 +6,8 @@ import gc
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +15,17 @@ from rich.console import Console
 
 from multipruner.checkpoint.load import load_run
 from multipruner.checkpoint.run_folder import check_name, is_written, read_json
-from multipruner.config.recipe import Recipe
+from multipruner.config.recipe import EvaluationSpec, Recipe
 from multipruner.console.events import tell
-from multipruner.console.progress import judging_display, waiting_display
+from multipruner.console.progress import counting_display, judging_display, waiting_display
 from multipruner.console.say import teller
 from multipruner.core.errors import ConfigError, OutputError, UnknownModelError, UnsupportedModelError
 from multipruner.engine.fingerprint import fingerprint
 from multipruner.engine.precision import Precision
 from multipruner.eval import Comparison, Evaluation, check_settings, compare, evaluate
+from multipruner.eval.kept import Kept
 from multipruner.recipes import mapping_for
-from multipruner.sources.calibration import CalibrationText, held_out_text
+from multipruner.sources.calibration import CalibrationSet, CalibrationText, held_out_text
 from multipruner.sources.dense import load_dense
 from multipruner.sources.resolve import resolve
 from multipruner.storage.files import write_atomically
@@ -30,6 +33,7 @@ from multipruner.storage.partial import header_of
 from multipruner.storage.run_report import check_numbers
 
 from .record import recorded_recipe
+from .suite import SuiteRun, kept_scores, suite_settings, with_prose
 
 REPORT = "report.json"
 RESULT = {"format": "multipruner-evaluation", "version": 1}
@@ -43,6 +47,8 @@ def judge_folders(
     *,
     console: Console,
     output: Path | None = None,
+    suite: str | None = None,
+    fresh: bool = False,
 ) -> list[Comparison]:
     """Evaluate models and print each beside the dense one; the results go into each folder's report.
 
@@ -52,16 +58,19 @@ def judge_folders(
         settings: overrides of the recipe, such as ``{"evaluation": {"tasks": [...]}}``.
         console: where tables go.
         output: a JSON file for all results.
+        suite: a row of :data:`multipruner.eval.suite.table.SUITES` that is measured as well; its lm-eval tasks where
+            the settings name none.
+        fresh: whether the dense model is measured anew, whatever was kept of earlier evaluations.
 
     Raises:
-        ConfigError: when there is no dense model to compare with.
+        ConfigError: when there is no dense model to compare with, or no such suite.
         OutputError: when the output file cannot be written.
     """
     say = teller(console)
     reports = {folder: _read_report(folder) for folder in folders}
+    asked, settings = settings, suite_settings(suite, settings)
     recipe = _recipe(against, reports, settings)
-    spec = recipe.evaluation
-    check_settings(spec)
+    check_settings(recipe.evaluation)
     check_output(output)
     for folder in folders:  # a name that is wrong is said before anything is evaluated
         if not Path(folder).exists():
@@ -71,24 +80,22 @@ def judge_folders(
         _check_same_base(reports, fingerprint(model))
         precision = Precision.of(model, recipe.compute_dtype)
     say(precision.line())
-    with precision.computing(model), waiting_display(console, "text"):
-        held_out = held_out_text(recipe, CalibrationText(recipe.text, tokenizer, model))
-
-    def judge(model: Any, who: str) -> Evaluation:
-        ids, name = (held_out.ids, f"held-out {held_out.name}") if held_out else (None, "")
-        with precision.computing(model), judging_display(console, who) as display:
-            return evaluate(model, tokenizer, spec, fallback_ids=ids, fallback_name=name, say=say, progress=display)
-
-    dense = judge(model, "dense")
-    dtype, device = precision.stored, model.device
+    kept = kept_scores(model, tokenizer, precision, fresh=fresh)
+    judge = _Judge.of(recipe, model, tokenizer, precision, console, suite, "tasks" in asked.get("evaluation", {}))
+    dense = judge(model, "dense", kept)
+    if kept.found:
+        say(f"dense, as it was measured before: {', '.join(kept.found)} (--fresh measures anew)")
+    judge.optional = {name: chat for name, chat in judge.optional.items() if name in dense.tasks}
+    device = model.device
     del model
     results = []
     for folder in folders:
         gc.collect()
         name = Path(folder).absolute().name
         with waiting_display(console, f"loading {name}"):
-            candidate = _candidate(folder, recipe, settings, dtype, device, say)
-        comparison = compare(dense, judge(candidate, name))
+            candidate = _candidate(folder, recipe, settings, precision.stored, device, say)
+        who = "tuned" if (reports[folder] or {}).get("tuned") else "pruned"
+        comparison = compare(dense, judge(candidate, name, Kept()), suite or "", who)
         say(f"\n{folder}")
         console.print(comparison.table())
         results.append(comparison)
@@ -96,9 +103,61 @@ def judge_folders(
         if reports[folder]:
             _add_to_report(Path(folder), comparison, recipe)
         if output is not None:  # after every folder: one that fails later loses nothing
-            rows = {name: c.to_json() for name, c in zip(folders, results, strict=False)}
-            write_atomically(output, json.dumps({**RESULT, **rows}, indent=1) + "\n")
+            write_atomically(output, json.dumps(as_record(folders, results), indent=1) + "\n")
     return results
+
+
+@dataclass
+class _Judge:
+    """Evaluates one model after another in the same way.
+
+    Attributes:
+        spec: the perplexity, and tasks that were asked for by name.
+        optional: tasks of the suite, and whether each takes the chat template.
+    """
+
+    spec: EvaluationSpec
+    optional: dict[str, bool]
+    tokenizer: Any
+    held_out: CalibrationSet | None
+    precision: Precision
+    console: Console
+    suite: SuiteRun | None
+
+    @classmethod
+    def of(
+        cls, recipe: Recipe, model: Any, tokenizer: Any, precision: Precision, console: Console, suite: str | None,
+        typed: bool,
+    ) -> _Judge:  # fmt: skip
+        """Gather texts, from the dense model where need be.
+
+        Args:
+            typed: whether tasks were asked for, which then take the place of the suite's.
+        """
+        spec, optional, run = recipe.evaluation, {}, None
+        with precision.computing(model), waiting_display(console, "text"):
+            text = CalibrationText(recipe.text, tokenizer, model)
+            held_out = held_out_text(with_prose(recipe) if suite else recipe, text)
+        if suite is not None:
+            with precision.computing(model), counting_display(console, "text") as display:
+                run = SuiteRun.of(suite, model, tokenizer, spec, held_out, partial(display, "text"))
+            if not typed:
+                spec, optional = run.tasks(spec)
+        return cls(spec, optional, tokenizer, held_out, precision, console, run)
+
+    def __call__(self, model: Any, who: str, kept: Kept) -> Evaluation:
+        ids, name = (self.held_out.ids, f"held-out {self.held_out.name}") if self.held_out else (None, "")
+        with self.precision.computing(model), judging_display(self.console, who) as display:
+            found = evaluate(
+                model, self.tokenizer, self.spec, fallback_ids=ids, fallback_name=name, say=teller(self.console),
+                progress=display, kept=kept, optional=self.optional,
+            )  # fmt: skip
+            return self.suite.measured(model, self.tokenizer, found, kept, display) if self.suite else found
+
+
+def as_record(folders: Sequence[str], results: Sequence[Comparison]) -> dict[str, Any]:
+    """Return what a file of results holds; there may be fewer results than folders so far."""
+    return {**RESULT, **{name: result.to_json() for name, result in zip(folders, results, strict=False)}}
 
 
 def check_output(output: Path | None) -> None:
@@ -177,6 +236,8 @@ def _recipe(
 def _add_to_report(folder: Path, comparison: Comparison, recipe: Recipe) -> None:
     """Append an evaluation to the folder's report, atomically."""
     report = read_json(folder / REPORT)
-    entry = {"settings": recipe.evaluation.model_dump(mode="json"), **comparison.to_json()}
+    settings = recipe.evaluation.model_dump(mode="json")
+    settings |= {"suite": comparison.suite} if comparison.suite else {}
+    entry = {"settings": settings, **comparison.to_json()}
     report.setdefault("evaluations", []).append(entry)
     write_atomically(folder / REPORT, json.dumps(report, indent=1) + "\n")

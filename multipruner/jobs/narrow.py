@@ -63,7 +63,7 @@ def ordered(setting: Setting, display: Show) -> Setting:
     recipe, prunable, ids = setting.recipe, setting.prunable, setting.statistics_ids
     place = OnDisk if recipe.moments == "disk" else dict
     shown = named(display, "moments")
-    statistics = gather(prunable, ids, shown, place) if ids is not None else None
+    statistics = None if ids is None else gather(prunable, ids[: recipe.text.order_sequences], shown, place)
     finer = any(AXES[name].within for name in grid_of(recipe, prunable).steps)
     ranking = rank(recipe.importance, prunable, statistics, named(display, "order"), within=finer)
     repair = None

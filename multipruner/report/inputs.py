@@ -1,7 +1,4 @@
-"""What a report is made from: the files that runs and searches leave in their folders. Reads, never writes.
-
-Every file is checked once, here; a missing or broken one is an error that names it.
-"""
+"""What a report is made from: the files that runs and searches leave in their folders, checked once, here."""
 
 from __future__ import annotations
 
@@ -19,7 +16,7 @@ from multipruner.core.costs import timed_first
 from multipruner.core.errors import ConfigError
 from multipruner.core.plan import PruningPlan
 from multipruner.core.structure import Anatomy, Structure
-from multipruner.eval.comparison import Contrast
+from multipruner.eval.comparison import Comparison, Contrast
 from multipruner.search import Step
 from multipruner.search.step import TrajectoryJournal, attributes
 from multipruner.storage.run_report import check_numbers
@@ -81,11 +78,11 @@ class Search:
 
 
 @dataclass(frozen=True, slots=True)
-class Scores:
+class Scores(Comparison):
     """One evaluation of dense and pruned model on the same examples."""
 
-    perplexity: dict[str, Contrast] = field(default_factory=dict)
-    tasks: dict[str, dict[str, Contrast]] = field(default_factory=dict)
+    perplexity: Mapping[str, Contrast] = field(default_factory=dict)
+    tasks: Mapping[str, Mapping[str, Contrast]] = field(default_factory=dict)
     average: Contrast | None = None
     settings: dict[str, Any] = field(default_factory=dict)
 
@@ -111,14 +108,15 @@ class Report:
     command: str | None = None
     seconds: dict[str, Number] = field(default_factory=dict)
     forecast: dict[str, dict[str, Any]] = field(default_factory=dict)
+    tuned: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     platform: str | None = None
 
     @property
     def scores(self) -> tuple[Scores, ...]:
         """All evaluations, the run's own first; empty ones are left out."""
-        own = Scores(self.perplexity, self.tasks, self.average, self.recipe.get("evaluation") or {})
-        return tuple(scores for scores in (own, *self.evaluations) if scores.perplexity or scores.tasks)
+        own = Scores(self.perplexity, self.tasks, self.average, settings=self.recipe.get("evaluation") or {})
+        return tuple(each for each in (own, *self.evaluations) if each.perplexity or each.tasks or each.suite)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 from multipruner.core.axes import BLOCK_KINDS
 from multipruner.core.structure import kept_in_words
-from multipruner.eval.comparison import Contrast
+from multipruner.eval.comparison import Comparison, Contrast
 from multipruner.report.figures.comparison import Phase, costs_figure, latency_figure, phases, scores_figure
 from multipruner.report.figures.drawing import STAGE, STAGE_NAMES, Drawing
 from multipruner.report.figures.path import Removal, order_figure, removals, rounds_figure, trajectory_figure
@@ -75,11 +75,32 @@ def run_section(run: RunFiles, album: Album, prefix: str) -> list[Html]:
         rows = _scores(run, perplexity=perplexity)
         if rows:
             drawn = album.show(scores_figure(rows, f"{prefix}{name}", perplexity=perplexity))
-            headings = ("", "dense", "pruned", "difference", "n")
+            headings = ("", "dense", _who(run), "difference", "n")
             digits = 2 if perplexity else 3
             shown = table(headings, ([label, *contrast_cells(contrast, digits)] for label, contrast in rows))
             parts.append(_card("", drawn, shown))
+    parts += [_suite(scores) for scores in run.report.scores if scores.suite]
     return parts
+
+
+def _suite(found: Comparison) -> Html:
+    """Return all that a suite measured, in one table, with what each group of rows tells before it."""
+    rows = [[*row] for part in found.parts(2, 3) for row in part]
+    lead = (
+        "Dense and this model on the same examples; intervals are of the mean of the paired differences (95 %). A "
+        "constant answer is one that never changes, whatever is asked."
+    )
+    return _card(f"Suite “{found.suite}”", element("p", lead, class_="lead"), table(found.headings, rows))
+
+
+def _mark(run: RunFiles) -> str:
+    """Return what is said beside a run's name where its model was trained after the cut."""
+    return " (tuned)" if run.report.tuned else ""
+
+
+def _who(run: RunFiles) -> str:
+    """Return what a run's model is: pruned, or tuned as well."""
+    return "tuned" if run.report.tuned else "pruned"
 
 
 def _tiles(run: RunFiles) -> Html:
@@ -255,7 +276,8 @@ def _runs_table(runs: Sequence[RunFiles], found: Sequence[Curve], anchor: Callab
         report, kept = run.report, run.structure
         averages = [scores.average for scores in report.scores if scores.average]
         rows.append(
-            [element("a", run.label, href=f"#{anchor(run)}"), f"{report.ratio:.2%}", f"{report.backbone_ratio:.2%}",
+            [element("a", run.label + _mark(run), href=f"#{anchor(run)}"),
+             f"{report.ratio:.2%}", f"{report.backbone_ratio:.2%}",
              amount("parameters", report.parameters.after),
              " + ".join(str(run.anatomy.count(kept, kind)) for kind in run.anatomy.kinds),
              f"{values[run.label]:,.4g}" if run.label in values else "–",

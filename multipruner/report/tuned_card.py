@@ -32,7 +32,7 @@ def tuned_card(report: Mapping[str, Any], plan: PruningPlan, *, stock: bool) -> 
     card = model_card(report, plan, stock=stock).partition(_SEAL)[0]
     trained_on = f"{tuned['tokens']:,} tokens of {_text_name(tuned['data'])}"
     changes = {
-        _UNTRAINED: f"from calibration text, and then trained with LoRA on {trained_on} (see Training).",
+        _UNTRAINED: f"from calibration text, and then {_how(tuned)} on {trained_on} (see Training).",
         _LIMIT: (
             f"It was trained after the cut, on {trained_on} only. It still knows less than the dense model, and may "
             "have taken on the style, the errors and the licence terms of that text."
@@ -51,18 +51,32 @@ def _text_name(data: Mapping[str, Any]) -> str:
     return "text that the dense model wrote itself" if data["name"] == "self" else code(data["name"])
 
 
+def _how(tuned: Mapping[str, Any]) -> str:
+    """Return what was done to it, in words."""
+    lora = " with LoRA" if tuned.get("lora") else ""
+    return f"distilled from the dense model{lora}" if tuned.get("teacher") else f"trained{lora}"
+
+
 def _training(tuned: Mapping[str, Any]) -> str:
     """Return what was done, and what it changed."""
-    lora, losses = tuned["lora"], tuned["losses"]
+    lora, losses, teacher = tuned.get("lora"), tuned["losses"], tuned.get("teacher")
+    learned = "all weights of the norms and of the output projections"
+    if lora:
+        learned = f"LoRA on every linear layer but the head, rank {lora['rank']}, alpha {lora['alpha']}; merged"
+    whole = "its whole distribution at every position"
     rows = [
         ("text", f"{_text_name(tuned['data'])}, hash `{tuned['data']['hash'][:16]}`"),
         ("steps", f"{tuned['steps']:,} of {tuned['batch']} sequences of {tuned['length']} tokens"),
         ("tokens", f"{tuned['tokens']:,} ({tuned['passes']:.2f} passes over the text)"),
-        ("adapters", f"LoRA on every linear layer but the head, rank {lora['rank']}, alpha {lora['alpha']}; merged"),
+        ("loss", tuned.get("loss", "negative log-likelihood of the text")),
+        ("adapters" if lora else "weights", learned),
         ("optimizer", f"AdamW, learning rate {tuned['lr']:g}, 5 % warm-up, cosine; seed {tuned['seed']}"),
         ("training loss", f"{losses[0][1]:.3f} -> {losses[-1][1]:.3f} nats per token"),
         ("time", f"{tuned['seconds']['training']:,.0f} s on {tuned['device']}"),
     ]
+    if teacher:
+        top = teacher.get("top_k")
+        rows.insert(1, ("teacher", f"the dense model, {f'its {top} likeliest tokens and the rest' if top else whole}"))
     table = "\n".join(f"| {what} | {value} |" for what, value in rows)
     numbers = "\n".join(
         f"| {plain(name)} | {both['before']:.3f} | {both['after']:.3f} |" for name, both in tuned["perplexity"].items()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -401,3 +402,17 @@ def test_only_one_tensor_is_read_at_a_time(tmp_path: Path) -> None:
     tracemalloc.stop()
     assert done.nbytes > 2 * table
     assert peak < 8 * table, "names of 20,000 tokens and one table, not everything"
+
+
+def test_k_quants_need_a_quantiser_and_stand_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pruned_folder(tmp_path / "run")
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setitem(sys.modules, "llama_cpp", None)
+    with pytest.raises(ConfigError, match="put llama-quantize on the PATH"):
+        export_gguf(tmp_path / "run", quant="q4_k_m")
+    with pytest.raises(ConfigError, match=r"'q4_k_x' is unknown; choose f32, .* q6_k"):
+        export_gguf(tmp_path / "run", quant="q4_k_x")
+    for more in (["--outtype", "f16"], ["--format", "onnx"]):
+        with pytest.raises(ConfigError, match="in place of --outtype"):
+            run([str(tmp_path / "run"), "--quant", "q4_k_m", *more])
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]

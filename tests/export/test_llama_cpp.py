@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import pytest
 import torch
 
 from multipruner.checkpoint.load import load
+from multipruner.commands import export
 from multipruner.core.structure import Structure
 from multipruner.export.gguf import export_gguf
 from multipruner.export.gguf_tokenizer import PRE
@@ -24,7 +27,7 @@ from tests.support.gguf_cases import (
     sentencepiece_like,
 )
 from tests.support.layers import structure_of
-from tests.support.llama_cpp import check_llama, opened
+from tests.support.llama_cpp import check_llama, log_probabilities, opened
 
 pytestmark = pytest.mark.llama_cpp
 ROPES: dict[str, dict[str, Any]] = {
@@ -85,13 +88,37 @@ def test_llama_cpp_loads_smaller_types(outtype: str, tmp_path: Path) -> None:
     pruned_folder(tmp_path / "run", hidden_size=64)
     ids = torch.randint(4, VOCABULARY, (1, 80), generator=torch.Generator().manual_seed(5))
     done = export_gguf(tmp_path / "run", outtype=outtype)
-    with torch.no_grad(), opened(done.path) as llama:
-        llama.eval(ids[0].tolist())
-        logits = load(tmp_path / "run")(ids).logits[0].numpy()
-        error = np.abs(np.array(llama.scores[:80]) - logits).mean() / np.abs(logits).mean()
-    assert error < {"f16": 2e-2, "bf16": 1e-1, "q8_0": 2e-1}[outtype], (
-        f"{error}; random weights: another model gives about 1.4"
-    )
+    with opened(done.path) as llama:
+        error = _error(llama.everywhere(ids[0].tolist(), VOCABULARY, 60), load(tmp_path / "run"), ids)
+    assert error < {"f16": 2e-2, "bf16": 1e-1, "q8_0": 2e-1}[outtype]
+
+
+def _error(found: Any, model: Any, ids: torch.Tensor) -> float:
+    """Mean difference over the spread; random weights: another model gives about 1.1."""
+    exact = log_probabilities(model, ids)[-len(found) :]
+    return float(np.abs(found - exact).mean() / exact.std())
+
+
+@pytest.mark.skipif(
+    shutil.which("llama-quantize") is None and find_spec("llama_cpp") is None,
+    reason="llama.cpp's quantiser is not here",
+)
+def test_llama_cpp_computes_from_what_its_quantiser_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    structure = structure_of((0, 0, 256), (4, 2, 512), (2, 1, 0), (4, 2, 300))
+    model = pruned_folder(tmp_path / "run", structure=structure, hidden_size=256, head_dim=64, intermediate_size=512)
+    ids = torch.randint(4, VOCABULARY, (1, 80), generator=torch.Generator().manual_seed(5))
+    errors = {}
+    for quant in ("q3_k_m", "q6_k"):
+        assert export.run([str(tmp_path / "run"), "--quant", quant]) == 0
+        said = [line for line in capsys.readouterr().out.splitlines() if not line.startswith("export, ")]
+        assert said[0].startswith(f"{quant} wants rows of a multiple of 256; 2 of ")
+        assert said[0].endswith(": 128 (1), 300 (1, f16)")
+        assert said[1] == "pruned with --align 256, the widths that pruning chooses fit"
+        assert f"{quant}, " in said[2] and said[3].startswith("by type, with tensors: ") and "_K " in said[3]
+        assert sorted(path.name for path in tmp_path.glob("*.gguf"))[-1] == f"run-{quant}.gguf"
+        with opened(tmp_path / f"run-{quant}.gguf") as llama:
+            errors[quant] = _error(llama.everywhere(ids[0].tolist(), VOCABULARY, 70), model, ids)
+    assert errors["q6_k"] < 0.3 < errors["q3_k_m"] < 0.9, errors
 
 
 @pytest.mark.parametrize("name", [*sorted(PRE.values()), "sentencepiece", "metaspace"])
@@ -102,8 +129,6 @@ def test_llama_cpp_cuts_text_into_the_same_tokens(name: str, tmp_path: Path) -> 
     with opened(export_gguf(tmp_path / "run").path) as llama:
         spaced = [] if name == "metaspace" else ["  two  spaces 1234567 ", "<s>x</s>"]
         for text in (TEXT, TEXT[4:], "it's I'M we'LL", "a\n\n\nb", "x</s>", *spaced):
-            special = "s>" in text
-            ids = tokenizer(text).input_ids
-            assert llama.tokenize(text.encode(), add_bos=True, special=special) == ids, text
-        assert llama.detokenize(tokenizer(TEXT).input_ids[1:]).decode().strip() == TEXT.strip()
-        assert llama.metadata["tokenizer.chat_template"] == CHAT
+            assert llama.tokenize(text, special="s>" in text) == tokenizer(text).input_ids, text
+        assert llama.detokenize(tokenizer(TEXT).input_ids[1:]).strip() == TEXT.strip()
+        assert llama.chat_template == CHAT

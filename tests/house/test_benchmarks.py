@@ -308,3 +308,23 @@ def test_machines_sets_what_was_foretold_beside_what_came(
     judged = [report["perplexity"]["text.txt"], *report["evaluations"][0]["perplexity"].values()]
     assert row[-2:] == [one["pruned"] / one["dense"] for one in judged] and row[5] > 0
     assert len(report["evaluations"]) == 1 and found["isa"] == {"ATEN_CPU_CAPABILITY": "avx2"}
+
+
+def test_both_ways_to_train_are_set_side_by_side(
+    run: Any, dense: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("peft")
+    monkeypatch.setenv("MULTIPRUNER_CACHE", str(tmp_path / "cache"))
+    rows, path = tmp_path / "rows.jsonl", tmp_path / "distillation.json"
+    rows.write_text("".join(json.dumps({"text": f"w{n % 90 + 4} w{n % 71 + 4} w9"}) + "\n" for n in range(120)))
+    given = [
+        "distillation.py", str(run.folder), "--wikitext", str(dense / "text.txt"), "--alpaca", str(rows),
+        "--steps", "2", "--batch", "2", "--length", "16", "--eval-length", "16", "--eval-tokens", "64",
+        "--record", str(path),
+    ]  # fmt: skip
+    with patch.object(sys, "argv", given):
+        _module("distillation").main()
+    found = _module("results").read(path)
+    assert [row[0] for row in found["rows"]] == ["dense", "pruned", "tuned: text", "tuned: distilled"]
+    assert [row[2] for row in found["rows"]] == [None, None, 64, 64], "equal tokens"
+    assert [found["rows"][0][place] for place in (5, 7)] == [1.0, 1.0]

@@ -56,7 +56,7 @@ def texts_for(recipe: Recipe, prunable: Prunable, unwritten: Callable[[int, int,
     kv = costs.kv_bytes_per_token(costs.dense) * item // costs.bytes_per_parameter
     found = Texts(
         length, spec.sequences, min(spec.width_sequences, spec.sequences), spec.moments_sequences,
-        written, side_by_side(max(1, kv), length),
+        written, side_by_side(max(1, kv), length), ordered=spec.order_sequences,
     )  # fmt: skip
     if "ppl" not in judge.tasks:
         return found

@@ -58,7 +58,8 @@ class Texts:
         length: tokens of every sequence.
         scored: that structures are judged on.
         sketched: of these, that the first tables are judged on.
-        statistics: that second moments are of; 0: none are gathered.
+        statistics: that the last repair, and where nothing else is said second moments, are of; 0: none.
+        ordered: of these, that second moments are of.
         sampled: that the model still has to write.
         side_by_side: that it writes at once.
         evaluated: tokens of the text for perplexity, in sequences of :attr:`evaluated_length`.
@@ -73,6 +74,12 @@ class Texts:
     side_by_side: int = 64
     evaluated: int = 0
     evaluated_length: int = 2048
+    ordered: int | None = None
+
+    @property
+    def of_moments(self) -> int:
+        """Sequences that second moments are of."""
+        return self.statistics if self.ordered is None else min(self.ordered, self.statistics)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +136,7 @@ def text(texts: Texts, shape: Shape, *, checked: bool = False) -> Work:
 
 def statistics(texts: Texts, shape: Shape, *, eliminates: bool) -> Work:
     """Return second moments of all blocks' inputs, and the orders that an elimination makes of them."""
-    tokens = texts.statistics * texts.length
+    tokens = texts.of_moments * texts.length
     if not tokens:
         return Work()
     work = passes(tokens, shape) + Work(products=sum(tokens * n * (n + _TRIANGLE) for n in shape.inputs))

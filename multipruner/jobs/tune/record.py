@@ -15,6 +15,7 @@ from multipruner.config.recipe import EvaluationSpec
 from multipruner.core import __version__
 from multipruner.eval import Evaluation, compare
 
+from .settings import LORA
 from .state import Progress
 from .steps import TuneSettings
 from .text import TuningText
@@ -34,6 +35,8 @@ def tuning_record(
     evaluation: EvaluationSpec,
     seconds: Mapping[str, float],
     device: str,
+    computed: str,
+    teacher: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     """Return the section ``tuned`` of the report.
 
@@ -43,29 +46,38 @@ def tuning_record(
         evaluation: those settings.
         seconds: that the stages of this process took.
         device: ``"cpu"`` or ``"cuda"``.
+        computed: the type that was computed in.
+        teacher: the dense model, where it taught.
     """
     both = compare(before, after).to_json()
     rows = {
         name: {key.replace("dense", "before").replace("pruned", "after"): value for key, value in row.items()}
         for name, row in both["perplexity"].items()
     }
-    sequences = settings.steps * settings.batch
+    sequences = progress.step * settings.batch
     return {
         "data": {"name": text.name, "hash": text.hash, "sequences": len(text.train),
                  "held_out_sequences": len(text.held_out), **(text.rows.to_json() if text.rows else {})},
-        "steps": settings.steps,
+        "teacher": dict(teacher) if teacher else None,
+        "loss": "divergence from the dense model" if teacher else "negative log-likelihood of the text",
+        "learn": settings.learn,
+        "steps": progress.step,
+        "minutes": settings.minutes,
         "batch": settings.batch,
         "length": settings.length,
         "tokens": sequences * settings.length,
         "passes": sequences / len(text.train),
         "lr": settings.lr,
         "seed": settings.seed,
-        "lora": {"rank": settings.rank, "alpha": settings.alpha, "target": "all-linear"},
+        "lora": {"rank": settings.rank, "alpha": settings.alpha, "target": "all-linear"}
+        if settings.learn == LORA
+        else None,
         "losses": _curve(progress.losses),
         "perplexity": rows,
         "evaluation": evaluation.model_dump(mode="json"),
         "seconds": {**seconds, "training": progress.seconds},
         "device": device,
+        "computed": computed,
         "threads": torch.get_num_threads(),
         "platform": platform.platform(terse=True),
         "versions": {"multipruner": __version__, **{name: version(name) for name in _PACKAGES}},

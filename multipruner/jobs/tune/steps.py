@@ -1,4 +1,4 @@
-"""LoRA training steps with transformers' Trainer, kept in safetensors: a killed training goes on to the same bits."""
+"""Training steps with transformers' Trainer, kept in safetensors: a killed training goes on to the same bits."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,69 +14,19 @@ from torch import Tensor
 from torch.utils.data import IterableDataset
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from multipruner.config.counts import MOST, MOST_UNITS
 from multipruner.core.errors import ConfigError, NumericsError
+from multipruner.core.families import FAMILIES, row_for
+from multipruner.engine.precision import cast
 
+from .settings import LORA, TuneSettings
 from .state import STATE, Progress, keep, restore
+from .teacher import Teacher
 
 _WARMUP = 0.05  # of the steps
 _FLOOR = 0.1  # of the learning rate, where the cosine ends
 
 Tell = Callable[[int, int, float], None]
 """Called with (steps done, steps in all, loss of the last one)."""
-
-
-@dataclass(frozen=True, slots=True)
-class TuneSettings:
-    """How to train. All but ``save_every`` and ``micro_batch`` decide what comes out.
-
-    Attributes:
-        data: ``alpaca``, ``wikitext2``, ``c4``, ``self``, a data set of the Hub, or a local file or folder with text.
-        text_column: of a table.
-        chat_template: what conversations are rendered with; default: the tokenizer's own template.
-        steps: optimizer steps.
-        rank: of the update of every linear layer; its scale (LoRA's alpha) is twice the rank.
-        lr: peak learning rate of AdamW: linear warm-up over 5 % of the steps, then a cosine to a tenth of it.
-        batch: sequences per step.
-        micro_batch: sequences per forward pass; default: the whole batch.
-        length: tokens per sequence.
-        seed: of the text's order and of the first adapter weights.
-        gradient_checkpointing: compute activations twice instead of keeping them.
-        save_every: steps between two states on disk.
-    """
-
-    data: str = "alpaca"
-    text_column: str | None = None
-    chat_template: str | None = None
-    steps: int = 200
-    rank: int = 16
-    lr: float = 2e-4
-    batch: int = 8
-    micro_batch: int | None = None
-    length: int = 256
-    seed: int = 0
-    gradient_checkpointing: bool = False
-    save_every: int = 25
-
-    def __post_init__(self) -> None:
-        allowed = {"steps": (1, MOST), "rank": (1, MOST_UNITS), "batch": (1, MOST_UNITS), "length": (2, MOST),
-                   "save_every": (1, MOST), "seed": (0, 2**32 - 1)}  # fmt: skip
-        faults = [
-            f"{name} = {value}: at least {low}" if value < low else f"{name} = {value}: at most {high}"
-            for name, (low, high) in allowed.items()
-            if not low <= (value := getattr(self, name)) <= high
-        ]
-        if not 0 < self.lr < 1:
-            faults.append(f"lr = {self.lr:g}: between 0 and 1")
-        if self.micro_batch is not None and (self.micro_batch < 1 or self.batch % self.micro_batch):
-            faults.append(f"micro_batch = {self.micro_batch}: it has to divide the batch of {self.batch}")
-        if faults:
-            raise ConfigError("; ".join(faults))
-
-    @property
-    def alpha(self) -> int:
-        """LoRA's scale."""
-        return 2 * self.rank
 
 
 class _Rows(IterableDataset):
@@ -91,22 +40,64 @@ class _Rows(IterableDataset):
         while True:
             generator = torch.Generator().manual_seed(self._seed + turn)
             for number in torch.randperm(len(self._ids), generator=generator)[position:].tolist():
-                yield {"input_ids": self._ids[number], "labels": self._ids[number]}
+                row = torch.tensor(number)
+                yield {"input_ids": self._ids[number], "labels": self._ids[number], "rows": row}
             turn, position = turn + 1, 0
 
 
-def attach(model: PreTrainedModel, settings: TuneSettings) -> Any:
-    """Put new LoRA adapters on every linear layer but the head; the model computes as before.
+class _Learner(Trainer):
+    """Trains by the divergence from the dense model where it teaches, by the text's own likelihood elsewhere."""
+
+    teacher: Teacher | None = None
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        rows = inputs.pop("rows")
+        if self.teacher is None:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        logits = model(input_ids=inputs["input_ids"], use_cache=False).logits
+        loss = self.teacher.loss(logits, inputs["input_ids"], rows)
+        return (loss, {"logits": logits}) if return_outputs else loss
+
+
+def attach(model: PreTrainedModel, settings: TuneSettings, model_type: str | None = None) -> Any:
+    """Make what shall learn of a model learn, and nothing else; the model computes as before.
+
+    Args:
+        model: changed in place.
+        settings: its ``learn`` counts.
+        model_type: of the family whose row names norms and output projections; needed to train those.
 
     Returns:
-        peft's ``PeftModel``; only the adapters' weights learn.
+        peft's ``PeftModel`` with new LoRA adapters on every linear layer but the head, or the model itself.
     """
+    if settings.learn != LORA:
+        return _with_projections(model, str(model_type))
     from peft import LoraConfig, get_peft_model
 
     lora = LoraConfig(r=settings.rank, lora_alpha=settings.alpha, target_modules="all-linear", task_type="CAUSAL_LM")
     with torch.random.fork_rng():
         torch.manual_seed(settings.seed)
         return get_peft_model(model, lora)
+
+
+def _with_projections(model: PreTrainedModel, model_type: str) -> PreTrainedModel:
+    """Have norms and output projections learn, in float32 whatever the others are in."""
+    family = row_for(FAMILIES[model_type], vars(model.config))
+    ends = [f".{part}" for block in family.blocks for part in (*block.norms, f"{block.path}.{block.output}")]
+    norms = {f"{family.decoder}.{family.final_norm}"}
+    model.requires_grad_(False)
+    for name, module in model.named_modules():
+        if name in norms or name.endswith(tuple(ends)):
+            cast(module, torch.float32)
+            module.requires_grad_(True)
+    return model
+
+
+def merged(adapted: Any) -> Any:
+    """Return the model with what was learned in its own weights."""
+    return adapted.merge_and_unload() if hasattr(adapted, "merge_and_unload") else adapted.requires_grad_(True)
 
 
 def train(
@@ -116,10 +107,11 @@ def train(
     folder: Path,
     identity: Mapping[str, Any],
     tell: Tell = lambda step, steps, loss: None,
+    teacher: Teacher | None = None,
 ) -> Progress:
-    """Train adapters, going on from the state in ``folder`` where there is one.
+    """Train what learns, going on from the state in ``folder`` where there is one.
 
-    The Trainer's own checkpoints are not used: they hold pickles. Adapter weights and AdamW's moments are kept as
+    The Trainer's own checkpoints are not used: they hold pickles. What learns and AdamW's moments are kept as
     plain tensors instead; the data's order and the learning rate follow from the step.
 
     Args:
@@ -129,6 +121,7 @@ def train(
         folder: for the state; exists.
         identity: what the state is of.
         tell: called after every step.
+        teacher: gives the loss; default: the text does.
 
     Returns:
         How it went; ``adapted`` holds the result.
@@ -141,25 +134,32 @@ def train(
     optimizer = torch.optim.AdamW(weights.values(), lr=settings.lr, weight_decay=0.0)
     progress = restore(folder / STATE, weights, optimizer)
     begin = progress.step
-    if begin >= settings.steps:
+    if begin >= settings.most_steps or _used(progress, settings) >= 1:
         return progress
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(begin + step, settings.steps))
+
+    def rate(step: int) -> float:
+        return _rate(max(begin + step, round(_used(progress, settings) * settings.most_steps)), settings.most_steps)
+
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
     keeper = _Keeper(progress, settings, weights, optimizer, folder / STATE, identity, tell)
     with _ready_to_learn(adapted, settings), torch.random.fork_rng():
-        trainer = Trainer(
+        trainer = _Learner(
             model=adapted,
-            args=_arguments(settings, adapted.device.type, folder, settings.steps - begin),
+            args=_arguments(settings, adapted.device.type, folder, settings.most_steps - begin, _is_narrow(adapted)),
             train_dataset=_Rows(ids, settings.seed, begin * settings.batch),
             data_collator=lambda rows: {name: torch.stack([row[name] for row in rows]) for name in rows[0]},
             optimizers=(optimizer, scheduler),
             callbacks=[keeper],
         )
+        trainer.teacher = teacher
+        if teacher is not None:
+            trainer.model_accepts_loss_kwargs = False  # ours is a mean, which the Trainer divides over micro-batches
         trainer.remove_callback(PrinterCallback)
         trainer.train()
     return progress
 
 
-def _arguments(settings: TuneSettings, device: str, folder: Path, steps: int) -> TrainingArguments:
+def _arguments(settings: TuneSettings, device: str, folder: Path, steps: int, narrow: bool) -> TrainingArguments:
     micro = settings.micro_batch or settings.batch
     arguments = TrainingArguments(
         output_dir=str(folder),
@@ -176,6 +176,8 @@ def _arguments(settings: TuneSettings, device: str, folder: Path, steps: int) ->
         report_to="none",
         disable_tqdm=True,
         dataloader_pin_memory=False,
+        remove_unused_columns=False,
+        bf16=narrow,
     )
     arguments._n_gpu = min(arguments.n_gpu, 1)  # on several, the batch would grow with their number
     return arguments
@@ -184,7 +186,7 @@ def _arguments(settings: TuneSettings, device: str, folder: Path, steps: int) ->
 @contextmanager
 def _ready_to_learn(adapted: Any, settings: TuneSettings) -> Iterator[None]:
     """Train without a cache of keys and values, with gradient checkpointing if asked; all as before afterwards."""
-    base, training = adapted.get_base_model(), adapted.training
+    base, training = _base(adapted), adapted.training
     known = vars(base.config).get("use_cache")
     if settings.gradient_checkpointing:
         if not base.supports_gradient_checkpointing:
@@ -200,6 +202,23 @@ def _ready_to_learn(adapted: Any, settings: TuneSettings) -> Iterator[None]:
         if settings.gradient_checkpointing:
             base.gradient_checkpointing_disable()
         adapted.train(training)
+
+
+def _base(adapted: Any) -> Any:
+    """Return the model below the adapters, if there are any."""
+    return adapted.get_base_model() if hasattr(adapted, "get_base_model") else adapted
+
+
+def _is_narrow(adapted: Any) -> bool:
+    """Tell whether weights of the model itself learn in float32 among others in bfloat16, which autocast brings
+    together; peft does so itself for its adapters.
+    """
+    return adapted is _base(adapted) and any(weight.dtype == torch.bfloat16 for weight in adapted.parameters())
+
+
+def _used(progress: Progress, settings: TuneSettings) -> float:
+    """Return the share of its time that a training has used; 0 without a limit."""
+    return 0.0 if settings.minutes is None else progress.seconds / (60 * settings.minutes)
 
 
 def _rate(step: int, steps: int) -> float:
@@ -237,6 +256,9 @@ class _Keeper(TrainerCallback):
         progress.losses.append(float(logs["loss"]))
         if not math.isfinite(progress.losses[-1]):
             raise NumericsError(f"the loss is not finite at step {progress.step}; give a smaller --lr")
-        self._tell(progress.step, self._settings.steps, progress.losses[-1])
-        if progress.step % self._settings.save_every == 0 or progress.step == self._settings.steps:
+        most, used = self._settings.most_steps, _used(progress, self._settings)
+        done = progress.step == most or used >= 1
+        self._tell(progress.step, most if used == 0 else min(most, round(progress.step / used)), progress.losses[-1])
+        control.should_training_stop = control.should_training_stop or done
+        if done or progress.step % self._settings.save_every == 0:
             keep(self._path, progress, self._weights, self._optimizer, self._identity)

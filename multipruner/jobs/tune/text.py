@@ -69,6 +69,7 @@ def tuning_text(
     column: str | None = None,
     trust: bool = False,
     template: str | None = None,
+    dense: Any = None,
     say: Callable[[str], None] = lambda text: None,
     progress: Callable[[int, int], None] | None = None,
 ) -> TuningText:
@@ -87,6 +88,7 @@ def tuning_text(
         column: of a table.
         trust: whether code that the dense model brings may be run; the report does not decide that.
         template: what conversations are rendered with (:class:`.Chat`).
+        dense: the dense model where it is in memory already.
         say: told which model writes, where one does, and else what of the source was taken.
         progress: of the sampling: called with (tokens done, tokens in all).
 
@@ -97,7 +99,9 @@ def tuning_text(
     row = kind_of(source)
     if row.by is None:
         count = min(sequences, SELF_SEQUENCES) + HELD_OUT
-        ids = _self_text(tokenizer, report, folder, count, length, seed, trust, say, progress)
+        model = dense or dense_model(report, folder, trust, say)
+        with Precision.of(model, recorded_recipe(report, folder).compute_dtype).computing(model):
+            ids = self_text(model, tokenizer, count, length, seed + 2 * SEED_STEP, progress)
         return TuningText(ids[HELD_OUT:], ids[:HELD_OUT], SELF)
     if row.ids:
         raise ConfigError(f"--data {source}: text is needed, not token ids")
@@ -133,22 +137,20 @@ def _packed(rows: Iterator[str], tokenizer: Any, end: list[int], count: int, len
     return torch.tensor(ids[: found * length], dtype=torch.int64).reshape(found, length)
 
 
-def _self_text(
-    tokenizer: Any,
-    report: Mapping[str, Any],
-    folder: Path,
-    sequences: int,
-    length: int,
-    seed: int,
-    trust: bool,
-    say: Callable[[str], None],
-    progress: Callable[[int, int], None] | None,
-) -> Tensor:
-    """Sample text from the dense model, not that which calibration with the same seed would be."""
+def dense_model(report: Mapping[str, Any], folder: Path, trust: bool, say: Callable[[str], None]) -> Any:
+    """Return the dense model that a run was pruned from, in evaluation mode.
+
+    Args:
+        report, folder: of the run.
+        trust: whether code that it brings may be run.
+        say: told which model it is.
+
+    Raises:
+        MultiprunerError: when it cannot be had, or has other weights now.
+    """
     recipe = recorded_recipe(report, folder, {TRUST_KEY: trust})
     about = report["model"]
     dense, _ = load_dense(resolve(recipe, say), recipe)
     if fingerprint(dense) != about["fingerprint"]:
         raise ConfigError(f"{about['description']} has other weights now than when it was pruned; give --data FILE")
-    with Precision.of(dense, recipe.compute_dtype).computing(dense):
-        return self_text(dense, tokenizer, sequences, length, seed + 2 * SEED_STEP, progress)
+    return dense

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from torch import nn
 from torch.nn.modules.module import register_module_forward_hook
 
@@ -112,6 +113,14 @@ def test_token_layers_of_the_other_stages_are_those_that_are_counted(
     with counted() as found:
         prepare.gather(Prunable.of(model), ids)
     assert found["token_layers"] == expected["moments"] == 9 * 12 * 4
+    fewer = {**recipe["calibration"], "order_sequences": 5}
+    less = Recipe.build(mapping_for(str(dense)), {"ratio": 0.3, "channel_group": 8, "calibration": fewer})
+    setting = prepare.prepare(less, Console(quiet=True), {})
+    assert setting.statistics is not None and setting.statistics_ids is not None
+    assert setting.statistics.tokens == 5 * 12 and len(setting.statistics_ids) == 9
+    assert torch.equal(setting.statistics_ids, ids), "the same text, of which the order takes the beginning"
+    after = prepare_forecast(less, dense, tmp_path)
+    assert after["moments"] == 5 * 12 * 4 and after["repair"] == expected["repair"]
 
 
 def test_token_layers_of_estimated_tables_are_those_that_are_counted(dense: Path, tmp_path: Path) -> None:

@@ -177,7 +177,7 @@ def test_a_search_killed_at_any_moment_ends_with_the_same_decisions(
     finished: Path, dense: Path, tmp_path: Path
 ) -> None:
     output, log = tmp_path / "killed", tmp_path / "log"
-    moments = [(Memo, "add", 20), (evolution, "save", 1), (Scorer, "_ask", 2), (evolution, "save", 1)]
+    moments = [(Memo, "add", 6), (evolution, "save", 1), (Scorer, "_ask", 2), (evolution, "save", 1)]
     for owner, name, count in moments:  # among the seeds, after a generation, within one, after another
         process = start(arguments(dense, output), log, before=signalled(owner, name, count))
         process.join(120)

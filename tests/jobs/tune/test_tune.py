@@ -35,7 +35,7 @@ from multipruner.report.write import write_report
 from tests.support import tiny
 from tests.support.layers import layers_of, structure_of
 
-SETTINGS = TuneSettings(steps=12, batch=4, length=16, rank=3, lr=0.02, save_every=5)
+SETTINGS = TuneSettings(distill=False, steps=12, batch=4, length=16, rank=3, lr=0.02, save_every=5)
 VARIANTS = ("llama-tied", "mistral-sliding", "qwen2-mixed", "baichuan")
 CONTRAST = {"dense": 10.0, "dense_stderr": 1.0, "pruned": 12.5, "pruned_stderr": 1.5, "difference": 2.5,
             "difference_stderr": 0.5, "examples": 7}  # fmt: skip
@@ -89,7 +89,7 @@ def _logits(model: Any) -> torch.Tensor:
 
 def _ids(words: Path, settings: TuneSettings = SETTINGS) -> torch.Tensor:
     return tuning_text(
-        str(words), tiny.tiny_tokenizer(), {}, sequences=settings.steps * settings.batch, length=settings.length,
+        str(words), tiny.tiny_tokenizer(), {}, sequences=settings.most_steps * settings.batch, length=settings.length,
         seed=settings.seed,
     ).train  # fmt: skip
 
@@ -325,7 +325,21 @@ def test_a_loss_that_is_not_finite_stops_the_training(run: Path, words: Path, tm
 def test_the_command_line(run: Path, words: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     judge = tmp_path / "judge.txt"
     judge.write_text(" ".join(f"w{4 + n % 60}" for n in range(200)))
-    flags = ["--data", str(words), "--steps", "3", "--batch", "2", "--length", "16", "--rank", "2", "--lr", "0.01"]
+    flags = [
+        "--data",
+        str(words),
+        "--steps",
+        "3",
+        "--batch",
+        "2",
+        "--length",
+        "16",
+        "--rank",
+        "2",
+        "--lr",
+        "0.01",
+        "--no-distill",
+    ]
     flags += ["--eval-text", str(judge), "--eval-length", "32", "--eval-tokens", "64", "--device", "cpu"]
     assert command.run([str(run), *flags]) == 0
     shown = capsys.readouterr().out

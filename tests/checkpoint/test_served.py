@@ -1,0 +1,94 @@
+"""What servers read off a folder: vLLM takes sizes by a layer's number, and finds attentions by reading ``forward``.
+
+Here its way of reading is followed, with transformers alone (``vllm/model_executor/models/transformers``, 0.32);
+``.ci/vllm`` runs vLLM itself.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from multipruner.checkpoint.cut import apply_plan
+from multipruner.checkpoint.save import save
+from multipruner.core.families import FAMILIES, anatomy_of
+from multipruner.core.structure import GONE, Structure
+from tests.support import tiny
+
+EVERY = {**tiny.VARIANTS, **tiny.MORE}
+EVERY["gemma2"] = {**EVERY["gemma2"], "attn_logit_softcapping": None}  # vLLM's own attention caps, torch's does not
+QUICK = ("llama-tied", "qwen2-mixed", "gemma3")
+VARIANTS = [
+    name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in EVERY if name not in tiny.OWN_CODE
+]
+
+
+def _mixed(model: Any) -> Structure:
+    """The first layer has no attention, the last no MLP; of what else these two have, one unit is gone where it can."""
+    anatomy = anatomy_of(model.config)
+    ends = {0: "attention", anatomy.layers - 1: "mlp"}
+    sizes = []
+    for place in anatomy:
+        first, *rest = place.dense
+        less = (max(1, first - 1), *rest)
+        sizes.append(GONE if ends.get(place.layer) == place.kind else less if place.layer in ends else place.dense)
+    return Structure(tuple(sizes))
+
+
+def _attentions(model: nn.Module) -> Iterator[Any]:
+    """The modules whose ``forward`` looks up an attention function once, and calls what it found once."""
+    for module in model.modules():
+        tree = ast.parse(textwrap.dedent(inspect.getsource(type(module).forward)))
+        assigned = [node for node in ast.walk(tree) if isinstance(node, ast.Assign | ast.AnnAssign) and node.value]
+        names = {
+            target.id
+            for node in assigned
+            for target in (node.targets if isinstance(node, ast.Assign) else [node.target])
+            if isinstance(target, ast.Name) and ast.unparse(node.value or node).startswith("ALL_ATTENTION_FUNCTIONS")
+        }
+        calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)]
+        if sum(getattr(call.func, "id", "") in names for call in calls) == 1:
+            yield module
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_vllm_finds_every_layer_under_its_number(variant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wide = {"sliding_window": 64} if EVERY[variant].get("sliding_window") else {}  # there is no mask here
+    dense = tiny.tiny_model(**{**EVERY[variant], **wide})
+    plan = tiny.plan_for(dense, _mixed(dense), seed=3)
+    pruned = apply_plan(dense, plan)
+    save(tmp_path / "run", pruned, None, plan=plan, report={}, card="")
+    seen: dict[int, tuple[int, int]] = {}
+
+    def attention(module: Any, query: torch.Tensor, key: torch.Tensor, *rest: Any, **options: Any) -> Any:
+        seen[module.layer_idx] = (query.shape[1], key.shape[1])
+        return sdpa_attention_forward(module, query, key, *rest, **options)
+
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, "vllm", attention)
+    config = AutoConfig.from_pretrained(tmp_path / "run", trust_remote_code=True)
+    config._attn_implementation = "vllm"
+    model = AutoModelForCausalLM.from_config(config, trust_remote_code=True).eval()
+    model.load_state_dict(load_file(tmp_path / "run" / "model.safetensors"), strict=False)
+    found = list(_attentions(model))
+    assert [module.layer_idx for module in found] == list(range(len(plan.layers)))
+    assert all(module.config is config and module.is_causal for module in found)
+    with torch.no_grad():
+        ids = tiny.random_ids()
+        difference = model(ids, use_cache=False).logits - pruned(ids, use_cache=False).logits
+    assert difference.abs().max() < 1e-4
+    keys = FAMILIES[plan.model_type].heads_keys
+    told = {number: tuple(getattr(own, key) for key in keys) for number, own in enumerate(config.per_layer_config)}
+    del told[0]
+    assert seen == told
