@@ -116,7 +116,7 @@ def _prune(typed: dict[str, Any], later: PushLater | None, console: Screen, comm
     output, overwrite, dry = (typed.pop(name, none) for name, none in _OF_THE_RUN.items())
     asked = take(typed)
     recipe = recipe_of(typed, amend=asked.put_into)
-    from multipruner.config.recipe import default_output
+    from multipruner.config.sweep_points import default_output
     from multipruner.jobs.prune.run import prune_recipe
 
     folder = output or (asked.folder(recipe) if asked else default_output(recipe))

@@ -225,7 +225,7 @@ def _search(typed: dict[str, Any], console: Screen, command: str) -> None:
     output, overwrite = typed.pop("output", None), typed.pop("overwrite", False)
     options = options_of(typed)
     recipe = recipe_of(typed, _fixed(options), amend=_timed if "latency" in options.objectives else None)
-    from multipruner.config.recipe import default_output
+    from multipruner.config.sweep_points import default_output
     from multipruner.jobs.search.run import search
 
     if output is None:

@@ -8,7 +8,6 @@ Nothing is merged twice: every source yields a plain mapping, the mappings are m
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
@@ -27,7 +26,7 @@ from .precedence import asked_ratio, merge_into
 from .sections import CalibrationSpec, EvaluationSpec, Frozen, PackageSource
 from .spellings import respelled, settle_method
 
-__all__ = ["CalibrationSpec", "EvaluationSpec", "PackageSource", "Recipe", "default_output"]
+__all__ = ["CalibrationSpec", "EvaluationSpec", "PackageSource", "Recipe"]
 
 DType = Literal["auto", "bfloat16", "float16", "float32"]
 MODEL, SIZE, METHOD = "model", "how much goes", "method"
@@ -157,9 +156,7 @@ class Recipe(Frozen):
         json_schema_extra=shown(PARTS, "N"),
     )
     expert_step: Units = Field(
-        default=1,
-        description="experts that leave together, in mixtures of experts; no fewer stay than a token is routed to",
-        json_schema_extra=shown(PARTS, "N"),
+        1, description="experts that leave together; as many stay as a token takes", json_schema_extra=shown(PARTS, "N")
     )
     hidden_size: Units | Literal["auto"] | None = Field(
         default=None,
@@ -177,7 +174,7 @@ class Recipe(Frozen):
         json_schema_extra=shown(REPAIR),
     )
     ridge: Annotated[float, Field(gt=0)] = Field(
-        default=1e-2,
+        1e-2,
         description="ridge of the lstsq repair, relative to the mean moment",
         json_schema_extra=shown(REPAIR, "NUMBER"),
     )
@@ -303,10 +300,3 @@ class Recipe(Frozen):
     def shares_text(self) -> str:
         """Return the shares as they are typed, ``"44:52:4"``."""
         return ":".join(f"{self.shares[dimension]:g}" for dimension in DIMENSIONS)
-
-
-def default_output(recipe: Recipe) -> Path:
-    """Return ``runs/NAME-RATIO``, where a run goes when no folder is named."""
-    limits = [f"{recipe.ratio:g}"] if recipe.ratio is not None else []
-    limits += [f"{name}-{amount}" for name, amount in recipe.budgets.items()]
-    return Path("runs") / "-".join((recipe.name, *limits))

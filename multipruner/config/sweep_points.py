@@ -1,4 +1,4 @@
-"""Which budgets a sweep tries: read from text, ordered, and put into a recipe. Needs no model."""
+"""Which budgets a sweep tries: read from text, ordered, and put into a recipe; where a run goes. Needs no model."""
 
 from __future__ import annotations
 
@@ -47,6 +47,13 @@ class SweepPoints:
         """Tell where a sweep goes when no folder is named."""
         called = next(name for name, budget in budgets().items() if budget == self.budget)
         return Path("runs") / f"{recipe.name}-sweep-{called}"
+
+
+def default_output(recipe: Recipe) -> Path:
+    """Return ``runs/NAME-RATIO``, where a run goes when no folder is named."""
+    limits = [f"{recipe.ratio:g}"] if recipe.ratio is not None else []
+    limits += [f"{name}-{amount}" for name, amount in recipe.budgets.items()]
+    return Path("runs") / "-".join((recipe.name, *limits))
 
 
 def parse_sweep(text: str, *, timed: bool = False) -> SweepPoints:

@@ -7,7 +7,8 @@ from typing import Any
 
 from rich.console import Console
 
-from multipruner.config.recipe import Recipe, default_output
+from multipruner.config.recipe import Recipe
+from multipruner.config.sweep_points import default_output
 from multipruner.console.say import teller
 from multipruner.engine.processes import Team
 from multipruner.jobs.finish import Run, finish
