@@ -127,7 +127,7 @@ def check_narrower(spec: Family) -> tuple[str, str]:
             "stays as it is: give no --hidden-size"
         )
     what = "blocks that run side by side" if any(block.parallel for block in spec.blocks) else ""
-    what = what or ("experts" if any(block.routed for block in spec.blocks) else "")
+    what = what or ("mixtures of experts" if any(block.routed for block in spec.blocks) else "")
     if what:
         raise UnsupportedModelError(
             f"{spec.model_type}: a narrower residual stream is not repaired through {what}, so the hidden size stays "

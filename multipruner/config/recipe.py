@@ -127,8 +127,7 @@ class Recipe(Frozen):
     )
     stop: Literal["nearest", "reach"] = Field(
         default="nearest",
-        description="when a dimension ends: nearest to its cumulative share, or the first step that reaches it "
-        "(what the official code does), for greedy",
+        description="when a dimension ends: nearest to its share, or the first step that reaches it, for greedy",
         json_schema_extra=shown(METHOD),
     )
     importance: Annotated[str, OneOf(IMPORTANCES, "importance")] = Field(
@@ -160,7 +159,7 @@ class Recipe(Frozen):
     )
     hidden_size: Units | Literal["auto"] | None = Field(
         default=None,
-        description="width of the residual stream, for program; auto: ever narrower while the loss falls; none: as it is",
+        description="width of the residual stream, for program; auto: narrower while the loss falls; none: as it is",
         json_schema_extra=shown(PARTS, "N|auto"),
     )
     hidden_step: Units = Field(
@@ -196,8 +195,7 @@ class Recipe(Frozen):
     )
     final_norm: Literal["refit", "keep"] = Field(
         default="refit",
-        description="refit: the last repair ends with the gain of the last norm, fitted to the dense model's "
-        "distribution",
+        description="refit: the last repair ends with the gain of the last norm",
         json_schema_extra=shown(REPAIR),
     )
     moments: Literal["memory", "disk"] = Field(

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from multipruner.core.errors import NumericsError
 from multipruner.core.structure import Structure
 from multipruner.engine.cutting import Projection
-from multipruner.engine.layer_calls import State, stream_of
+from multipruner.engine.layer_calls import Inputs, State, stream_of
 from multipruner.engine.moments import add_moments, embedded, mirrored, products_of
 from multipruner.engine.prunable import Outputs, Prunable
 
@@ -71,9 +71,7 @@ def accumulated(
     """
     batches, source = embedded(prunable, ids), prunable.original
     wide = batches if source is prunable else embedded(source, ids)
-    dense: list[State] = [batch.hidden for batch in wide]
-    pruned: list[State] = [batch.hidden for batch in batches]
-    untouched = source is prunable
+    dense, pruned, untouched = _begun(wide), _begun(batches), source is prunable
     outputs: Outputs = {}
     for number, (size, full) in enumerate(zip(structure, prunable.dense, strict=True)):
         untouched, spec = untouched and size == full, prunable.block_spec(number)
@@ -98,12 +96,9 @@ def accumulated(
                     # the bias is added whatever the columns are
                     wanted = wanted / (getattr(prunable.layer_of(number), spec.gain) if spec.gain else 1.0) - bias
                 fit.add(x, wanted, ridge is None and row % HELD_OUT == HELD_OUT - 1)
-            weight = prunable.as_stored(fit.solve(output.weight.float(), ridge))
-            outputs[number] = Projection(weight, output.bias)
-            pruned = [
-                prunable.after(now, F.linear(x, *outputs[number]), number)
-                for now, x in zip(pruned, fit.inputs, strict=True)
-            ]
+            outputs[number] = Projection(prunable.as_stored(fit.solve(output.weight.float(), ridge)), output.bias)
+            told = zip(pruned, fit.inputs, strict=True)
+            pruned = [prunable.after(now, F.linear(x, *outputs[number]), number) for now, x in told]
         else:  # gone: the stream passes, on to a block that may read it as it was before
             pruned = [prunable.after(now, None, number) for now in pruned]
         dense = after
@@ -113,6 +108,11 @@ def accumulated(
         for states in zip(dense, pruned, strict=True):
             ends(*map(stream_of, states))
     return outputs
+
+
+def _begun(batches: Sequence[Inputs]) -> list[State]:
+    """Return the residual streams before the first block."""
+    return [batch.hidden for batch in batches]
 
 
 @contextmanager

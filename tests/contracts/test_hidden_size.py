@@ -123,7 +123,7 @@ def test_a_family_whose_stream_cannot_be_narrower_is_refused(variant: str) -> No
     model = tiny.tiny_model(**EVERY[variant])
     family = EVERY[variant]["family"]
     why = "hidden size is the number of heads" if family in AS_WIDE or variant == "phi-normed" else (
-        "through experts" if family in MIXED else "through blocks that run side by side")  # fmt: skip
+        "through mixtures of experts" if family in MIXED else "through blocks that run side by side")  # fmt: skip
     with pytest.raises(UnsupportedModelError, match=f"{why}.*give no --hidden-size"):
         apply_plan(model, _plan(model))
 
