@@ -282,7 +282,7 @@ def test_blocks_whose_errors_nobody_knows_are_measured_and_lie_on_straight_lines
                for one in seen[:-1]]  # fmt: skip
     single = [one[0] for one in changed if one]
     assert {(b, size) for b, size in single if b in task.straight} == {
-        (1, GONE), (1, (8,)), (1, (12,)), (6, GONE), (6, (1,)),
+        (1, GONE), (1, (8,)), (1, (12,)), (6, GONE), (6, (1, 2)),
     }  # fmt: skip
     assert all(not size for b, size in single if b not in task.straight) and len(set(single)) == len(single)
     table, _ = _tables(replace(task, first=FIRST_ON_CURVES), _Meter(toy, lambda *at: None), SIX.dense, None, 0, {0})
