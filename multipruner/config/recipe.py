@@ -95,9 +95,7 @@ class Recipe(Frozen):
         json_schema_extra=shown(METHOD, everyday=True, brief=f"how much is measured ({costs()})"),
     )
     rounds: Rounds = Field(
-        default=2,
-        description="times the program is solved again with losses measured around its answer, for program",
-        json_schema_extra=shown(METHOD, "N"),
+        2, description="times the program is solved again around its answer", json_schema_extra=shown(METHOD, "N")
     )
     tables: Annotated[str, OneOf(TABLES, "table")] = Field(
         default="measured",
