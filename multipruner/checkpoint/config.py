@@ -9,7 +9,7 @@ from typing import Any
 from huggingface_hub.errors import StrictDataclassClassValidationError
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from multipruner.core.errors import ConfigError
+from multipruner.core.errors import ConfigError, UnsupportedModelError
 from multipruner.core.families import Family, anatomy_of, constants_of, spec_for
 from multipruner.core.plan import PruningPlan
 from multipruner.core.structure import GONE, Anatomy, Place, Structure
@@ -31,6 +31,7 @@ def pruned_config(config: Any, plan: PruningPlan, dense: PreTrainedModel | None 
     """
     spec, whole = spec_for(config), anatomy_of(config)
     _check_plan(config, plan)
+    hidden = whole.constants["hidden"] if plan.stream is None else len(plan.stream)
     layers = plan.layers
     record = config.to_dict()
     for key in ("model_type", "architectures", "auto_map", "transformers_version", "per_layer_config"):
@@ -39,6 +40,9 @@ def pruned_config(config: Any, plan: PruningPlan, dense: PreTrainedModel | None 
     anatomy, structure = whole.of_layers(layers), Structure(tuple(kept))
     record |= {key: [record[key][number] for number in layers] for key in _per_layer_lists(record, whole.layers)}
     record[spec.depth] = len(layers)
+    if plan.stream is not None:
+        width, own = check_narrower(spec)  # heads are as wide as they were, which has to be said now
+        record |= {width: hidden, own: whole.constants["head_dim"]}
     if record.get("layer_types"):
         record["layer_types"] = _layer_types(record["layer_types"], _cached(structure, anatomy, spec))
     record |= _said(anatomy, spec)
@@ -47,7 +51,7 @@ def pruned_config(config: Any, plan: PruningPlan, dense: PreTrainedModel | None 
         {names.get(key, key): number for key, number in _numbers(structure, anatomy, layer, spec).items()}
         for layer in range(len(layers))
     ]
-    stock = _stock_config(config, record, rows, structure, anatomy, spec)
+    stock = _stock_config(config, record, rows, structure, anatomy, spec, hidden)
     if stock is not None:
         return stock
     if (width := spec.key("head_dim")) is not None:
@@ -75,8 +79,11 @@ def _stock_config(
     structure: Structure,
     anatomy: Anatomy,
     spec: Family,
+    hidden: int,
 ) -> PreTrainedConfig | None:
-    """Return the family's own configuration for these sizes, or ``None`` where it has no words for them."""
+    """Return the family's own configuration for these sizes and this width of the residual stream, or ``None`` where it
+    has no words for them.
+    """
     constants = constants_of(config)
     whole = anatomy_of(config)
     sizes = {place.kind: place.dense for place in whole}
@@ -90,7 +97,7 @@ def _stock_config(
         return None
     width = spec.key("head_dim")
     heads = {**record, **said}[spec.heads_keys[0]]
-    square = heads * constants["head_dim"] == constants["hidden"]
+    square = heads * constants["head_dim"] == hidden
     if width is None and not square:
         return None
     record = {**record, **said}
@@ -105,6 +112,28 @@ def _stock_config(
     heard = all(getattr(stock, key, None) == number for key, number in said.items())
     heard &= width is None or getattr(stock, width, None) in (None, constants["head_dim"])
     return stock if heard else None
+
+
+def check_narrower(spec: Family) -> tuple[str, str]:
+    """Return the keys in which a configuration says the width of the residual stream and that of a head.
+
+    Raises:
+        UnsupportedModelError: when it cannot say one without the other.
+    """
+    width, own = spec.key("hidden"), spec.key("head_dim")
+    if width is None or own is None or spec.remote_code or any(block.resized for block in spec.blocks):
+        raise UnsupportedModelError(
+            f"{spec.model_type}: the hidden size is the number of heads times their width in this family's code, so it "
+            "stays as it is: give no --hidden-size"
+        )
+    what = "blocks that run side by side" if any(block.parallel for block in spec.blocks) else ""
+    what = what or ("mixtures of experts" if any(block.routed for block in spec.blocks) else "")
+    if what:
+        raise UnsupportedModelError(
+            f"{spec.model_type}: a narrower residual stream is not repaired through {what}, so the hidden size stays "
+            "as it is: give no --hidden-size"
+        )
+    return width, own
 
 
 def with_older_words(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -131,6 +160,9 @@ def _check_plan(config: Any, plan: PruningPlan) -> None:
     if plan.anatomy != anatomy_of(config):
         sizes = [_described(anatomy) for anatomy in (plan.anatomy, anatomy_of(config))]
         raise ConfigError(f"the plan was made for a model of {sizes[0]}; this one has {sizes[1]}")
+    hidden = anatomy_of(config).constants["hidden"]
+    if plan.stream is not None and plan.hidden != hidden:
+        raise ConfigError(f"the plan was made for a model of hidden size {plan.hidden}; this one has {hidden}")
     if not plan.layers:
         raise ConfigError("the plan leaves no decoder layer")
     anatomy_of(config).check(plan.structure)

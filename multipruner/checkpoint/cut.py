@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from .classes import family_of, model_class
 from .config import pruned_config
 
 
-def apply_plan(model: PreTrainedModel, plan: PruningPlan) -> PreTrainedModel:
+def apply_plan(model: PreTrainedModel, plan: PruningPlan, narrower: PreTrainedModel | None = None) -> PreTrainedModel:
     """Cut a dense model in memory: a new model, same dtype and device; the same bits every time.
 
     Its class is the family's stock one where the layers that are left are all alike and have both blocks, the pruned
@@ -26,6 +27,8 @@ def apply_plan(model: PreTrainedModel, plan: PruningPlan) -> PreTrainedModel:
     Args:
         model: the dense model; not modified, and no memory is shared with it.
         plan: what stays.
+        narrower: what a plan of the same residual stream left of the dense model, all blocks whole: its weights are
+            taken, as they have been repaired since.
 
     Raises:
         ConfigError: when the plan was made for another model.
@@ -33,10 +36,13 @@ def apply_plan(model: PreTrainedModel, plan: PruningPlan) -> PreTrainedModel:
     """
     spec = spec_for(model.config)
     config = pruned_config(model.config, plan, model)
-    dense = model.state_dict()
+    dense, own, constants = model.state_dict(), plan, constants_of(model.config)
+    if narrower is not None and plan.stream is not None:
+        dense, own = narrower.state_dict(), replace(plan, stream=None)
+        constants["hidden"] = len(plan.stream)
     if getattr(model.config, "quantization_config", None) or any(tensor.is_meta for tensor in dense.values()):
         raise UnsupportedModelError("quantised or offloaded weights cannot be cut; load the model in full precision")
-    weights = pruned_weights(dense, plan, spec, constants_of(model.config))
+    weights = pruned_weights(dense, own, spec, constants)
     cls = model_class(spec, model) if family_of(config) else type(model)
     pruned = _with_weights(cls, config, _own(weights, dense), model)
     pruned.generation_config = copy.deepcopy(model.generation_config)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
 from multipruner.core.axes import Counts
-from multipruner.core.errors import ConfigError
+from multipruner.core.errors import ConfigError, UnsupportedModelError
 from multipruner.core.families import Family
 from multipruner.core.plan import PruningPlan
 from multipruner.core.structure import counts_of
@@ -26,11 +27,15 @@ def pruned_weights(
         spec: the family's row.
         constants: the numbers that the plan does not change, by their names in layouts.
 
+    Where the residual stream becomes narrower, embeddings that the model multiplies by the square root of its width
+    take over what that loses; a tied head gives it back through the last norm.
+
     Returns:
         New, contiguous tensors for what was cut, the given ones for the rest; decoder layers are renumbered.
 
     Raises:
         ConfigError: when the weights do not have the shapes that the plan was made for.
+        UnsupportedModelError: when the residual stream becomes narrower, and the row does not say how a tensor lies.
     """
     pattern = re.compile(rf"^({re.escape(spec.decoder)}\.{re.escape(spec.layers)})\.(\d+)\.(.+)$")
     renumbered = {old: new for new, old in enumerate(plan.layers)}
@@ -40,7 +45,7 @@ def pruned_weights(
     for name, tensor in weights.items():
         match = pattern.match(name)
         if match is None:
-            result[name] = tensor
+            result[name] = _outside(name, tensor, plan, spec)
             continue
         number, inner = int(match[2]), match[3]
         if number not in renumbered or inner.startswith(gone.get(number, ())):
@@ -49,7 +54,23 @@ def pruned_weights(
         if tensor.shape != shape:
             raise ConfigError(f"{name} is {tuple(tensor.shape)}, the plan was made for a model where it is {shape}")
         result[f"{match[1]}.{renumbered[number]}.{inner}"] = take(tensor, cut).clone() if cut else tensor
-    return result
+    return {**result, **_rescaled(result, weights, plan, spec)}
+
+
+def _rescaled(
+    kept: Mapping[str, Tensor], weights: Mapping[str, Tensor], plan: PruningPlan, spec: Family
+) -> dict[str, Tensor]:
+    """Return what changes so that embeddings, multiplied by the root of the narrower width, are what they were."""
+    if plan.stream is None or not spec.embeddings_scaled:
+        return {}
+    factor = (plan.hidden / len(plan.stream)) ** 0.5
+    embeddings, head = f"{spec.decoder}.{spec.embeddings}.weight", f"{spec.head}.weight"
+    found = {embeddings: kept[embeddings] * factor}
+    if head not in weights or weights[head].data_ptr() == weights[embeddings].data_ptr():
+        norm = f"{spec.decoder}.{spec.final_norm}.weight"
+        gain = (kept[norm].float() + spec.norm_offset) / factor - spec.norm_offset
+        found |= {norm: gain.to(kept[norm].dtype), **({head: found[embeddings]} if head in kept else {})}
+    return found
 
 
 def _all_cuts(plan: PruningPlan, spec: Family, constants: Counts) -> dict[tuple[int, str], tuple[tuple[int, ...], Cut]]:
@@ -57,10 +78,29 @@ def _all_cuts(plan: PruningPlan, spec: Family, constants: Counts) -> dict[tuple[
     found: dict[tuple[int, str], tuple[tuple[int, ...], Cut]] = {}
     for number, place in enumerate(plan.anatomy):
         block, dense = spec.block(place.kind), {**constants, **counts_of(place.kind, place.dense)}
-        cut = cuts(block, plan.kept(number), dense)
+        cut = cuts(block, {**plan.kept(number), **plan.kept_of_stream}, dense)
         for tensor in block.tensors:
             found[place.layer, f"{block.path}.{tensor.path}"] = (tensor.shape(dense), cut.get(tensor.path, {}))
+        if plan.stream is not None:
+            norms = [f"{path}.{name}" for path in block.norms for name in ("weight", "bias")]
+            found |= {(place.layer, norm): ((plan.hidden,), {0: torch.tensor(plan.stream)}) for norm in norms}
     return found
+
+
+def _outside(name: str, tensor: Tensor, plan: PruningPlan, spec: Family) -> Tensor:
+    """Return what stays of a tensor outside the decoder layers.
+
+    Raises:
+        UnsupportedModelError: when it is as wide as a residual stream that becomes narrower, and nothing says where.
+    """
+    if plan.stream is None:
+        return tensor
+    side = spec.stream_side(name)
+    if side is None and plan.hidden in tensor.shape and name != f"{spec.head}.bias":
+        raise UnsupportedModelError(
+            f"{spec.model_type}: {name} may lie along the residual stream: give no --hidden-size"
+        )
+    return tensor if side is None else take(tensor, {side: torch.tensor(plan.stream)})
 
 
 def _removed_paths(plan: PruningPlan, spec: Family) -> dict[int, tuple[str, ...]]:

@@ -125,8 +125,7 @@ class Recipe(Frozen):
     )
     stop: Literal["nearest", "reach"] = Field(
         default="nearest",
-        description="when a dimension ends: nearest to its cumulative share, or the first step that reaches it "
-        "(what the official code does), for greedy",
+        description="when a dimension ends: nearest to its share, or the first step that reaches it, for greedy",
         json_schema_extra=shown(METHOD),
     )
     importance: Annotated[str, OneOf(IMPORTANCES, "importance")] = Field(
@@ -155,6 +154,14 @@ class Recipe(Frozen):
     )
     expert_step: Units = Field(
         1, description="experts that leave together; as many stay as a token takes", json_schema_extra=shown(PARTS, "N")
+    )
+    hidden_size: Units | Literal["auto"] | None = Field(
+        default=None,
+        description="width of the residual stream, for program; auto: narrower while the loss falls; none: as it is",
+        json_schema_extra=shown(PARTS, "N|auto"),
+    )
+    hidden_step: Units = Field(
+        default=32, description="hidden sizes are multiples of this", json_schema_extra=shown(PARTS, "N")
     )
     repair: Literal["none", "bias", "lstsq"] = Field(
         default="lstsq",
@@ -186,8 +193,7 @@ class Recipe(Frozen):
     )
     final_norm: Literal["refit", "keep"] = Field(
         default="refit",
-        description="refit: the last repair ends with the gain of the last norm, fitted to the dense model's "
-        "distribution",
+        description="refit: the last repair ends with the gain of the last norm",
         json_schema_extra=shown(REPAIR),
     )
     moments: Literal["memory", "disk"] = Field(
@@ -230,6 +236,8 @@ class Recipe(Frozen):
             raise ValueError(f"--method {self.method} knows a ratio only; budgets need --method program")
         if any(cost_named(name).needs_table for name in self.budgets) and self.latency_table is None:
             raise ValueError("a latency budget needs a latency table (multipruner latency makes tables)")
+        if self.hidden_size is not None and (self.greedy or self.latency_table is not None):
+            raise ValueError("--hidden-size needs --method program, and no latency table: one is of one hidden size")
         return self
 
     @classmethod

@@ -99,6 +99,9 @@ BLOCK_KINDS: dict[str, Kind] = {
 AXES: dict[str, Axis] = {axis.name: axis for kind in BLOCK_KINDS.values() for axis in kind.axes}
 """Every axis by its name. Other names in a layout are constants of the model, which are never cut."""
 
+STREAM = Kind("stream", "residual stream", (Axis("hidden", "hidden dimensions", dimension="mlp"),))
+"""What a model has once, and what is no block: the residual stream, which every block reads and writes."""
+
 Counts = Mapping[str, int]
 """Name -> how many units; of an axis within another one, how many in each of its units."""
 Selection = int | Sequence[int] | Sequence[Sequence[int]]

@@ -4,11 +4,11 @@ a block weighs at any size.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import NamedTuple
 
-from .axes import BLOCK_KINDS, Counts
+from .axes import BLOCK_KINDS, STREAM, Counts
 from .layout import Layout
 from .structure import Size, counts_of
 
@@ -174,7 +174,8 @@ class BlockCost:
         fixed: parameters that stay as long as the block does, the norms that leave with it among them.
         tensors: the layouts of the tensors that depend on its size.
         cached, scores: see :class:`BlockSpec`.
-        products: multiply-accumulates of matrices that stay as long as the block does, for one token."""
+        products: multiply-accumulates of matrices that stay as long as the block does, for one token.
+        stream: how many of ``fixed`` there are for every dimension of the residual stream."""
 
     kind: str
     constants: Counts
@@ -183,6 +184,7 @@ class BlockCost:
     cached: tuple[Layout, ...] = ()
     scores: tuple[Layout, ...] = ()
     products: int = 0
+    stream: int = 0
     _known: dict[Size, Amounts] = field(default_factory=dict, repr=False, compare=False)
 
     def __call__(self, size: Size) -> Amounts:
@@ -207,3 +209,9 @@ class BlockCost:
             sum(lengths(self.cached)),
             sum(lengths(self.scores)),
         )
+
+    def narrowed(self, hidden: int) -> BlockCost:
+        """Return the cost of the same block on a residual stream of another width."""
+        axis = STREAM.axes[0].name
+        fixed = self.fixed - self.stream * (self.constants[axis] - hidden)
+        return replace(self, constants={**self.constants, axis: hidden}, fixed=fixed, _known={})

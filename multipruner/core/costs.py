@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from .axes import STREAM
 from .blocks import Amounts, BlockCost
 from .errors import ConfigError, did_you_mean
 from .latency_table import LatencyTable
 from .structure import Anatomy, Size, Structure
+
+__all__ = ["COSTS", "BlockCost", "Cost", "Costs", "Measures", "cost_named", "reported_as", "timed_first"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +29,9 @@ class Costs:
         head_macs: multiply-accumulates of the output projection for one token.
         bytes_per_parameter: of the checkpoint's dtype.
         shared: parameters that several blocks of a layer share, such as one norm for both, and stay as long as one of
-            these does: layer -> how many."""
+            these does: layer -> how many.
+        stream: how many of ``constant`` there are for every dimension of the residual stream.
+        whole: costs of the model with the whole residual stream, where this is one with a narrower stream."""
 
     anatomy: Anatomy
     blocks: tuple[BlockCost, ...]
@@ -34,14 +39,37 @@ class Costs:
     head_macs: int
     bytes_per_parameter: int
     shared: Mapping[int, int] = field(default_factory=dict, hash=False)
+    stream: int = 0
+    whole: Costs | None = None
 
     @property
     def dense(self) -> Structure:
-        """The dense structure, which every ratio refers to."""
+        """The dense structure of this anatomy."""
         return self.anatomy.dense
 
+    @property
+    def original(self) -> Costs:
+        """The costs of the dense model, which every ratio refers to: these, unless the residual stream is narrower."""
+        return self.whole or self
+
+    def narrowed(self, hidden: int) -> Costs:
+        """Return the costs of the same model with a residual stream of another width, at which sizes are as before."""
+        axis = STREAM.axes[0].name
+        before = self.anatomy.constants[axis]
+        return replace(
+            self,
+            anatomy=Anatomy(self.anatomy.places, {**self.anatomy.constants, axis: hidden}),
+            blocks=tuple(block.narrowed(hidden) for block in self.blocks),
+            constant=self.constant - self.stream * (before - hidden),
+            head_macs=self.head_macs // before * hidden,
+            whole=self.original,
+        )
+
+    def _of(self, structure: Structure) -> Costs:
+        return self if structure.hidden is None else self.original.narrowed(structure.hidden)
+
     def _amounts(self, structure: Structure) -> Iterator[Amounts]:
-        return (cost(size) for cost, size in zip(self.blocks, structure.blocks, strict=True))
+        return (cost(size) for cost, size in zip(self._of(structure).blocks, structure.blocks, strict=True))
 
     def backbone_parameters(self, structure: Structure) -> int:
         """Return parameters of the decoder layers alone."""
@@ -53,15 +81,15 @@ class Costs:
 
     def parameters(self, structure: Structure) -> int:
         """Return all parameters, tied embeddings counted once."""
-        return self.constant + self.backbone_parameters(structure)
+        return self._of(structure).constant + self.backbone_parameters(structure)
 
     def ratio(self, structure: Structure) -> float:
         """Return removed parameters / all parameters of the dense model (the paper's pruning ratio)."""
-        return 1.0 - self.parameters(structure) / self.parameters(self.dense)
+        return 1.0 - self.parameters(structure) / self.original.parameters(self.dense)
 
     def backbone_ratio(self, structure: Structure) -> float:
         """Return removed parameters / parameters of the dense decoder layers."""
-        return 1.0 - self.backbone_parameters(structure) / self.backbone_parameters(self.dense)
+        return 1.0 - self.backbone_parameters(structure) / self.original.backbone_parameters(self.dense)
 
     def weight_bytes(self, structure: Structure) -> int:
         """Return size of the weights in the checkpoint's dtype."""
@@ -77,7 +105,8 @@ class Costs:
         Args:
             structure: of the model.
             context: tokens that attention scores are computed against; projections and output head always count."""
-        return 2 * (self.head_macs + sum(a.products + context * a.scores for a in self._amounts(structure)))
+        macs = sum(amounts.products + context * amounts.scores for amounts in self._amounts(structure))
+        return 2 * (self._of(structure).head_macs + macs)
 
 
 @dataclass(frozen=True, slots=True)

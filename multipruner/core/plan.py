@@ -1,110 +1,29 @@
 """Which parts of a model stay: plain values, no torch.
 
-A ``Ranking`` turns a ``Structure`` into a ``PruningPlan``, which alone is enough to cut the dense model again, bit for
-bit.
+A :class:`~multipruner.core.ranking.Ranking` turns a ``Structure`` into a ``PruningPlan``, which alone is enough to cut
+the dense model again, bit for bit.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
 from typing import Any, cast
 
 from . import earlier
-from .axes import BLOCK_KINDS, LARGEST, Axis, Kept, ranges_of, units_in
+from .axes import BLOCK_KINDS, LARGEST, STREAM, Kept, ranges_of, units_in
 from .errors import ConfigError
-from .layout import count_of
-from .structure import Anatomy, Place, Size, Structure, counts_of
+from .ranking import BlockUnits, Ranking, Units, check_units
+from .structure import Anatomy, Place, Structure, counts_of
+
+__all__ = ["BlockUnits", "PruningPlan", "Ranking", "Units"]
 
 PLAN_FORMAT = "multipruner-plan"
-PLAN_VERSION = 2
-Units = tuple[int, ...] | tuple[tuple[int, ...], ...]
-"""Units of an axis; of one within another axis, those of each unit of that."""
-
-
-@dataclass(frozen=True, slots=True)
-class BlockUnits:
-    """Units of every axis of one residual block, in the dense numbering: an order of all, or those that stay.
-
-    Attributes:
-        axes: in the order of the kind's; of an axis within another one, its units' numbers within the unit they are in.
-            Empty where the block is gone.
-    """
-
-    axes: tuple[Units, ...] = ()
-
-    @classmethod
-    def whole(cls, place: Place) -> BlockUnits:
-        """Return all units of a dense block in the dense order."""
-        counts = counts_of(place.kind, place.dense)
-        return cls(
-            tuple(
-                (tuple(range(counts[axis.name])),) * counts[axis.within] if axis.within else
-                tuple(range(counts[axis.name]))
-                for axis in BLOCK_KINDS[place.kind].axes
-            )
-        )  # fmt: skip
-
-    def by_axis(self, kind: str) -> Kept:
-        """Return axis -> its units, those of an axis within another one in the order of that one's units."""
-        names = BLOCK_KINDS[kind].names
-        return dict(zip(names, self.axes or ((),) * len(names), strict=True))
-
-    @property
-    def size(self) -> Size:
-        """How many there are; a ``ValueError`` when units keep different numbers of those within them."""
-        return tuple(map(count_of, self.axes))
-
-
-@dataclass(frozen=True, slots=True)
-class Ranking:
-    """An order of the units of every axis of every block, most important first: any width is a prefix of it.
-
-    Of an axis within another one there is an order for every unit of that one, by its number in the dense model.
-    """
-
-    blocks: tuple[BlockUnits, ...]
-
-    @classmethod
-    def identity(cls, anatomy: Anatomy) -> Ranking:
-        """Return the dense model's own order (the paper's "no reordering")."""
-        return cls(tuple(map(BlockUnits.whole, anatomy.places)))
-
-    def all_of(self, place: int, kind: str) -> Kept:
-        """Return everything that a block has, in its order."""
-        return self._first(place, kind, None).by_axis(kind)
-
-    def first(self, place: int, kind: str, size: Size) -> BlockUnits:
-        """Return the most important units that a size has room for, in the dense order."""
-        return _sorted(self._first(place, kind, size), BLOCK_KINDS[kind].axes) if size else BlockUnits()
-
-    def _first(self, place: int, kind: str, size: Size | None) -> BlockUnits:
-        orders, chosen = self.blocks[place].axes, dict[str, Units]()
-        ends: Sequence[int | None] = size or (None,) * len(orders)
-        for axis, order, end in zip(BLOCK_KINDS[kind].axes, orders, ends, strict=True):
-            outer = chosen[axis.within] if axis.within else ()
-            nested = cast(tuple[tuple[int, ...], ...], order)
-            chosen[axis.name] = (
-                tuple(nested[unit][:end] for unit in cast(tuple[int, ...], outer)) if axis.within else order[:end]
-            )
-        return BlockUnits(tuple(chosen.values()))
-
-
-def _sorted(units: BlockUnits, axes: Sequence[Axis]) -> BlockUnits:
-    """Return the same units in the dense order."""
-    found: dict[str, Units] = {}
-    for axis, chosen in zip(axes, units.axes, strict=True):
-        if not axis.within:
-            found[axis.name] = tuple(sorted(cast(tuple[int, ...], chosen)))
-            continue
-        outer = cast(tuple[int, ...], units.axes[[other.name for other in axes].index(axis.within)])
-        inner = cast(tuple[tuple[int, ...], ...], chosen)
-        rows = sorted(zip(outer, inner, strict=True), key=lambda row: row[0])
-        found[axis.name] = tuple(tuple(sorted(row)) for _, row in rows)
-    return BlockUnits(tuple(found.values()))
+PLAN_VERSION = 3
+_WITHOUT_STREAM = 2
+"""The version of plans that leave the residual stream alone: what reads no other still reads these."""
 
 
 @dataclass(frozen=True)
@@ -116,8 +35,10 @@ class PruningPlan:
         revision: its revision, or ``None``.
         fingerprint: SHA-256 of the dense weights, or ``None`` when unknown.
         model_type: ``config.model_type`` of the dense model.
-        anatomy: the dense model's blocks; constants are not part of a plan.
+        anatomy: the dense model's blocks; of constants only the width of the residual stream is part of a plan, and
+            only where the stream becomes narrower.
         blocks: what stays of each of them, ascending.
+        stream: the dimensions of the residual stream that stay, ascending; ``None``: all of them.
 
     Raises:
         ConfigError: when indices are unsorted or out of range, or units keep unequal numbers of those within them.
@@ -129,8 +50,11 @@ class PruningPlan:
     model_type: str
     anatomy: Anatomy
     blocks: tuple[BlockUnits, ...]
+    stream: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
+        if self.stream is not None:
+            check_units(STREAM.label, STREAM.axes[0], self.stream, self.hidden)
         if len(self.blocks) != len(self.anatomy):
             raise ConfigError(f"plan has {len(self.blocks)} blocks, the dense model {len(self.anatomy)}")
         for place, kept in zip(self.anatomy, self.blocks, strict=True):
@@ -144,7 +68,13 @@ class PruningPlan:
     @cached_property
     def structure(self) -> Structure:
         """The sizes that this plan leads to."""
-        return Structure(tuple(kept.size for kept in self.blocks))
+        hidden = None if self.stream is None else len(self.stream)
+        return Structure(tuple(kept.size for kept in self.blocks), hidden)
+
+    @property
+    def hidden(self) -> int:
+        """How many dimensions the dense model's residual stream has; 0 where the plan does not say."""
+        return self.anatomy.constants.get(STREAM.axes[0].name, 0)
 
     @cached_property
     def layers(self) -> list[int]:
@@ -154,6 +84,11 @@ class PruningPlan:
     def kept(self, place: int) -> Kept:
         """Return what a block keeps of its axes."""
         return self.blocks[place].by_axis(self.anatomy[place].kind)
+
+    @property
+    def kept_of_stream(self) -> Kept:
+        """Return what the residual stream keeps of its axis; nothing is named where that is all."""
+        return {} if self.stream is None else {STREAM.axes[0].name: self.stream}
 
     @classmethod
     def from_structure(
@@ -171,34 +106,40 @@ class PruningPlan:
 
         Args:
             structure: how much stays.
-            ranking: the order of every dense block's units.
-            anatomy: the dense model's blocks.
+            ranking: the order of every dense block's units, and of the residual stream's dimensions.
+            anatomy: the dense model's blocks, with the width of its residual stream where that becomes narrower.
             model, model_type, revision, fingerprint: of the dense model, see :class:`PruningPlan`.
 
         Raises:
-            ConfigError: when a block is larger than the dense one, or keeps fewer units than a token goes through.
+            ConfigError: when a block, or the residual stream, is larger than the dense one, or a block keeps fewer
+                units than a token goes through.
         """
         if not structure.fits_in(anatomy.dense):
             raise ConfigError(f"the structure is larger than the dense model{_first_too_large(structure, anatomy)}")
         anatomy.check(structure)
         rows = enumerate(zip(anatomy, structure, strict=True))
         blocks = tuple(ranking.first(number, place.kind, size) for number, (place, size) in rows)
-        return cls(model, revision, fingerprint, model_type, Anatomy(anatomy.places), blocks)
+        axis, narrower = STREAM.axes[0].name, structure.hidden not in (None, anatomy.constants.get("hidden"))
+        kept = sorted((ranking.stream or range(structure.hidden or 0))[: structure.hidden]) if narrower else None
+        constants = {axis: anatomy.constants[axis]} if narrower else {}
+        stream = None if kept is None else tuple(kept)
+        return cls(model, revision, fingerprint, model_type, Anatomy(anatomy.places, constants), blocks, stream)
 
     def to_json(self) -> str:
         """Return JSON text, the same bytes for the same plan."""
         record = {
             "format": PLAN_FORMAT,
-            "version": PLAN_VERSION,
+            "version": _WITHOUT_STREAM if self.stream is None else PLAN_VERSION,
             "base_model": {"name": self.model, "revision": self.revision,
                            "fingerprint": self.fingerprint, "model_type": self.model_type},
+            **({} if self.stream is None else {STREAM.name: _stream_record(self.hidden, self.stream)}),
             "blocks": [_block_record(p, kept) for p, kept in zip(self.anatomy, self.blocks, strict=True)],
         }  # fmt: skip
         return json.dumps(record, indent=1) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> PruningPlan:
-        """Return the inverse of :meth:`to_json`; plans of version 1 are read too.
+        """Return the inverse of :meth:`to_json`; plans of versions 1 and 2 are read too.
 
         Raises:
             ConfigError: when the text is no plan, or one of a newer format.
@@ -210,7 +151,7 @@ class PruningPlan:
 
     @classmethod
     def _from_record(cls, record: dict[str, Any]) -> PruningPlan:
-        if record.get("format") != PLAN_FORMAT or record.get("version") not in (1, PLAN_VERSION):
+        if record.get("format") != PLAN_FORMAT or record.get("version") not in (1, 2, PLAN_VERSION):
             raise ConfigError(
                 f"plan format {record.get('format')!r} version {record.get('version')!r} is not "
                 f"{PLAN_FORMAT!r} version {PLAN_VERSION}: a newer multipruner may read it"
@@ -220,7 +161,21 @@ class PruningPlan:
             raise ValueError("the names of the base model and its type are no texts")
         places, blocks = zip(*_blocks(earlier.plan(record) if record["version"] == 1 else record), strict=True)
         about = base["name"], base["revision"], base["fingerprint"], base["model_type"]
-        return cls(*about, Anatomy(tuple(places)), tuple(blocks))
+        width, stream = _stream(record)
+        return cls(*about, Anatomy(tuple(places), width), tuple(blocks), stream)
+
+
+def _stream_record(dense: int, kept: tuple[int, ...]) -> dict[str, Any]:
+    axis = STREAM.axes[0].name
+    return {"dense": {axis: dense}, "kept": {axis: ranges_of(kept)}}
+
+
+def _stream(record: Mapping[str, Any]) -> tuple[dict[str, int], tuple[int, ...] | None]:
+    """Return the dense width of the residual stream by its axis, and what stays of it, where a plan says so."""
+    if STREAM.name not in record:
+        return {}, None
+    row, axis = record[STREAM.name], STREAM.axes[0].name
+    return {axis: _number(row["dense"][axis])}, _units(row["kept"][axis])
 
 
 def _block_record(place: Place, kept: BlockUnits) -> dict[str, Any]:
@@ -280,9 +235,6 @@ def _check_block(place: Place, kept: BlockUnits) -> None:
         if axis.within and len(rows) != len(by_name[axis.within]):
             raise ConfigError(f"{place.name}: {axis.label} must be given for every unit that they are within")
         for row in cast(tuple[tuple[int, ...], ...], rows):
-            if not isinstance(row, tuple) or not all(isinstance(index, int) for index in row):
-                raise ConfigError(f"{place.name}: {axis.label} must be indices")
-            if not row or any(a >= b for a, b in pairwise(row)) or not 0 <= row[0] <= row[-1] < limit:
-                raise ConfigError(f"{place.name}: {axis.label} must be ascending indices below {limit}")
+            check_units(place.name, axis, row, limit)
         if len({len(row) for row in cast(tuple[tuple[int, ...], ...], rows)}) != 1:
             raise ConfigError(f"{place.name}: every unit must keep the same number of {axis.label}")

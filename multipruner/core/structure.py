@@ -9,7 +9,7 @@ from math import prod
 from typing import Any
 
 from . import earlier
-from .axes import AXES, BLOCK_KINDS
+from .axes import AXES, BLOCK_KINDS, STREAM
 from .errors import ConfigError
 
 Size = tuple[int, ...]
@@ -25,14 +25,18 @@ class Structure:
 
     Attributes:
         blocks: the size of every block.
+        hidden: the width of the residual stream; ``None``: as wide as the model is.
 
     Raises:
-        ConfigError: when a block that is there has none of something.
+        ConfigError: when a block that is there has none of something, or the stream has no width.
     """
 
     blocks: tuple[Size, ...]
+    hidden: int | None = None
 
     def __post_init__(self) -> None:
+        if self.hidden is not None and self.hidden < 1:
+            raise ConfigError(f"the residual stream keeps at least one dimension, not {self.hidden}")
         if any(size and min(size) < 1 for size in self.blocks):
             wrong = next(size for size in self.blocks if size and min(size) < 1)
             raise ConfigError(f"a block keeps at least one of everything, or is gone; not {wrong}")
@@ -48,7 +52,7 @@ class Structure:
 
     def replace(self, place: int, size: Size) -> Structure:
         """Return this structure with one block's size changed."""
-        return Structure((*self.blocks[:place], size, *self.blocks[place + 1 :]))
+        return Structure((*self.blocks[:place], size, *self.blocks[place + 1 :]), self.hidden)
 
     def fits_in(self, dense: Structure) -> bool:
         """Tell whether every size is at most the dense model's."""
@@ -58,8 +62,9 @@ class Structure:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Encode as ``{"blocks": [[3, 3], [], ...]}``."""
-        return {"blocks": [list(size) for size in self.blocks]}
+        """Encode as ``{"blocks": [[3, 3], [], ...]}``, with ``"hidden"`` where the residual stream is narrower."""
+        stream = {} if self.hidden is None else {"hidden": self.hidden}
+        return {"blocks": [list(size) for size in self.blocks], **stream}
 
     @classmethod
     def from_json(cls, value: Any) -> Structure:
@@ -70,7 +75,9 @@ class Structure:
             TypeError, ValueError: when it is neither.
         """
         record = value if isinstance(value, Mapping) else earlier.structure(value)
-        return cls(tuple(tuple(map(_whole, size)) for size in record["blocks"]))
+        hidden = record.get("hidden")
+        blocks = tuple(tuple(map(_whole, size)) for size in record["blocks"])
+        return cls(blocks, None if hidden is None else _whole(hidden))
 
 
 def _whole(count: Any) -> int:
@@ -282,6 +289,9 @@ def kept_in_words(structure: Structure, anatomy: Anatomy) -> list[str]:
         blocks = f"{anatomy.count(structure, kind)} of {anatomy.count(anatomy.dense, kind)}"
         units = f"{anatomy.total(structure, axis.name):,} of {anatomy.total(anatomy.dense, axis.name):,}"
         found.append(f"{blocks} {BLOCK_KINDS[kind].label} blocks ({units} {axis.label})")
+    if structure.hidden is not None:
+        axis = STREAM.axes[0]
+        found.append(f"{structure.hidden:,} of {anatomy.constants[axis.name]:,} {axis.label}")
     return found
 
 

@@ -23,7 +23,8 @@ def costs_of(model: Any, spec: Family, anatomy: Anatomy, stored: torch.dtype) ->
     """
     parameters = dict(model.named_parameters())  # tied tensors appear once
     prefix = f"{spec.decoder}.{spec.layers}."
-    constant = sum(t.numel() for name, t in parameters.items() if not name.startswith(prefix))
+    outside = {name: tensor for name, tensor in parameters.items() if not name.startswith(prefix)}
+    sides = {name: side for name in outside if (side := spec.stream_side(name)) is not None}
     layers = model.get_submodule(spec.decoder).get_submodule(spec.layers)
     alike: dict[tuple[str, Size, tuple[tuple[str, tuple[int, ...]], ...]], BlockCost] = {}
     blocks = []
@@ -39,9 +40,10 @@ def costs_of(model: Any, spec: Family, anatomy: Anatomy, stored: torch.dtype) ->
         anatomy=anatomy,
         shared=shared,
         blocks=tuple(blocks),
-        constant=constant,
+        constant=sum(tensor.numel() for tensor in outside.values()),
         head_macs=model.get_submodule(spec.head).weight.numel(),
         bytes_per_parameter=stored.itemsize,
+        stream=sum(outside[name].numel() // outside[name].shape[side] for name, side in sides.items()),
     )
 
 
@@ -73,7 +75,8 @@ class _Block:
         layouts = tuple(tensor.dims for tensor in tensors)
         listed = {tensor.path for tensor in tensors}
         others = sum(tensor.numel() for name, tensor in there.items() if name not in listed and tensor.ndim == 2)
-        self.cost = BlockCost(block.kind, constants, fixed, layouts, block.cached, block.scores, others)
+        gains = sum(1 for path in spec.leaving(block) for _ in layer.get_submodule(path).parameters())
+        self.cost = BlockCost(block.kind, constants, fixed, layouts, block.cached, block.scores, others, gains)
 
     @staticmethod
     def _check(

@@ -68,12 +68,13 @@ def cuts(block: BlockSpec, kept: Kept, dense: Counts) -> dict[str, Cut]:
 
     Args:
         block: the row's block.
-        kept: what stays of its axes.
+        kept: what stays of its axes, and of the residual stream's where that is named.
         dense: counts of the whole block.
     """
     found: dict[str, Cut] = {}
     for tensor in block.tensors:
-        sides = {side: layout.index(kept, dense) for side, layout in enumerate(tensor.dims) if layout.axes}
+        touched = (side for side, layout in enumerate(tensor.dims) if any(name in kept for name in layout.names))
+        sides = {side: tensor.dims[side].index(kept, dense) for side in touched}
         cut = {
             side: index if isinstance(index, slice) else torch.tensor(index, dtype=torch.long)
             for side, index in sides.items()
@@ -169,7 +170,7 @@ def scaled_norm(module: nn.Module, gain: Tensor, offset: float = 0.0) -> nn.Modu
 
     Args:
         module: the norm.
-        gain: for every element of its output.
+        gain: for every element of its output, or one for all.
         offset: what its weight is added to before it multiplies.
     """
     copy = shallow_copy(module)

@@ -123,14 +123,26 @@ class CalibrationObjective:
             batch = _Batch(self.prunable.inputs(rows), judge, weights.flatten()[scored], scored)
             self._batches.append(batch)
             if loss == "kl":
-                with self._states([batch]):
-                    normed = self.prunable.normed(self._scored(stream_of(batch.states[-1]), batch))
+                normed = self._reference(rows, batch)
                 if self.prunable.cap is not None:
                     raise UnsupportedModelError(
                         "capped logits have no divergence from the dense model: --objective nll"
                     )
-                batch.loss = DivergenceFromDense.of(self.prunable.head, normed, self._chunk)
+                dense = self.prunable.original.head
+                batch.loss = DivergenceFromDense.of(dense, normed, self._chunk, self.prunable.head)
         self.work = Work.on(self.prunable.anatomy)
+
+    def _reference(self, rows: Tensor, batch: _Batch) -> Tensor:
+        """Return the dense model's final hidden states after the last norm, [scored, hidden_size]."""
+        original = self.prunable.original
+        if original is self.prunable:
+            with self._states([batch]):
+                return original.normed(self._scored(stream_of(batch.states[-1]), batch))
+        inputs = original.inputs(rows)
+        state: State = inputs.hidden
+        for block, size in enumerate(original.dense):
+            state = original.block(state, inputs, block, size)
+        return original.normed(self._scored(stream_of(state), batch))
 
     def __call__(self, structure: Structure) -> float:
         """Return the loss of one structure in nats.

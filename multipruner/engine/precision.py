@@ -179,6 +179,24 @@ class Held:
             self._hold()
 
 
+@dataclass(frozen=True)
+class Together:
+    """Two models whose weights are held in the type that is computed in.
+
+    Attributes:
+        dense, narrower: what holds them.
+    """
+
+    dense: Held
+    narrower: Held
+
+    @contextmanager
+    def released(self) -> Iterator[None]:
+        """Have both models as they are stored; held again on leaving."""
+        with self.dense.released(), self.narrower.released():
+            yield
+
+
 _HALVES = {torch.bfloat16, torch.float16}
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +33,13 @@ Outputs = dict[int, Projection]
 """Block -> an output projection, columns in ranked order."""
 
 
+class Wider(NamedTuple):
+    """The model that one with a narrower residual stream was made of, and which dimensions of its stream are left."""
+
+    prunable: Prunable
+    kept: Tensor
+
+
 @dataclass
 class Prunable:
     """The pruning engine's view of a dense causal language model.
@@ -42,13 +49,15 @@ class Prunable:
         spec: its family's row.
         anatomy: its residual blocks, which are called by their numbers here.
         costs: what any structure costs, in the type that the weights are stored in.
-        stored: that type, which the engine may compute in another than (:mod:`multipruner.precision`)."""
+        stored: that type, which the engine may compute in another than (:mod:`multipruner.precision`).
+        wider: the dense model, where this one has a narrower residual stream: what it is measured against."""
 
     model: PreTrainedModel
     spec: Family
     anatomy: Anatomy
     costs: Costs
     stored: torch.dtype
+    wider: Wider | None = None
     _repair: OutputOf | None = field(default=None, repr=False)
     _outputs: Outputs = field(default_factory=dict, repr=False)
     _final_norm: nn.Module | None = field(default=None, repr=False)
@@ -67,6 +76,21 @@ class Prunable:
         spec, anatomy = spec_for(model.config), anatomy_of(model.config)
         stored = weight_of(model.get_submodule(spec.head)).dtype if stored is None else stored
         return cls(model, spec, anatomy, costs_of(model, spec, anatomy, stored), stored)
+
+    @classmethod
+    def narrower(cls, model: Any, wider: Wider) -> Prunable:
+        """Look at a model that was made of another one by taking dimensions out of its residual stream."""
+        dense, costs = wider.prunable, wider.prunable.costs.narrowed(len(wider.kept))
+        return cls(model, dense.spec, costs.anatomy, costs, dense.stored, wider)
+
+    @property
+    def original(self) -> Prunable:
+        """The dense model: this one, unless it has a narrower residual stream."""
+        return self if self.wider is None else self.wider.prunable
+
+    def narrowed(self, states: Tensor) -> Tensor:
+        """Return what the states of the residual stream should be, of the dense model's, [..., hidden_size]."""
+        return states if self.wider is None else states[..., self.wider.kept.to(states.device)]
 
     @property
     def dense(self) -> Structure:
@@ -130,20 +154,24 @@ class Prunable:
         return self.after(state, self._run(self._slimmed(block, size), state, inputs, block) if size else None, block)
 
     def after(self, state: State, output: Tensor | None, block: int) -> State:
-        """Return the residual stream after a block, from that before it and what comes out of its output projection
-        (``None`` where it is gone)."""
+        """Return the residual stream after a block, from what its output projection gives (``None``: it is gone)."""
         stream = stream_of(state) if output is None else stream_of(state) + self.added(output, block)
         beside = block + 1 < len(self.anatomy) and self.block_spec(block + 1).parallel
         return Beside(stream, read_by_next(state)) if beside else stream
 
     def _run(self, module: nn.Module, state: State, inputs: Inputs, block: int) -> Tensor:
-        spec, place, hidden = self.block_spec(block), self.anatomy[block], read_by_next(state)
-        normed = self.layer_of(block).get_submodule(spec.before)(hidden) if spec.before else hidden
+        spec, place = self.block_spec(block), self.anatomy[block]
+        normed = self.read_by(state, block)
         if not spec.arguments:
             return module(normed)
         with grouped_attention(module, self.model):
             output = module(hidden_states=normed, **inputs.arguments[place.layer])
         return output[0] if isinstance(output, tuple) else output
+
+    def read_by(self, state: State, block: int) -> Tensor:
+        """Return what the input projections of a block are multiplied with: the residual stream, normed if at all."""
+        before, hidden = self.block_spec(block).before, read_by_next(state)
+        return self.layer_of(block).get_submodule(before)(hidden) if before else hidden
 
     def added(self, output: Tensor, block: int) -> Tensor:
         """Return what a block adds to the residual stream, from what comes out of its output projection."""
@@ -157,8 +185,7 @@ class Prunable:
         return self._slimmed(block, size).get_submodule(self.block_spec(block).output)
 
     def output_input(self, state: State, inputs: Inputs, block: int, size: Size) -> Tensor:
-        """Return what the output projection of a block of a given size is multiplied with, [sequences, length,
-        columns]."""
+        """Return the inputs of the output projection of a block of a given size, [sequences, length, columns]."""
         seen: list[Tensor] = []
         hook = self.output_of(block, size).register_forward_pre_hook(lambda module, args: seen.append(args[0]))
         try:
@@ -209,8 +236,7 @@ class Prunable:
 
     @contextmanager
     def applied(self, structure: Structure) -> Iterator[None]:
-        """Make the stock model itself compute a structure, for reference; undone on leaving: smaller blocks are swapped
-        in, the output of a removed one is multiplied by zero."""
+        """Make the stock model itself compute a structure, for reference; undone on leaving."""
         with ExitStack() as stack:
             if self._final_norm is not None:
                 stack.enter_context(replaced(self.decoder, self.spec.final_norm, self._final_norm))
@@ -226,8 +252,6 @@ class Prunable:
     def in_order(self, ranking: Ranking, repair: OutputOf | None = None) -> Iterator[None]:
         """Reorder the units of every axis by a ranking, so that every size is a leading slice (of every leading unit,
         for units within others); undone on leaving.
-
-        The model computes the same function throughout (up to the order of summation).
 
         Args:
             ranking: the orders.
@@ -272,5 +296,4 @@ class Prunable:
         for name, cut in cuts(self.block_spec(block), order, self.counts(block)).items():
             if name in there:
                 moved = {side: torch.as_tensor(index) for side, index in cut.items()}
-                back_or_forth = {s: torch.argsort(i) if back else i for s, i in moved.items()}
-                there[name].data = take(there[name].data, dict(back_or_forth))
+                there[name].data = take(there[name].data, {s: i.argsort() if back else i for s, i in moved.items()})

@@ -148,18 +148,20 @@ class DivergenceFromDense:
         return scores.log_totals(normed) + self.negative_entropy[part] - expected
 
     @classmethod
-    def of(cls, head: nn.Module, normed: Tensor, chunk: int) -> DivergenceFromDense:
+    def of(cls, head: nn.Module, normed: Tensor, chunk: int, own: nn.Module | None = None) -> DivergenceFromDense:
         """Describe the dense model on a batch.
 
         Args:
             head: the output projection.
             normed: the dense model's final hidden states after the last norm, [tokens, hidden_size].
             chunk: tokens whose logits fit in memory together.
+            own: the output projection of the models to be compared with it, where that is another.
 
         Raises:
             UnsupportedModelError: when the head is no plain linear layer.
         """
-        if type(head) is not nn.Linear:
+        own = head if own is None else own
+        if type(head) is not nn.Linear or type(own) is not nn.Linear:
             raise UnsupportedModelError(
                 f"the divergence from the dense model needs a plain linear head, this one is a {type(head).__name__}; "
                 "use --objective nll"
@@ -169,10 +171,10 @@ class DivergenceFromDense:
             logs = head(part).float().log_softmax(dim=1)
             p = logs.exp()
             entropy = (p * logs).sum(dim=1)
-            if head.bias is not None:
-                entropy -= p @ head.bias.float()
+            if own.bias is not None:
+                entropy -= p @ own.bias.float()
             entropies.append(entropy)
-            rows.append((p.to(head.weight.dtype) @ head.weight).float())
+            rows.append((p.to(own.weight.dtype) @ own.weight).float())
         return cls(torch.cat(entropies), torch.cat(rows))
 
 

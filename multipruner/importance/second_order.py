@@ -32,7 +32,7 @@ def elimination_order(weight: Tensor, gram: Tensor, *, groups: int, rounds: int 
     Raises:
         NumericsError: when the second moments are not finite or cannot be inverted.
     """
-    state = Elimination(weight.float(), _inverse(gram.float()), weight.shape[1] // groups)
+    state = Elimination(weight.float(), inverse_of(gram.float()), weight.shape[1] // groups)
     at_once = max(1, -(-groups // rounds))
     leaving: list[int] = []
     while state.there:
@@ -44,7 +44,12 @@ def elimination_order(weight: Tensor, gram: Tensor, *, groups: int, rounds: int 
     return tuple(reversed(leaving))
 
 
-def _inverse(gram: Tensor) -> Tensor:
+def inverse_of(gram: Tensor) -> Tensor:
+    """Return the inverse of damped second moments, [n, n].
+
+    Raises:
+        NumericsError: when they are not finite or cannot be inverted.
+    """
     damped = gram.clone()
     damped.diagonal().add_(DAMPING * float(gram.diagonal().mean()) or 1.0)
     factor, status = torch.linalg.cholesky_ex(damped)

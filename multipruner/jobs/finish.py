@@ -92,7 +92,7 @@ def finish(
     elif setting.repair is not None and setting.search_repair is None:
         with waiting_display(console, "loss"):
             found = scored_with_repair(setting, found)
-    plan = _plan(setting, found)
+    plan = setting.plan_of(found.structure)
     tell(console, "loss", what="calibration", loss=found.loss, before_repair_of_all=found.loss_before_outputs)
     with timed(seconds, "surgery"), waiting_display(console, "surgery"), setting.held.released():
         pruned = cut_model(setting, plan, found.outputs, found.gain)
@@ -130,24 +130,13 @@ def cut_model(setting: Setting, plan: PruningPlan, outputs: Outputs, gain: torch
     """Return the pruned model in memory, with these output projections and this gain of the last norm, or repaired
     block by block where there are no projections.
     """
-    pruned = apply_plan(setting.prunable.model, plan)
+    prunable = setting.prunable
+    pruned = apply_plan(prunable.original.model, plan, None if prunable.wider is None else prunable.model)
     if outputs:  # they cover every block that stays
         write_outputs(pruned, setting.prunable, plan, setting.ranking, outputs, gain)
     elif setting.repair is not None and setting.statistics is not None:
         repair_outputs(pruned, setting.prunable, plan, setting.statistics, setting.recipe.ridge, setting.repair.how)
     return pruned
-
-
-def _plan(setting: Setting, found: Found) -> PruningPlan:
-    return PruningPlan.from_structure(
-        found.structure,
-        setting.ranking,
-        setting.prunable.anatomy,
-        model=setting.source.name,
-        revision=setting.source.revision,
-        fingerprint=setting.fingerprint,
-        model_type=setting.prunable.spec.model_type,
-    )
 
 
 def _evaluate(setting: Setting, pruned: Any, console: Console) -> Comparison:
@@ -162,5 +151,5 @@ def _evaluate(setting: Setting, pruned: Any, console: Console) -> Comparison:
             )
 
     with setting.precision.computing(pruned):
-        dense = judge(setting.prunable.model, "dense", teller(console))
+        dense = judge(setting.prunable.original.model, "dense", teller(console))
         return compare(dense, judge(pruned, "pruned", lambda text: None))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from math import floor
 
@@ -27,13 +28,14 @@ def limits_of(recipe: Recipe, prunable: Prunable, latency: Timed | None = None) 
         ConfigError: when one cannot be read, or the latency table is of another model.
     """
     measures = measures_of(recipe, prunable, latency)
+    whole = replace(measures, costs=prunable.costs.original)  # what shares of the dense model are shares of
     limits = []
     if recipe.ratio is not None:
-        most = floor((1 - recipe.ratio) * prunable.costs.parameters(prunable.dense))
+        most = floor((1 - recipe.ratio) * prunable.costs.original.parameters(prunable.dense))
         limits.append(_limit(COSTS["parameters"], measures, most))
     for name, text in recipe.budgets.items():
         cost = cost_named(name)
-        limits.append(_limit(cost, measures, amount_of(name, text, cost.of(measures, prunable.dense))))
+        limits.append(_limit(cost, measures, amount_of(name, text, cost.of(whole, prunable.dense))))
     return tuple(limits)
 
 

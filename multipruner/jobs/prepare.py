@@ -17,25 +17,23 @@ from multipruner.checkpoint.rehearsal import Rehearsal
 from multipruner.config.recipe import Recipe
 from multipruner.console.progress import counting_display, named, waiting_display
 from multipruner.console.say import teller
-from multipruner.core.axes import AXES
 from multipruner.core.errors import NumericsError
+from multipruner.core.plan import Ranking
 from multipruner.engine.fingerprint import fingerprint
-from multipruner.engine.moments import Statistics, gather, seldom_routed
+from multipruner.engine.moments import Statistics, seldom_routed
 from multipruner.engine.precision import TYPES, Precision, product_rates
 from multipruner.engine.processes import Team
 from multipruner.engine.prunable import Prunable
 from multipruner.eval import check_settings, evaluate, perplexity
-from multipruner.importance.table import rank
-from multipruner.repair.scoring import Repair, unrepaired
+from multipruner.repair.scoring import unrepaired
 from multipruner.sources.calibration import CalibrationSet, CalibrationText, held_out_text
 from multipruner.sources.dense import device_of, load_dense
 from multipruner.sources.resolve import resolve
-from multipruner.storage.tensors_on_disk import OnDisk
 
 from .forecast.run import Forecast, forecast, say_forecast
-from .reachable import check_reachable
+from .narrow import check_asked, narrowed, ordered
 from .record import timed
-from .setting import Setting, grid_of
+from .setting import Setting
 
 _ABSURD_LOSS = 1e6
 """Nats per token beyond which differences between candidates are lost in rounding; a uniform guess costs about 12."""
@@ -61,6 +59,7 @@ def prepare(
     *,
     first: bool = True,
     output: Path | None = None,
+    stream: tuple[int, ...] | None = None,
 ) -> Setting:
     """Load model and calibration, rank the widths, refuse what cannot be reached before any search.
 
@@ -71,6 +70,7 @@ def prepare(
         rates: how fast this machine multiplies (:class:`.Precision`); default: measured now.
         first: whether this process writes the result, and so rehearses the writing.
         output: folder of a run whose stages are to be foretold.
+        stream: the dimensions of the residual stream that stay, where a plan says so.
     """
     say = teller(console)
     check_settings(recipe.evaluation)
@@ -80,7 +80,7 @@ def prepare(
         mark, precision = fingerprint(model), Precision.of(model, recipe.compute_dtype, rates)
         say(precision.line())
         prunable = Prunable.of(model, precision.stored)
-        check_reachable(recipe, prunable)
+        check_asked(recipe, prunable)
         if warning := unrepaired(recipe.repair, prunable):
             say(warning)
         held = precision.held(model)
@@ -97,33 +97,17 @@ def prepare(
             _check_loss(recipe, model, tokenizer, calibration)
             more = _moments_text(recipe, texts, say)
             say(texts.line())
+        setting = Setting(
+            recipe, source, prunable, tokenizer, calibration, held_out, None, more, Ranking.identity(prunable.anatomy),
+            None, mark, precision, held, texts.record(), forecast=expected,
+        )  # fmt: skip
+        hidden = len(stream) if stream is not None else recipe.hidden_size
         with timed(seconds, "moments"):
-            place = OnDisk if recipe.moments == "disk" else dict
-            shown = named(display, "moments")
-            statistics = None if more is None else gather(prunable, more[: recipe.text.order_sequences], shown, place)
-            _say_seldom_routed(statistics, prunable, say)
-            finer = any(AXES[name].within for name in grid_of(recipe, prunable).steps)
-            ranking = rank(recipe.importance, prunable, statistics, named(display, "order"), within=finer)
-    repair = None
-    if statistics is not None and recipe.repair != "none":
-        repair = Repair(prunable, statistics, ranking, recipe.ridge, recipe.repair)
-    return Setting(
-        recipe,
-        source,
-        prunable,
-        tokenizer,
-        calibration,
-        held_out,
-        statistics,
-        more,
-        ranking,
-        repair,
-        mark,
-        precision,
-        held,
-        texts.record(),
-        forecast=expected,
-    )
+            setting = (
+                narrowed(setting, hidden, display, stream) if isinstance(hidden, int) else ordered(setting, display)
+            )
+            _say_seldom_routed(setting.statistics, prunable, say)
+    return setting
 
 
 def _foretold(recipe: Recipe, prunable: Prunable, tokenizer: Any, output: Path, console: Console) -> Forecast:

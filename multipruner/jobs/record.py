@@ -46,7 +46,7 @@ def record(
     command: str | None,
 ) -> dict[str, Any]:
     """Return what ``report.json`` holds."""
-    costs, structure, dense = setting.prunable.costs, plan.structure, plan.dense
+    costs, structure, dense = setting.prunable.costs.original, plan.structure, plan.dense
 
     def pair(count: Callable[[Structure], float]) -> dict[str, float]:
         return {"before": count(dense), "after": count(structure)}
@@ -82,6 +82,7 @@ def record(
             "steps": len(path.steps),
             "seconds_of_all_steps": sum(step.seconds for step in path.steps),
             "rounds": [round_.to_json() for round_ in path.rounds],
+            **({"hidden_sizes": dict(path.hidden_sizes)} if path.hidden_sizes else {}),
             "moments_tokens": setting.statistics.tokens if setting.statistics is not None else 0,
             "work_of_this_process": {name: asdict(work) for name, work in path.work.items()},
         },
@@ -141,7 +142,7 @@ def latency_record(setting: Setting, plan: PruningPlan, pruned: Any, say: Callab
     """Return predicted milliseconds, and those of both models timed in alternation."""
     assert setting.latency is not None, "asked for with a table only"
     table, workload = setting.latency
-    dense = setting.prunable.model
+    dense = setting.prunable.original.model
     with setting.held.released():  # what will be served is timed
         if warning := table.warning(environment_of(dense)):
             say(warning)

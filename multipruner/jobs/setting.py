@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 from torch import Tensor
 
 from multipruner.config.recipe import Recipe
-from multipruner.core.axes import AXES
-from multipruner.core.plan import Ranking
+from multipruner.core.axes import AXES, ranges_of
+from multipruner.core.plan import PruningPlan, Ranking
 from multipruner.core.structure import Structure
 from multipruner.engine.fingerprint import configuration
 from multipruner.engine.moments import Statistics
 from multipruner.engine.objective import Work
-from multipruner.engine.precision import Held, Precision
+from multipruner.engine.precision import Held, Precision, Together
 from multipruner.engine.processes import Team
 from multipruner.engine.prunable import Outputs, Prunable
 from multipruner.repair.scoring import Repair, has_output_bias
@@ -101,7 +101,7 @@ class Setting:
     repair: Repair | None
     fingerprint: str
     precision: Precision
-    held: Held
+    held: Held | Together
     texts: Mapping[str, Any] = field(default_factory=dict)
     team: Team = field(default_factory=Team, repr=False)
     forecast: Any = field(default=None, repr=False)
@@ -116,6 +116,20 @@ class Setting:
     def repairs_all(self) -> bool:
         """Whether all output projections are refitted at the end to what has added up: a part of ``lstsq``."""
         return self.repair is not None and self.repair.how == "lstsq" and self.recipe.accumulate > 0
+
+    def plan_of(self, structure: Structure) -> PruningPlan:
+        """Tell which parts of the dense model a structure keeps, in the orders of this setting."""
+        prunable, source = self.prunable, self.source
+        narrower = None if prunable.wider is None else len(prunable.wider.kept)
+        return PruningPlan.from_structure(
+            replace(structure, hidden=narrower),
+            self.ranking,
+            prunable.original.anatomy,
+            model=source.name,
+            revision=source.revision,
+            fingerprint=self.fingerprint,
+            model_type=prunable.spec.model_type,
+        )
 
     @cached_property
     def grid(self) -> Grid:
@@ -163,6 +177,8 @@ class Setting:
             identity |= {"statistics": self.statistics.hash, "ridge": recipe.ridge}
         if self.repair is not None and any(has_output_bias(self.prunable).values()):
             identity["output_biases"] = "repaired"  # losses of versions that left them alone are others
+        if self.prunable.wider is not None:
+            identity["hidden_dimensions"] = ranges_of(sorted(self.prunable.wider.kept.tolist()))
         if recipe.greedy:
             identity |= {
                 "width_sequences": min(recipe.calibration.width_sequences, len(self.calibration.ids)),
@@ -180,6 +196,7 @@ class Found:
     Attributes:
         structure: what stays.
         loss: its calibration loss in nats, by the recipe's objective.
+        hidden_sizes: the losses at the widths of the residual stream that were tried, where several were.
         outputs: output projections that were refitted at the end, or none.
         gain: of the last norm, refitted after them, [hidden_size].
         by: what found it, where it is not the recipe's method.
@@ -195,6 +212,7 @@ class Found:
     work: Mapping[str, Work]
     steps: list[Step] = field(default_factory=list)
     rounds: tuple[Round, ...] = ()
+    hidden_sizes: Mapping[int, float] = field(default_factory=dict)
     outputs: Outputs = field(default_factory=dict)
     gain: Tensor | None = None
     loss_before_outputs: float | None = None

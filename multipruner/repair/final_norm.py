@@ -56,7 +56,8 @@ class GainFit:
         """
         place = slice(-self._seen % self._every, None, self._every)
         self._seen += dense.shape[0] * dense.shape[1]
-        first, second = (self.prunable.normed(states.flatten(0, 1)[place]) for states in (dense, pruned))
+        models = ((self.prunable.original, dense), (self.prunable, pruned))
+        first, second = (prunable.normed(states.flatten(0, 1)[place]) for prunable, states in models)
         self._states.append((first, second))
 
     @torch.inference_mode()
@@ -64,7 +65,7 @@ class GainFit:
         """Return the gain, float32 [hidden_size]; ``None`` where logits are not linear in it, or nothing finite
         solves the equations: a run ends without this step rather than not at all.
         """
-        head = self.prunable.head
+        head, source = self.prunable.head, self.prunable.original.head
         if type(head) is not nn.Linear or self.prunable.cap is not None:
             return None
         width, device = head.weight.shape[1], head.weight.device
@@ -73,7 +74,8 @@ class GainFit:
         for dense, pruned in self._states:
             rows = tokens_at_once(len(self.prunable.head_weight))
             for wanted, states in zip(dense.split(rows), pruned.split(rows), strict=True):
-                _add(slope, curvature, head, wanted, states, generator)
+                p, q = (of(part).float().softmax(dim=1) for of, part in ((source, wanted), (head, states)))
+                _add(slope, curvature, head, states, p, q, generator)
         curvature = mirrored(curvature)
         damped = curvature.clone()
         damped.diagonal().add_(RIDGE * float(curvature.diagonal().mean()))
@@ -85,11 +87,18 @@ class GainFit:
 
 
 def _add(
-    slope: Tensor, curvature: Tensor, head: nn.Linear, dense: Tensor, pruned: Tensor, generator: torch.Generator
+    slope: Tensor, curvature: Tensor, head: nn.Linear, pruned: Tensor, p: Tensor, q: Tensor, generator: torch.Generator
 ) -> None:
-    """Add first and second derivatives of the divergence by the gain, summed over tokens [tokens, hidden_size]."""
+    """Add first and second derivatives of the divergence by the gain, summed over tokens.
+
+    Args:
+        slope, curvature: added to.
+        head: the output projection of the pruned model.
+        pruned: its final hidden states after the last norm, [tokens, hidden_size].
+        p, q: the distributions over the next token of the dense and of the pruned model, [tokens, vocabulary].
+        generator: of the draws.
+    """
     weight, states = head.weight, pruned.float()
-    p, q = (head(one).float().softmax(dim=1) for one in (dense, pruned))
     slope += (states * ((q - p).to(weight.dtype) @ weight).float()).sum(dim=0)
     mean = (q.to(weight.dtype) @ weight).float()
     for tokens in drawn(q, torch.rand(len(q), DRAWS, generator=generator)).T:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from multipruner.core.errors import NumericsError
 from multipruner.core.structure import Structure
 from multipruner.engine.cutting import Projection
-from multipruner.engine.layer_calls import State, stream_of
+from multipruner.engine.layer_calls import Inputs, State, stream_of
 from multipruner.engine.moments import add_moments, embedded, mirrored, products_of
 from multipruner.engine.prunable import Outputs, Prunable
 
@@ -51,7 +51,8 @@ def accumulated(
     """Return output projections of the blocks that stay, from the first on that is not as it was.
 
     Args:
-        prunable: the dense model, inside :meth:`Prunable.in_order` (with the repair of single blocks, if any).
+        prunable: the dense model, or one with a narrower residual stream, inside :meth:`Prunable.in_order` (with the
+            repair of single blocks, if any).
         structure: what stays.
         ids: token ids, [sequences, length]; hidden states of all of them are kept twice, and one block's inputs.
         share: of the error of the blocks before that each block takes on, 0 to 1.
@@ -68,29 +69,30 @@ def accumulated(
     Raises:
         NumericsError: when the equations cannot be solved.
     """
-    batches = embedded(prunable, ids)
-    dense: list[State] = [batch.hidden for batch in batches]
-    pruned, untouched, outputs = list(dense), True, dict[int, Projection]()
+    batches, source = embedded(prunable, ids), prunable.original
+    wide = batches if source is prunable else embedded(source, ids)
+    dense, pruned, untouched = _begun(wide), _begun(batches), source is prunable
+    outputs: Outputs = {}
     for number, (size, full) in enumerate(zip(structure, prunable.dense, strict=True)):
         untouched, spec = untouched and size == full, prunable.block_spec(number)
         fits = bool(size and spec.after and spec.output and not untouched)
-        with _outputs_of(prunable.dense_output(number)) if fits else nullcontext([]) as given:
-            after = [prunable.block(h, b, number, full) for h, b in zip(dense, batches, strict=True)]
+        with outputs_of(source.dense_output(number)) if fits else nullcontext([]) as given:
+            after = [source.block(h, b, number, full) for h, b in zip(dense, wide, strict=True)]
         if untouched:  # nothing has been lost yet, so there is nothing to make good
             pruned = list(after)
         elif size and not spec.output:  # there is nothing to refit: the blocks after it make good for it
             pruned = [prunable.block(now, batch, number, size) for now, batch in zip(pruned, batches, strict=True)]
         elif size:
-            fit = _Fit()
+            fit = Fit()
             output = Projection.of(prunable.output_of(number, size), spec.transposed)
             bias = torch.zeros((), device=output.weight.device) if output.bias is None else output.bias.float()
             for row, (before, now, target, batch) in enumerate(zip(dense, pruned, after, batches, strict=True)):
                 x = prunable.output_input(now, batch, number, size)
                 if spec.after:  # what adds up does not go back through a norm: the block gives what it gave
-                    wanted = given[row].float() - bias
+                    wanted = prunable.narrowed(given[row]).float() - bias
                 else:
-                    then, given_now = stream_of(before).float(), stream_of(now).float()
-                    wanted = (stream_of(target).float() - then) + share * (then - given_now)
+                    begun, end = (prunable.narrowed(stream_of(state)).float() for state in (before, target))
+                    wanted = (end - begun) + share * (begun - stream_of(now).float())
                     # the bias is added whatever the columns are
                     wanted = wanted / (getattr(prunable.layer_of(number), spec.gain) if spec.gain else 1.0) - bias
                 fit.add(x, wanted, ridge is None and row % HELD_OUT == HELD_OUT - 1)
@@ -108,8 +110,13 @@ def accumulated(
     return outputs
 
 
+def _begun(batches: Sequence[Inputs]) -> list[State]:
+    """Return the residual streams before the first block."""
+    return [batch.hidden for batch in batches]
+
+
 @contextmanager
-def _outputs_of(linear: nn.Module) -> Iterator[list[Tensor]]:
+def outputs_of(linear: nn.Module) -> Iterator[list[Tensor]]:
     """Gather what a linear layer gives while it is entered."""
     given: list[Tensor] = []
     hook = linear.register_forward_hook(lambda module, args, output: given.append(cast(Tensor, output)))
@@ -151,7 +158,7 @@ class _Equations:
         return torch.cholesky_solve(missing, factor)
 
 
-class _Fit:
+class Fit:
     """One projection's inputs and equations, some of the text held out where asked."""
 
     def __init__(self) -> None:

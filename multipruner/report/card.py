@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from multipruner.config.spellings import respelled
-from multipruner.core.axes import BLOCK_KINDS
+from multipruner.core.axes import BLOCK_KINDS, STREAM
 from multipruner.core.errors import ConfigError
 from multipruner.core.families import FAMILIES
 from multipruner.core.plan import PruningPlan
@@ -192,11 +192,10 @@ def _summary(report: Mapping[str, Any], model: str) -> str:
 def _removed(plan: PruningPlan, picture: Any, figure: str | None) -> str:
     anatomy, both = plan.anatomy, (plan.dense, plan.structure)
     rows = [(f"{BLOCK_KINDS[kind].label} blocks", *(anatomy.count(s, kind) for s in both)) for kind in anatomy.kinds]
-    rows += [
-        (axis.label, *(anatomy.total(s, axis.name) for s in both))
-        for kind in anatomy.kinds
-        for axis in reversed(BLOCK_KINDS[kind].axes)
-    ]
+    axes = [axis for kind in anatomy.kinds for axis in reversed(BLOCK_KINDS[kind].axes)]
+    rows += [(axis.label, *(anatomy.total(s, axis.name) for s in both)) for axis in axes]
+    if plan.stream is not None:
+        rows.append((STREAM.axes[0].label, plan.hidden, len(plan.stream)))
     table = "\n".join(f"| {what} | {before:,} | {after:,} |" for what, before, after in rows)
     text = f"## What was removed\n\n| | dense | here |\n|---|---:|---:|\n{table}\n\n"
     text += "`plan.json` lists every kept head and channel in the dense model's numbering."

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -27,20 +25,11 @@ from multipruner.repair.stream import accumulated
 from multipruner.repair.write import write_outputs
 from tests.support import tiny
 from tests.support.commands import arguments
+from tests.support.elsewhere import logits_elsewhere
 from tests.support.gguf_cases import byte_level
 
 TOLERANCE = 1e-4
 families = pytest.mark.parametrize("variant", tiny.MORE)
-_ELSEWHERE = """
-import sys
-sys.modules["multipruner"] = None
-import torch
-from transformers import AutoModelForCausalLM
-for folder in sys.argv[2:]:
-    model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True).eval()
-    with torch.no_grad():
-        torch.save(model(torch.load(sys.argv[1])).logits, folder + "/logits.pt")
-"""
 
 
 def _first_attention_gone(anatomy: Anatomy) -> Structure:
@@ -153,9 +142,5 @@ def test_stock_transformers_open_them_all(tmp_path: Path) -> None:
         plan = tiny.plan_for(model, _first_attention_gone(anatomy_of(model.config)))
         save(tmp_path / variant, cut, tiny.tiny_tokenizer(), plan=plan, report={}, card="")
         wanted[str(tmp_path / variant)] = _logits(cut, ids)
-    done = subprocess.run(
-        [sys.executable, "-c", _ELSEWHERE, str(tmp_path / "ids.pt"), *wanted], capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    for folder, logits in wanted.items():
-        assert torch.equal(torch.load(f"{folder}/logits.pt"), logits), folder
+    for folder, logits in logits_elsewhere(list(wanted), tmp_path / "ids.pt").items():
+        assert torch.equal(logits, wanted[folder]), folder

@@ -22,7 +22,7 @@ from multipruner.importance.second_order import elimination_order
 from multipruner.importance.table import rank
 from multipruner.repair.columns import repaired_columns
 from multipruner.repair.scoring import Repair
-from multipruner.repair.stream import RIDGES, _best_ridges, _Equations, _Fit, accumulated
+from multipruner.repair.stream import RIDGES, Fit, _best_ridges, _Equations, accumulated
 from multipruner.repair.write import repair_outputs, write_outputs
 from tests.support.layers import halved
 from tests.support.tiny import MORE, VARIANTS, random_ids, random_structure, tiny_model
@@ -364,7 +364,7 @@ def _text(seed: int, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
 @given(seeds)
 def test_rows_are_refitted_with_the_ridge_that_tells_held_out_text_best(seed: int) -> None:
     """Against errors that are computed token by token."""
-    fit, weight = _Fit(), torch.zeros(5, 6)
+    fit, weight = Fit(), torch.zeros(5, 6)
     parts = [_text(seed + number, 8) for number in range(8)]
     for number, (x, target) in enumerate(parts):
         fit.add(x, target, held_out=number % 4 == 3)

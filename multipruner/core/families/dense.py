@@ -48,6 +48,7 @@ _FALCON_HEADS = {"hidden_size": "hidden", "num_attention_heads": "queries", "ffn
 _FALCON_GROUPED = {**_FALCON_HEADS, "num_attention_heads": "kv_groups * queries", "num_kv_heads": "kv_groups"}
 _FALCON = {"alibi": (False,), "parallel_attn": (True,)}
 _RESIDUAL: dict[str, Any] = {"gain": "residual_multiplier"}
+_AROUND_ONE: dict[str, Any] = {"norm_offset": 1.0, "embeddings_scaled": True}
 
 
 def _neox(*, parallel: bool) -> tuple[BlockSpec, BlockSpec]:
@@ -122,11 +123,11 @@ DENSE: tuple[Family, ...] = (
     Family("exaone4", "Exaone4", (attention(**_POST[0]), mlp(**_POST[1]))),
     Family("glm4", "Glm4", (attention(after="post_self_attn_layernorm"),
                             mlp("gate_up_proj", rows="channels + channels", after="post_mlp_layernorm"))),
-    Family("gemma", "Gemma", norm_offset=1.0),
-    Family("vaultgemma", "VaultGemma", (attention(), mlp(before="pre_feedforward_layernorm")), norm_offset=1.0,
+    Family("gemma", "Gemma", **_AROUND_ONE),
+    Family("vaultgemma", "VaultGemma", (attention(), mlp(before="pre_feedforward_layernorm")), **_AROUND_ONE,
            head_cap="final_logit_softcapping"),
-    Family("gemma2", "Gemma2", _FOUR_NORMS, norm_offset=1.0, head_cap="final_logit_softcapping"),
-    Family("gemma3_text", "Gemma3", _FOUR_NORMS, norm_offset=1.0, head_cap="final_logit_softcapping", infix="Text"),
+    Family("gemma2", "Gemma2", _FOUR_NORMS, **_AROUND_ONE, head_cap="final_logit_softcapping"),
+    Family("gemma3_text", "Gemma3", _FOUR_NORMS, **_AROUND_ONE, head_cap="final_logit_softcapping", infix="Text"),
     # one norm over the queries of all heads, so that heads go together or not at all
     Family("olmo2", "Olmo2", (_AS_ONE, mlp(**_POST[1])), config=_HEADS_TOGETHER),
     Family("olmo3", "Olmo3", (_AS_ONE, mlp(**_POST[1])), config=_HEADS_TOGETHER),

@@ -62,6 +62,7 @@ class Family:
         head_scale: the key of the configuration that its logits are multiplied by (``"* key"``) or divided by
             (``"/ key"``); empty where neither.
         head_cap: the key of the configuration within whose value a tanh keeps the logits; empty where none does.
+        embeddings_scaled: whether the embeddings are multiplied by the square root of the hidden size.
         norm_offset: what a norm's parameter is added to before it multiplies: 1 where the parameter of a norm that
             does nothing is 0.
         layer_arguments: what a decoder layer is built from: ``config``, ``number``, in the constructor's order.
@@ -82,6 +83,7 @@ class Family:
     head: str = "lm_head"
     head_scale: str = ""
     head_cap: str = ""
+    embeddings_scaled: bool = False
     norm_offset: float = 0.0
     infix: str = ""
     causal_lm: str = "ForCausalLM"
@@ -198,6 +200,11 @@ class Family:
         return {
             key: layout.size(counts) for key, layout in layouts.items() if layout.axes and layout.axes <= set(counts)
         }
+
+    def stream_side(self, name: str) -> int | None:
+        """Return the side of a tensor outside the decoder layers along which the residual stream lies, if one does."""
+        sides = {f"{self.decoder}.{self.embeddings}.weight": 1, f"{self.head}.weight": 1}
+        return 0 if name.rpartition(".")[0] == f"{self.decoder}.{self.final_norm}" else sides.get(name)
 
     @property
     def heads_keys(self) -> tuple[str, str]:

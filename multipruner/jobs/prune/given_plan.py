@@ -43,7 +43,7 @@ def read_plan(path: Path) -> PruningPlan:
         raise ConfigError(f"{path}: {error}") from None
 
 
-NO_BUDGET: dict[str, Any] = {"ratio": None, FOUND_BY: "program", "budgets": {}}
+NO_BUDGET: dict[str, Any] = {"ratio": None, FOUND_BY: "program", "budgets": {}, "hidden_size": None}
 """Recipe fields of a run whose plan says what stays; with a latency table both models are timed all the same."""
 
 
@@ -75,18 +75,19 @@ def apply_given_plan(
     recipe = Recipe.build({**recipe.model_dump(), **NO_BUDGET})
     with Workspace(output, recipe.model) as workspace:
         seconds = Clock(console)
-        setting = prepare(recipe, console, seconds)
+        setting = prepare(recipe, console, seconds, stream=plan.stream)
         _check(plan, plan_path, setting)
         setting = _ordered_by(setting, plan)
         identity = setting.identity | {"plan": hashlib.sha256(plan.to_json().encode()).hexdigest()}
+        structure = replace(plan.structure, hidden=None)  # the model is narrower already
         memo = Memo(workspace.open_measurements(identity, overwrite), digest(identity))
         with setting.prunable.in_order(setting.ranking, setting.repair), waiting_display(console, "loss"):
             objective = objective_of(setting, len(setting.calibration.ids))
-            loss = RememberedObjective(objective, memo)(plan.structure)
+            loss = RememberedObjective(objective, memo)(structure)
         if not isfinite(loss):
             raise NumericsError("the plan's calibration loss is not finite; try --dtype float32 or bfloat16")
-        ratio = setting.prunable.costs.ratio(plan.structure)
-        found = Found(plan.structure, loss, ratio, {"structures": objective.work}, by="given plan")
+        ratio = setting.prunable.costs.ratio(structure)
+        found = Found(structure, loss, ratio, {"structures": objective.work}, by="given plan")
         run = finish(setting, found, workspace, console, command, seconds)
         workspace.close()
     return run
@@ -94,7 +95,8 @@ def apply_given_plan(
 
 def _check(plan: PruningPlan, path: Path, setting: Setting) -> None:
     """Check that the plan is of the very model that was loaded, and of sizes that the latency table knows, if any."""
-    if plan.anatomy != setting.prunable.anatomy or plan.model_type != setting.prunable.spec.model_type:
+    narrower = plan.stream is not None and plan.hidden != setting.prunable.original.anatomy.constants["hidden"]
+    if narrower or plan.anatomy != setting.prunable.anatomy or plan.model_type != setting.prunable.spec.model_type:
         raise ConfigError(
             f"{path} is a plan for {plan.model} ({plan.model_type}), a model of other sizes than this one"
         )
@@ -118,7 +120,8 @@ def leading(plan: PruningPlan, ranking: Ranking) -> Ranking:
     """Return a ranking in which what a plan keeps stands first, otherwise in the order that it had."""
 
     blocks = zip(ranking.blocks, plan.blocks, plan.anatomy, strict=True)
-    return Ranking(tuple(_first(order, kept, place) if kept.axes else order for order, kept, place in blocks))
+    orders = tuple(_first(order, kept, place) if kept.axes else order for order, kept, place in blocks)
+    return replace(ranking, blocks=orders)
 
 
 def _first(order: BlockUnits, kept: BlockUnits, place: Place) -> BlockUnits:

@@ -14,6 +14,7 @@ from multipruner.engine.processes import Team
 from multipruner.jobs.finish import Run, finish
 from multipruner.jobs.prepare import prepared
 from multipruner.jobs.prune.greedy import lend_a_hand
+from multipruner.jobs.prune.program import by_hidden_size
 from multipruner.jobs.prune.strategies import find
 from multipruner.jobs.record import Clock, timed
 from multipruner.jobs.workspace import Workspace
@@ -63,7 +64,10 @@ def _run(
     seconds = Clock(console)
     setting = prepared(recipe, team, console, seconds, workspace.output)
     with timed(seconds, "search"):
-        found = find(setting, workspace, console, say, overwrite)
+        if recipe.hidden_size == "auto":
+            setting, found = by_hidden_size(setting, workspace, console, say, overwrite)
+        else:
+            found = find(setting, workspace, console, say, overwrite)
     team.stop()
     return finish(setting, found, workspace, console, command, seconds)
 

@@ -18,6 +18,7 @@ from multipruner.console.say import teller
 from multipruner.core.errors import ConfigError
 from multipruner.engine.processes import Team, leave
 from multipruner.jobs.finish import Run, finish
+from multipruner.jobs.narrow import refuse_hidden_size
 from multipruner.jobs.prepare import prepared
 from multipruner.jobs.record import Clock, timed
 from multipruner.report.figures.search import convergence, front_picture
@@ -90,6 +91,7 @@ def search(
     """
     if recipe.layout == "uniform":
         raise ConfigError("search has no layout 'uniform'; use the exact program for that")
+    refuse_hidden_size(recipe, "search")
     if not options.several:
         recipe.check_bounded()
     if options.genome == "schedule":

@@ -181,6 +181,10 @@ class StructureEngine:
                 f"{path} was made from {plan.model}, whose weights are not those of {self.setting.source.name}: "
                 "--seeds-from takes runs of the same dense model"
             )
+        if plan.stream is not None:
+            raise ConfigError(
+                f"{path} has a narrower residual stream, which a search leaves as it is: give another run"
+            )
         return plan.structure
 
     # What comes of it.

@@ -21,10 +21,10 @@ from multipruner.config.sweep_points import SweepPoints
 from multipruner.console.progress import counting_display, search_display, waiting_display
 from multipruner.console.say import teller
 from multipruner.core.errors import ConfigError
-from multipruner.core.plan import PruningPlan
 from multipruner.core.structure import Structure
 from multipruner.jobs.estimates import estimate_of
 from multipruner.jobs.limits import measures_of
+from multipruner.jobs.narrow import refuse_hidden_size
 from multipruner.jobs.prepare import prepare
 from multipruner.jobs.record import Clock, timed
 from multipruner.jobs.remembered import RememberedObjective, remembered, rough_of
@@ -117,6 +117,7 @@ def sweep(
     """
     if recipe.greedy:
         raise ConfigError("a sweep is of --method program; its --sweep-greedy adds points of the greedy path")
+    refuse_hidden_size(recipe, "a sweep")
     console = console or Console(quiet=True)
     check_free(output)
     recipes = {value: points.recipe(recipe, value) for value in points.values}
@@ -209,14 +210,6 @@ class _Sweep:
         who = "" if point.method == "program" else f" {point.method}"
         return f"{point.value}{who}: {speed}{point.ratio:.2%} of the parameters removed, {point.loss:.4f} nats"
 
-    def plan(self, structure: Structure) -> PruningPlan:
-        """Tell which parts of the dense model a structure keeps."""
-        setting, source = self.setting, self.setting.source
-        return PruningPlan.from_structure(
-            structure, setting.ranking, setting.prunable.anatomy, model=source.name, revision=source.revision,
-            fingerprint=setting.fingerprint, model_type=setting.prunable.spec.model_type,
-        )  # fmt: skip
-
 
 def _write(
     workspace: Workspace, run: _Sweep, points: list[Point], seconds: Mapping[str, float], command: str | None
@@ -239,7 +232,7 @@ def _write(
         "dense": run.dense.to_json(),
         "points": [point.to_json() for point in points],
     }  # fmt: skip
-    plans = {point.name: run.plan(point.structure) for point in points if point.value is not None}
+    plans = {point.name: setting.plan_of(point.structure) for point in points if point.value is not None}
     drawn = loss_figure([(point.name, point.to_json()) for point in points], run.at.budget, recipe.objective,
                         record["workload"])  # fmt: skip
     files: dict[str, bytes] = {f"plans/{name}.json": plan.to_json().encode() for name, plan in plans.items()}
@@ -247,7 +240,7 @@ def _write(
         "sweep.json": (json.dumps(record, indent=1) + "\n").encode(),
         "sweep.csv": drawn.csv.encode(),
         "sweep.png": drawn.png,
-        "structures.png": structures_of(plans, setting.prunable.costs).png,
+        "structures.png": structures_of(plans, setting.prunable.costs.original).png,
         workspace.measurements_path.name: workspace.measurements_path.read_bytes(),
     }
     write_sweep(workspace.output, files)

@@ -18,6 +18,7 @@ from torch.nn.modules.module import register_module_forward_hook
 import multipruner
 from multipruner.commands.main import main
 from multipruner.config.recipe import Recipe
+from multipruner.engine.moments import gather
 from multipruner.engine.objective import CalibrationObjective
 from multipruner.engine.prunable import Prunable
 from multipruner.jobs.forecast.needs import Fetch, model_of
@@ -111,7 +112,7 @@ def test_token_layers_of_the_other_stages_are_those_that_are_counted(
     head = 16 * len(model.model.layers)  # whether the head stands alone is asked with a few tokens, twice
     assert expected["text"] == pytest.approx(found["token_layers"], abs=3 * head)
     with counted() as found:
-        prepare.gather(Prunable.of(model), ids)
+        gather(Prunable.of(model), ids)
     assert found["token_layers"] == expected["moments"] == 9 * 12 * 4
     fewer = {**recipe["calibration"], "order_sequences": 5}
     less = Recipe.build(mapping_for(str(dense)), {"ratio": 0.3, "channel_group": 8, "calibration": fewer})

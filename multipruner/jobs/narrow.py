@@ -1,0 +1,113 @@
+"""Orders of what can go, and a narrower residual stream: which dimensions stay, and the model that is left of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from multipruner.checkpoint.config import check_narrower
+from multipruner.checkpoint.cut import apply_plan
+from multipruner.config.recipe import Recipe
+from multipruner.console.progress import Show, named
+from multipruner.core.axes import AXES
+from multipruner.core.errors import ConfigError
+from multipruner.core.plan import PruningPlan
+from multipruner.core.structure import Structure
+from multipruner.engine.moments import gather
+from multipruner.engine.precision import Held, Together
+from multipruner.engine.prunable import Prunable, Wider
+from multipruner.importance.hidden_dims import order_of_stream
+from multipruner.importance.table import rank
+from multipruner.repair.narrowing import fit_to_wider
+from multipruner.repair.scoring import Repair
+from multipruner.storage.tensors_on_disk import OnDisk
+
+from .reachable import check_reachable
+from .setting import Setting, grid_of
+
+
+def check_asked(recipe: Recipe, prunable: Prunable) -> None:
+    """Refuse a width that the residual stream of a model cannot have, and what cannot be reached with it, before
+    anything is measured.
+
+    Raises:
+        ConfigError: naming what is allowed.
+        InfeasibleError: naming the nearest budget that can be kept.
+        UnsupportedModelError: when the family's configuration cannot say it.
+    """
+    hidden, whole, step = recipe.hidden_size, prunable.anatomy.constants["hidden"], recipe.hidden_step
+    if hidden is not None:
+        check_narrower(prunable.spec)
+    if not isinstance(hidden, int):
+        check_reachable(recipe, prunable)
+        return
+    if hidden > whole or (hidden % step and hidden != whole):
+        raise ConfigError(f"hidden_size = {hidden}: give a multiple of hidden_step = {step} below the model's {whole}")
+    check_reachable(recipe, Prunable.narrower(prunable.model, Wider(prunable, torch.arange(hidden))))
+
+
+def refuse_hidden_size(recipe: Recipe, what: str) -> None:
+    """Refuse a recipe that asks for a narrower residual stream, where nothing is made for it.
+
+    Raises:
+        ConfigError: naming what can.
+    """
+    if recipe.hidden_size is not None:
+        raise ConfigError(f"hidden_size = {recipe.hidden_size}: {what} keeps the hidden size; prune without it can")
+
+
+def ordered(setting: Setting, display: Show) -> Setting:
+    """Return the same setting with moments of its text, if anything needs them, orders of all blocks and the repair."""
+    recipe, prunable, ids = setting.recipe, setting.prunable, setting.statistics_ids
+    place = OnDisk if recipe.moments == "disk" else dict
+    shown = named(display, "moments")
+    statistics = None if ids is None else gather(prunable, ids[: recipe.text.order_sequences], shown, place)
+    finer = any(AXES[name].within for name in grid_of(recipe, prunable).steps)
+    ranking = rank(recipe.importance, prunable, statistics, named(display, "order"), within=finer)
+    repair = None
+    if statistics is not None and recipe.repair != "none":
+        repair = Repair(prunable, statistics, ranking, recipe.ridge, recipe.repair)
+    ranking = replace(ranking, stream=setting.ranking.stream)
+    return replace(setting, statistics=statistics, ranking=ranking, repair=repair)
+
+
+def narrowed(setting: Setting, hidden: int, display: Show, stream: Sequence[int] | None = None) -> Setting:
+    """Return the same setting for a model whose residual stream keeps so many dimensions, chosen, cut and repaired.
+
+    Args:
+        setting: of the dense model, not ordered yet.
+        hidden: how many stay; all of them leave the model as it is.
+        display: of progress.
+        stream: which ones, where that is known.
+    """
+    dense, recipe = setting.prunable, setting.recipe
+    whole = dense.anatomy.constants["hidden"]
+    if hidden == whole:
+        return ordered(setting, display)
+    ids = setting.calibration.ids if setting.statistics_ids is None else setting.statistics_ids
+    order = setting.ranking.stream
+    if stream is not None:
+        order = (*stream, *sorted(set(range(whole)) - set(stream)))
+    elif not order:
+        keep = hidden if hidden == recipe.hidden_size else whole // 2  # narrower ones may follow
+        order = order_of_stream(dense, ids, keep, named(display, "hidden order"))
+    ranking = replace(setting.ranking, stream=order)
+    prunable, held = _cut(replace(setting, ranking=ranking), hidden)
+    fit_to_wider(prunable, ids, refit=recipe.repair == "lstsq", progress=named(display, "hidden repair"))
+    return ordered(replace(setting, prunable=prunable, held=held, ranking=ranking, sensitivities=[]), display)
+
+
+def _cut(setting: Setting, hidden: int) -> tuple[Prunable, Together]:
+    """Return a model with the first dimensions of the order alone, and what holds it and the dense one."""
+    dense = setting.prunable
+    structure = Structure(dense.dense.blocks, hidden)
+    plan = PruningPlan.from_structure(
+        structure, setting.ranking, dense.anatomy, model=setting.source.name, model_type=dense.spec.model_type
+    )
+    with setting.held.released():
+        model = apply_plan(dense.model, plan)
+    assert isinstance(setting.held, Held)
+    held = Together(setting.held, setting.precision.held(model))
+    return Prunable.narrower(model, Wider(dense, torch.tensor(plan.stream))), held
