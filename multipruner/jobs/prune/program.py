@@ -10,8 +10,8 @@ from rich.console import Console
 from multipruner.console.events import tell
 from multipruner.console.progress import counting_display
 from multipruner.console.say import Say
-from multipruner.jobs.estimates import estimate_of
 from multipruner.jobs.narrow import narrowed
+from multipruner.jobs.prune.estimates import estimate_of
 from multipruner.jobs.remembered import remembered, rough_of
 from multipruner.jobs.setting import Found, Setting
 from multipruner.jobs.workspace import Workspace

@@ -17,7 +17,7 @@ from multipruner.core.structure import Structure
 from multipruner.engine.objective import Work
 from multipruner.engine.processes import Team
 from multipruner.eval import evaluate as run_evaluation
-from multipruner.jobs.estimates import estimate_of
+from multipruner.jobs.prune.estimates import estimate_of
 from multipruner.jobs.remembered import RememberedObjective
 from multipruner.jobs.setting import Found, Setting, task_of
 from multipruner.search import allocate

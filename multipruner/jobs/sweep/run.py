@@ -22,10 +22,10 @@ from multipruner.console.progress import counting_display, search_display, waiti
 from multipruner.console.say import teller
 from multipruner.core.errors import ConfigError
 from multipruner.core.structure import Structure
-from multipruner.jobs.estimates import estimate_of
 from multipruner.jobs.limits import measures_of
 from multipruner.jobs.narrow import refuse_hidden_size
 from multipruner.jobs.prepare import prepare
+from multipruner.jobs.prune.estimates import estimate_of
 from multipruner.jobs.record import Clock, timed
 from multipruner.jobs.remembered import RememberedObjective, remembered, rough_of
 from multipruner.jobs.setting import Setting

@@ -6,10 +6,9 @@ from collections.abc import Callable
 from functools import partial
 
 from multipruner.importance.energies import sensitivities
+from multipruner.jobs.setting import Setting
 from multipruner.search import Task
 from multipruner.search.program import Table
-
-from .setting import Setting
 
 TOKENS = 4096
 """Of the text for moments, that sensitivities are taken from; twice as many gave the same structure."""
