@@ -10,7 +10,7 @@ they are cut off at a high quantile.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,11 +20,16 @@ from torch import Tensor
 from multipruner.engine.layer_calls import Beside, State, stream_of
 from multipruner.engine.prunable import Prunable
 from multipruner.engine.token_losses import tokens_at_once
+from multipruner.search import Task
+from multipruner.search.program import Table
 
 QUANTILE = 0.99
 """Of the tokens' energies: what is above counts as much as this."""
 FACTOR = 1.3
 """By which the product of both energies was too small on SmolLM2-135M, the same for attention, MLPs and all widths."""
+
+TOKENS = 4096
+"""That sensitivities are taken from; twice as many gave the same structure."""
 
 Progress = Callable[[int, int], None]
 
@@ -51,6 +56,27 @@ def sensitivities(prunable: Prunable, ids: Tensor, *, seed: int = 0, progress: P
                 progress(number + 1, len(ids))
     means = (_cut_off(torch.cat(one)) for one in energies)
     return [FACTOR / 2 * mean / prunable.head_weight.shape[1] for mean in means]
+
+
+def first_tables(task: Task, factors: Sequence[float]) -> Table:
+    """Return loss increases of the options of all blocks whose errors can be told: sensitivity times squared error.
+
+    Args:
+        task: tells the errors.
+        factors: the sensitivity of every block.
+    """
+    dense, table = task.anatomy.dense, {}
+    for block, factor in enumerate(factors):
+        if block in task.straight:
+            continue
+        rows = []
+        for chain in task.chains(block, dense):
+            errors = task.errors_of(block, chain)
+            assert errors is not None, "it is not one of those that are straight"
+            pairs = zip(chain, errors, strict=True)
+            rows.append({size: 0.0 if size == dense[block] else factor * error for size, error in pairs})
+        table[block] = task.predicted(block, dense, rows)
+    return table
 
 
 def _cut_off(energies: Tensor) -> float:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 from torch import Tensor
@@ -19,10 +19,12 @@ from multipruner.engine.objective import Work
 from multipruner.engine.precision import Held, Precision, Together
 from multipruner.engine.processes import Team
 from multipruner.engine.prunable import Outputs, Prunable
+from multipruner.importance.energies import TOKENS, first_tables, sensitivities
 from multipruner.repair.scoring import Repair, has_output_bias
 from multipruner.search import Grid, Problem, Round, Step, Task
 from multipruner.search.grid import aligned
 from multipruner.search.options import FIRST, FIRST_ON_CURVES
+from multipruner.search.program import Table
 from multipruner.sources.calibration import CalibrationSet
 from multipruner.sources.resolve import ResolvedModel
 
@@ -150,6 +152,26 @@ class Setting:
     def task(self) -> Task:
         """The integer program that the recipe asks for."""
         return task_of(self.recipe, self.prunable, self.latency, self.search_repair)
+
+    def estimate(self, display: Callable[[str, int, int], None]) -> Callable[[Task], Table] | None:
+        """Return what estimates the first tables (inside :meth:`Prunable.in_order`); ``None`` where they are measured.
+
+        Args:
+            display: called with ("energies", sequences done, sequences in all) in the backward pass, which is made once
+                for all recipes.
+        """
+        if not self.recipe.estimated:
+            return None
+
+        def estimated(task: Task) -> Table:
+            assert self.statistics_ids is not None, "there are no errors without moments"
+            if not self.sensitivities:
+                few = self.statistics_ids[: max(1, TOKENS // self.statistics_ids.shape[1])]
+                seed, shown = self.recipe.calibration.seed, partial(display, "energies")
+                self.sensitivities.extend(sensitivities(self.prunable, few, seed=seed, progress=shown))
+            return first_tables(task, self.sensitivities)
+
+        return estimated
 
     @cached_property
     def identity(self) -> dict[str, Any]:

@@ -27,7 +27,7 @@ ASIDE = ("cohere", "cohere2", "phi")
 MIXED = tuple(row.model_type for row in FAMILIES.values() if "experts" in row.kinds)
 EVERY = {**tiny.VARIANTS, **tiny.MORE}
 REFUSED = [name for name, options in EVERY.items() if options["family"] in (*AS_WIDE, *ASIDE, *MIXED)]
-CUT = [name for name in EVERY if name not in REFUSED]
+CUT = [name for name in EVERY if name not in REFUSED and not FAMILIES[EVERY[name]["family"]].remote_code]
 CENTRED = ("jais2", "nemotron", "olmo", "starcoder2", "nanochat")
 """Their norms take the mean away first: what they make of fewer dimensions is no multiple of what they made of all.
 nanochat's has no gain that could be another.

@@ -42,7 +42,9 @@ def test_every_ablation_changes_what_it_names_and_nothing_else(calibration: str,
     default = bench.recipe({"method": "program"}, 0.2, 0)
     assert (default.rounds, default.calibration.batch_size, default.calibration.seed) == (3, 4, 0)
     short = bench.recipe(rows["256-token sequences"], 0.2, 0).calibration
-    assert (short.length, short.sequences, short.moments_sequences) == (256, 16, 512)
+    whole = default.calibration
+    twice = (256, 2 * whole.sequences, 2 * whole.moments_sequences)
+    assert (short.length, short.sequences, short.moments_sequences) == twice, "as many tokens"
     sources = {bench.recipe(settings, 0.2, 0).calibration.source for settings in rows.values()}
     assert sources == {"self", str(bench.train), f"{bench.train}+self"}
     assert "own text" in " ".join(rows) and len(rows) == 10
@@ -58,11 +60,11 @@ def test_a_row_that_is_no_ablation_under_the_settings_given_is_refused(tmp_path:
 def test_sizes_change_the_moments_and_scoring_only_downwards(tmp_path: Path) -> None:
     bench = _bench(tmp_path)
     cells = [bench.sizes(tokens) for tokens in (100, 4096, 32768, 131072, 262144)]
-    names = ["100 tokens", "4096 tokens", "32768 tokens", "program", "262144 tokens"]
+    names = ["100 tokens", "4096 tokens", "32768 tokens", "131072 tokens", "262144 tokens"]
     assert [name for name, _ in cells] == names
     texts = [bench.recipe(settings, 0.2, 0).calibration for _, settings in cells]
     assert [text.moments_sequences for text in texts] == [1, 8, 64, 256, 512]
-    assert [text.sequences for text in texts] == [1, 1, 2, 8, 8]
+    assert [text.sequences for text in texts] == [1, 1, 6, 8, 8]
     assert {text.length for text in texts} == {512}
 
 

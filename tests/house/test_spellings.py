@@ -95,7 +95,7 @@ def test_old_flags_are_in_no_help(capsys: pytest.CaptureFixture[str]) -> None:
         with pytest.raises(SystemExit):
             main([*command, "--help-all"])
         told = capsys.readouterr().out
-        for word in ("compensat", "strategy", "--order", "--sweep-sequential", "--statistics", "milp", "sequential"):
+        for word in ("compensat", "strategy", "--order ", "--sweep-sequential", "--statistics", "milp", "sequential"):
             assert word not in told, f"{word} in the help of {command}"
 
 

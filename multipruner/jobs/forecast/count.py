@@ -12,7 +12,7 @@ from multipruner.core.structure import Size
 from multipruner.engine.grouped_attention import grouped_attention, narrow_cache
 from multipruner.engine.prunable import Prunable
 from multipruner.eval.scoring import context_length
-from multipruner.jobs.prune.estimates import TOKENS as ENERGY_TOKENS
+from multipruner.importance.energies import TOKENS as ENERGY_TOKENS
 from multipruner.jobs.reachable import span
 from multipruner.jobs.setting import problem_of, task_of
 from multipruner.repair.final_norm import TOKENS as GAIN_TOKENS

@@ -11,7 +11,6 @@ from multipruner.console.events import tell
 from multipruner.console.progress import counting_display
 from multipruner.console.say import Say
 from multipruner.jobs.narrow import narrowed
-from multipruner.jobs.prune.estimates import estimate_of
 from multipruner.jobs.remembered import remembered, rough_of
 from multipruner.jobs.setting import Found, Setting
 from multipruner.jobs.workspace import Workspace
@@ -63,7 +62,7 @@ def allocated(setting: Setting, path: Path, console: Console, say: Say) -> Found
         known = len(losses.memo) + (len(rough.memo) if rough is not None else 0)
         if known:
             say(f"{known} losses were measured before and are not measured again")
-        estimate = estimate_of(setting, display)
+        estimate = setting.estimate(display)
         result = allocate(setting.task, losses, display, sketch=rough, estimate=estimate)
     for round_ in result.rounds:
         tell(console, "decision", what="round", **round_.to_json())

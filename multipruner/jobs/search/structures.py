@@ -17,7 +17,6 @@ from multipruner.core.structure import Structure
 from multipruner.engine.objective import Work
 from multipruner.engine.processes import Team
 from multipruner.eval import evaluate as run_evaluation
-from multipruner.jobs.prune.estimates import estimate_of
 from multipruner.jobs.remembered import RememberedObjective
 from multipruner.jobs.setting import Found, Setting, task_of
 from multipruner.search import allocate
@@ -158,7 +157,7 @@ class StructureEngine:
             wanted = recipe.model_copy(update={"ratio": ratio})
             try:
                 task = task_of(wanted, self.setting.prunable, repair=self.setting.search_repair)
-                result = allocate(task, objective, counting, estimate=estimate_of(self.setting, counting))
+                result = allocate(task, objective, counting, estimate=self.setting.estimate(counting))
             except InfeasibleError as error:
                 if ratio == recipe.ratio:
                     raise

@@ -25,7 +25,6 @@ from multipruner.core.structure import Structure
 from multipruner.jobs.limits import measures_of
 from multipruner.jobs.narrow import refuse_hidden_size
 from multipruner.jobs.prepare import prepare
-from multipruner.jobs.prune.estimates import estimate_of
 from multipruner.jobs.record import Clock, timed
 from multipruner.jobs.remembered import RememberedObjective, remembered, rough_of
 from multipruner.jobs.setting import Setting
@@ -170,7 +169,7 @@ class _Sweep:
                 display(f"{value} {what}", done, total)
 
             own = self.settings[value]
-            found = allocate(own.task, losses, tell, sketch=rough, estimate=estimate_of(own, tell))
+            found = allocate(own.task, losses, tell, sketch=rough, estimate=own.estimate(tell))
         point = self._point("program", value, found.structure, found.loss, found.rounds)
         self.say(self._line(point))
         return point

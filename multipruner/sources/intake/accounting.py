@@ -41,7 +41,7 @@ _PARTS = {
     r"^(score|classifier|v_head|value_head|reward_head|qa_outputs)\.": "a head that is no language model's (reward, "
     "classification)",
     r"vision|visual|multi_modal|mm_projector|audio": "parts of a model of several modalities",
-    r"^_orig_mod\.": "names of torch.compile's wrapper; save its _orig_mod instead",
+    r"(^|\.)_orig_mod\.": "names of torch.compile's wrapper; save its _orig_mod instead",
     r"^module\.": "names of a parallel wrapper; save its module instead",
 }
 """What names of tensors without a place tell."""

@@ -140,7 +140,7 @@ def asked(*flags: str) -> Asked:
         (("--sweep", "params=0.5x"), {"budgets": {"flops": "0.8x"}}, {},
          {"budgets": {"flops": "0.8x", "parameters": "0.5x"}}),
         (("--plan", "p.json"), {"ratio": 0.3}, {},
-         {"ratio": None, FOUND_BY: "program", "budgets": {}}),
+         {"ratio": None, FOUND_BY: "program", "budgets": {}, "hidden_size": None}),
         ((), {"ratio": 0.3}, {}, {"ratio": 0.3}),
     ],
 )  # fmt: skip

@@ -119,7 +119,7 @@ def test_the_pruned_model_comes_nearer_to_the_dense_one(
 ) -> None:
     done = _tune(harmed, tmp_path / "out", replace(SETTINGS, **{"steps": 40, **how}))
     before, after, model = load(harmed.folder), load(tmp_path / "out"), _dense(dense)
-    assert _apart(model, after) < 0.9 * _apart(model, before)
+    assert _apart(model, after) < 0.95 * _apart(model, before)
     tuned = done.report["tuned"]
     assert tuned["teacher"] == {"fingerprint": fingerprint(model), "top_k": how.get("top_k"),
                                 "logits": how.get("logits", "fly")}  # fmt: skip
