@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from multipruner.core.errors import UnsupportedModelError
-from multipruner.core.families import FAMILIES, spec_for
+from multipruner.core.families import FAMILIES, check_refused, spec_for
 
 
 @pytest.mark.parametrize(
@@ -34,6 +34,13 @@ def test_families_that_no_row_can_describe_say_why() -> None:
     for model_type in ("gemma3n", "gemma4_text"):
         with pytest.raises(UnsupportedModelError, match=rf"'{model_type}' cannot be pruned: .*num_kv_shared_layers"):
             spec_for({"model_type": model_type})
+
+
+@pytest.mark.parametrize("value", [[], ["LlamaForCausalLM"], {"a": 1}, 3, None])
+def test_a_model_type_that_is_no_word_is_no_familys(value: Any) -> None:
+    check_refused(value)
+    with pytest.raises(UnsupportedModelError, match="is not supported"):
+        spec_for({"model_type": value})
 
 
 def test_a_norm_that_blocks_share_leaves_with_neither() -> None:

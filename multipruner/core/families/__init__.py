@@ -45,7 +45,7 @@ def check_refused(model_type: Any) -> None:
     Raises:
         UnsupportedModelError: saying why.
     """
-    if model_type in REFUSED:
+    if isinstance(model_type, str) and model_type in REFUSED:  # a configuration may say anything
         raise UnsupportedModelError(f"models of the family {model_type!r} cannot be pruned: {REFUSED[model_type]}")
 
 
