@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from multipruner.core.errors import ConfigError, did_you_mean
+from multipruner.config.choices import row_of
 
 FIVE = ("piqa", "arc_easy", "arc_challenge", "hellaswag", "winogrande")
 INSTRUCT_PARAMETERS = 500_000_000
@@ -68,7 +68,7 @@ MEASURES: dict[str, Measure] = {
 }
 SUITES: dict[str, Suite] = {
     "quick": Suite(
-        "a minute or two for a small model on two cores",
+        "a first look: short texts, a dozen prompts, few documents",
         {
             "text": {"length": 1024, "sequences": 3},
             "agreement": {"length": 256, "sequences": 3, "top": 64},
@@ -79,7 +79,7 @@ SUITES: dict[str, Suite] = {
         limit=32,
     ),
     "standard": Suite(
-        "for a decision: tens of minutes on a CPU",
+        "for a decision: longer texts, more tasks, a hundred documents of each",
         {
             "text": {"length": 4096, "sequences": 6, "beyond": 1.25},
             "agreement": {"length": 512, "sequences": 8, "top": 128},
@@ -91,7 +91,7 @@ SUITES: dict[str, Suite] = {
         limit=100,
     ),
     "full": Suite(
-        "for a publication: every document, the whole context; wants a GPU",
+        "for a publication: every document, the whole context",
         {
             "text": {"length": 32768, "sequences": 8, "beyond": 1.25},
             "agreement": {"length": 2048, "sequences": 16, "top": 256},
@@ -110,9 +110,7 @@ def suite_of(name: str) -> Suite:
     Raises:
         ConfigError: naming the closest, and all that there are.
     """
-    if name not in SUITES:
-        raise ConfigError(f"no suite {name!r}{did_you_mean(name, SUITES)}; there are {', '.join(SUITES)}")
-    return SUITES[name]
+    return row_of(SUITES, name, "suite")
 
 
 def tokens_of(suite: Suite) -> dict[str, tuple[int, int]]:

@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -141,21 +141,30 @@ def embedded(prunable: Prunable, ids: Tensor, tokens: int | None = None) -> list
     return [prunable.inputs(batch.to(prunable.model.device)) for batch in ids.split(rows)]
 
 
-class Moments:
-    """Sums ``x`` and ``x x^T`` over the inputs of a linear layer while it is entered; float32."""
+class _Gathering:
+    """Sees what a module is called with, as long as it is entered."""
 
-    def __init__(self, linear: nn.Module) -> None:
-        self._linear = linear
-        self._squares: Tensor | None = None
-        self._sum: Tensor | None = None
-        self._tokens = 0
+    def __init__(self, module: nn.Module) -> None:
+        self._module, self._tokens = module, 0
 
-    def __enter__(self) -> Moments:
-        self._hook = self._linear.register_forward_pre_hook(self._add)
+    def __enter__(self) -> Self:
+        self._hook = self._module.register_forward_pre_hook(self._add)
         return self
 
     def __exit__(self, *error: object) -> None:
         self._hook.remove()
+
+    def _add(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        raise NotImplementedError
+
+
+class Moments(_Gathering):
+    """Sums ``x`` and ``x x^T`` over the inputs of a linear layer while it is entered; float32."""
+
+    def __init__(self, linear: nn.Module) -> None:
+        super().__init__(linear)
+        self._squares: Tensor | None = None
+        self._sum: Tensor | None = None
 
     def _add(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
         rows = args[0].flatten(0, -2)
@@ -178,23 +187,15 @@ class Moments:
         return mirrored(self._squares) / self._tokens
 
 
-class Routing:
+class Routing(_Gathering):
     """Follows the tokens of a text to the experts of a block while it is entered.
 
     The module of experts is asked once more for what every token gets from each of its experts alone, with weight one.
     """
 
     def __init__(self, module: nn.Module, experts: int) -> None:
-        self._module, self._experts = module, experts
+        super().__init__(module)
         self._sums = torch.zeros(3, experts, dtype=torch.float64)
-        self._tokens = 0
-
-    def __enter__(self) -> Routing:
-        self._hook = self._module.register_forward_pre_hook(self._add)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._hook.remove()
 
     def _add(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
         tokens, chosen, weights = args

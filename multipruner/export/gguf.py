@@ -21,6 +21,7 @@ from .gguf_model import GgufModel, read_model
 from .gguf_quant import Share, fallbacks, quantised, quantiser
 from .gguf_tensors import OUTTYPES, TensorJob, Weights, numbers_of, tensor_jobs, written_sizes
 from .gguf_tokenizer import Field, copied_fields, tokenizer_fields
+from .target import target_of
 
 _QUANTIZATION_VERSION = 2
 _FILE_TYPES = {
@@ -101,8 +102,7 @@ def export_gguf(
         OutputError: when the file exists, or cannot be written; nothing is left behind.
     """
     folder = Path(folder)
-    named = f"{folder.absolute().name}-{quant or outtype}.gguf"
-    target = Path(output) if output else folder.absolute().with_name(named)
+    target = target_of(folder, output, quant or outtype, "gguf")
     outtype = "f32" if quant else outtype
     if outtype not in OUTTYPES or quant not in (None, *QUANTS):
         raise ConfigError(f"type {quant or outtype!r} is unknown; choose {', '.join((*OUTTYPES, *QUANTS))}")

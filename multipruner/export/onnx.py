@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,9 +13,12 @@ from torch import Tensor, nn
 from multipruner.checkpoint.classes import family_of
 from multipruner.checkpoint.load import load
 from multipruner.checkpoint.save import check_space, weight_bytes
+from multipruner.console.quiet import quieted
 from multipruner.core.errors import ConfigError, OutputError
 from multipruner.core.families import spec_for
 from multipruner.storage.files import output_errors, publish, scratch
+
+from .target import target_of
 
 EXTRA = "ONNX needs the extra 'onnx': pip install 'multipruner[onnx]'"
 _PACKAGES = ("onnx", "onnxscript")
@@ -93,7 +92,7 @@ def export_onnx(
     if outtype not in _TYPES:
         raise ConfigError(f"outtype {outtype!r}: ONNX files are written as {' or '.join(_TYPES)}")
     folder = Path(folder)
-    target = Path(output) if output else folder.absolute().with_name(f"{folder.absolute().name}-{outtype}.onnx")
+    target = target_of(folder, output, outtype, "onnx")
     beside = target.with_name(f"{target.name}.data")
     for path in (target, beside):
         if path.is_dir() or (path.exists() and not overwrite):
@@ -123,7 +122,7 @@ def _program(model: Any) -> Any:
     spec = family_of(model.config) or spec_for(model.config)
     if any(block.routed for block in spec.blocks):  # what runs experts one after the other is no operator of ONNX
         model.set_experts_implementation("batched_mm")
-    with _quiet():
+    with quieted("torch.onnx"):  # it tells of every package that it does without
         program: Any = torch.onnx.export(
             _Logits(model), (ids, torch.ones_like(ids)), dynamo=True, verbose=False, optimize=True,
             input_names=_INPUTS, output_names=(_OUTPUT,), dynamic_shapes=dict.fromkeys(_INPUTS, free),
@@ -135,17 +134,3 @@ def _program(model: Any) -> Any:
     for value in (*graph.inputs, *graph.outputs, *graph.initializers.values()):
         value.metadata_props.clear()
     return program
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence the exporter, which tells of every package that it does without."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)

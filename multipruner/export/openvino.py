@@ -23,6 +23,8 @@ from multipruner.checkpoint.save import check_space, weight_bytes
 from multipruner.core.errors import ConfigError, OutputError
 from multipruner.storage.files import whole_folder
 
+from .target import target_of
+
 EXTRA = "OpenVINO needs the extra 'openvino': pip install 'multipruner[openvino]'"
 MODEL, ENTER, LEAVE = "openvino_model.xml", "openvino_tokenizer.xml", "openvino_detokenizer.xml"
 BOUNDS = {"f32": 1e-3, "f16": 1e-2, "int8": 0.5}
@@ -99,7 +101,7 @@ def export_openvino(
     from .openvino_model import converted
 
     folder = Path(folder)
-    target = Path(output) if output else folder.absolute().with_name(f"{folder.absolute().name}-{outtype}.openvino")
+    target = target_of(folder, output, outtype, "openvino")
     _check_target(target, overwrite)
     model: Any = load(folder, dtype=torch.float32, trust_remote_code=trust_remote_code).eval()
     check_space(target.absolute(), weight_bytes(model))

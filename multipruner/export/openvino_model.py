@@ -7,16 +7,14 @@ reads (the form of optimum-intel's ``patch_stateful``).
 
 from __future__ import annotations
 
-import logging
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from multipruner.console.quiet import quieted
 from multipruner.core.errors import UnsupportedModelError
 
 INPUTS = ("input_ids", "attention_mask", "position_ids")
@@ -43,7 +41,7 @@ def converted(model: Any) -> Any:
     example = _example(model, slots)
     shapes = [openvino.PartialShape([-1, -1])] * len(INPUTS)
     shapes += [openvino.PartialShape([-1, kv_heads, -1, width]) for kv_heads, width in slots.values() for _ in "kv"]
-    with _quiet(), torch.no_grad():
+    with quieted("openvino"), torch.no_grad():  # what tracing warns of is compared afterwards
         try:
             traced = torch.jit.trace(_Step(model, tuple(slots)), example, check_trace=False, strict=False)
             graph = openvino.convert_model(traced, example_input=example, input=shapes)
@@ -163,17 +161,3 @@ def _begin_empty(graph: Any) -> None:
             zero = ops.constant(0.0, dtype=node.get_output_element_type(0))
             node.set_arguments([ops.broadcast(zero, ops.concat(dims, axis=0))])
     graph.validate_nodes_and_infer_types()
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence what tracing warns of: it is compared afterwards."""
-    logger = logging.getLogger("openvino")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)

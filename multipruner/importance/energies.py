@@ -29,7 +29,7 @@ FACTOR = 1.3
 """By which the product of both energies was too small on SmolLM2-135M, the same for attention, MLPs and all widths."""
 
 TOKENS = 4096
-"""That sensitivities are taken from; twice as many gave the same structure."""
+"""That sensitivities are taken from; twice as many changed two of 60 blocks on SmolLM2-135M."""
 
 Progress = Callable[[int, int], None]
 

@@ -27,6 +27,39 @@ _CANCELLATION = 1e-5
 """What float32 leaves uncertain of a covariance, relative to the mean second moment it is the small difference of."""
 
 
+def centred(gram: Tensor, mean: Tensor) -> tuple[Tensor, float]:
+    """Return the covariance of an input, float32 [n, n], and the smallest ridge that its rounding asks for: where means
+    are far larger than deviations, the difference is no more exact than this.
+
+    Args:
+        gram: its second moments, [n, n].
+        mean: its means, [n].
+    """
+    moments, centre = gram.float(), mean.float()
+    return moments - torch.outer(centre, centre), _CANCELLATION * float(moments.diagonal().mean())
+
+
+def factor_of(moments: Tensor, ridge: float, *others: Tensor) -> Tensor:
+    """Return the Cholesky factor of second moments plus a ridge, which is not relative to anything.
+
+    Args:
+        moments: float32 [n, n]; the ridge is added in place.
+        ridge: to the diagonal.
+        *others: what the factor is used with, which has to be finite too.
+
+    Raises:
+        NumericsError: when something is not finite, or the moments are singular in spite of the ridge.
+    """
+    moments.diagonal().add_(ridge)
+    factor, status = torch.linalg.cholesky_ex(moments)
+    if int(status) or not all(bool(torch.isfinite(each).all()) for each in others):
+        raise NumericsError(
+            "the moments of the calibration text cannot be inverted: raise --ridge, give more of that text, or check "
+            "the weights for NaN"
+        )
+    return factor
+
+
 def repaired_columns(weight: Tensor, gram: Tensor, kept: Tensor, ridge: float, *, least: float = 0.0) -> Tensor:
     """Return the columns that stay, refitted to the output of all of them.
 
@@ -45,20 +78,13 @@ def repaired_columns(weight: Tensor, gram: Tensor, kept: Tensor, ridge: float, *
     """
     full, dense = gram.float(), weight.detach().float()
     r = max(ridge * float(full.diagonal().mean()), least)
-    among = full[kept][:, kept]
-    among.diagonal().add_(r)
     # W_S + (what the lost columns say about the kept ones): exact for all columns kept, whatever the rounding
     lost = torch.ones(full.shape[0], dtype=torch.bool, device=full.device)
     lost[kept] = False
     if not bool(lost.any()):
         return dense[:, kept]
     target = dense[:, lost] @ full[lost][:, kept]
-    factor, status = torch.linalg.cholesky_ex(among)
-    if int(status) or not bool(torch.isfinite(target).all()):
-        raise NumericsError(
-            "the moments of the calibration text cannot be inverted: raise --ridge, give more of that text, or check "
-            "the weights for NaN"
-        )
+    factor = factor_of(full[kept][:, kept], r, target)
     return dense[:, kept] + torch.cholesky_solve(target.T, factor).T
 
 
@@ -89,10 +115,8 @@ def repaired(
     if how == "bias":
         weight = whole.weight[:, kept]
     else:
-        moments = gram.float()
-        # where means are far larger than deviations, the difference is no more exact than this
-        noise = _CANCELLATION * float(moments.diagonal().mean())
-        weight = repaired_columns(whole.weight, moments - torch.outer(centre, centre), kept, ridge, least=noise)
+        moments, noise = centred(gram, mean)
+        weight = repaired_columns(whole.weight, moments, kept, ridge, least=noise)
     dense, lost = whole.weight.detach().float(), torch.ones(len(centre), dtype=torch.bool, device=centre.device)
     lost[kept] = False
     # b + W m - W' m_S, without the difference of what stayed the same

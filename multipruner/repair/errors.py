@@ -18,9 +18,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from multipruner.core.errors import NumericsError
-
-from .columns import RIDGE, How
+from .columns import RIDGE, How, centred, factor_of
 
 
 def nested_errors(
@@ -42,7 +40,7 @@ def nested_errors(
         ridge: relative to the mean of the diagonal of ``gram``.
 
     Raises:
-        NumericsError: when the moments are not finite, or singular in spite of the ridge.
+        NumericsError: see :func:`~.columns.factor_of`.
     """
     seen = torch.zeros(len(gram), dtype=torch.bool, device=gram.device)
     order: list[Tensor] = []
@@ -50,15 +48,10 @@ def nested_errors(
         order.append(columns[~seen[columns]])
         seen[columns] = True
     by_stay = torch.cat(order)
-    moments = gram.float()
-    if mean is not None:
-        moments = moments - torch.outer(mean.float(), mean.float())
+    moments, least = (gram.float(), 0.0) if mean is None else centred(gram, mean)
     moments, rows = moments[by_stay][:, by_stay], weight.detach().float()[:, by_stay]
     if how == "lstsq":
-        moments.diagonal().add_(ridge * float(moments.diagonal().mean()))
-        factor, status = torch.linalg.cholesky_ex(moments)
-        if int(status) or not bool(torch.isfinite(factor).all()):
-            raise NumericsError("the moments of the calibration text cannot be inverted: raise --ridge, give more text")
+        factor = factor_of(moments, max(ridge * float(moments.diagonal().mean()), least), rows)
         own = (rows @ factor).square().sum(dim=0)
     else:
         # what column j and those after it share: the error of Q is the sum over pairs in Q
