@@ -9,10 +9,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from multipruner.engine.cutting import Projection
 from multipruner.engine.layer_calls import stream_of
 from multipruner.engine.moments import gather
 from multipruner.engine.prunable import Prunable
 from multipruner.importance.table import rank
+from multipruner.repair.columns import repaired
 from multipruner.repair.errors import nested_errors
 from multipruner.repair.scoring import Repair
 from multipruner.search.grid import Grid
@@ -40,6 +42,20 @@ def test_nested_widths_are_each_by_itself(seed: int, how: str, centred: bool) ->
             across = moments[lost][:, columns]
             left = left - across @ torch.linalg.solve(moments[columns][:, columns], across.T)
         assert error == pytest.approx(float((weight[:, lost] @ left * weight[:, lost]).sum()), rel=1e-3, abs=1e-3)
+
+
+def test_means_that_dwarf_the_deviations_leave_errors_finite() -> None:
+    """What float32 leaves of such a covariance need not factor; the repair takes as large a ridge there."""
+    generator = torch.Generator().manual_seed(0)
+    inputs = 300 + 0.01 * torch.randn(64, 24, generator=generator)
+    gram, mean = inputs.T @ inputs / len(inputs), inputs.mean(dim=0)
+    covariance = gram - torch.outer(mean, mean)
+    assert float(torch.linalg.eigvalsh(covariance).min()) < 0, "rounding has spoilt it"
+    weight = torch.randn(5, 24, generator=generator)
+    kept = [torch.arange(n) for n in (0, 8, 24)]
+    found = nested_errors(weight, gram, mean, kept)
+    assert found[0] >= found[1] >= found[2] == 0
+    assert repaired("lstsq", Projection(weight, torch.zeros(5)), gram, mean, kept[1]).weight.isfinite().all()
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2"])
