@@ -10,14 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from multipruner.checkpoint.classes import family_of
 from multipruner.checkpoint.load import load
 from multipruner.checkpoint.save import check_space, weight_bytes
 from multipruner.console.quiet import quieted
 from multipruner.core.errors import ConfigError, OutputError
-from multipruner.core.families import spec_for
 from multipruner.storage.files import output_errors, publish, scratch
 
+from .experts import batch_experts
 from .target import target_of
 
 EXTRA = "ONNX needs the extra 'onnx': pip install 'multipruner[onnx]'"
@@ -119,9 +118,7 @@ def _program(model: Any) -> Any:
     """Return the graph with free batch and length, from an example that has neither of size 1."""
     ids = torch.arange(18).reshape(2, 9) % model.config.vocab_size
     free = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
-    spec = family_of(model.config) or spec_for(model.config)
-    if any(block.routed for block in spec.blocks):  # what runs experts one after the other is no operator of ONNX
-        model.set_experts_implementation("batched_mm")
+    batch_experts(model)
     with quieted("torch.onnx"):  # it tells of every package that it does without
         program: Any = torch.onnx.export(
             _Logits(model), (ids, torch.ones_like(ids)), dynamo=True, verbose=False, optimize=True,

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from multipruner.console.quiet import quieted
 from multipruner.core.errors import UnsupportedModelError
 
+from .experts import batch_experts
+
 INPUTS = ("input_ids", "attention_mask", "position_ids")
 _BATCH, _TIME = 0, 2
 _BY_LENGTH = ("dynamic", "longrope")
@@ -37,6 +39,7 @@ def converted(model: Any) -> Any:
     import openvino
 
     _check_rotary(model.config)
+    batch_experts(model)
     slots = _slots(model)
     example = _example(model, slots)
     shapes = [openvino.PartialShape([-1, -1])] * len(INPUTS)
