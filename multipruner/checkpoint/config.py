@@ -40,10 +40,11 @@ def pruned_config(config: Any, plan: PruningPlan, dense: PreTrainedModel | None 
     anatomy, structure = whole.of_layers(layers), Structure(tuple(kept))
     record |= {key: [record[key][number] for number in layers] for key in _per_layer_lists(record, whole.layers)}
     record[spec.depth] = len(layers)
+    record |= spec.plain(record)
     if plan.stream is not None:
         width, own = check_narrower(spec)  # heads are as wide as they were, which has to be said now
         record |= {width: hidden, own: whole.constants["head_dim"]}
-    if record.get("layer_types"):
+    if record.get("layer_types") and spec.mixing is None:  # else a type says what a layer is
         record["layer_types"] = _layer_types(record["layer_types"], _cached(structure, anatomy, spec))
     record |= _said(anatomy, spec)
     names = getattr(config, "attribute_map", {})  # a key may be another one's name
@@ -96,8 +97,8 @@ def _stock_config(
     if spec.remote_code or cut or not alike or not all(structure):
         return None
     width = spec.key("head_dim")
-    heads = {**record, **said}[spec.heads_keys[0]]
-    square = heads * constants["head_dim"] == hidden
+    heads = {**record, **said}.get(spec.heads_keys[0])
+    square = heads is None or heads * constants["head_dim"] == hidden
     if width is None and not square:
         return None
     record = {**record, **said}
@@ -127,6 +128,7 @@ def check_narrower(spec: Family) -> tuple[str, str]:
             "stays as it is: give no --hidden-size"
         )
     what = "blocks that run side by side" if any(block.parallel for block in spec.blocks) else ""
+    what = what or ("mixers of tokens" if any(block.kind == "mixer" for block in spec.blocks) else "")
     what = what or ("mixtures of experts" if any(block.routed for block in spec.blocks) else "")
     if what:
         raise UnsupportedModelError(
@@ -174,9 +176,9 @@ def _described(anatomy: Anatomy) -> str:
     return f"{anatomy.layers} layers, the first with {sizes}"
 
 
-def _cached(structure: Structure, anatomy: Anatomy, spec: Family) -> list[bool]:
-    """Tell of every layer whether it has a block that is in the cache."""
-    kinds = {block.kind for block in spec.blocks if block.cache}
+def _cached(structure: Structure, anatomy: Anatomy, spec: Family, kind: str = "") -> list[bool]:
+    """Tell of every layer whether it has a block that is in the cache, of a kind or of any."""
+    kinds = {block.kind for block in spec.blocks if block.cache and kind in ("", block.kind)}
     has = {place.layer for place, size in zip(anatomy, structure, strict=True) if size and place.kind in kinds}
     return [layer in has for layer in range(anatomy.layers)]
 
@@ -186,7 +188,12 @@ def _cache_slots(structure: Structure, anatomy: Anatomy, spec: Family) -> dict[s
     back.
 
     transformers do so for layers that share a cache, which they say by the layer; up to 5.14 by their number.
+    Where layers mix tokens in several ways, every way has its own slots, which stay where such layers are.
     """
+    if spec.mixing is not None:
+        used = _own_slots(structure, anatomy, spec)
+        modes = ["own" if number in used else "reuse" for number in range(anatomy.layers)]
+        return {"kv_sharing_modes": modes} if "reuse" in modes else {}
     slots, layers = sum(_cached(structure, anatomy, spec)), anatomy.layers
     if slots in (0, layers):
         return {}
@@ -194,6 +201,18 @@ def _cache_slots(structure: Structure, anatomy: Anatomy, spec: Family) -> dict[s
         "kv_sharing_modes": ["own" if number < slots else "reuse" for number in range(layers)],
         "num_kv_shared_layers": layers - slots,
     }
+
+
+def _own_slots(structure: Structure, anatomy: Anatomy, spec: Family) -> set[int]:
+    """Return the slots of a cache that the blocks of every kind fill: the first of those that their layers have.
+
+    Where one way is lost altogether its slots stay, empty: some code asks for the length of the first.
+    """
+    used: set[int] = set()
+    for kind in (block.kind for block in spec.blocks if block.cache):
+        slots = [number for number, has in enumerate(_cached(anatomy.dense, anatomy, spec, kind)) if has]
+        used.update(slots[: sum(_cached(structure, anatomy, spec, kind)) or len(slots)])
+    return used
 
 
 def _layer_types(types: list[str], has: list[bool]) -> list[str]:
@@ -215,12 +234,9 @@ def _numbers(structure: Structure, anatomy: Anatomy, layer: int, spec: Family) -
 
 def _said(anatomy: Anatomy, spec: Family) -> Mapping[str, Any]:
     """Return what the configuration says of which layers have which kind of block, where they differ."""
-    if spec.pattern is None:
-        return {}
-    first = spec.pattern.kinds[0]
-    return spec.pattern.said(
-        [any(anatomy[number].kind == first for number in anatomy.of_layer(layer)) for layer in range(anatomy.layers)]
-    )
+    kinds = [{anatomy[number].kind for number in anatomy.of_layer(layer)} for layer in range(anatomy.layers)]
+    said = (pattern.said([pattern.kinds[0] in each for each in kinds]) for pattern in spec.patterns)
+    return {key: value for each in said for key, value in each.items()}
 
 
 def _skipped(structure: Structure, anatomy: Anatomy, layer: int) -> list[str]:

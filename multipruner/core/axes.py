@@ -94,6 +94,7 @@ BLOCK_KINDS: dict[str, Kind] = {
                 ),
             ),
         ),
+        Kind("mixer", "mixer", (Axis("mixers", "mixers", dimension="blocks"),)),
     )
 }
 AXES: dict[str, Axis] = {axis.name: axis for kind in BLOCK_KINDS.values() for axis in kind.axes}

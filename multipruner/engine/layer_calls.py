@@ -12,10 +12,10 @@ from torch import Tensor, nn
 class Recorder(nn.Module):
     """Stands in for a decoder layer, keeps what it was called with and hands the hidden states on."""
 
-    def __init__(self, layer: nn.Module, as_tuple: bool) -> None:
+    def __init__(self, layer: nn.Module, output: str) -> None:
         super().__init__()
         self.__dict__["_layer"] = layer
-        self.__dict__["_as_tuple"] = as_tuple
+        self.__dict__["_output"] = output
         self.__dict__["called_with"] = {}
 
     def __getattr__(self, name: str) -> Any:
@@ -25,7 +25,7 @@ class Recorder(nn.Module):
     def forward(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
         names = [*inspect.signature(self.__dict__["_layer"].forward).parameters][1 : 1 + len(args)]
         self.called_with.update(dict(zip(names, args, strict=True)), **kwargs, hidden=hidden)
-        return (hidden,) if self.__dict__["_as_tuple"] else hidden
+        return {"tuple": (hidden,), "pair": (hidden, None)}.get(self.__dict__["_output"], hidden)
 
 
 @dataclass(frozen=True, slots=True)

@@ -140,7 +140,7 @@ class Prunable:
 
     def inputs(self, ids: Tensor) -> Inputs:
         """Embed token ids [sequences, length] and record how the stock decoder calls its layers."""
-        recorders = [Recorder(layer, self.spec.layer_output == "tuple") for layer in self.layers]
+        recorders = [Recorder(layer, self.spec.layer_output) for layer in self.layers]
         with replaced(self.decoder, self.spec.layers, nn.ModuleList(recorders)):
             self.decoder(input_ids=ids, use_cache=False)
         arguments = tuple(dict(recorder.called_with) for recorder in recorders)

@@ -33,8 +33,8 @@ families = pytest.mark.parametrize("variant", tiny.MORE)
 
 
 def _first_attention_gone(anatomy: Anatomy) -> Structure:
-    """No attention in the first layer, a narrower MLP in the second, no MLP in the third; or experts in their place."""
-    structure = anatomy.dense.replace(anatomy.at(0, "attention"), GONE).replace(anatomy.of_layer(2)[1], GONE)
+    """No attention, or mixer, in the first layer, a narrower MLP in the second, no MLP in the third; or experts in their place."""
+    structure = anatomy.dense.replace(anatomy.of_layer(0)[0], GONE).replace(anatomy.of_layer(2)[1], GONE)
     return _narrower(structure, anatomy, 1, 17)
 
 

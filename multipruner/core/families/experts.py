@@ -69,7 +69,7 @@ def _between(experts: Sequence[bool]) -> dict[str, Any]:
 
 
 _KINDS = ("experts", "mlp")
-_LISTED = Pattern(("mlp_only_layers", "decoder_sparse_step"), _KINDS, _sparse, _dense_ones)
+LISTED = Pattern(("mlp_only_layers", "decoder_sparse_step"), _KINDS, _sparse, _dense_ones)
 _AFTER_FIRST = Pattern(
     ("first_k_dense_replace",),
     _KINDS,
@@ -91,7 +91,7 @@ EXPERTS: tuple[Family, ...] = (
         "Qwen3Moe",
         _EITHER,
         config={**_HEADS, **_BESIDE_MLP, "num_local_experts": "experts", **_ACTIVE},
-        pattern=_LISTED,
+        pattern=LISTED,
     ),
     Family(
         "olmoe",
@@ -104,7 +104,7 @@ EXPERTS: tuple[Family, ...] = (
         "Qwen2Moe",
         _EITHER,
         config={**_HEADS, **_BESIDE_MLP, "num_experts": "experts", **_ACTIVE},
-        pattern=_LISTED,
+        pattern=LISTED,
     ),
     Family(
         "granitemoe",

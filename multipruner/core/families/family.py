@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
 from typing import Any
 
 from multipruner.core.axes import BLOCK_KINDS
@@ -42,6 +43,20 @@ class Pattern:
 
 
 @dataclass(frozen=True, slots=True)
+class Wording:
+    """Settings that change what another key of a configuration means.
+
+    Attributes:
+        keys: of the configuration, all that it reads.
+        plain: the keys' values -> what is to be said in the place of some of them, so that every key means what it
+            says; nothing where it does already.
+    """
+
+    keys: tuple[str, ...]
+    plain: Callable[[Mapping[str, Any]], Mapping[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
 class Family:
     """One model family.
 
@@ -67,8 +82,11 @@ class Family:
             does nothing is 0.
         layer_arguments: what a decoder layer is built from: ``config``, ``number``, in the constructor's order.
         remote_code: whether the family's code travels with the checkpoint (``trust_remote_code``).
-        layer_output: ``"tensor"`` or ``"tuple"``: what a decoder layer returns.
+        layer_output: what a decoder layer returns: the hidden states as a ``"tensor"``, or in a ``"tuple"`` that holds
+            nothing else, or in a ``"pair"`` with its attention.
         pattern: which of its layers have which of two kinds of blocks; nothing where all have all of them.
+        mixing: likewise, which layers mix tokens by attention and which otherwise.
+        wording: how a configuration says sizes in words of its own; nothing where every key means what it says.
     """
 
     model_type: str
@@ -95,6 +113,8 @@ class Family:
     remote_code: bool = False
     layer_output: str = "tensor"
     pattern: Pattern | None = None
+    mixing: Pattern | None = None
+    wording: Wording | None = None
 
     def fits(self, values: Mapping[str, Any]) -> bool:
         """Tell whether the row is right for a configuration's values."""
@@ -113,8 +133,14 @@ class Family:
     @property
     def shared_norms(self) -> tuple[str, ...]:
         """The norms of a layer that more than one of its blocks reads."""
-        norms = [norm for block in self.blocks for norm in block.norms]
-        return tuple(dict.fromkeys(norm for norm in norms if norms.count(norm) > 1))
+        apart = [set(pattern.kinds) for pattern in self.patterns]
+        pairs = ((one, other) for one, other in combinations(self.blocks, 2) if {one.kind, other.kind} not in apart)
+        return tuple(dict.fromkeys(norm for one, other in pairs for norm in one.norms if norm in other.norms))
+
+    @property
+    def patterns(self) -> tuple[Pattern, ...]:
+        """What says which layers have which kinds of blocks."""
+        return tuple(pattern for pattern in (self.mixing, self.pattern) if pattern is not None)
 
     def block(self, kind: str) -> BlockSpec:
         """Return the row's block of a kind; it is a ``KeyError`` when there is none."""
@@ -128,14 +154,17 @@ class Family:
     @property
     def keys(self) -> tuple[str, ...]:
         """The keys of a configuration that say sizes, and which layer has what."""
-        return (*self.config, *(self.pattern.keys if self.pattern else ()))
+        more = (*self.patterns, *((self.wording,) if self.wording else ()))
+        return tuple(dict.fromkeys((*self.config, *(key for each in more for key in each.keys))))
 
     def kinds_in(self, values: Mapping[str, Any], layer: int) -> tuple[str, ...]:
         """Return the kinds of the blocks of a layer, in the order in which they run."""
-        if self.pattern is None:
-            return self.kinds
-        missing = self.pattern.kinds[self.pattern.first(values, layer)]
-        return tuple(kind for kind in self.kinds if kind != missing)
+        missing = {pattern.kinds[pattern.first(values, layer)] for pattern in self.patterns}
+        return tuple(kind for kind in self.kinds if kind not in missing)
+
+    def plain(self, values: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return what is to be said in the place of some of a configuration's values; see :class:`Wording`."""
+        return self.wording.plain(values) if self.wording else {}
 
     def logit_scale(self, config: Any) -> float:
         """Return what the head's output is multiplied by."""
@@ -155,6 +184,7 @@ class Family:
         Raises:
             ConfigError: when a size is missing, or sizes contradict each other.
         """
+        values = {**values, **self.plain(values)}
         said = [(key, Layout(text), values[key]) for key, text in self.config.items() if values.get(key) is not None]
         known: dict[str, int] = {}
         for key, layout, value in sorted(said, key=lambda row: len(row[1].names)):

@@ -60,11 +60,10 @@ def stand_in(model: Any, spec: Family, dtype: torch.dtype, device: torch.device)
         if isinstance(value, list) and len(value) == depth:  # such as the kind of every layer's attention
             setattr(config, name, value[:LAYERS])
     setattr(config, spec.depth, min(LAYERS, depth))
-    if spec.pattern is not None:
-        firsts = [place.kind == spec.pattern.kinds[0] for place in anatomy_of(model.config) if place.kind in
-                  spec.pattern.kinds]  # fmt: skip
+    for pattern in spec.patterns:
+        firsts = [place.kind == pattern.kinds[0] for place in anatomy_of(model.config) if place.kind in pattern.kinds]
         told = sorted(set(firsts))  # a layer of either kind, or two alike
-        vars(config).update(spec.pattern.said((told * LAYERS)[: min(LAYERS, depth)]))
+        vars(config).update(pattern.said((told * LAYERS)[: min(LAYERS, depth)]))
     small = _built(config, dtype, trust=spec.remote_code).to_empty(device=device)
     small.tie_weights()
     with torch.no_grad():
