@@ -122,15 +122,15 @@ def check_narrower(spec: Family) -> tuple[str, str]:
         UnsupportedModelError: when it cannot say one without the other.
     """
     width, own = spec.key("hidden"), spec.key("head_dim")
-    if width is None or own is None or spec.remote_code or any(block.resized for block in spec.blocks):
+    what = "mixers of tokens" if any(block.kind == "mixer" for block in spec.blocks) else ""
+    if not what and (width is None or own is None or spec.remote_code or any(block.resized for block in spec.blocks)):
         raise UnsupportedModelError(
             f"{spec.model_type}: the hidden size is the number of heads times their width in this family's code, so it "
             "stays as it is: give no --hidden-size"
         )
-    what = "blocks that run side by side" if any(block.parallel for block in spec.blocks) else ""
-    what = what or ("mixers of tokens" if any(block.kind == "mixer" for block in spec.blocks) else "")
+    what = what or ("blocks that run side by side" if any(block.parallel for block in spec.blocks) else "")
     what = what or ("mixtures of experts" if any(block.routed for block in spec.blocks) else "")
-    if what:
+    if what or width is None or own is None:
         raise UnsupportedModelError(
             f"{spec.model_type}: a narrower residual stream is not repaired through {what}, so the hidden size stays "
             "as it is: give no --hidden-size"

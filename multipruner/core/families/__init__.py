@@ -13,13 +13,16 @@ from multipruner.core.axes import AXES
 from multipruner.core.errors import UnsupportedModelError, did_you_mean
 from multipruner.core.structure import Anatomy, Place
 
-from .dense import DENSE, REFUSED
+from . import dense, hybrids
+from .dense import DENSE
 from .experts import EXPERTS
 from .family import Family
 from .hybrids import HYBRIDS
 
 FAMILIES: dict[str, Family] = {row.model_type: row for row in (*DENSE, *EXPERTS, *HYBRIDS)}
 """The families that can be pruned, by ``config.model_type``."""
+REFUSED: dict[str, str] = {**dense.REFUSED, **hybrids.REFUSED}
+"""Model types that no row can describe, and why."""
 
 
 def spec_for(config: Any) -> Family:

@@ -84,6 +84,11 @@ _ADJUSTED = Wording(
 _LINEAR = _listed("layer_types", "linear_attention")
 _GATED = attention(asked="kv_groups * queries * 2 * head_dim")
 """Every query head comes with a gate of its width."""
+_MAMBA: dict[str, Any] = {
+    "blocks": (mixer("mixer", "width", before="norm"),),
+    "config": {"hidden_size": "hidden", "intermediate_size": "width"},
+    "decoder": "backbone", "embeddings": "embeddings", "final_norm": "norm_f", "layer": "Block",
+}  # fmt: skip
 
 HYBRIDS: tuple[Family, ...] = (
     Family(
@@ -142,5 +147,19 @@ HYBRIDS: tuple[Family, ...] = (
         mixing=_LINEAR,
         head_scale="/ logits_scaling",
     ),
+    # a mixer in every layer and nothing else, so that layers leave whole
+    Family("mamba", "Mamba", **_MAMBA),
+    Family("mamba2", "Mamba2", **{
+        **_MAMBA, "blocks": (mixer("mixer", _MAMBA_2, before="norm"),),
+        "config": {"hidden_size": "hidden", "num_heads": "state_heads", "head_dim": "state_width"}}),
+    Family("falcon_mamba", "FalconMamba", **_MAMBA),
 )  # fmt: skip
 """Every family with mixers."""
+REFUSED: dict[str, str] = {
+    "jamba": "their layers are told apart by periods (attn_layer_period, expert_layer_period), which cannot say what is "
+    "left of them",
+    "recurrent_gemma": "their recurrent blocks keep what they remember in the model itself and not in a cache",
+    "rwkv": "their weights are divided by powers of two while they run (rescale_every), by the number of the layer",
+    **dict.fromkeys(("zamba", "zamba2"), "several of their layers share the weights of one block"),
+}
+"""Model types that no row can describe, and why."""
