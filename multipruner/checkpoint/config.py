@@ -192,7 +192,8 @@ def _cache_slots(structure: Structure, anatomy: Anatomy, spec: Family) -> dict[s
     """
     if spec.mixing is not None:
         used = _own_slots(structure, anatomy, spec)
-        modes = ["own" if number in used else "reuse" for number in range(anatomy.layers)]
+        whole = _cached(anatomy.dense, anatomy, spec)
+        modes = ["reuse" if has and number not in used else "own" for number, has in enumerate(whole)]
         return {"kv_sharing_modes": modes} if "reuse" in modes else {}
     slots, layers = sum(_cached(structure, anatomy, spec)), anatomy.layers
     if slots in (0, layers):
@@ -235,7 +236,8 @@ def _numbers(structure: Structure, anatomy: Anatomy, layer: int, spec: Family) -
 def _said(anatomy: Anatomy, spec: Family) -> Mapping[str, Any]:
     """Return what the configuration says of which layers have which kind of block, where they differ."""
     kinds = [{anatomy[number].kind for number in anatomy.of_layer(layer)} for layer in range(anatomy.layers)]
-    said = (pattern.said([pattern.kinds[0] in each for each in kinds]) for pattern in spec.patterns)
+    said = (pattern.telling([next(kind for kind in each if kind in pattern.kinds) for each in kinds])
+            for pattern in spec.patterns)  # fmt: skip
     return {key: value for each in said for key, value in each.items()}
 
 

@@ -109,7 +109,8 @@ class PrunedLlamaConfig(LlamaConfig):
 
     def to_dict(self) -> dict[str, Any]:
         output = super().to_dict()
-        output.setdefault("num_hidden_layers", output[DEPTH])  # where code is not to be run, no other word is known
+        depth = getattr(self, DEPTH)
+        output.setdefault("num_hidden_layers", depth)  # where code is not to be run, no other word is known
         rope = output.get("rope_parameters") or {}
         if "rope_theta" in rope:  # transformers 4 and most other readers look for it here
             output["rope_theta"] = rope["rope_theta"]
@@ -125,7 +126,8 @@ def without_layers(config: Any) -> Iterator[None]:
     try:
         yield
     finally:
-        del vars(config)[flag]
+        for name in (DEPTH, flag):
+            del vars(config)[name]
         vars(config).update(before)
 
 
@@ -169,11 +171,12 @@ class PrunedLlamaModel(LlamaModel):
     def __init__(self, config: PrunedLlamaConfig) -> None:
         with without_layers(config):
             super().__init__(config)
-        if getattr(self, "rotary_emb", None) is not None:  # some read the number of heads, and the width off the dense model's
-            rotary: Any = self.rotary_emb
+        rotary: Any = getattr(self, "rotary_emb", None)
+        if rotary is not None:  # some read the number of heads, and the width off the dense model's
             rotary.config = config.per_layer_config[0]
             vars(rotary.config).update({key: vars(config)[key] for key in (HEADS, KV_HEADS) if key in vars(config)})
         layers: Any = getattr(self, LAYERS)
+        del layers[:]  # where another key says how many there are
         layers.extend(pruned_layer(config, number) for number in range(getattr(config, DEPTH)))
         assign_cache_slots(config, list(layers))
         self.post_init()

@@ -287,9 +287,9 @@ def kept_in_words(structure: Structure, anatomy: Anatomy) -> list[str]:
     for kind in anatomy.kinds:
         axis = BLOCK_KINDS[kind].axes[-1]
         blocks = f"{anatomy.count(structure, kind)} of {anatomy.count(anatomy.dense, kind)}"
-        units = f" ({anatomy.total(structure, axis.name):,} of {anatomy.total(anatomy.dense, axis.name):,} {axis.label})"
-        whole = BLOCK_KINDS[kind].whole  # then units are blocks
-        found.append(f"{blocks} {BLOCK_KINDS[kind].label} blocks{'' if whole else units}")
+        units = f"{anatomy.total(structure, axis.name):,} of {anatomy.total(anatomy.dense, axis.name):,}"
+        text = f"{blocks} {BLOCK_KINDS[kind].label} blocks"
+        found.append(text if BLOCK_KINDS[kind].whole else f"{text} ({units} {axis.label})")
     if structure.hidden is not None:
         axis = STREAM.axes[0]
         found.append(f"{structure.hidden:,} of {anatomy.constants[axis.name]:,} {axis.label}")

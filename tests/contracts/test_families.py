@@ -33,7 +33,9 @@ families = pytest.mark.parametrize("variant", tiny.MORE)
 
 
 def _first_attention_gone(anatomy: Anatomy) -> Structure:
-    """No attention, or mixer, in the first layer, a narrower MLP in the second, no MLP in the third; or experts in their place."""
+    """No attention, or mixer, in the first layer, a narrower MLP in the second, no MLP in the third; or experts in the
+    place of MLPs.
+    """
     structure = anatomy.dense.replace(anatomy.of_layer(0)[0], GONE).replace(anatomy.of_layer(2)[-1], GONE)
     return structure if anatomy.kinds == ("mixer",) else _narrower(structure, anatomy, 1, 17)
 

@@ -160,6 +160,9 @@ MORE: dict[str, dict[str, Any]] = {
     "falcon_mamba": {"family": "falcon_mamba", "tied": True, "state_size": 6},
     "mamba": {"family": "mamba", "tied": True, "state_size": 6},
     "mamba2": {"family": "mamba2", "num_heads": 6, "head_dim": 16, "n_groups": 2, "state_size": 6, "chunk_size": 4},
+    "nemotron_h": {"family": "nemotron_h", "layers": 6, "mamba_num_heads": 6, "mamba_head_dim": 16, "ssm_state_size": 8,
+                   "n_groups": 2, "chunk_size": 4, "layers_block_type": [
+                       "linear_attention", "mlp", "linear_attention", "full_attention", "mlp", "linear_attention"]},
     "qwen3_5": {"family": "qwen3_5_text", "layer_types": _LINEAR, **_DELTA},
     "qwen3_next": {"family": "qwen3_next", "layer_types": _LINEAR, **_DELTA, **_EXPERTS, "num_experts": 5,
                    "mlp_only_layers": [1], "shared_expert_intermediate_size": 20},

@@ -13,8 +13,9 @@ from typing import Any
 from multipruner.core.blocks import BlockSpec, TensorSpec
 from multipruner.core.layout import Layout
 
-from .family import GROUPED_HEADS, Family, Pattern
+from .family import GROUPED_HEADS, Family
 from .parts import TOGETHER, attention, mlp
+from .patterns import Pattern
 
 _ACTIVE = {"num_experts_per_tok": "active"}
 _HEADS = {key: text for key, text in GROUPED_HEADS.items() if key != "intermediate_size"}

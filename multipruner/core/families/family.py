@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any
@@ -14,6 +14,7 @@ from multipruner.core.layout import Layout
 from multipruner.core.structure import Size
 
 from .parts import attention, mlp
+from .patterns import Listed, Pattern, Wording
 
 GROUPED_HEADS: dict[str, str] = {
     "hidden_size": "hidden",
@@ -23,37 +24,6 @@ GROUPED_HEADS: dict[str, str] = {
     "intermediate_size": "channels",
 }
 """How most configurations name sizes: key -> layout."""
-
-
-@dataclass(frozen=True, slots=True)
-class Pattern:
-    """Which layers have a block of one kind and which of another, as a configuration says it.
-
-    Attributes:
-        keys: of the configuration that say so.
-        kinds: the kind of the layers for which ``first`` is true, and that of the others.
-        first: (the keys' values, number of a layer) -> whether it has a block of the first kind.
-        said: of layers that are left, in order, whether they have the first kind -> what the keys say of them.
-    """
-
-    keys: tuple[str, ...]
-    kinds: tuple[str, str]
-    first: Callable[[Mapping[str, Any], int], bool]
-    said: Callable[[Sequence[bool]], Mapping[str, Any]]
-
-
-@dataclass(frozen=True, slots=True)
-class Wording:
-    """Settings that change what another key of a configuration means.
-
-    Attributes:
-        keys: of the configuration, all that it reads.
-        plain: the keys' values -> what is to be said in the place of some of them, so that every key means what it
-            says; nothing where it does already.
-    """
-
-    keys: tuple[str, ...]
-    plain: Callable[[Mapping[str, Any]], Mapping[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +83,7 @@ class Family:
     remote_code: bool = False
     layer_output: str = "tensor"
     pattern: Pattern | None = None
-    mixing: Pattern | None = None
+    mixing: Pattern | Listed | None = None
     wording: Wording | None = None
 
     def fits(self, values: Mapping[str, Any]) -> bool:
@@ -134,11 +104,15 @@ class Family:
     def shared_norms(self) -> tuple[str, ...]:
         """The norms of a layer that more than one of its blocks reads."""
         apart = [set(pattern.kinds) for pattern in self.patterns]
-        pairs = ((one, other) for one, other in combinations(self.blocks, 2) if {one.kind, other.kind} not in apart)
+        pairs = (
+            (one, other)
+            for one, other in combinations(self.blocks, 2)
+            if not any({one.kind, other.kind} <= kinds for kinds in apart)
+        )
         return tuple(dict.fromkeys(norm for one, other in pairs for norm in one.norms if norm in other.norms))
 
     @property
-    def patterns(self) -> tuple[Pattern, ...]:
+    def patterns(self) -> tuple[Pattern | Listed, ...]:
         """What says which layers have which kinds of blocks."""
         return tuple(pattern for pattern in (self.mixing, self.pattern) if pattern is not None)
 
@@ -159,7 +133,7 @@ class Family:
 
     def kinds_in(self, values: Mapping[str, Any], layer: int) -> tuple[str, ...]:
         """Return the kinds of the blocks of a layer, in the order in which they run."""
-        missing = {pattern.kinds[pattern.first(values, layer)] for pattern in self.patterns}
+        missing = {kind for pattern in self.patterns for kind in pattern.kinds if kind != pattern.kind(values, layer)}
         return tuple(kind for kind in self.kinds if kind not in missing)
 
     def plain(self, values: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -11,8 +11,9 @@ from typing import Any
 from multipruner.core.blocks import BlockSpec, linear
 
 from .experts import LISTED, experts
-from .family import GROUPED_HEADS, Family, Pattern, Wording
+from .family import GROUPED_HEADS, Family
 from .parts import attention, mlp
+from .patterns import Listed, Pattern, Wording
 
 _KINDS = ("mixer", "attention")
 _DELTA = "value_heads * value_width"
@@ -42,21 +43,6 @@ def mixer(path: str, width: str, output: str = "out_proj", **rest: Any) -> Block
     )
 
 
-def _listed(key: str, mixing: str) -> Pattern:
-    """Return the pattern of a configuration that lists its layers' types.
-
-    Args:
-        key: of the list.
-        mixing: what it calls a layer with a mixer; the others attend.
-    """
-    return Pattern(
-        (key,),
-        _KINDS,
-        lambda values, layer: values[key][layer] == mixing,
-        lambda mixers: {key: [mixing if each else "full_attention" for each in mixers]},
-    )
-
-
 def _numbered(key: str) -> Pattern:
     """Return the pattern of a configuration that has the numbers of the layers that attend under a key."""
     return Pattern(
@@ -81,7 +67,7 @@ def _two_thirds(values: Mapping[str, Any]) -> dict[str, Any]:
 _ADJUSTED = Wording(
     ("block_auto_adjust_ff_dim", "block_ffn_dim_multiplier", "block_multiple_of", "intermediate_size"), _two_thirds
 )
-_LINEAR = _listed("layer_types", "linear_attention")
+_LINEAR = Listed("layer_types", {"linear_attention": "mixer", "full_attention": "attention"})
 _GATED = attention(asked="kv_groups * queries * 2 * head_dim")
 """Every query head comes with a gate of its width."""
 _MAMBA: dict[str, Any] = {
@@ -99,7 +85,7 @@ HYBRIDS: tuple[Family, ...] = (
             attention(output="out_proj", before="operator_norm"),
             mlp("w1", "w3", output="w2", path="feed_forward", before="ffn_norm", attributes=()),
         ),
-        mixing=_listed("layer_types", "conv"),
+        mixing=Listed("layer_types", {"conv": "mixer", "full_attention": "attention"}),
         wording=_ADJUSTED,
         final_norm="embedding_norm",
     ),
@@ -147,7 +133,22 @@ HYBRIDS: tuple[Family, ...] = (
         mixing=_LINEAR,
         head_scale="/ logits_scaling",
     ),
-    # a mixer in every layer and nothing else, so that layers leave whole
+    # one block in every layer, so that layers leave whole
+    Family(
+        "nemotron_h",
+        "NemotronH",
+        (
+            mixer("mixer", _MAMBA_2, before="norm"),
+            attention(path="mixer", before="norm"),
+            mlp("up_proj", path="mixer", before="norm"),
+        ),
+        config={**GROUPED_HEADS, "mamba_num_heads": "state_heads", "mamba_head_dim": "state_width"},
+        mixing=Listed("layers_block_type", {"linear_attention": "mixer", "full_attention": "attention", "mlp": "mlp"}),
+        embeddings="embeddings",
+        final_norm="norm_f",
+        layer="Block",
+    ),
+    # a mixer in every layer and nothing else
     Family("mamba", "Mamba", **_MAMBA),
     Family("mamba2", "Mamba2", **{
         **_MAMBA, "blocks": (mixer("mixer", _MAMBA_2, before="norm"),),
@@ -156,8 +157,10 @@ HYBRIDS: tuple[Family, ...] = (
 )  # fmt: skip
 """Every family with mixers."""
 REFUSED: dict[str, str] = {
-    "jamba": "their layers are told apart by periods (attn_layer_period, expert_layer_period), which cannot say what is "
-    "left of them",
+    "falcon_h1": "the model fills in numbers of its mixers when all layers are built, and its MLPs multiply behind "
+    "their output projection (mlp_multipliers), where a repair does not look",
+    "jamba": "their layers are told apart by periods (attn_layer_period, expert_layer_period), which cannot say what "
+    "is left of them",
     "recurrent_gemma": "their recurrent blocks keep what they remember in the model itself and not in a cache",
     "rwkv": "their weights are divided by powers of two while they run (rescale_every), by the number of the layer",
     **dict.fromkeys(("zamba", "zamba2"), "several of their layers share the weights of one block"),

@@ -61,9 +61,9 @@ def stand_in(model: Any, spec: Family, dtype: torch.dtype, device: torch.device)
             setattr(config, name, value[:LAYERS])
     setattr(config, spec.depth, min(LAYERS, depth))
     for pattern in spec.patterns:
-        firsts = [place.kind == pattern.kinds[0] for place in anatomy_of(model.config) if place.kind in pattern.kinds]
-        told = sorted(set(firsts))  # a layer of either kind, or two alike
-        vars(config).update(pattern.said((told * LAYERS)[: min(LAYERS, depth)]))
+        kinds = (place.kind for place in anatomy_of(model.config) if place.kind in pattern.kinds)
+        told = list(dict.fromkeys(kinds))  # a layer of every kind, or several alike
+        vars(config).update(pattern.telling((told * LAYERS)[: min(LAYERS, depth)]))
     small = _built(config, dtype, trust=spec.remote_code).to_empty(device=device)
     small.tie_weights()
     with torch.no_grad():
