@@ -46,7 +46,7 @@ def load_dense(resolved: ResolvedModel, recipe: Recipe) -> tuple[PreTrainedModel
     trust = trusts(recipe.trust_remote_code)
     folder = small_files(resolved.path_or_id, resolved.revision)
     spec = read_config(folder, resolved.name, trust)
-    how = {"trust_remote_code": trust} if spec.remote_code else {"attn_implementation": _attention_of(spec)}
+    how = {"trust_remote_code": trust} if spec.remote_code else {"attn_implementation": attention_of(spec)}
     config = build_config(resolved.name, folder, **how)
     tokenizer = load_tokenizer(folder, resolved.name, config, trust)
     weights(resolved.path_or_id, resolved.revision, folder)
@@ -59,7 +59,7 @@ def load_dense(resolved: ResolvedModel, recipe: Recipe) -> tuple[PreTrainedModel
     return model.eval(), tokenizer
 
 
-def _attention_of(spec: Family) -> str:
+def attention_of(spec: Family) -> str:
     """Return how a stock class attends: by PyTorch's own function where it can."""
     import transformers
 

@@ -39,7 +39,7 @@ def mixer(path: str, width: str, output: str = "out_proj", **rest: Any) -> Block
         tensors=linear(output, "hidden", f"mixers * {width}"),
         output=output,
         cache="layer_idx",
-        **{"before": "input_layernorm", **rest},
+        **{"before": "input_layernorm", "recurrent": True, **rest},
     )
 
 
@@ -81,7 +81,7 @@ HYBRIDS: tuple[Family, ...] = (
         "lfm2",
         "Lfm2",
         (
-            mixer("conv", "hidden", before="operator_norm"),
+            mixer("conv", "hidden", before="operator_norm", recurrent=False),
             attention(output="out_proj", before="operator_norm"),
             mlp("w1", "w3", output="w2", path="feed_forward", before="ffn_norm", attributes=()),
         ),

@@ -12,6 +12,7 @@ from multipruner.config.precedence import trusts
 from multipruner.config.recipe import Recipe
 from multipruner.core.errors import ConfigError
 from multipruner.core.families import Family, anatomy_of
+from multipruner.sources.dense import attention_of
 from multipruner.sources.intake.accounting import build_config, read_config, reason_of
 
 LAYERS = 2
@@ -27,7 +28,9 @@ def meta_model(folder: Path, recipe: Recipe) -> tuple[Any, torch.dtype]:
     """
     trust = trusts(recipe.trust_remote_code)
     spec = read_config(folder, folder.name, trust)
-    how: dict[str, Any] = {"trust_remote_code": trust} if spec.remote_code else {"attn_implementation": "sdpa"}
+    how: dict[str, Any] = (
+        {"trust_remote_code": trust} if spec.remote_code else {"attn_implementation": attention_of(spec)}
+    )
     config = build_config(folder.name, folder, **how)
     stored = getattr(config, "dtype", None) if recipe.dtype == "auto" else getattr(torch, recipe.dtype)
     stored = stored if isinstance(stored, torch.dtype) else torch.float32
