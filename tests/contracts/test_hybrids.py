@@ -19,7 +19,9 @@ from multipruner.core.errors import ConfigError, UnsupportedModelError
 from multipruner.core.families import FAMILIES, REFUSED, anatomy_of, spec_for
 from multipruner.core.latency_table import Workload
 from multipruner.core.structure import GONE, Anatomy, Structure, kept_in_words
+from multipruner.engine.token_losses import drawn
 from multipruner.latency.bench import Effort, measure_table
+from multipruner.sources.sampled_text import sample
 from tests.support import tiny
 from tests.support.commands import paper_arguments
 from tests.support.inputs import short_run, write_model
@@ -109,6 +111,19 @@ def test_a_cache_has_no_slot_that_stays_empty() -> None:
         assert torch.equal(_steps(cut, ids, mask, prompt_lookup_num_tokens=2)[0], plain)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("variant", ["bamba", "lfm2", "mamba", "qwen3_5"])
+def test_text_that_a_hybrid_samples_is_drawn_from_what_it_computes(variant: str) -> None:
+    """Also where its own code counts no positions in a cache, or calls that by another name."""
+    model: Any = tiny.tiny_model(**tiny.MORE[variant])
+    ids = sample(model, tiny.tiny_tokenizer(), 3, 9, seed=5)
+    generator = torch.Generator().manual_seed(5)
+    torch.randint(93, (3, 1), generator=generator)  # what the sequences begin with
+    draws = torch.rand(3, 9, generator=generator)
+    shares = _logits(model, ids).softmax(-1)
+    assert torch.equal(drawn(shares[:, :-1].flatten(0, 1), draws[:, 1:].reshape(-1, 1)).view(3, 8), ids[:, 1:])
+
+
 def test_narrower_mlps_alike_stay_a_stock_checkpoint() -> None:
     """LFM2 works the width of its MLPs out from what is said, unless that is said as it is."""
     for variant, key in (("lfm2", "intermediate_size"), ("granitemoehybrid", "shared_intermediate_size")):
@@ -128,7 +143,7 @@ def test_a_mixer_is_there_or_gone() -> None:
     structure = _without(anatomy, REMOVED["first of both"])
     assert kept_in_words(structure, anatomy)[0] == "2 of 3 mixer blocks"
     first = anatomy.of_kind("mixer")[0]
-    effort, workload = Effort(probes=1, placements=1, repeats=1, warmup=0, tries=1), Workload("prefill", 1, 4)
+    effort, workload = Effort(probes=1, placements=1, repeats=1, warmup=0, tries=1), Workload("decode", 1, 4)
     table = measure_table(tiny.tiny_model(**tiny.MORE["lfm2"]), [workload], channel_step=20, effort=effort)
     assert set(table.row(workload.name).blocks["mixer"]) == {GONE, anatomy[first].dense}
 

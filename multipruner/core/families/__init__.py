@@ -7,6 +7,7 @@ A new family is a new row in one of the modules here (and a tiny-model fixture i
 from __future__ import annotations
 
 from collections.abc import Mapping
+from inspect import signature
 from typing import Any
 
 from multipruner.core.axes import AXES
@@ -73,6 +74,11 @@ def row_for(first: Family, values: Mapping[str, Any]) -> Family:
         f"this {first.model_type} model, with {asked}, is not supported; there are rows for {'; for '.join(known)} "
         "(docs/adding-a-family.md says how to add one)"
     )
+
+
+def cache_argument(model: Any) -> str:
+    """Return what a model's forward pass calls its cache, as an argument and in what it returns."""
+    return "cache_params" if "cache_params" in signature(model.forward).parameters else "past_key_values"
 
 
 def constants_of(config: Any) -> dict[str, int]:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from multipruner.core.families import cache_argument
 from multipruner.engine.grouped_attention import grouped_attention, narrow_cache
 from multipruner.engine.layer_calls import State
 from multipruner.engine.moments import add_moments, products_of
@@ -159,14 +160,15 @@ class _Clock:
         model: Any = prunable.model
         cache, filled = cache_for(model, length + 8, narrow_cache(model)), max(1, length // 2)
         many = torch.zeros(rows, filled, dtype=torch.int64, device=self._device)
-        cache = model(input_ids=many, past_key_values=cache, use_cache=True, logits_to_keep=1).past_key_values
+        name = cache_argument(model)
+        cache = getattr(model(input_ids=many, use_cache=True, logits_to_keep=1, **{name: cache}), name)
         token = many[:, :1]
         hidden = torch.full((rows, weight.shape[1]), 0.1, dtype=weight.dtype, device=self._device)
         logits, draws = prunable.head(hidden), torch.full((rows, 1), 0.5)
 
         def run() -> None:
             nonlocal cache
-            cache = model(input_ids=token, past_key_values=cache, use_cache=True).past_key_values
+            cache = getattr(model(input_ids=token, use_cache=True, **{name: cache}), name)
 
         whole, head = self.best(run), self.best(lambda: prunable.head(hidden))
         choice = self.best(lambda: drawn(logits.float().softmax(-1), draws).cpu())
