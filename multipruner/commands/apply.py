@@ -42,6 +42,9 @@ def make_parser() -> Parser:
     parser.add_argument("--output", type=Path, metavar="DIR", required=True, help="the folder to write")
     parser.add_argument("--any-weights", action="store_true", default=False,
                         help="do not compare the weights with those that the plan was made of")  # fmt: skip
+    parser.add_argument("--no-reopen", dest="reopen", action="store_false", default=True,
+                        help="do not open the result at the end, which takes memory for all of it (and is left out "
+                        "where that is short)")  # fmt: skip
     add_fields(parser, lambda key: key in ("revision", "trust_remote_code"))
     parser.everyday.clear()  # there are few enough to show them all
     parser.add_argument("--overwrite", action="store_true", default=False, help="replace an earlier run's folder")
@@ -54,7 +57,7 @@ def run(arguments: Sequence[str]) -> int:
     typed = vars(make_parser().parse_args(arguments))
     typed.pop("debug", None)
     plan, output = typed.pop("plan"), typed.pop("output")
-    options = {name: typed.pop(name) for name in ("any_weights", "overwrite")}
+    options = {name: typed.pop(name) for name in ("any_weights", "overwrite", "reopen")}
     with on_screen(typed, "apply") as console:
         from multipruner.jobs.apply.run import stream_plan
         from multipruner.jobs.prune.given_plan import NO_BUDGET

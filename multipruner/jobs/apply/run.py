@@ -69,6 +69,7 @@ def stream_plan(
     command: str | None = None,
     overwrite: bool = False,
     any_weights: bool = False,
+    reopen: bool = True,
     shard_size: str = SHARD_SIZE,
 ) -> Applied:
     """Write the model that a plan leaves of a dense checkpoint, tensor by tensor.
@@ -81,6 +82,7 @@ def stream_plan(
         command: the command line, for the record.
         overwrite: whether an earlier run in ``output`` may be replaced.
         any_weights: take weights of the same shapes that are not those that the plan was made of.
+        reopen: open what was written where memory allows that; names, shapes and types are compared all the same.
         shard_size: the most that one file of weights holds.
 
     Raises:
@@ -114,7 +116,7 @@ def stream_plan(
         save(
             output, pruned, found.tokenizer, plan=plan, report=ended, card=card, replace=overwrite, source=found.folder,
             weights=lambda folder: write_weights(folder, pruned, shard_size, tick),
-            check=lambda folder: check_written(folder, pruned, trust),
+            check=lambda folder: check_written(folder, pruned, trust, reopen),
         )  # fmt: skip
     before, after = report["parameters"].values()
     say(f"parameters: {before:,} -> {after:,} (-{report['ratio']:.2%}); written to {output}")
@@ -203,9 +205,9 @@ def _report(
 
 
 @torch.no_grad()
-def check_written(folder: Path, model: PreTrainedModel, trust: bool) -> None:
-    """Hold a folder against what should be in it: names, shapes and types of tensors; where memory allows it is also
-    opened, and a few tokens go through.
+def check_written(folder: Path, model: PreTrainedModel, trust: bool, reopen: bool = True) -> None:
+    """Hold a folder against what should be in it: names, shapes and types of tensors; where memory allows, and
+    it is asked for, it is also opened, and a few tokens go through.
 
     Raises:
         OutputError: naming what differs.
@@ -214,7 +216,7 @@ def check_written(folder: Path, model: PreTrainedModel, trust: bool) -> None:
     there = {name: (tensor.shape, DTYPES[tensor.dtype]) for name, tensor in stored_tensors(folder).items()}
     if differ := sorted(set(wanted.items()) ^ set(there.items()), key=str):
         raise OutputError(f"what was written differs from what the plan leaves: {differ[0][0]}")
-    if 2 * weight_bytes(model) > free_memory():
+    if not reopen or 2 * weight_bytes(model) > free_memory():
         return
     try:
         again = load(folder, dtype="auto", trust_remote_code=trust)
