@@ -19,16 +19,11 @@ from multipruner.core.plan import PruningPlan
 from multipruner.eval import Comparison
 
 from .markup import code, command_without_places, fenced, front_matter, one_line, plain, without_places
-from .words import finite, measured, tokens_of
+from .words import UNREPAIRED, finite, measured, tokens_of
 
 LOCAL_NAME = "path/to/this/folder"
 """What the loading example opens as long as the checkpoint has no address."""
 REFITTED = "`plan.json` says what was cut; the output projections of what stays were then refitted in closed form."
-UNREPAIRED = (
-    "a plan says what stays and holds no repair: output projections are the dense model's, cut; "
-    "`multipruner --plan` repairs them, with the model in memory"
-)
-"""What is said of a model that a plan alone was made into."""
 _SEAL = re.compile(r"\n<!-- multipruner wrote this card: ([0-9a-f]{16}) -->\n\Z")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _REMOTE_CODE = (
@@ -297,10 +292,7 @@ def _reproduction(report: Mapping[str, Any]) -> str:
     if versions := report.get("versions"):
         lines.append("Made with " + ", ".join(f"{package} {version}" for package, version in versions.items()) + ".")
     repaired = isinstance(recipe, Mapping) and recipe.get("repair", "none") != "none"
-    if report.get("applied"):
-        lines.append(f"Made from a plan alone: {UNREPAIRED}.")
     gain = " So was the gain of the last norm." if (report.get("search") or {}).get("last_norm_refitted") else ""
-    lines.append(
-        REFITTED + gain if repaired else "`plan.json` and the dense weights give these weights again, bit for bit."
-    )
+    again = "`plan.json` and the dense weights give these weights again, bit for bit."
+    lines += [REFITTED + gain if repaired else again, *([f"Note: {UNREPAIRED}."] if report.get("applied") else ())]
     return "\n\n".join(["## How it was made", *lines])

@@ -57,7 +57,7 @@ def _downloaded(repo: str, revision: str | None) -> Path:
             info = repo_info(repo, revision=revision)
             if PLAN_FILE not in {sibling.rfilename for sibling in info.siblings or ()}:
                 raise UnknownModelError(f"{repo} has no {PLAN_FILE}: it is no model that multipruner pushed")
-            return Path(hf_hub_download(repo, PLAN_FILE, revision=info.sha, etag_timeout=5))
+            return Path(hf_hub_download(repo, PLAN_FILE, revision=revision, etag_timeout=5))
     except HubUnreachable as error:
         cached = try_to_load_from_cache(repo, PLAN_FILE, revision=revision)
         if isinstance(cached, str):

@@ -31,8 +31,9 @@ from multipruner.core.plan import PruningPlan
 from multipruner.core.structure import Structure, picture
 from multipruner.engine.prunable import Prunable
 from multipruner.jobs.record import package_versions, place_of
-from multipruner.report.card import UNREPAIRED, model_card
+from multipruner.report.card import model_card
 from multipruner.report.summary import next_commands
+from multipruner.report.words import UNREPAIRED
 from multipruner.sources.dense import accounted
 from multipruner.sources.resolve import ResolvedModel, resolve
 from multipruner.storage.memory import free_memory

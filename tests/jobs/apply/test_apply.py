@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from huggingface_hub import constants
 from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -59,7 +58,7 @@ def test_the_folder_is_that_of_a_run(applied: Path, run: Run, dense: Path) -> No
     assert (applied / found.report["model"]["path_from_here"]).resolve() == dense
     model = multipruner.load(applied)
     assert torch.isfinite(model(tiny.random_ids()).logits).all()
-    assert "Made from a plan alone" in (applied / "README.md").read_text()
+    assert "holds no repair" in (applied / "README.md").read_text()
 
 
 def test_what_follows_a_run_follows_it(applied: Path, dense: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -121,7 +120,8 @@ def test_other_faults_are_one_line(
     assert "lacks weights: model.layers.3.mlp.up_proj.weight" in _fails(capsys, run.folder, lacking, output)
     taken = copied(dense, tmp_path / "taken")
     assert "not a folder that multipruner wrote" in _fails(capsys, run.folder, dense, taken, "--overwrite")
-    monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=1000))
+    usage = shutil.disk_usage(tmp_path)._replace(free=10)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     assert "needs 0.00 GB" in _fails(capsys, run.folder, dense, output)
 
 
@@ -145,27 +145,31 @@ def test_types_that_differ_become_one_and_it_is_said(
     assert {tensor.dtype for tensor in load_file(tmp_path / "small" / FILE).values()} == {torch.float32}
 
 
-def test_plan_and_model_from_the_hub(run: Run, dense: Path, tmp_path: Path) -> None:
+def test_plan_and_model_from_the_hub(
+    run: Run, dense: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Of the plan's repository its plan alone is fetched."""
-    bases = {"me/dense": dense, "me/small": Path(run.folder)}
     with fake_hub({}) as hub:
-        for name, folder in bases.items():
+        for name, folder in {"me/dense": dense, "me/small": Path(run.folder)}.items():
             files = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
             hub.repos[name] = Repo(False)
             hub.repos[name].add("all", {file: Blob(data, file == FILE) for file, data in files.items()})
             hub.objects.update({Blob(data, True).oid: data for data in files.values()})
         hub.repos["me/small"].tags["v1"] = hub.repos["me/small"].head
-        environment = {**os.environ, "HF_HUB_OFFLINE": "0", "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hub")}
-        flags = ["--model", "me/dense", "--output", str(tmp_path / "out")]
-        command = [sys.executable, "-m", "multipruner", "apply", "me/small@v1", *flags]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        template = f"{hub.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        settings = {"ENDPOINT": hub.url, "HUGGINGFACE_CO_URL_TEMPLATE": template, "HF_HUB_OFFLINE": False,
+                    "HF_HUB_DISABLE_XET": True, "HF_HUB_CACHE": str(tmp_path / "hub")}  # fmt: skip
+        for name, value in settings.items():
+            monkeypatch.setattr(constants, name, value)
+        assert main(["apply", "me/small@v1", "--model", "me/dense", "--output", str(tmp_path / "out")]) == 0
         fetched = {line.rpartition("/")[2] for line, _ in hub.requests if "me/small" in line and "/resolve/" in line}
-        none = [sys.executable, "-m", "multipruner", "apply", "me/dense", *flags, "--overwrite"]
-        refused = subprocess.run(none, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert fetched == {"plan.json"}
-    assert json.loads((tmp_path / "out" / "report.json").read_text())["model"]["revision"] == hub.repos["me/dense"].head
-    assert refused.returncode == 2 and "me/dense has no plan.json" in refused.stderr
+        assert fetched == {"plan.json"}
+        assert "me/dense has no plan.json" in _fails(capsys, "me/dense", dense, tmp_path / "none")
+        assert "me/small has no revision 'v2'" in _fails(capsys, "me/small@v2", dense, tmp_path / "none")
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert (report["model"]["name"], report["model"]["revision"]) == ("me/dense", hub.repos["me/dense"].head)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert main(["apply", "me/small@v1", "--model", str(dense), "--output", str(tmp_path / "cached")]) == 0
 
 
 MEASURED = """
