@@ -93,6 +93,11 @@ def stream_plan(
     """
     console = console or Console(quiet=True)
     say, began, trust = teller(console), time.perf_counter(), trusts(recipe.trust_remote_code)
+    if output.suffix == ".gguf":
+        raise ConfigError(
+            f"{output}: a folder of safetensors is written; name one, then make the file of it with `multipruner export "
+            "FOLDER --format gguf`"
+        )
     check_target(output.absolute().resolve(), overwrite)
     plan = find_plan(plan_name)
     source = resolve(recipe, say)

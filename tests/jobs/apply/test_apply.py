@@ -115,6 +115,7 @@ def test_other_faults_are_one_line(
     assert "give a plan's file, a folder with one, or a Hub id" in _fails(capsys, "no/such/plan.json", dense, output)
     assert "cannot reach the Hub for the plan of no/such (HF_HUB_OFFLINE" in _fails(capsys, "no/such@v1", dense, output)
     assert "config.json: plan format None" in _fails(capsys, dense / "config.json", dense, output)
+    assert "name one, then make the file" in _fails(capsys, run.folder, dense, tmp_path / "small.gguf")
     lacking = copied(dense, tmp_path / "lacking")
     edit_tensors(lacking, lambda weights: {name: each for name, each in weights.items() if "3.mlp.up" not in name})
     assert "lacks weights: model.layers.3.mlp.up_proj.weight" in _fails(capsys, run.folder, lacking, output)
