@@ -1,7 +1,8 @@
 """Tensors that are known by name, shape and type, and read from their files only when they are asked for.
 
 What is done to them meanwhile, such as slices of a plan or transformers' own change of a checkpoint's layout, is
-written down and done to what is read. One tensor at a time is in memory so, whatever the size of the model.
+written down and done to what is read. So one tensor at a time is in memory, whatever the size of the model; of a
+mixture whose experts lie apart in files and together in the model, those of one layer.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
-_SAME = (torch.ops.aten.detach.default, torch.ops.aten.alias.default, torch.ops.aten.clone.default)
-"""What leaves values as they are: a tensor that is written needs no memory of its own."""
+_aten = torch.ops.aten
+_SAME = (_aten.detach.default, _aten.alias.default, _aten.clone.default, _aten._to_copy.default)
+"""What leaves values as they are, where type and strides stay: a tensor that is written needs no memory of its own."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -75,12 +77,12 @@ class Deferred(Tensor):
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Write an operation down; shapes and types follow from doing it on the meta device."""
         options = dict(kwargs or {})
-        if func is torch.ops.aten.equal.default:
+        if func is _aten.equal.default:
             return args[0].data_ptr() == args[1].data_ptr() or func(*map(values_of, args))
         if any(argument.alias_info is not None and argument.alias_info.is_write for argument in func._schema.arguments):
             raise TypeError(f"{func} would write into a tensor that is in a file")
         result = func(*tree_map(_shape_of, args), **{key: _shape_of(value) for key, value in options.items()})
-        if func in _SAME or (func is torch.ops.aten._to_copy.default and result.dtype == args[0].dtype):
+        if func in _SAME and (result.dtype, result.stride()) == (args[0].dtype, args[0].stride()):
             return cls(result, args[0].origin)
         if isinstance(result, Tensor):
             return cls(result, Made(func, args, options, None))

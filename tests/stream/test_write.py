@@ -179,6 +179,9 @@ def test_operations_are_done_when_values_are_asked_for() -> None:
     assert not reads and halves[1].shape == (9, 2) and halves[1].dtype == torch.bfloat16
     wanted = torch.cat([values.T[[1, 0, 4]], (values * 2).T]).to(torch.bfloat16)[:, 2:]
     assert torch.equal(values_of(halves[1]), wanted)
+    apart = tensor.reshape(4, 3, 2).transpose(1, 2).reshape(4, 6).contiguous().view(24)
+    assert torch.equal(values_of(apart), values.reshape(4, 3, 2).transpose(1, 2).reshape(24))
+    assert torch.equal(tensor, tensor.clone()) and not torch.equal(tensor, tensor * 2)
 
 
 def test_what_several_are_made_of_is_read_once_and_let_go() -> None:

@@ -95,8 +95,8 @@ def stream_plan(
     say, began, trust = teller(console), time.perf_counter(), trusts(recipe.trust_remote_code)
     if output.suffix == ".gguf":
         raise ConfigError(
-            f"{output}: a folder of safetensors is written; name one, then make the file of it with `multipruner export "
-            "FOLDER --format gguf`"
+            f"{output}: a folder of safetensors is written; name one, then make the file of it with "
+            "`multipruner export FOLDER --format gguf`"
         )
     check_target(output.absolute().resolve(), overwrite)
     plan = find_plan(plan_name)
