@@ -21,9 +21,9 @@ FLOORS = {
     "config": 1, "storage": 1,
     "engine": 2, "search": 2, "eval": 2, "recipes": 2,
     "sources": 3, "importance": 3, "repair": 3, "checkpoint": 3, "console": 3, "report": 3,
-    "latency": 4, "export": 4, "publish": 4,
+    "latency": 4, "export": 4, "publish": 4, "stream": 4,
     "jobs": 5,
-    "jobs.prune": 6, "jobs.search": 6, "jobs.sweep": 6, "jobs.tune": 6,
+    "jobs.apply": 6, "jobs.prune": 6, "jobs.search": 6, "jobs.sweep": 6, "jobs.tune": 6,
     "commands": 7,
     "": 8,
 }  # fmt: skip
