@@ -61,6 +61,14 @@ class Recipe(Frozen):
         description="cpu, cuda, cuda:1, ...; auto: the first GPU, else the CPU",
         json_schema_extra=shown(MODEL, "NAME", everyday=True),
     )
+    offload: Literal["auto", "none", "disk"] = Field(
+        "auto",
+        description="disk: one layer at a time is in memory; auto: if memory is short",
+        json_schema_extra=shown(MODEL),
+    )
+    max_host_memory: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="GiB that auto has to do with; none: what is free", json_schema_extra=shown(MODEL, "GIB")
+    )
 
     ratio: Annotated[float, Field(gt=0, lt=1)] | None = Field(
         default=0.2,
@@ -192,7 +200,7 @@ class Recipe(Frozen):
         json_schema_extra=shown(REPAIR, "NUMBER|auto"),
     )
     final_norm: Literal["refit", "keep"] = Field(
-        default="refit",
+        "refit",
         description="refit: the last repair ends with the gain of the last norm",
         json_schema_extra=shown(REPAIR),
     )

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from torch import Tensor, nn
+
+from .cutting import replaced
 
 
 class Recorder(nn.Module):
@@ -38,6 +40,25 @@ class Inputs:
 
     hidden: Tensor
     arguments: tuple[dict[str, Any], ...]
+
+
+def recorded(decoder: nn.Module, layers: str, as_tuple: bool, ids: Tensor) -> Inputs:
+    """Embed token ids [sequences, length] and record how a stock decoder calls its layers.
+
+    Args:
+        decoder: the stock module.
+        layers: path of its layers, which do not run.
+        as_tuple: whether it takes what a layer gives from a tuple.
+        ids: token ids.
+    """
+    recorders = [Recorder(layer, as_tuple) for layer in cast(nn.ModuleList, decoder.get_submodule(layers))]
+    with replaced(decoder, layers, nn.ModuleList(recorders)):
+        decoder(input_ids=ids, use_cache=False)
+    arguments = tuple(dict(recorder.called_with) for recorder in recorders)
+    hidden = arguments[0]["hidden"]
+    for row in arguments:
+        del row["hidden"]
+    return Inputs(hidden, arguments)
 
 
 class Beside(NamedTuple):

@@ -24,14 +24,20 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _TRIAL_TOKENS = 8
+_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+"""Of types: as safetensors write them, and as torch does."""
 
 
-def load_dense(resolved: ResolvedModel, recipe: Recipe) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_dense(
+    resolved: ResolvedModel, recipe: Recipe, *, mapped: bool = False
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load model and tokenizer, in evaluation mode, on the recipe's device, every tensor accounted for.
 
     Args:
         resolved: what :func:`resolve` found.
         recipe: its ``dtype``, ``device`` and ``trust_remote_code`` count.
+        mapped: whether memory for all weights is not needed: on a CPU those that have their type on disk are views of
+            their file.
 
     Raises:
         UnsupportedModelError: before any weight is loaded, for what cannot be pruned as it is: a family without a row,
@@ -52,7 +58,10 @@ def load_dense(resolved: ResolvedModel, recipe: Recipe) -> tuple[PreTrainedModel
     weights(resolved.path_or_id, resolved.revision, folder)
     stored = account(folder, resolved.name, config, spec)
     check_rows(resolved.name, tokenizer, stored, spec)
-    _check_room(resolved.name, needed_bytes(stored.values(), recipe.dtype), device)
+    views = mapped and device.type == "cpu" and not any(block.routed for block in spec.blocks)
+    wanted = str(config.dtype).removeprefix("torch.") if recipe.dtype == "auto" else recipe.dtype
+    copied = [tensor for tensor in stored.values() if not (views and _NAMES.get(tensor.dtype) == wanted)]
+    _check_room(resolved.name, needed_bytes(copied, recipe.dtype), device)
     model = _load(folder, resolved.name, spec, {**how, "config": config, "dtype": recipe.dtype}, device)
     check_finite(model)
     _check_computes(resolved.name, model)
