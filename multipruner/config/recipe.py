@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 
 from multipruner.core.axes import DIMENSIONS, Dimension
 from multipruner.core.costs import COSTS, cost_named
 from multipruner.core.errors import ConfigError
 
-from .amounts import shares_of
+from .amounts import parsed_shares
 from .choices import A_BUDGET, IMPORTANCES, METHODS, TABLES, OneOf
 from .counts import Rounds, Units
 from .effort import DEFAULT, EFFORTS, costs, defaults_of
@@ -126,7 +126,7 @@ class Recipe(Frozen):
     stages: tuple[Dimension, ...] = Field(
         DIMENSIONS, description="which dimension is pruned first, for greedy", json_schema_extra=shown(METHOD, "NAMES")
     )
-    shares: dict[Dimension, Annotated[float, Field(ge=0)]] = Field(
+    shares: Annotated[dict[Dimension, Annotated[float, Field(ge=0)]], BeforeValidator(parsed_shares)] = Field(
         default_factory=lambda: {"blocks": 44.0, "mlp": 52.0, "heads": 4.0},
         description="shares of the ratio that blocks:mlp:heads have, for greedy; mlp is experts, too",
         json_schema_extra=shown(METHOD, "BLOCKS:MLP:HEADS"),
@@ -224,12 +224,6 @@ class Recipe(Frozen):
         if sorted(value) != sorted(DIMENSIONS):
             raise ValueError(f"name each of {', '.join(DIMENSIONS)} once, such as 'blocks,mlp,heads'")
         return value
-
-    @field_validator("shares", mode="before")
-    @classmethod
-    def _parse_shares(cls, value: Any) -> Any:
-        """Read ``"44:52:4"`` as the shares of blocks, mlp and heads, whatever the stages."""
-        return shares_of(value) if isinstance(value, str) else value
 
     @field_validator("shares")
     @classmethod

@@ -92,7 +92,7 @@ def prepare(
         layers = layers_on_disk(recipe, prunable, precision.computed, walks=walks)
         if layers:
             recipe = walking(recipe)
-            say(said(prunable))
+            say(said(prunable, precision.computed))
         check_asked(recipe, prunable)
         if warning := unrepaired(recipe.repair, prunable):
             say(warning)
@@ -126,7 +126,7 @@ def prepare(
 
 def _foretold(recipe: Recipe, prunable: Prunable, tokenizer: Any, output: Path, console: Console) -> Forecast:
     with waiting_display(console, "forecast"):
-        found = forecast(recipe, prunable, output, tokenizer=tokenizer)
+        found = forecast(recipe, prunable, output, tokenizer=tokenizer, on_disk=prunable.on_disk is not None)
     say_forecast(found, teller(console), console)
     return found
 
@@ -153,7 +153,8 @@ def _check_loss(recipe: Recipe, prunable: Prunable, tokenizer: Any, calibration:
             )
         if "ppl" in spec.tasks and spec.text is not None:
             what = spec.text
-            evaluate(model, tokenizer, spec.model_copy(update={"tasks": ("ppl",), "max_tokens": spec.length}))
+            evaluate(model, tokenizer, spec.model_copy(update={"tasks": ("ppl",), "max_tokens": spec.length}),
+                     together=together_in(prunable, spec.length))  # fmt: skip
     except NumericsError as error:
         raise NumericsError(
             f"the dense model on {what}: {error}; give --compute-dtype float32 or --dtype bfloat16"

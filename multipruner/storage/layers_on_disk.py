@@ -28,7 +28,7 @@ class LayersOnDisk:
 
     def __init__(self, layers: Sequence[nn.Module], cast: Callable[[Tensor], Tensor]) -> None:
         self._layers, self._cast = list(layers), cast
-        self._files: dict[str, Tensor] = {}
+        self._files: list[tuple[nn.Parameter, Tensor]] = []
         self._here: int | None = None
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
         self._arrange: Callable[[int], None] | None = None
@@ -73,8 +73,8 @@ class LayersOnDisk:
             return False
         self.leave()
         with torch.inference_mode(False), torch.no_grad():  # whoever asks, what comes in can be differentiated through
-            for name, weight in self._layers[number].named_parameters():
-                self._files[name] = weight.data
+            for weight in self._layers[number].parameters():
+                self._files.append((weight, weight.data))
                 weight.data = self._cast(weight.data)
             self._here = number
             self.read += 1
@@ -84,9 +84,7 @@ class LayersOnDisk:
 
     def leave(self) -> None:
         """Have no layer in memory; what somebody still holds of one stays with them."""
-        if self._here is None:
-            return
-        for name, weight in self._layers[self._here].named_parameters():
-            weight.data = self._files[name]
+        for weight, stored in self._files:
+            weight.data = stored
         self._files.clear()
         self._here = None

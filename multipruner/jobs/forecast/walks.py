@@ -10,12 +10,17 @@ from torch import nn
 from multipruner.config.recipe import Recipe
 from multipruner.core.errors import ConfigError
 from multipruner.engine.moments import BATCH_TOKENS
+from multipruner.engine.precision import name_of
 from multipruner.engine.prunable import Prunable
+from multipruner.eval.scoring import context_length
 from multipruner.sources.dense import device_of
 from multipruner.storage.memory import check_memory, free_memory, size_text
 
 from .needs import sampled
+from .work import Texts
 
+_PROBES = 2
+"""Passes by which a perplexity finds out what a model's head does."""
 SHARE = 0.6
 """Of the memory, that weights may take: what else a run keeps has to fit, too."""
 
@@ -82,13 +87,28 @@ def walking(recipe: Recipe) -> Recipe:
 
 def together_in(prunable: Prunable, length: int) -> int:
     """Return sequences that go through the stock model together: many where each pass reads the model."""
+    length = min(length, context_length(prunable.model.config))
     return max(1, BATCH_TOKENS // length) if prunable.on_disk else 1
 
 
-def said(prunable: Prunable) -> str:
+def said(prunable: Prunable, computed: torch.dtype) -> str:
     """Return the line that says that layers are on disk."""
-    weights = sum(weight.numel() * weight.element_size() for weight in prunable.layers.parameters())
+    size = prunable.costs.backbone_parameters(prunable.dense) * computed.itemsize
     return (
-        f"decoder layers stay on disk ({size_text(weights)}), one at a time is in memory; first tables from energies, "
-        "no rounds, moments on disk"
+        f"decoder layers stay on disk ({size_text(size)} in {name_of(computed)}), one at a time is in memory: "
+        "first tables from energies, no rounds, moments on disk"
     )
+
+
+def walks_of(recipe: Recipe, texts: Texts) -> dict[str, int]:
+    """Return how many times every stage of a run reads all layers, blocks that are measured without aside."""
+    kl, sketch = recipe.objective == "kl", texts.sketched < texts.scored
+    judged = _PROBES + -(-texts.evaluated // max(1, BATCH_TOKENS // texts.evaluated_length)) if texts.evaluated else 0
+    read = _PROBES + 1 if "ppl" in recipe.evaluation.tasks and recipe.evaluation.text is not None else 0
+    return {
+        "text": _PROBES + -(-texts.scored // max(1, BATCH_TOKENS // texts.length)) + read,
+        "moments": 2,  # and for the order
+        "search": 4 + (1 + kl) * (1 + sketch),  # forward, backward, errors, the solution; and the dense model's losses
+        "repair": 3 + kl + (recipe.final_norm == "refit"),
+        "evaluation": judged,
+    }
