@@ -28,7 +28,7 @@ from multipruner.storage.tensors_on_disk import mapped
 from .coefficients import costs_of, weight_of
 from .cutting import Projection, permute, replaced, scaled_norm, silenced, slim_block, with_output
 from .grouped_attention import grouped_attention
-from .layer_calls import Beside, Inputs, State, read_by_next, recorded, stream_of
+from .layer_calls import Beside, Inputs, State, input_of, read_by_next, recorded, stream_of
 
 OutputOf = Callable[[int, Size, Projection], Projection]
 """(block, size, whole output projection in ranked order) -> the projection of a block of that size."""
@@ -103,6 +103,7 @@ class Prunable:
 
     @property
     def dense(self) -> Structure:
+        """The structure of the dense model."""
         return self.anatomy.dense
 
     @property
@@ -194,13 +195,8 @@ class Prunable:
 
     def output_input(self, state: State, inputs: Inputs, block: int, size: Size) -> Tensor:
         """Return the inputs of the output projection of a block of a given size, [sequences, length, columns]."""
-        seen: list[Tensor] = []
-        hook = self.output_of(block, size).register_forward_pre_hook(lambda module, args: seen.append(args[0]))
-        try:
-            self._run(self._slimmed(block, size), state, inputs, block)
-        finally:
-            hook.remove()
-        return seen[0]
+        module = self._slimmed(block, size)
+        return input_of(self.output_of(block, size), lambda: self._run(module, state, inputs, block))
 
     def normed(self, hidden: Tensor) -> Tensor:
         """Return final hidden states after the last norm, scaled as the logits are: what the head multiplies."""

@@ -32,7 +32,8 @@ NAMES = ("llama-biased", "qwen2-mixed", "gemma2", "falcon-40b", "gpt2", "phi")
 
 def _both(name: str, folder: Path, dtype: torch.dtype = torch.bfloat16) -> tuple[Prunable, Prunable, Held]:
     """The same model in memory, and with its layers on disk; computed in float32."""
-    tiny_model(**{**VARIANTS, **MORE}[name]).to(dtype).save_pretrained(folder)
+    model: Any = tiny_model(**{**VARIANTS, **MORE}[name])
+    model.to(dtype).save_pretrained(folder)
     first, second = (AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval() for _ in range(2))
     whole, walked = (Prunable.of(model, dtype) for model in (first, second))
     Held(first, dtype, torch.float32)
@@ -82,7 +83,8 @@ def test_the_stock_model_runs_and_is_cut_as_ever(name: str, tmp_path: Path) -> N
         assert torch.equal(whole.model(ids).logits, walked.model(ids).logits)
     assert PlainObjective(whole, ids)(structure) == PlainObjective(walked, ids)(structure)
     held.release()
-    assert walked.model.dtype == torch.bfloat16 and not held.on_disk.enter(0), "nothing comes in any more"
+    assert held.on_disk is not None and walked.model.dtype == torch.bfloat16
+    assert not held.on_disk.enter(0), "nothing comes in any more"
     cut = apply_plan(walked.model, plan, own=mapped)
     again = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16)
     expected, dense = apply_plan(again, plan).state_dict(), walked.model.state_dict()
@@ -146,9 +148,13 @@ def test_layers_go_when_others_come(tmp_path: Path) -> None:
     on_disk = LayersOnDisk(layers, lambda weight: weight.double())
     assert not on_disk.enter(1), "it has not begun"
     on_disk.begin()
+
+    def negate(number: int) -> None:
+        layers[number].weight.data.neg_()
+
     assert [on_disk.enter(number) for number in (1, 1, 2)] == [True, False, True]
     assert [layer.weight.dtype for layer in layers] == [torch.float32, torch.float32, torch.float64]
-    with on_disk.arranged(lambda number: layers[number].weight.data.neg_()), torch.inference_mode():
+    with on_disk.arranged(negate), torch.inference_mode():
         layers[0](torch.zeros(1, 3, dtype=torch.float64))
         assert torch.equal(layers[0].weight, -stored[0].double())
         assert not layers[0].weight.is_inference(), "gradients can go through it"
