@@ -67,7 +67,7 @@ class Recipe(Frozen):
         json_schema_extra=shown(MODEL),
     )
     max_host_memory: Annotated[float, Field(gt=0)] | None = Field(
-        None, description="GiB that auto has to do with; none: what is free", json_schema_extra=shown(MODEL, "GIB")
+        None, description="GiB that auto has to do with; none: what is free", json_schema_extra=shown(MODEL, "NUMBER")
     )
 
     ratio: Annotated[float, Field(gt=0, lt=1)] | None = Field(

@@ -13,7 +13,7 @@ _TEMPORARIES = 4
 """Of a block's width, that a pass has at once: gate, up, their product, and what is cast."""
 
 
-_MATRICES = 5
+_MATRICES = 6
 """As large as a block's moments, that an order or the errors of its outputs take at once."""
 
 

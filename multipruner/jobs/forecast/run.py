@@ -166,7 +166,7 @@ def forecast(
     there = 0 if model.device.type != "cpu" else _idle(model, measures_on)
     options = [one for round_ in searched.rounds for one in round_] if recipe.repair_stage == "search" else []
     found = peaks(by_stage, texts, shape, sizes, searched.base, options)
-    cache = fetched + (grams(texts, shape) if recipe.moments == "disk" else 0)
+    cache = fetched + (grams(texts, shape) if recipe.moments == "disk" else 0) + 2 * result * on_disk
     disk = {str(output): int(1.05 * result)} | ({str(cache_folder()): cache} if cache else {})
     return Forecast(by_stage, rates, {name: there + size for name, size in found.items()}, disk,
                     budgets_of(recipe, prunable), fetches)  # fmt: skip
