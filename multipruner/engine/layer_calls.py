@@ -6,9 +6,11 @@ import inspect
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from torch import Tensor, nn
+
+from .cutting import replaced
 
 
 class Recorder(nn.Module):
@@ -40,6 +42,25 @@ class Inputs:
 
     hidden: Tensor
     arguments: tuple[dict[str, Any], ...]
+
+
+def recorded(decoder: nn.Module, layers: str, output: str, ids: Tensor) -> Inputs:
+    """Embed token ids [sequences, length] and record how a stock decoder calls its layers.
+
+    Args:
+        decoder: the stock module.
+        layers: path of its layers, which do not run.
+        output: what a layer returns (see :class:`~multipruner.core.families.Family`).
+        ids: token ids.
+    """
+    recorders = [Recorder(layer, output) for layer in cast(nn.ModuleList, decoder.get_submodule(layers))]
+    with replaced(decoder, layers, nn.ModuleList(recorders)):
+        decoder(input_ids=ids, use_cache=False)
+    arguments = tuple(dict(recorder.called_with) for recorder in recorders)
+    hidden = arguments[0]["hidden"]
+    for row in arguments:
+        del row["hidden"]
+    return Inputs(hidden, arguments)
 
 
 class Beside(NamedTuple):

@@ -26,14 +26,20 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _TRIAL_TOKENS = 8
+_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+"""Of types: as safetensors write them, and as torch does."""
 
 
-def load_dense(resolved: ResolvedModel, recipe: Recipe) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_dense(
+    resolved: ResolvedModel, recipe: Recipe, *, mapped: bool = False
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load model and tokenizer, in evaluation mode, on the recipe's device, every tensor accounted for.
 
     Args:
         resolved: what :func:`resolve` found.
         recipe: its ``dtype``, ``device`` and ``trust_remote_code`` count.
+        mapped: whether memory for all weights is not needed: on a CPU those that have their type on disk are views of
+            their file.
 
     Raises:
         UnsupportedModelError: before any weight is loaded, for what cannot be pruned as it is: a family without a row,
@@ -46,7 +52,10 @@ def load_dense(resolved: ResolvedModel, recipe: Recipe) -> tuple[PreTrainedModel
     """
     device = device_of(recipe.device)
     found = accounted(resolved, recipe)
-    _check_room(found.name, needed_bytes(found.stored.values(), recipe.dtype), device)
+    views = mapped and device.type == "cpu" and not any(block.routed for block in found.spec.blocks)
+    wanted = str(found.config.dtype).removeprefix("torch.") if recipe.dtype == "auto" else recipe.dtype
+    copied = [tensor for tensor in found.stored.values() if not (views and _NAMES.get(tensor.dtype) == wanted)]
+    _check_room(found.name, needed_bytes(copied, recipe.dtype), device)
     model = _load(found, recipe.dtype, device)
     check_finite(model)
     _check_computes(found.name, model)

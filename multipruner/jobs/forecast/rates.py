@@ -46,6 +46,7 @@ class Rates:
         product: one floating-point operation of a product in float32, of moments.
         update: one of an update by few rows.
         byte: one byte written.
+        walk: all layers, one after another, come in from disk, where the system holds their files.
     """
 
     layer: float
@@ -56,6 +57,7 @@ class Rates:
     product: float
     update: float
     byte: float
+    walk: float = 0.0
 
     def seconds(self, work: Work) -> float:
         """Return what some work takes."""
@@ -68,6 +70,7 @@ class Rates:
             + work.products * self.product
             + work.updates * self.update
             + work.disk * self.byte
+            + work.walks * self.walk
         )
 
     def to_json(self) -> dict[str, float]:
@@ -96,7 +99,7 @@ def measured(
     step, per_row = clock.steps(layers, length) if samples else (0.0, 0.0)
     long_layer = layer if long == length else clock.layer(1, long) / long
     product, update = clock.algebra()
-    return Rates(layer, long_layer, head, step, per_row, product, update, _disk(place))
+    return Rates(layer, long_layer, head, step, per_row, product, update, _disk(place), clock.walk(layers))
 
 
 class _Clock:
@@ -131,6 +134,11 @@ class _Clock:
                 state = prunable.block(state, inputs, block, prunable.dense[block])
 
         return self.best(run)
+
+    def walk(self, layers: int) -> float:
+        """Return all layers coming in, one after another."""
+        layer = self._prunable.layer_of(0)
+        return layers * self.best(lambda: [weight.clone() for weight in layer.parameters()])
 
     def head(self, tokens: int) -> float:
         """Return the head and the loss of one token."""
