@@ -31,7 +31,7 @@ class TensorSpec:
 
     @property
     def multiplies(self) -> bool:
-        """Whether it is a matrix from or to the hidden states, unlike the gains of a norm over several heads."""
+        """Whether it is a matrix, unlike the gains of a norm over several heads."""
         return multiplies(self.dims)
 
     def shape(self, counts: Counts) -> tuple[int, ...]:
@@ -44,9 +44,13 @@ CONFIG = "config."
 """How an attribute of a module's configuration begins."""
 
 
+STATES = frozenset(("hidden", "query_latent", "latent"))
+"""What matrices are from or to: the hidden states, and what queries, or keys and values, are made narrower to."""
+
+
 def multiplies(dims: tuple[Layout, ...]) -> bool:
-    """Tell whether a tensor of these dimensions is a matrix from or to the hidden states."""
-    return len(dims) == 2 and any("hidden" in layout.names for layout in dims)
+    """Tell whether a tensor of these dimensions is a matrix from or to some states."""
+    return len(dims) == 2 and any(STATES & set(layout.names) for layout in dims)
 
 
 def linear(path: str, rows: str, columns: str) -> Tensors:
@@ -71,8 +75,8 @@ class BlockSpec:
         before: the norm of what goes into it; empty where it has none.
         after: the norm of what comes out of it; empty where it has none.
         gain: the attribute of the layer that what it adds is multiplied by; empty where it has none.
-        tensors: its tensors that depend on its size, some of which a model may lack (biases). A matrix that is not the
-            output's is an input projection.
+        tensors: its tensors that depend on its size, some of which a model may lack (biases). A matrix from the hidden
+            states that is not the output's is an input projection.
         output: its output projection, within its module; the columns lie unit by unit. Empty where it has no single
             one, as experts have not: such a block is cut and never refitted.
         routed: its module of experts, within its module, that is called with (tokens [tokens, hidden_size], the experts
@@ -127,6 +131,17 @@ class BlockSpec:
         """The weights of the input projections."""
         if self.routed:
             return tuple(each for each in self.tensors if len(each.dims) == 3 and each.dims[2] == Layout("hidden"))
+        return tuple(tensor for tensor in self._matrices if any("hidden" in layout.names for layout in tensor.dims))
+
+    @property
+    def feeding(self) -> Tensors:
+        """The weights whose rows give the units of its axes: the input projections, where nothing lies between."""
+        if self.routed:
+            return self.inputs
+        return tuple(tensor for tensor in self._matrices if any(layout.axes for layout in tensor.dims))
+
+    @property
+    def _matrices(self) -> Tensors:
         own = f"{self.output}.weight"
         return tuple(tensor for tensor in self.tensors if tensor.multiplies and tensor.path != own)
 

@@ -33,7 +33,7 @@ class BlockView:
     def input_norms(self, axis: str) -> Tensor:
         """Return L1 norms of the rows that feed every unit of an axis, float32 [units, rows of all matrices]."""
         module, found = self.prunable.module(self.number), []
-        for tensor in self.prunable.block_spec(self.number).inputs:
+        for tensor in self.prunable.block_spec(self.number).feeding:
             weight = module.get_parameter(tensor.path).detach()
             if len(tensor.dims) == 3:  # a stack: one matrix for every unit
                 found.append(weight.float().abs().sum(dim=2))

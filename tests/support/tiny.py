@@ -86,6 +86,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 """Keyword arguments of :func:`tiny_model` for the contract tests."""
 _EXPERTS = {"moe_intermediate_size": 24, "num_experts_per_tok": 2}
+_LATENT = {"kv_lora_rank": 20, "q_lora_rank": 28, "qk_rope_head_dim": 8, "qk_nope_head_dim": 12, "v_head_dim": 16,
+           "num_key_value_heads": 4, "without": ("head_dim",)}  # fmt: skip
+_SHARED = {**_LATENT, **_EXPERTS, "n_routed_experts": 5, "n_shared_experts": 1, "n_group": 1, "topk_group": 1}
 _PATTERN = ["sliding_attention", "full_attention", "sliding_attention"]
 _FALCON = {"ffn_hidden_size": 40, "num_kv_heads": 2, "new_decoder_architecture": True, "without": ("head_dim",)}
 MORE: dict[str, dict[str, Any]] = {
@@ -138,6 +141,9 @@ MORE: dict[str, dict[str, Any]] = {
     "stablelm": {"family": "stablelm", "head_dim": 12, "partial_rotary_factor": 0.5, "use_qkv_bias": True},
     "stablelm-parallel": {"family": "stablelm", "head_dim": 12, "partial_rotary_factor": 0.5,
                           "use_parallel_residual": True},
+    "deepseek_v2": {"family": "deepseek_v2", **_SHARED, "q_lora_rank": None, "first_k_dense_replace": 1},
+    "deepseek_v3": {"family": "deepseek_v3", **_SHARED, "first_k_dense_replace": 1},
+    "glm4_moe_lite": {"family": "glm4_moe_lite", **_SHARED},
     "ernie4_5_moe": {"family": "ernie4_5_moe", "moe_intermediate_size": 24, "moe_num_experts": 5, "moe_k": 2,
                      "moe_num_shared_experts": 1, "moe_layer_start_index": 1, "moe_layer_end_index": -1},
     "glm4_moe": {"family": "glm4_moe", **_EXPERTS, "n_routed_experts": 5, "first_k_dense_replace": 1},

@@ -14,7 +14,7 @@ from multipruner.core.blocks import BlockSpec, TensorSpec
 from multipruner.core.layout import Layout
 
 from .family import GROUPED_HEADS, Family, Pattern
-from .parts import TOGETHER, attention, mlp
+from .parts import LATENT, LATENT_QUERIES, TOGETHER, attention, latent_attention, mlp
 
 _ACTIVE = {"num_experts_per_tok": "active"}
 _HEADS = {key: text for key, text in GROUPED_HEADS.items() if key != "intermediate_size"}
@@ -82,7 +82,26 @@ _BETWEEN = Pattern(
     lambda values, layer: values["moe_layer_start_index"] <= layer <= values["moe_layer_end_index"],
     _between,
 )
+_SPARSE = Pattern(
+    ("mlp_layer_types",),
+    _KINDS,
+    lambda values, layer: values["mlp_layer_types"][layer] == "sparse",
+    lambda experts: {"mlp_layer_types": ["sparse" if has else "dense" for has in experts]},
+)
 _EITHER = (attention(), mlp(), experts())
+_CORRECTED = experts(bias="gate.e_score_correction_bias")
+_SHARED = {**_BESIDE_MLP, "n_routed_experts": "experts", **_ACTIVE, "n_group": "1"}
+"""Experts that are chosen by groups would have to leave every group alike."""
+
+
+def _latent(model_type: str, prefix: str, routed: BlockSpec, pattern: Pattern) -> Family:
+    """Return a family of latent attention, whose queries are made of low-rank states or not."""
+    narrow, wide = (latent_attention(queries_too=too) for too in (True, False))
+    config = {**LATENT, **_SHARED}
+    both = Family(model_type, prefix, (narrow, mlp(), routed), config={**config, **LATENT_QUERIES}, pattern=pattern)
+    return Family(model_type, prefix, (wide, mlp(), routed), config=config, pattern=pattern,
+                  needs={"q_lora_rank": (None,)}, others=(both,))  # fmt: skip
+
 
 EXPERTS: tuple[Family, ...] = (
     Family("mixtral", "Mixtral", (attention(), experts()), config={**_HEADS, **_LOCAL}),
@@ -116,11 +135,13 @@ EXPERTS: tuple[Family, ...] = (
     Family(
         "glm4_moe",
         "Glm4Moe",
-        (attention(), mlp(), experts(bias="gate.e_score_correction_bias")),
-        # experts that are chosen by groups would have to leave every group alike
-        config={**_HEADS, **_BESIDE_MLP, "n_routed_experts": "experts", **_ACTIVE, "n_group": "1"},
+        (attention(), mlp(), _CORRECTED),
+        config={**_HEADS, **_SHARED},
         pattern=_AFTER_FIRST,
     ),
+    _latent("deepseek_v2", "DeepseekV2", experts(), _AFTER_FIRST),
+    _latent("deepseek_v3", "DeepseekV3", _CORRECTED, _AFTER_FIRST),
+    _latent("glm4_moe_lite", "Glm4MoeLite", _CORRECTED, _SPARSE),
     Family(
         "ernie4_5_moe",
         "Ernie4_5_Moe",
