@@ -26,7 +26,7 @@ DECODER, LAYERS, DEPTH = "model", "layers", "num_hidden_layers"
 BLOCKS = {"attention": ("self_attn", ("input_layernorm",)), "mlp": ("mlp", ("post_attention_layernorm",))}
 CACHE_SLOT = "layer_idx"
 SETTINGS: dict[str, tuple[str, ...]] = {}
-ADDED_TO = False
+ADDED_TO, PAIRED = False, False
 HEADS, KV_HEADS = "num_attention_heads", "num_key_value_heads"
 
 
@@ -61,8 +61,9 @@ class NoHeads(nn.Module):
 class NoMLP(nn.Module):
     """Stands where an MLP, or experts, were removed and adds nothing to the residual stream."""
 
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        return hidden_states.new_zeros(hidden_states.shape if ADDED_TO else 1)
+    def forward(self, hidden_states: Tensor) -> Any:
+        nothing = hidden_states.new_zeros(hidden_states.shape if ADDED_TO else 1)
+        return (nothing, None) if PAIRED else nothing
 
 
 class OwnSettings:

@@ -31,8 +31,15 @@ class TensorSpec:
 
     @property
     def multiplies(self) -> bool:
-        """Whether it is a matrix, unlike the gains of a norm over several heads."""
-        return multiplies(self.dims)
+        """Whether it is a matrix, unlike the gains of a norm over several heads, and biases of experts."""
+        return multiplies(self.dims) and not self.path.endswith("bias")
+
+    @property
+    def weighed(self) -> tuple[Layout, ...]:
+        """Its dimensions as costs are counted of them: a row of numbers, where these are many and no matrix."""
+        if len(self.dims) != 2 or self.multiplies:
+            return self.dims
+        return (Layout(" * ".join(f"({layout.text})" for layout in self.dims)),)
 
     def shape(self, counts: Counts) -> tuple[int, ...]:
         """Return the lengths of its dimensions."""
@@ -80,7 +87,8 @@ class BlockSpec:
         output: its output projection, within its module; the columns lie unit by unit. Empty where it has no single
             one, as experts have not: such a block is cut and never refitted.
         routed: its module of experts, within its module, that is called with (tokens [tokens, hidden_size], the experts
-            of each [tokens, some], their weights, alike); empty where it has none.
+            of each [tokens, some], their weights, alike); empty where it has none. The last stack of matrices in
+            ``tensors`` is the outputs'.
         attributes: attributes of its module that depend on its size, and what they are; those that its forward reads
             off the module's configuration begin with ``config.``.
         arguments: whether it is called with all that the layer is called with (masks, rotary embeddings, the cache), as
@@ -92,6 +100,7 @@ class BlockSpec:
         parallel: whether it reads the stream as it is at the beginning of its layer, beside the block before it,
             rather than what that block leaves.
         added_to: whether the layer adds in place to what its module returns, which then has to be of full shape.
+        paired: whether its module, called with hidden states alone, returns them with something that nobody reads.
     """
 
     kind: str
@@ -109,6 +118,7 @@ class BlockSpec:
     resized: bool = False
     parallel: bool = False
     added_to: bool = False
+    paired: bool = False
     routed: str = ""
 
     @property
@@ -130,7 +140,7 @@ class BlockSpec:
     def inputs(self) -> Tensors:
         """The weights of the input projections."""
         if self.routed:
-            return tuple(each for each in self.tensors if len(each.dims) == 3 and each.dims[2] == Layout("hidden"))
+            return tuple(each for each in self.tensors if len(each.dims) == 3)[:-1]
         return tuple(tensor for tensor in self._matrices if any("hidden" in layout.names for layout in tensor.dims))
 
     @property

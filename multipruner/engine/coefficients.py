@@ -72,7 +72,7 @@ class _Block:
         )  # fmt: skip
         whole = sum(prod(shape) for _, shape in self.shapes)
         fixed = whole - sum(prod(tensor.shape(counts)) for tensor in tensors)
-        layouts = tuple(tensor.dims for tensor in tensors)
+        layouts = tuple(tensor.weighed for tensor in tensors)
         listed = {tensor.path for tensor in tensors}
         others = sum(tensor.numel() for name, tensor in there.items() if name not in listed and tensor.ndim == 2)
         gains = sum(1 for path in spec.leaving(block) for _ in layer.get_submodule(path).parameters())

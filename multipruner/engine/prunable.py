@@ -163,9 +163,10 @@ class Prunable:
         spec, place = self.block_spec(block), self.anatomy[block]
         normed = self.read_by(state, block)
         if not spec.arguments:
-            return module(normed)
-        with grouped_attention(module, self.model):
-            output = module(hidden_states=normed, **inputs.arguments[place.layer])
+            output = module(normed)
+        else:
+            with grouped_attention(module, self.model):
+                output = module(hidden_states=normed, **inputs.arguments[place.layer])
         return output[0] if isinstance(output, tuple) else output
 
     def read_by(self, state: State, block: int) -> Tensor:

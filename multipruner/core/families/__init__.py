@@ -16,8 +16,9 @@ from multipruner.core.structure import Anatomy, Place
 from .dense import DENSE, REFUSED
 from .experts import EXPERTS
 from .family import Family
+from .latent import LATENT
 
-FAMILIES: dict[str, Family] = {row.model_type: row for row in (*DENSE, *EXPERTS)}
+FAMILIES: dict[str, Family] = {row.model_type: row for row in (*DENSE, *EXPERTS, *LATENT)}
 """The families that can be pruned, by ``config.model_type``."""
 
 

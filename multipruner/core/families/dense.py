@@ -8,7 +8,7 @@ from multipruner.core.blocks import BlockSpec, TensorSpec, conv1d
 from multipruner.core.layout import Layout
 
 from .family import GROUPED_HEADS, Family
-from .parts import GROUPS, HEADS, INTERLEAVED, STACKED, TOGETHER, attention, mlp
+from .parts import GROUPS, HEADS, INTERLEAVED, SINKS, STACKED, TOGETHER, attention, mlp
 
 _GROUPS_UNSAID = {key: text for key, text in GROUPED_HEADS.items() if key != "num_key_value_heads"}
 _HEADS_TOGETHER = {**GROUPED_HEADS, "num_attention_heads": "heads", "num_key_value_heads": "groups"}
@@ -26,7 +26,6 @@ _NORM_BY_HEAD = tuple(
     TensorSpec(f"{name}.weight", (Layout(heads), Layout("head_dim")))
     for name, heads in (("q_norm", "kv_groups * queries"), ("k_norm", "kv_groups"))
 )
-_SINKS = (TensorSpec("sinks", (Layout("kv_groups * queries"),)),)
 _PHI_MLP = mlp("fc1", output="fc2", **_BESIDE)
 _STABLELM = attention(resized=True, attributes=(
     ("num_heads", Layout("kv_groups * queries")), ("num_key_value_heads", Layout("kv_groups")),
@@ -115,7 +114,7 @@ DENSE: tuple[Family, ...] = (
     Family("glm", "Glm", (attention(), mlp("gate_up_proj", rows="channels + channels"))),
     # multipliers
     Family("granite", "Granite", (attention(**_RESIDUAL), mlp(**_RESIDUAL)), head_scale="/ logits_scaling"),
-    Family("granite_swa", "GraniteSWA", (attention(more=_SINKS, **_RESIDUAL), mlp(**_RESIDUAL)),
+    Family("granite_swa", "GraniteSWA", (attention(more=SINKS, **_RESIDUAL), mlp(**_RESIDUAL)),
            head_scale="/ logits_scaling"),
     Family("hyperclovax", "HyperCLOVAX", (attention(after="post_norm1", **_RESIDUAL),
                                           mlp(after="post_norm2", **_RESIDUAL)), head_scale="* logits_scaling"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from multipruner.core.blocks import BlockSpec, Tensors, linear
+from multipruner.core.blocks import BlockSpec, Tensors, TensorSpec, linear
 from multipruner.core.layout import Layout
 
 HEADS, GROUPS = "kv_groups * queries * head_dim", "kv_groups * head_dim"
@@ -13,6 +13,8 @@ TOGETHER = ("kv_groups * heads * head_dim", "kv_groups * groups * head_dim")
 """Queries and keys of attention whose heads are one unit."""
 INTERLEAVED, STACKED = "kv_groups * 3 * head_dim", f"{GROUPS} + {GROUPS} + {GROUPS}"
 """One matrix of queries, keys and values of as many heads each: head by head, or one after the other."""
+SINKS: Tensors = (TensorSpec("sinks", (Layout("kv_groups * queries"),)),)
+"""A logit of every query head that no key gives."""
 Attributes = tuple[tuple[str, Layout], ...]
 _GROUPED: Attributes = (("num_key_value_groups", Layout("queries")),)
 
@@ -52,48 +54,6 @@ def attention(
         cache="layer_idx",
         **{"path": "self_attn", "before": "input_layernorm", "cached": (Layout(groups), Layout(groups)), **rest},
     )  # fmt: skip
-
-
-LATENT: dict[str, str] = {
-    "hidden_size": "hidden",
-    "num_attention_heads": "kv_groups * queries",
-    "num_key_value_heads": "kv_groups",
-    "v_head_dim": "head_dim",
-    "qk_nope_head_dim": "nope_dim",
-    "qk_rope_head_dim": "rope_dim",
-    "kv_lora_rank": "latent",
-}
-"""How configurations of :func:`latent_attention` name sizes; ``head_dim`` is the width of a value."""
-LATENT_QUERIES = {"q_lora_rank": "query_latent"}
-
-
-def latent_attention(*, queries_too: bool = True, **rest: Any) -> BlockSpec:
-    """Return multi-head latent attention (DeepSeek-V2, arXiv 2405.04434, section 2.1): heads can leave, as rows of the
-    matrices that make them of the low-rank states; those states, and the key for positions that all heads share, stay
-    whole and are all that is kept.
-
-    Args:
-        queries_too: whether queries are made of low-rank states as well.
-        **rest: see :class:`~multipruner.core.blocks.BlockSpec`.
-    """
-    queries = "kv_groups * queries * (nope_dim + rope_dim)"
-    return BlockSpec(
-        kind="attention",
-        tensors=(
-            *(linear("q_a_proj", "query_latent", "hidden") if queries_too else ()),
-            *(linear("q_b_proj", queries, "query_latent") if queries_too else linear("q_proj", queries, "hidden")),
-            *linear("kv_a_proj_with_mqa", "latent + rope_dim", "hidden"),
-            *linear("kv_b_proj", "kv_groups * queries * (nope_dim + head_dim)", "latent"),
-            *linear("o_proj", "hidden", HEADS),
-        ),
-        output="o_proj",
-        attributes=(("num_heads", Layout("kv_groups * queries")),),
-        arguments=True,
-        cached=(Layout("latent"), Layout("rope_dim")),
-        scores=(Layout(queries), Layout(HEADS)),
-        cache="layer_idx",
-        **{"path": "self_attn", "before": "input_layernorm", **rest},
-    )
 
 
 def mlp(
