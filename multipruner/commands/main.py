@@ -16,6 +16,14 @@ from multipruner.core.errors import MultiprunerError
 from multipruner.storage.memory import memory_shortage
 
 _RESUMABLE = ("prune", "search", "latency", "push", "tune")
+_LESS_MEMORY = {
+    "prune": "lower --length, --sequences or --moments-sequences, give --moments disk",
+    "search": "lower --length, --sequences or --moments-sequences, give --moments disk",
+    "eval": "lower --batch-size or --limit",
+    "tune": "lower --micro-batch, --length or --rank, give --gradient-checkpointing",
+    "latency": "lower --batch, --prompt or --cached",
+}
+"""What of a command's flags makes it need less memory."""
 
 
 def _terminate(number: int, frame: object) -> None:
@@ -64,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if "--debug" in arguments:
             raise
-        if shortage := memory_shortage(error):
+        if shortage := memory_shortage(error, _LESS_MEMORY.get(command, "")):
             print(f"multipruner: {shortage}", file=sys.stderr)
             return 2
         print(f"multipruner: {type(error).__name__}: {error} (--debug shows where)", file=sys.stderr)

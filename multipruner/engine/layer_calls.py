@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -63,3 +65,29 @@ def stream_of(state: State) -> Tensor:
 def read_by_next(state: State) -> Tensor:
     """Return what the next block reads of the residual stream, [sequences, length, hidden_size]."""
     return state.begin if isinstance(state, Beside) else state
+
+
+class _Reached(Exception):
+    """Ends a run at the module whose input was asked for."""
+
+
+def input_of(module: nn.Module, run: Callable[[], object]) -> Tensor:
+    """Return the first argument that a module is called with in a run, which ends there: what follows is not computed.
+
+    Args:
+        module: the module.
+        run: calls it once, within whatever surrounds it.
+    """
+    seen: list[Tensor] = []
+
+    def end(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        seen.append(args[0])
+        raise _Reached
+
+    hook = module.register_forward_pre_hook(end)
+    try:
+        with suppress(_Reached):
+            run()
+    finally:
+        hook.remove()
+    return seen[0]

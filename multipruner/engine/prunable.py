@@ -25,7 +25,7 @@ from multipruner.core.structure import Anatomy, Size, Structure
 from .coefficients import costs_of, weight_of
 from .cutting import Projection, cuts, replaced, scaled_norm, silenced, slim_block, take, with_output
 from .grouped_attention import grouped_attention
-from .layer_calls import Beside, Inputs, Recorder, State, read_by_next, stream_of
+from .layer_calls import Beside, Inputs, Recorder, State, input_of, read_by_next, stream_of
 
 OutputOf = Callable[[int, Size, Projection], Projection]
 """(block, size, whole output projection in ranked order) -> the projection of a block of that size."""
@@ -187,13 +187,8 @@ class Prunable:
 
     def output_input(self, state: State, inputs: Inputs, block: int, size: Size) -> Tensor:
         """Return the inputs of the output projection of a block of a given size, [sequences, length, columns]."""
-        seen: list[Tensor] = []
-        hook = self.output_of(block, size).register_forward_pre_hook(lambda module, args: seen.append(args[0]))
-        try:
-            self._run(self._slimmed(block, size), state, inputs, block)
-        finally:
-            hook.remove()
-        return seen[0]
+        module = self._slimmed(block, size)
+        return input_of(self.output_of(block, size), lambda: self._run(module, state, inputs, block))
 
     def normed(self, hidden: Tensor) -> Tensor:
         """Return final hidden states after the last norm, scaled as the logits are: what the head multiplies."""

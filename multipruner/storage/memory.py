@@ -72,10 +72,14 @@ def size_text(size: int) -> str:
     return f"{size / 2**30:,.1f} GiB" if size >= 2**30 else f"{size / 2**20:,.1f} MiB"
 
 
-def memory_shortage(error: BaseException) -> MemoryShortError | None:
+def memory_shortage(error: BaseException, cure: str = "") -> MemoryShortError | None:
     """Return what an allocation that failed has to say in one line, or ``None`` where the error is of another kind.
 
     Torch raises ``RuntimeError`` on a processor and ``OutOfMemoryError`` on a GPU, numpy and Python ``MemoryError``.
+
+    Args:
+        error: what was raised.
+        cure: what needs less memory.
     """
     text = " ".join(str(error).split())
     if not isinstance(error, MemoryError) and not (isinstance(error, RuntimeError) and _NO_MEMORY.search(text)):
@@ -89,7 +93,5 @@ def memory_shortage(error: BaseException) -> MemoryShortError | None:
         amount = f"{asked[1]} {asked[2]} more"
     gpu = re.search(r"of which ([\d.]+ [KMG]iB) is free", text)
     there = f"the GPU has {gpu[1]}" if gpu else f"{size_text(free_memory())} are free"
-    return MemoryShortError(
-        f"out of memory: {amount} was needed, {there}; lower --batch-size, --length or --moments-sequences, give "
-        "--moments disk, or take a machine with more memory"
-    )
+    cures = [*([cure] if cure else []), "take a machine with more memory"]
+    return MemoryShortError(f"out of memory: {amount} was needed, {there}; {', or '.join(cures)}")

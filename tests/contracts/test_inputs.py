@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaForSequenceClassification
 
 from multipruner.checkpoint.load import load
-from multipruner.commands.main import main
+from multipruner.commands.main import _LESS_MEMORY, main
 from multipruner.config.recipe import Recipe
 from multipruner.core.errors import ConfigError, MemoryShortError, MultiprunerError, OutputError, UnsupportedModelError
 from multipruner.export.gguf import export_gguf
@@ -312,6 +312,18 @@ def test_an_allocation_that_fails_says_how_much() -> None:
     shortage = memory_shortage(failed.value)
     assert shortage and re.search(r"4,194,304\.0 GiB more was needed, .* are free", str(shortage))
     assert memory_shortage(MemoryError()) and memory_shortage(RuntimeError("a shape is wrong")) is None
+
+
+@pytest.mark.parametrize("command", _LESS_MEMORY)
+def test_what_needs_less_memory_is_named_by_flags_that_the_command_has(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shortage = memory_shortage(MemoryError(), _LESS_MEMORY[command])
+    assert shortage and str(shortage).endswith(f"{_LESS_MEMORY[command]}, or take a machine with more memory")
+    with pytest.raises(SystemExit):
+        main([command, "--help-all" if command in ("prune", "search") else "--help"])
+    known = re.findall(r"--[a-z-]+", capsys.readouterr().out)
+    assert set(re.findall(r"--[a-z-]+", _LESS_MEMORY[command])) <= set(known)
 
 
 def test_an_overflow_is_said_before_the_search(
