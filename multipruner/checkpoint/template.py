@@ -165,6 +165,7 @@ def assign_cache_slots(config: Any, layers: Sequence[Any]) -> None:
 
 class PrunedLlamaModel(LlamaModel):
     config_class = PrunedLlamaConfig
+    base_model_prefix = DECODER
 
     def __init__(self, config: PrunedLlamaConfig) -> None:
         with without_layers(config):
@@ -185,7 +186,8 @@ class PrunedLlamaForCausalLM(LlamaForCausalLM):
     def __init__(self, config: PrunedLlamaConfig) -> None:
         with without_layers(config):
             super().__init__(config)
-        setattr(self, DECODER, PrunedLlamaModel(config))
+        owner, _, name = DECODER.rpartition(".")
+        setattr(self.get_submodule(owner), name, PrunedLlamaModel(config))
         self.post_init()
 
     def _get_static_cache_init_shape(self) -> None:

@@ -78,7 +78,8 @@ class BlockSpec:
 
     Attributes:
         kind: what it is.
-        path: its module within the decoder layer.
+        path: its module within the decoder layer; empty where it is none, but ``steps`` of the layer itself.
+        steps: what it runs one after the other, within the layer, where it is no module.
         before: the norm of what goes into it; empty where it has none.
         after: the norm of what comes out of it; empty where it has none.
         gain: the attribute of the layer that what it adds is multiplied by; empty where it has none.
@@ -119,12 +120,28 @@ class BlockSpec:
     parallel: bool = False
     added_to: bool = False
     paired: bool = False
+    steps: tuple[str, ...] = ()
     routed: str = ""
 
     @property
     def norms(self) -> tuple[str, ...]:
         """The norms before and after it."""
         return tuple(filter(None, (self.before, self.after)))
+
+    def within(self, name: str) -> str:
+        """Return the path in the layer of what is in it."""
+        return f"{self.path}.{name}" if self.path else name
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """The modules of the layer that are its own: itself, or those of its steps that have weights, in order."""
+        owners = dict.fromkeys(tensor.path.rpartition(".")[0] for tensor in self.tensors)
+        return tuple(owners) if self.steps else (self.path,)
+
+    @property
+    def gives(self) -> str:
+        """The module of the layer that returns what it gives."""
+        return self.within(self.output) if self.steps else self.path
 
     @property
     def own_attributes(self) -> tuple[tuple[str, Layout], ...]:

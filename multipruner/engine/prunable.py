@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import reduce
 from typing import Any, NamedTuple
 
 import torch
@@ -118,7 +119,7 @@ class Prunable:
         return self.layers[self.anatomy[block].layer]
 
     def module(self, block: int) -> nn.Module:
-        """Return a block's module, dense."""
+        """Return a block's module, dense: its layer, where it is none itself."""
         return self.layer_of(block).get_submodule(self.block_spec(block).path)
 
     def dense_output(self, block: int) -> nn.Module:
@@ -162,7 +163,9 @@ class Prunable:
     def _run(self, module: nn.Module, state: State, inputs: Inputs, block: int) -> Tensor:
         spec, place = self.block_spec(block), self.anatomy[block]
         normed = self.read_by(state, block)
-        if not spec.arguments:
+        if spec.steps:
+            output = reduce(lambda x, step: getattr(module, step)(x), spec.steps, normed)
+        elif not spec.arguments:
             output = module(normed)
         else:
             with grouped_attention(module, self.model):
@@ -237,11 +240,15 @@ class Prunable:
             if self._final_norm is not None:
                 stack.enter_context(replaced(self.decoder, self.spec.final_norm, self._final_norm))
             for number, size in enumerate(structure):
+                spec = self.block_spec(number)
                 if size:
-                    path = f"{self.spec.layers}.{self.anatomy[number].layer}.{self.block_spec(number).path}"
-                    stack.enter_context(replaced(self.decoder, path, self._slimmed(number, size)))
+                    slim = self._slimmed(number, size)
+                    for path in spec.modules:
+                        own = slim.get_submodule(path) if spec.steps else slim
+                        stack.enter_context(replaced(self.layer_of(number), path, own))
                 else:
-                    stack.callback(self.module(number).register_forward_hook(silenced).remove)
+                    gives = self.layer_of(number).get_submodule(spec.gives)
+                    stack.callback(gives.register_forward_hook(silenced).remove)
             yield
 
     @contextmanager

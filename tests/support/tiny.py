@@ -133,6 +133,9 @@ MORE: dict[str, dict[str, Any]] = {
         "rope_type": "yarn", "rope_theta": 50000.0, "factor": 16.0, "original_max_position_embeddings": 8,
         "llama_4_scaling_beta": 0.1}},
     "nanochat": {"family": "nanochat", "final_logit_softcapping": 2.0},
+    "opt": {"family": "opt", "tied": True, "ffn_dim": 40, "head_dim": None},
+    "biogpt": {"family": "biogpt", "tied": True, "head_dim": None},
+    "xglm": {"family": "xglm", "tied": True, "ffn_dim": 40, "head_dim": None},
     "persimmon": {"family": "persimmon", "head_dim": 12, "partial_rotary_factor": 0.5},
     "vaultgemma": {"family": "vaultgemma", "tied": True, "layer_types": _PATTERN, "sliding_window": 3},
     "phi": {"family": "phi"},
@@ -276,7 +279,7 @@ def masked_model(model: PreTrainedModel, plan: PruningPlan) -> PreTrainedModel:
         if block.routed:
             _mask_experts(layer.get_submodule(block.path), block, plan.blocks[number].axes)
             continue
-        output = Projection.of(layer.get_submodule(f"{block.path}.{block.output}"), block.transposed)
+        output = Projection.of(layer.get_submodule(block.within(block.output)), block.transposed)
         width = output.weight.shape[1] // prod(place.dense)
         columns = list(_columns(plan, number, width))
         gone = torch.ones(output.weight.shape[1], dtype=torch.bool)

@@ -48,6 +48,12 @@ _FALCON_GROUPED = {**_FALCON_HEADS, "num_attention_heads": "kv_groups * queries"
 _FALCON = {"alibi": (False,), "parallel_attn": (True,)}
 _RESIDUAL: dict[str, Any] = {"gain": "residual_multiplier"}
 _AROUND_ONE: dict[str, Any] = {"norm_offset": 1.0, "embeddings_scaled": True}
+_BART = (
+    attention(HEADS, GROUPS, output="out_proj", before="self_attn_layer_norm", resized=True,
+              attributes=(("num_heads", Layout("kv_groups")), ("embed_dim", Layout(GROUPS)))),
+    mlp("fc1", output="fc2", before="final_layer_norm", steps=("fc1", "activation_fn", "fc2")),
+)  # fmt: skip
+_BART_SIZES = {"hidden_size": "hidden", "num_attention_heads": "kv_groups"}
 
 
 def _neox(*, parallel: bool) -> tuple[BlockSpec, BlockSpec]:
@@ -165,6 +171,14 @@ DENSE: tuple[Family, ...] = (
             **_FALCON, "new_decoder_architecture": (True,), "num_ln_in_parallel_attn": (1,)}),
     ), **_FALCON_NAMES, config=_FALCON_HEADS, needs={
         **_FALCON, "new_decoder_architecture": (False,), "multi_query": (True,)}),
+    # an MLP that is no module, learned positions
+    Family("opt", "OPT", _BART, config={**_BART_SIZES, "ffn_dim": "channels"}, decoder="model.decoder", model="Decoder",
+           final_norm="final_layer_norm", needs={
+               "do_layer_norm_before": (True,), "_remove_final_layer_norm": (False,)}),
+    Family("biogpt", "BioGpt", _BART, config={**_BART_SIZES, "intermediate_size": "channels"}, decoder="biogpt",
+           final_norm="layer_norm", head="output_projection"),
+    Family("xglm", "XGLM", _BART, config={"d_model": "hidden", "attention_heads": "kv_groups", "ffn_dim": "channels"},
+           depth="num_layers", final_norm="layer_norm", needs={"add_cross_attention": (False,)}),
     # transposed matrices, learned positions
     Family("gpt2", "GPT2", (
         attention(path="attn", before="ln_1", inputs=("c_attn",), fused=STACKED, output="c_proj", matrix=conv1d,

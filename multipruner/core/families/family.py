@@ -50,6 +50,7 @@ class Family:
         prefix: the stock classes are ``{prefix}Config``, ``{prefix}Model``, ``{prefix}ForCausalLM`` ...
         infix: what stands between the prefix and ``Config`` and ``Model``.
         causal_lm, layer: how the names of the causal language model and of the decoder layer end.
+        model: how the name of the class that holds the decoder layers ends.
         blocks: the residual blocks of a layer, in the order in which they run; Llama's where nothing is said.
         config: keys of the configuration that say sizes -> what they are the size of.
         unsaid: a size -> its layout where its key says nothing.
@@ -88,6 +89,7 @@ class Family:
     infix: str = ""
     causal_lm: str = "ForCausalLM"
     layer: str = "DecoderLayer"
+    model: str = "Model"
     unsaid: Mapping[str, str] = field(default_factory=dict, hash=False)
     needs: Mapping[str, tuple[Any, ...]] = field(default_factory=dict, hash=False)
     others: tuple[Family, ...] = ()

@@ -79,7 +79,7 @@ def mlp(
                  *matrix(output, "hidden", "channels")),
         output=output,
         **{
-            "path": "mlp",
+            "path": "" if rest.get("steps") else "mlp",
             "before": "post_attention_layernorm",
             "attributes": (("intermediate_size", Layout("channels")),),
             **rest,
