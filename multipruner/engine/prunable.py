@@ -75,7 +75,7 @@ class Prunable:
         Raises:
             UnsupportedModelError: when its family has no row, or its weights have other shapes than the row says."""
         spec, anatomy = spec_for(model.config), anatomy_of(model.config)
-        stored = weight_of(model.get_submodule(spec.head)).dtype if stored is None else stored
+        stored = stored or weight_of(model.get_submodule(spec.head)).dtype
         return cls(model, spec, anatomy, costs_of(model, spec, anatomy, stored), stored)
 
     @classmethod
@@ -145,10 +145,8 @@ class Prunable:
         with replaced(self.decoder, self.spec.layers, nn.ModuleList(recorders)):
             self.decoder(input_ids=ids, use_cache=False)
         arguments = tuple(dict(recorder.called_with) for recorder in recorders)
-        hidden = arguments[0]["hidden"]
-        for row in arguments:
-            del row["hidden"]
-        return Inputs(hidden, arguments)
+        hidden = [row.pop("hidden") for row in arguments]
+        return Inputs(hidden[0], arguments)
 
     def block(self, state: State, inputs: Inputs, block: int, size: Size) -> State:
         """Return the residual stream after one block of a given size, from that before it."""
@@ -211,8 +209,7 @@ class Prunable:
 
     def _slimmed(self, block: int, size: Size) -> nn.Module:
         spec, module, whole = self.block_spec(block), self.module(block), size == self.anatomy[block].dense
-        fixed = self._outputs.get(block)
-        if whole and fixed is None:
+        if whole and self._outputs.get(block) is None:
             return module
         key = (block, size)
         if key not in self._slim:
@@ -247,8 +244,8 @@ class Prunable:
                         own = slim.get_submodule(path) if spec.steps else slim
                         stack.enter_context(replaced(self.layer_of(number), path, own))
                 else:
-                    gives = self.layer_of(number).get_submodule(spec.gives)
-                    stack.callback(gives.register_forward_hook(silenced).remove)
+                    silent = self.layer_of(number).get_submodule(spec.gives).register_forward_hook(silenced)
+                    stack.callback(silent.remove)
             yield
 
     @contextmanager
