@@ -201,10 +201,13 @@ _PER_LAYER = (
     "their layers read the keys and values of earlier layers (num_kv_shared_layers) and an input of their own each "
     "(hidden_size_per_layer_input), so that no block can leave without others"
 )
+_SLOPES = (
+    "their heads read positions by slopes that the code works out from how many heads there are (ALiBi), so that those "
+    "that stay would get other slopes"
+)
 REFUSED: dict[str, str] = {
     **dict.fromkeys(("gemma3n", "gemma3n_text", "gemma4", "gemma4_text"), _PER_LAYER),
-    **dict.fromkeys(("bloom", "mpt"), "their heads read positions by slopes that the code works out from how many heads "
-                    "there are (ALiBi), so that those that stay would get other slopes"),
+    **dict.fromkeys(("bloom", "mpt"), _SLOPES),
     "codegen": "their heads lie in four parts of one matrix, whatever their number is",
     "gpt_neo": "which of their layers attend locally is written in repeats (attention_types), not by the layer",
 }  # fmt: skip
