@@ -14,7 +14,7 @@ from multipruner.search.allocation import Allocation, Round, Task, allocate
 from multipruner.search.grid import Grid, candidates
 from multipruner.search.limits import Limit
 from multipruner.search.memo import Memo
-from multipruner.search.path import Problem, Progress, sequential_path, too_small
+from multipruner.search.path import Problem, Progress, Shortlisted, sequential_path, too_small
 from multipruner.search.program import Solution, solve
 from multipruner.search.reachable import expected_candidates, reachable_ratio
 from multipruner.search.step import Step, replay, steps_to
@@ -30,6 +30,7 @@ __all__ = [
     "Problem",
     "Progress",
     "Round",
+    "Shortlisted",
     "Solution",
     "Step",
     "Task",

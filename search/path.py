@@ -8,15 +8,15 @@ prefixes.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from math import floor
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import floor, inf
 from typing import Literal
 
 from multipruner.core.axes import Dimension
 from multipruner.core.costs import Costs
 from multipruner.core.errors import InfeasibleError
-from multipruner.core.objective import Choice, Objective
+from multipruner.core.objective import Choice, Objective, best_two
 from multipruner.core.structure import Anatomy, Structure
 from multipruner.search.grid import Grid, Move, candidates
 from multipruner.search.step import Step, replay
@@ -104,12 +104,15 @@ def sequential_path(
     steps = list(done)
     structure, pending, start = problem.anatomy.dense, list(done), 0.0
     for stage, end in problem.stages():
+        objective = objectives[stage]
         while pending and pending[0].stage == stage:
-            structure = replay(problem.anatomy, [pending.pop(0)], structure)
+            step = pending.pop(0)
+            before, structure = structure, replay(problem.anatomy, [step], structure)
+            if isinstance(objective, Shortlisted):
+                objective.recall(step, before, structure)
         if pending:  # a later dimension had begun already
             start = problem.costs.ratio(structure)
             continue
-        objective = objectives[stage]
         objective.commit(structure)
         position = _Position(stage, start, end, on_progress)
         while step := _next_step(problem, position, structure, objective, steps):
@@ -151,6 +154,8 @@ def _next_step(
 
     choice = objective.argmin(list(moves), tell)
     step = _as_step(position.stage, moves, choice, costs, time.perf_counter() - began)
+    if isinstance(objective, Shortlisted):
+        step = replace(step, measured=objective.measured)
     if problem.stop == "nearest" and _overshoots(step.ratio, here, position.end):
         return None
     return step
@@ -212,3 +217,73 @@ def too_small(problem: Problem) -> InfeasibleError:
 
 def _shares(problem: Problem) -> str:
     return ", ".join(f"{dimension} {problem.shares[dimension]:g}" for dimension in problem.order)
+
+
+class Shortlisted:
+    """An objective that measures few candidates of a step: those that added least to the loss when last measured.
+
+    What a removal adds changes little from one step to the next, and mostly grows, which lazy greedy algorithms live on
+    (Minoux 1978). The first step of a dimension measures all candidates, every other the ``count`` that looked best and
+    the block that was cut last. Decisions may differ from those of all losses.
+
+    Args:
+        objective: measures.
+        count: candidates of a step, 1 or more.
+    """
+
+    def __init__(self, objective: Objective, count: int) -> None:
+        self.objective, self.count = objective, count
+        self.measured: tuple[tuple[int, float], ...] = ()
+        self._adds: dict[int, float] = {}
+        self._base: Structure | None = None
+        self._loss: float | None = None
+        self._chosen: tuple[Structure, float] | None = None
+
+    def __call__(self, structure: Structure) -> float:
+        """Return the loss of one structure in nats."""
+        return self.objective(structure)
+
+    def commit(self, structure: Structure) -> None:
+        """Make a structure the base that the next candidates are compared with; what was cut is to be measured anew."""
+        if structure != self._base:
+            for block in _changed(structure, self._base or structure):
+                self._adds.pop(block, None)
+            known = self._chosen is not None and self._chosen[0] == structure
+            self._base, self._loss = structure, self._chosen[1] if known and self._chosen else None
+        self.objective.commit(structure)
+
+    def argmin(self, structures: Sequence[Structure], progress: Callable[[int, int], None] | None = None) -> Choice:
+        """Return the best and the second best of those that are measured.
+
+        Raises:
+            NumericsError: when none has a finite loss.
+        """
+        assert self._base is not None, "commit comes first"
+        if self._loss is None:
+            self._loss = self.objective(self._base)
+        blocks = [next(_changed(structure, self._base)) for structure in structures]
+        known = sorted((self._adds[block], place) for place, block in enumerate(blocks) if block in self._adds)
+        few = {place for _, place in known[: self.count]}
+        chosen = [place for place, block in enumerate(blocks) if place in few or block not in self._adds]
+        losses = [inf] * len(structures)
+        for number, place in enumerate(chosen, 1):
+            losses[place] = self.objective(structures[place])
+            if progress is not None:
+                progress(number, len(chosen))
+        self.measured = tuple((blocks[place], losses[place] - self._loss) for place in chosen)
+        self._adds.update(self.measured)
+        choice = best_two(structures, losses)
+        self._chosen = choice.best, choice.loss
+        return choice
+
+    def recall(self, step: Step, before: Structure, after: Structure) -> None:
+        """Take over what an earlier run measured in a step, between the structures before and after it."""
+        self._adds.update(step.measured)
+        for block in _changed(after, before):
+            self._adds.pop(block, None)
+        self._base, self._loss = after, step.loss
+
+
+def _changed(structure: Structure, base: Structure) -> Iterator[int]:
+    """Yield the blocks in which two structures differ."""
+    return (block for block, (size, there) in enumerate(zip(structure, base, strict=True)) if size != there)

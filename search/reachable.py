@@ -65,9 +65,15 @@ def reachable_ratio(problem: Problem) -> float:
     return reached
 
 
-def expected_candidates(problem: Problem) -> dict[Dimension, int]:
-    """Return about how many candidates each dimension will compare, for telling the time that is left."""
+def expected_candidates(problem: Problem, shortlist: int | None = None) -> dict[Dimension, int]:
+    """Return about how many candidates each dimension will measure, for telling the time that is left.
+
+    Args:
+        problem: what is asked.
+        shortlist: see :class:`multipruner.search.path.Shortlisted`; default: every step measures all.
+    """
     counts: dict[Dimension, int] = {dimension: 0 for dimension, _ in problem.stages()}
     for step in next(iter(_probes(problem)), ()):
-        counts[step.stage] += step.candidates
+        few = step.candidates if shortlist is None or not counts[step.stage] else shortlist + 1
+        counts[step.stage] += min(few, step.candidates)
     return counts

@@ -34,6 +34,7 @@ class Step:
         candidates: how many were compared.
         runner_up: the second best as (kind, layer), or ``None``.
         runner_up_loss: its loss.
+        measured: what every candidate that was measured adds to the loss, as (block, nats), where not all were.
         seconds: the time the step took (not compared).
     """
 
@@ -47,12 +48,14 @@ class Step:
     candidates: int
     runner_up: tuple[str, int] | None = None
     runner_up_loss: float | None = None
+    measured: tuple[tuple[int, float], ...] = ()
     seconds: float = field(default=0.0, compare=False)
 
     def to_json(self) -> dict[str, Any]:
         """Encode as a plain mapping; floats keep every bit."""
         record = asdict(self)
-        return {**{key: value for key, value in record.items() if key != "size"}, "kept": list(self.size)}
+        left_out = {"size"} if self.measured else {"size", "measured"}
+        return {**{key: value for key, value in record.items() if key not in left_out}, "kept": list(self.size)}
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Step:
@@ -66,8 +69,15 @@ class Step:
         try:
             if not isfinite(record["loss"]):
                 raise ConfigError(f"not a step of a trajectory: its loss is {record['loss']}")
-            runner_up = record["runner_up"]
-            return cls(**{**attributes(record), "runner_up": tuple(runner_up) if runner_up else None})
+            runner_up, measured = record["runner_up"], record.get("measured", ())
+            found = {"runner_up": tuple(runner_up) if runner_up else None}
+            return cls(
+                **{
+                    **attributes(record),
+                    **found,
+                    "measured": tuple((int(block), float(add)) for block, add in measured),
+                }
+            )
         except (KeyError, TypeError, ValueError) as error:
             raise ConfigError(f"not a step of a trajectory: {error!r}") from None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from math import inf
+from typing import Any
 
 from multipruner.core.axes import DIMENSIONS, Dimension
 from multipruner.core.costs import cost_named
@@ -47,3 +48,8 @@ def shares_of(text: str) -> dict[Dimension, float]:
     if len(numbers) != len(DIMENSIONS):
         raise ValueError(f"shares {text!r} do not parse: give blocks:mlp:heads, such as 44:52:4")
     return dict(zip(DIMENSIONS, numbers, strict=True))
+
+
+def names_of(value: Any) -> Any:
+    """Read names as typed, ``"blocks,mlp,heads"``; anything but a text stays as it is."""
+    return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value

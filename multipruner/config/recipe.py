@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 
 from multipruner.core.axes import DIMENSIONS, Dimension
 from multipruner.core.costs import COSTS, cost_named
 from multipruner.core.errors import ConfigError
 
-from .amounts import shares_of
+from .amounts import names_of, shares_of
 from .choices import A_BUDGET, IMPORTANCES, METHODS, TABLES, OneOf
 from .counts import Rounds, Units
 from .effort import DEFAULT, EFFORTS, costs, defaults_of
@@ -115,7 +115,7 @@ class Recipe(Frozen):
         description="nll of the calibration text, or kl: the divergence from the dense model on it",
         json_schema_extra=shown(METHOD),
     )
-    stages: tuple[Dimension, ...] = Field(
+    stages: Annotated[tuple[Dimension, ...], BeforeValidator(names_of)] = Field(
         DIMENSIONS, description="which dimension is pruned first, for greedy", json_schema_extra=shown(METHOD, "NAMES")
     )
     shares: dict[Dimension, Annotated[float, Field(ge=0)]] = Field(
@@ -127,6 +127,11 @@ class Recipe(Frozen):
         default="nearest",
         description="when a dimension ends: nearest to its share, or the first step that reaches it, for greedy",
         json_schema_extra=shown(METHOD),
+    )
+    shortlist: Units | None = Field(
+        default=None,
+        description="candidates that a step measures, those that looked best when last measured, for greedy; none: all",
+        json_schema_extra=shown(METHOD, "N"),
     )
     importance: Annotated[str, OneOf(IMPORTANCES, "importance")] = Field(
         "second-order", description="what puts the units of a block in order", json_schema_extra=shown(PARTS)
@@ -204,11 +209,6 @@ class Recipe(Frozen):
     )
     calibration: CalibrationSpec = CalibrationSpec()
     evaluation: EvaluationSpec = EvaluationSpec()
-
-    @field_validator("stages", mode="before")
-    @classmethod
-    def _parse_stages(cls, value: Any) -> Any:
-        return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value
 
     @field_validator("stages")
     @classmethod

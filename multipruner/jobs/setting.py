@@ -207,7 +207,7 @@ class Setting:
                 "order": ",".join(recipe.stages),
                 "shares": recipe.shares_text(),
                 "stop": recipe.stop,
-            }
+            } | ({} if recipe.shortlist is None else {"shortlist": recipe.shortlist})
         return identity
 
 

@@ -16,6 +16,7 @@ from multipruner.search import (
     Dimension,
     Grid,
     Problem,
+    Shortlisted,
     Step,
     candidates,
     expected_candidates,
@@ -190,3 +191,43 @@ def test_expected_candidates_are_of_the_right_size() -> None:
 def test_search_needs_no_torch() -> None:
     code = "import sys, multipruner.search; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+class Counting(Additive):
+    """Counts the structures that are asked for."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__(seed)
+        self.asked = 0
+
+    def __call__(self, structure: Structure) -> float:
+        self.asked += 1
+        return super().__call__(structure)
+
+
+def _shortlisted(asked: Problem, seed: int, count: int, done: tuple[Step, ...] = ()) -> tuple[list[Step], int]:
+    losses = {name: Counting(seed) for name in ("blocks", "widths")}
+    blocks, widths = (Shortlisted(one, count) for one in losses.values())
+    steps = sequential_path(asked, {"blocks": blocks, "mlp": widths, "heads": widths}, done=done)
+    return steps, sum(one.asked for one in losses.values())
+
+
+@settings(max_examples=40)
+@given(orders, st.floats(0.1, 0.5), st.integers(1, 50), st.integers(1, 3), st.data())
+def test_a_shortlist_decides_as_all_losses_where_they_add_up_and_goes_on_as_it_would_have(
+    order: tuple[Dimension, ...], ratio: float, seed: int, count: int, data: st.DataObject
+) -> None:
+    asked = problem(ratio, order=order, shares={"blocks": 3, "mlp": 5, "heads": 2})
+    try:
+        expected = run(asked, Additive(seed))
+    except InfeasibleError:
+        return
+    steps, measured = _shortlisted(asked, seed, count)
+    where = [(step.stage, step.kind, step.layer, step.size) for step in expected]
+    assert [(step.stage, step.kind, step.layer, step.size) for step in steps] == where
+    assert steps[-1].loss == pytest.approx(expected[-1].loss)
+    stages = len({step.stage for step in steps})
+    assert all(len(step.measured) <= count + 1 for step in steps if len(step.measured) < step.candidates)
+    assert measured <= sum(len(step.measured) for step in steps) + 2 * stages + len(ANATOMY)
+    done = tuple(Step.from_json(step.to_json()) for step in steps[: data.draw(st.integers(0, len(steps)))])
+    assert _shortlisted(asked, seed, count, done)[0] == steps

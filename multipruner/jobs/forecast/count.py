@@ -84,7 +84,7 @@ def _searched(recipe: Recipe, prunable: Prunable) -> Searched:
     if recipe.greedy:
         problem = problem_of(recipe, prunable)
         left = 1 - problem.ratio * costs.parameters(dense) / costs.backbone_parameters(dense)
-        return Searched(Base((left,) * len(dense)), left, counts={**expected_candidates(problem)})
+        return Searched(Base((left,) * len(dense)), left, counts={**expected_candidates(problem, recipe.shortlist)})
     task = task_of(recipe, prunable)
     kept = {(b, size): _kept(prunable, b, size) for b in range(len(dense)) for size in task.levels(b)}
     # what a block loses grows with the square of what leaves, more in some blocks than in others: a structure such as
@@ -124,7 +124,8 @@ def work_of(recipe: Recipe, prunable: Prunable, texts: Texts) -> tuple[dict[str,
             sequences = min(texts.statistics, max(1, ENERGY_TOKENS // texts.length))
             search += work.energies(sequences * texts.length, shape)
     else:
-        search = work.path(searched.counts, texts, shape, kl=kl, left=searched.left)
+        finished = work.ABANDONED if recipe.shortlist is None else 1.0
+        search = work.path(searched.counts, texts, shape, kl=kl, left=searched.left, finished=finished)
     read = "ppl" in recipe.evaluation.tasks and recipe.evaluation.text is not None
     by_stage = {
         "text": work.text(texts, shape, checked=read),

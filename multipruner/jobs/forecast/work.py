@@ -231,7 +231,9 @@ def energies(tokens: float, shape: Shape) -> Work:
     return Work(share * blocks, share * (blocks + shape.blocks), head_tokens=3 * tokens)
 
 
-def path(candidates: Mapping[str, int], texts: Texts, shape: Shape, *, kl: bool, left: float) -> Work:
+def path(
+    candidates: Mapping[str, int], texts: Texts, shape: Shape, *, kl: bool, left: float, finished: float = ABANDONED
+) -> Work:
     """Return the greedy path's losses: blocks on all sequences, widths on the first of them.
 
     Args:
@@ -239,6 +241,7 @@ def path(candidates: Mapping[str, int], texts: Texts, shape: Shape, *, kl: bool,
         texts, shape: of the run.
         kl: as for :func:`tables`.
         left: share of the decoder layers that stays at the end.
+        finished: share of a candidate's work that is done.
     """
     share, work = (1 + left) / 2, Work()
     tokens = {name: (texts.scored if name == "blocks" else texts.sketched) * texts.length for name in candidates}
@@ -246,8 +249,8 @@ def path(candidates: Mapping[str, int], texts: Texts, shape: Shape, *, kl: bool,
         work += passes(part, shape, heads=2 * kl)
     for name, count in candidates.items():
         steps = count / max(1, shape.blocks)  # after each, the states above the change are computed anew
-        layers = tokens[name] * shape.layers / 2 * share * (ABANDONED * count + steps)
-        work += Work(layers, layers, head_tokens=ABANDONED * count * tokens[name])
+        layers = tokens[name] * shape.layers / 2 * share * (finished * count + steps)
+        work += Work(layers, layers, head_tokens=finished * count * tokens[name])
     return work
 
 

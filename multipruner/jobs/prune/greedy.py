@@ -15,11 +15,23 @@ from multipruner.engine.spread_objective import SpreadObjective
 from multipruner.jobs.remembered import objective_of
 from multipruner.jobs.setting import Found, Setting
 from multipruner.jobs.workspace import Workspace
-from multipruner.search import Dimension, Problem, Step, expected_candidates, replay, sequential_path, steps_to
+from multipruner.search import (
+    Dimension,
+    Objective,
+    Problem,
+    Shortlisted,
+    Step,
+    expected_candidates,
+    replay,
+    sequential_path,
+    steps_to,
+)
 from multipruner.search.step import Trajectory
 
+_Judge = CalibrationObjective | SpreadObjective
 
-def _path_objectives(setting: Setting) -> Mapping[Dimension, CalibrationObjective | SpreadObjective]:
+
+def _path_objectives(setting: Setting) -> Mapping[Dimension, _Judge]:
     """Return blocks are judged on all sequences, widths on the first few: they have many more candidates."""
     blocks = objective_of(setting, len(setting.calibration.ids))
     widths = objective_of(setting, setting.recipe.calibration.width_sequences)
@@ -27,6 +39,14 @@ def _path_objectives(setting: Setting) -> Mapping[Dimension, CalibrationObjectiv
         return {"blocks": blocks, "mlp": widths, "heads": widths}
     spread = SpreadObjective(setting.team, "widths", widths)
     return {"blocks": SpreadObjective(setting.team, "blocks", blocks), "mlp": spread, "heads": spread}
+
+
+def _judges(objectives: Mapping[Dimension, _Judge], shortlist: int | None) -> Mapping[Dimension, Objective]:
+    """Return what the path asks: the objectives, or what measures few of a step's candidates by them."""
+    if shortlist is None:
+        return objectives
+    made = {id(one): Shortlisted(one, shortlist) for one in objectives.values()}
+    return {dimension: made[id(one)] for dimension, one in objectives.items()}
 
 
 def lend_a_hand(setting: Setting) -> None:
@@ -52,7 +72,7 @@ def greedy(setting: Setting, workspace: Workspace, console: Console, say: Say, o
     with setting.prunable.in_order(setting.ranking, setting.search_repair):
         with waiting_display(console, "dense model"):
             objectives = _path_objectives(setting)
-        counts = expected_candidates(problem)
+        counts = expected_candidates(problem, setting.recipe.shortlist)
         expected: dict[Dimension, float] = {name: n * objectives[name].tokens for name, n in counts.items()}
         with search_display(console, expected, problem.ratio) as display:
 
@@ -61,7 +81,8 @@ def greedy(setting: Setting, workspace: Workspace, console: Console, say: Say, o
                 tell(console, "decision", what="step", dimension=step.stage, kind=step.kind, layer=step.layer,
                      ratio=step.ratio, loss=step.loss)  # fmt: skip
 
-            steps = sequential_path(problem, objectives, done=done, on_step=taken, on_progress=display)
+            judges = _judges(objectives, setting.recipe.shortlist)
+            steps = sequential_path(problem, judges, done=done, on_step=taken, on_progress=display)
     journal.finish()
     work = {"blocks": objectives["blocks"].work, "widths": objectives["mlp"].work}
     return Found(replay(problem.anatomy, steps), steps[-1].loss, problem.ratio, work, steps)

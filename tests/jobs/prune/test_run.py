@@ -96,6 +96,21 @@ def test_a_run_killed_for_real_goes_on(finished: Path, dense: Path, tmp_path: Pa
     assert (output / "plan.json").read_bytes() == (finished / "plan.json").read_bytes()
 
 
+def test_a_shortlist_measures_less_and_goes_on_as_it_would_have(dense: Path, tmp_path: Path) -> None:
+    whole = tmp_path / "whole"
+    assert main([*paper_arguments(dense, whole), "--shortlist", "1"]) == 0
+    lines = (whole / "trajectory.jsonl").read_text().splitlines(keepends=True)
+    steps = [json.loads(line) for line in lines[1:-1]]
+    assert any(len(step["measured"]) < step["candidates"] for step in steps)
+    for cut in (2, len(lines) // 2):
+        output = tmp_path / f"cut-{cut}"
+        partial = output.with_name(output.name + ".partial")
+        partial.mkdir()
+        (partial / "trajectory.jsonl").write_text("".join(lines[:cut]))
+        assert main([*paper_arguments(dense, output), "--shortlist", "1"]) == 0
+        assert (output / "plan.json").read_bytes() == (whole / "plan.json").read_bytes(), f"cut after line {cut}"
+
+
 def test_a_smaller_ratio_costs_no_search(finished: Path, dense: Path, tmp_path: Path, capsys) -> None:
     output = tmp_path / "nested"
     shutil.copytree(finished, output)
