@@ -83,6 +83,8 @@ def prepare(
         check_asked(recipe, prunable)
         if warning := unrepaired(recipe.repair, prunable):
             say(warning)
+        if further := getattr(model.config, prunable.spec.ahead or "-", 0):
+            say(f"layers that predict further tokens ({prunable.spec.ahead} = {further}) are left out of the result")
         held = precision.held(model)
         rehearsal = nullcontext()
         if first:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,9 +14,10 @@ from multipruner.core.errors import UnsupportedModelError as Unsupported
 from multipruner.core.families import Family
 from multipruner.storage.memory import check_memory, free_memory, memory_shortage
 
-from .intake.accounting import HARMLESS, account, build_config, needed_bytes, read_config, reason_of
+from .intake.accounting import account, build_config, needed_bytes, read_config, reason_of
 from .intake.fetch import small_files, weights
 from .intake.finite import check_finite
+from .intake.spare import spare_names
 from .intake.tokenizer import check_rows, load_tokenizer
 from .resolve import ResolvedModel
 
@@ -104,16 +106,16 @@ def _load(folder: Path, name: str, spec: Family, how: Mapping[str, Any], device:
             raise shortage from error
         raise UnknownModelError(f"cannot load {name}: {reason_of(error)}") from error
     model, told = loaded
-    _check_told(name, told)
+    _check_told(name, told, spare_names(model.config, spec))
     if type(model).__name__ != spec.class_name:
         raise Unsupported(f"{name} loads as {type(model).__name__}, not as {spec.class_name}")
     return model
 
 
-def _check_told(name: str, told: Mapping[str, Any]) -> None:
+def _check_told(name: str, told: Mapping[str, Any], spare: re.Pattern[str]) -> None:
     """Hold transformers' own account of a loading against what was promised."""
     for key, what in (("missing_keys", "lacks weights"), ("unexpected_keys", "has tensors without a place")):
-        names = sorted(each for each in told.get(key) or () if not HARMLESS.search(str(each)))
+        names = sorted(each for each in told.get(key) or () if not spare.search(str(each)))
         if names:
             raise Unsupported(f"{name} {what}: {', '.join(names[:5])}")
     if told.get("mismatched_keys"):

@@ -100,10 +100,13 @@ SHARED = {**_BESIDE_MLP, "n_routed_experts": "experts", **_ACTIVE, "n_group": "1
 """Experts that are chosen by groups would have to leave every group alike."""
 
 
+AHEAD = "num_nextn_predict_layers"
+
+
 def _shared(model_type: str, prefix: str) -> Family:
     """Return a family of experts beside shared ones, after layers with an MLP."""
     blocks = (attention(), mlp(), CORRECTED)
-    return Family(model_type, prefix, blocks, config={**_HEADS, **SHARED}, pattern=AFTER_FIRST)
+    return Family(model_type, prefix, blocks, config={**_HEADS, **SHARED}, pattern=AFTER_FIRST, ahead=AHEAD)
 
 
 EXPERTS: tuple[Family, ...] = (

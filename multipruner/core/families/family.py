@@ -69,6 +69,8 @@ class Family:
         layer_arguments: what a decoder layer is built from: ``config``, ``number``, in the constructor's order.
         remote_code: whether the family's code travels with the checkpoint (``trust_remote_code``).
         layer_output: ``"tensor"`` or ``"tuple"``: what a decoder layer returns.
+        ahead: the key that says how many more layers, which predict further tokens, checkpoints hold behind the others;
+            stock models have none of them. Empty where there are none.
         pattern: which of its layers have which of two kinds of blocks; nothing where all have all of them.
     """
 
@@ -96,6 +98,7 @@ class Family:
     layer_arguments: str = "config, number"
     remote_code: bool = False
     layer_output: str = "tensor"
+    ahead: str = ""
     pattern: Pattern | None = None
 
     def fits(self, values: Mapping[str, Any]) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 from multipruner.core.blocks import BlockSpec, linear
 from multipruner.core.layout import Layout
 
-from .experts import AFTER_FIRST, CORRECTED, KINDS, SHARED, experts
+from .experts import AFTER_FIRST, AHEAD, CORRECTED, KINDS, SHARED, experts
 from .family import Family, Pattern
 from .parts import HEADS, mlp
 
@@ -70,7 +70,7 @@ _SPARSE = Pattern(
 LATENT: tuple[Family, ...] = (
     _rows("youtu", "Youtu", mlp(), config={"intermediate_size": "channels"}),
     _rows("deepseek_v2", "DeepseekV2", mlp(), experts(), config=SHARED, pattern=AFTER_FIRST),
-    _rows("deepseek_v3", "DeepseekV3", mlp(), CORRECTED, config=SHARED, pattern=AFTER_FIRST),
-    _rows("glm4_moe_lite", "Glm4MoeLite", mlp(), CORRECTED, config=SHARED, pattern=_SPARSE),
+    _rows("deepseek_v3", "DeepseekV3", mlp(), CORRECTED, config=SHARED, pattern=AFTER_FIRST, ahead=AHEAD),
+    _rows("glm4_moe_lite", "Glm4MoeLite", mlp(), CORRECTED, config=SHARED, pattern=_SPARSE, ahead=AHEAD),
 )
 """Every family with latent attention."""
