@@ -21,6 +21,10 @@ _SAME = (_aten.detach.default, _aten.alias.default, _aten.clone.default, _aten._
 """What leaves values as they are, where type and strides stay: a tensor that is written needs no memory of its own."""
 
 
+class WrittenError(TypeError):
+    """Somebody writes into a deferred tensor, which has no memory that could be written into."""
+
+
 @dataclass(frozen=True, eq=False, slots=True)
 class Read:
     """A tensor in a file.
@@ -80,7 +84,7 @@ class Deferred(Tensor):
         if func is _aten.equal.default:
             return args[0].data_ptr() == args[1].data_ptr() or func(*map(values_of, args))
         if any(argument.alias_info is not None and argument.alias_info.is_write for argument in func._schema.arguments):
-            raise TypeError(f"{func} would write into a tensor that is in a file")
+            raise WrittenError(f"{func} would write into a tensor that is in a file")
         result = func(*tree_map(_shape_of, args), **{key: _shape_of(value) for key, value in options.items()})
         if func in _SAME and (result.dtype, result.stride()) == (args[0].dtype, args[0].stride()):
             return cls(result, args[0].origin)

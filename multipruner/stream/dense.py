@@ -11,14 +11,14 @@ from safetensors import safe_open
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from multipruner.core.errors import ConfigError, UnknownModelError
+from multipruner.core.errors import ConfigError, UnknownModelError, UnsupportedModelError
 from multipruner.core.families import Family
 from multipruner.engine.fingerprint import fingerprint
 from multipruner.sources.dense import Accounted, check_told
 from multipruner.sources.intake.accounting import reason_of
 from multipruner.storage.tensor_headers import StoredTensor
 
-from .deferred import Deferred, Read, values_of
+from .deferred import Deferred, Read, WrittenError, values_of
 
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
@@ -48,7 +48,8 @@ def deferred_model(found: Accounted, trust: bool) -> PreTrainedModel:
     that the configuration names.
 
     Raises:
-        UnsupportedModelError: when transformers do not find a place for every tensor, and a tensor for every place.
+        UnsupportedModelError: when transformers do not find a place for every tensor, and a tensor for every place, or
+            write into them.
         UnknownModelError: when they cannot load it.
     """
     cls: Any = type(shell_of(found.config, found.spec, trust))
@@ -58,6 +59,11 @@ def deferred_model(found: Accounted, trust: bool) -> PreTrainedModel:
         loaded = cls.from_pretrained(
             None, config=found.config, state_dict=tensors, dtype=dtype_of(found), output_loading_info=True, **how
         )
+    except WrittenError as error:
+        raise UnsupportedModelError(
+            f"{found.name}: the code of {found.spec.model_type} changes weights while it loads them, which needs them "
+            "in memory: load the model in Python and use multipruner.apply_plan"
+        ) from error
     except Exception as error:  # of every kind: transformers meets files that nobody checked
         raise UnknownModelError(f"cannot load {found.name}: {reason_of(error)}") from error
     return check_told(found.name, found.spec, *loaded).eval()
