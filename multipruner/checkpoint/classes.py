@@ -44,7 +44,7 @@ DECODER, LAYERS, DEPTH = {decoder!r}, {layers!r}, {depth!r}
 {note}BLOCKS = {blocks!r}
 CACHE_SLOTS = {cache!r}
 SETTINGS: dict[str, tuple[str, ...]] = {settings!r}
-ADDED_TO = {added_to!r}
+ADDED_TO, PAIRED = {added_to!r}, {paired!r}
 HEADS, KV_HEADS = {heads!r}, {kv_heads!r}
 
 
@@ -106,12 +106,15 @@ def _family(spec: Family, dense: PreTrainedModel | None) -> str:
     """Return the part of the modelling code in which families differ: imports, names of modules, how a layer is
     built.
     """
-    blocks = {block.kind: (block.path, spec.leaving(block)) for block in spec.blocks}
+    blocks = {
+        block.kind: (block.gives, (*spec.leaving(block), *(path for path in block.modules if path != block.gives)))
+        for block in spec.blocks
+    }
     heads, kv_heads = spec.heads_keys
     names = _NAMES.format(
         decoder=spec.decoder, layers=spec.layers, depth=spec.depth, blocks=blocks,
         cache={block.kind: block.cache for block in spec.blocks if block.cache}, heads=heads, kv_heads=kv_heads,
-        added_to=any(block.added_to for block in spec.blocks),
+        added_to=any(block.added_to for block in spec.blocks), paired=any(block.paired for block in spec.blocks),
         settings={block.path: block.settings for block in spec.blocks if block.settings},
         note=_SWITCHED if any(block.routed for block in spec.blocks) else "",
     )  # fmt: skip
@@ -129,7 +132,7 @@ def _imports(spec: Family, dense: PreTrainedModel | None) -> str:
         ConfigError: when the family's code travels with the model, and there is none.
     """
     if not spec.remote_code:
-        stock = {"Config": f"{spec.infix}Config", "Model": f"{spec.infix}Model", "DecoderLayer": spec.layer,
+        stock = {"Config": f"{spec.infix}Config", "Model": f"{spec.infix}{spec.model}", "DecoderLayer": spec.layer,
                  "ForCausalLM": spec.causal_lm}  # fmt: skip
         as_ours = {
             end: f"{spec.prefix}{own}" if own == end else f"{spec.prefix}{own} as {spec.prefix}{end}"
@@ -158,11 +161,13 @@ def _sizes(spec: Family, resized: list[BlockSpec]) -> dict[str, Any]:
     """Return statements that read a layer's sizes off its configuration, and those that cut its blocks to them."""
     axes = {axis.name for block in resized for axis in BLOCK_KINDS[block.kind].axes}
     cuts = [
-        f'cut_to(layer, "{block.path}.{tensor.path}", ({", ".join(layout.text for layout in tensor.dims)},))'
+        f'cut_to(layer, "{block.within(tensor.path)}", ({", ".join(layout.text for layout in tensor.dims)},))'
         for block in resized
         for tensor in block.tensors
     ]
-    cuts += [f"layer.{block.path}.{name} = {layout.text}" for block in resized for name, layout in block.own_attributes]
+    cuts += [
+        f"layer.{block.within(name)} = {layout.text}" for block in resized for name, layout in block.own_attributes
+    ]
     sizes = spec.reading("config")
     if "head_dim" not in sizes and resized:  # no key says it: the dense heads share the hidden size
         sizes["head_dim"] = f'dense["{spec.key("hidden")}"] // dense["{spec.heads_keys[0]}"]'

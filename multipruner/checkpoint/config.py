@@ -41,6 +41,7 @@ def pruned_config(config: Any, plan: PruningPlan, dense: PreTrainedModel | None 
     record |= {key: [record[key][number] for number in layers] for key in _per_layer_lists(record, whole.layers)}
     record[spec.depth] = len(layers)
     record |= spec.plain(record)
+    record |= {spec.ahead: 0} if record.get(spec.ahead) else {}
     if plan.stream is not None:
         width, own = check_narrower(spec)  # heads are as wide as they were, which has to be said now
         record |= {width: hidden, own: whole.constants["head_dim"]}

@@ -26,7 +26,7 @@ DECODER, LAYERS, DEPTH = "model", "layers", "num_hidden_layers"
 BLOCKS = {"attention": ("self_attn", ("input_layernorm",)), "mlp": ("mlp", ("post_attention_layernorm",))}
 CACHE_SLOTS = {"attention": "layer_idx"}
 SETTINGS: dict[str, tuple[str, ...]] = {}
-ADDED_TO = False
+ADDED_TO, PAIRED = False, False
 HEADS, KV_HEADS = "num_attention_heads", "num_key_value_heads"
 
 
@@ -61,8 +61,9 @@ class NoHeads(nn.Module):
 class NoMLP(nn.Module):
     """Stands where an MLP, experts or a mixer of tokens were removed and adds nothing to the residual stream."""
 
-    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        return hidden_states.new_zeros(hidden_states.shape if ADDED_TO else 1)
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        nothing = hidden_states.new_zeros(hidden_states.shape if ADDED_TO else 1)
+        return (nothing, None) if PAIRED else nothing
 
 
 class OwnSettings:
@@ -167,6 +168,7 @@ def assign_cache_slots(config: Any, layers: Sequence[Any]) -> None:
 
 class PrunedLlamaModel(LlamaModel):
     config_class = PrunedLlamaConfig
+    base_model_prefix = DECODER
 
     def __init__(self, config: PrunedLlamaConfig) -> None:
         with without_layers(config):
@@ -188,7 +190,8 @@ class PrunedLlamaForCausalLM(LlamaForCausalLM):
     def __init__(self, config: PrunedLlamaConfig) -> None:
         with without_layers(config):
             super().__init__(config)
-        setattr(self, DECODER, PrunedLlamaModel(config))
+        owner, _, name = DECODER.rpartition(".")
+        setattr(self.get_submodule(owner), name, PrunedLlamaModel(config))
         self.post_init()
 
     def _get_static_cache_init_shape(self) -> None:

@@ -84,7 +84,7 @@ def _all_cuts(plan: PruningPlan, spec: Family, constants: Counts) -> dict[tuple[
         block, dense = spec.block(place.kind), {**constants, **counts_of(place.kind, place.dense)}
         cut = cuts(block, {**plan.kept(number), **plan.kept_of_stream}, dense)
         for tensor in block.tensors:
-            found[place.layer, f"{block.path}.{tensor.path}"] = (tensor.shape(dense), cut.get(tensor.path, {}))
+            found[place.layer, block.within(tensor.path)] = (tensor.shape(dense), cut.get(tensor.path, {}))
         if plan.stream is not None:
             norms = [f"{path}.{name}" for path in block.norms for name in ("weight", "bias")]
             found |= {(place.layer, norm): ((plan.hidden,), {0: torch.tensor(plan.stream)}) for norm in norms}
@@ -115,6 +115,6 @@ def _removed_paths(plan: PruningPlan, spec: Family) -> dict[int, tuple[str, ...]
     for place, kept in zip(plan.anatomy, plan.blocks, strict=True):
         if not kept.axes:
             block = spec.block(place.kind)
-            paths = tuple(f"{path}." for path in (block.path, *spec.leaving(block)))
+            paths = tuple(f"{path}." for path in (*block.modules, *spec.leaving(block)))
             found[place.layer] = (*found.get(place.layer, ()), *paths)
     return found

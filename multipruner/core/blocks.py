@@ -31,8 +31,15 @@ class TensorSpec:
 
     @property
     def multiplies(self) -> bool:
-        """Whether it is a matrix from or to the hidden states, unlike the gains of a norm over several heads."""
-        return multiplies(self.dims)
+        """Whether it is a matrix, unlike the gains of a norm over several heads, and biases of experts."""
+        return multiplies(self.dims) and not self.path.endswith("bias")
+
+    @property
+    def weighed(self) -> tuple[Layout, ...]:
+        """Its dimensions as costs are counted of them: a row of numbers, where these are many and no matrix."""
+        if len(self.dims) != 2 or self.multiplies:
+            return self.dims
+        return (Layout(" * ".join(f"({layout.text})" for layout in self.dims)),)
 
     def shape(self, counts: Counts) -> tuple[int, ...]:
         """Return the lengths of its dimensions."""
@@ -44,9 +51,13 @@ CONFIG = "config."
 """How an attribute of a module's configuration begins."""
 
 
+STATES = frozenset(("hidden", "query_latent", "latent"))
+"""What matrices are from or to: the hidden states, and what queries, or keys and values, are made narrower to."""
+
+
 def multiplies(dims: tuple[Layout, ...]) -> bool:
-    """Tell whether a tensor of these dimensions is a matrix from or to the hidden states."""
-    return len(dims) == 2 and any("hidden" in layout.names for layout in dims)
+    """Tell whether a tensor of these dimensions is a matrix from or to some states."""
+    return len(dims) == 2 and any(STATES & set(layout.names) for layout in dims)
 
 
 def linear(path: str, rows: str, columns: str) -> Tensors:
@@ -67,16 +78,18 @@ class BlockSpec:
 
     Attributes:
         kind: what it is.
-        path: its module within the decoder layer.
+        path: its module within the decoder layer; empty where it is none, but ``steps`` of the layer itself.
+        steps: what it runs one after the other, within the layer, where it is no module.
         before: the norm of what goes into it; empty where it has none.
         after: the norm of what comes out of it; empty where it has none.
         gain: the attribute of the layer that what it adds is multiplied by; empty where it has none.
-        tensors: its tensors that depend on its size, some of which a model may lack (biases). A matrix that is not the
-            output's is an input projection.
+        tensors: its tensors that depend on its size, some of which a model may lack (biases). A matrix from the hidden
+            states that is not the output's is an input projection.
         output: its output projection, within its module; the columns lie unit by unit. Empty where it has no single
             one, as experts have not: such a block is cut and never refitted.
         routed: its module of experts, within its module, that is called with (tokens [tokens, hidden_size], the experts
-            of each [tokens, some], their weights, alike); empty where it has none.
+            of each [tokens, some], their weights, alike); empty where it has none. The last stack of matrices in
+            ``tensors`` is the outputs'.
         attributes: attributes of its module that depend on its size, and what they are; those that its forward reads
             off the module's configuration begin with ``config.``.
         arguments: whether it is called with all that the layer is called with (masks, rotary embeddings, the cache), as
@@ -89,6 +102,7 @@ class BlockSpec:
             rather than what that block leaves.
         recurrent: whether it goes through a text piece by piece, with a state that each hands on to the next.
         added_to: whether the layer adds in place to what its module returns, which then has to be of full shape.
+        paired: whether its module, called with hidden states alone, returns them with something that nobody reads.
     """
 
     kind: str
@@ -106,6 +120,8 @@ class BlockSpec:
     resized: bool = False
     parallel: bool = False
     added_to: bool = False
+    paired: bool = False
+    steps: tuple[str, ...] = ()
     routed: str = ""
     recurrent: bool = False
 
@@ -113,6 +129,21 @@ class BlockSpec:
     def norms(self) -> tuple[str, ...]:
         """The norms before and after it."""
         return tuple(filter(None, (self.before, self.after)))
+
+    def within(self, name: str) -> str:
+        """Return the path in the layer of what is in it."""
+        return f"{self.path}.{name}" if self.path else name
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """The modules of the layer that are its own: itself, or those of its steps that have weights, in order."""
+        owners = dict.fromkeys(tensor.path.rpartition(".")[0] for tensor in self.tensors)
+        return tuple(owners) if self.steps else (self.path,)
+
+    @property
+    def gives(self) -> str:
+        """The module of the layer that returns what it gives."""
+        return self.within(self.output) if self.steps else self.path
 
     @property
     def own_attributes(self) -> tuple[tuple[str, Layout], ...]:
@@ -128,7 +159,18 @@ class BlockSpec:
     def inputs(self) -> Tensors:
         """The weights of the input projections."""
         if self.routed:
-            return tuple(each for each in self.tensors if len(each.dims) == 3 and each.dims[2] == Layout("hidden"))
+            return tuple(each for each in self.tensors if len(each.dims) == 3)[:-1]
+        return tuple(tensor for tensor in self._matrices if any("hidden" in layout.names for layout in tensor.dims))
+
+    @property
+    def feeding(self) -> Tensors:
+        """The weights whose rows give the units of its axes: the input projections, where nothing lies between."""
+        if self.routed:
+            return self.inputs
+        return tuple(tensor for tensor in self._matrices if any(layout.axes for layout in tensor.dims))
+
+    @property
+    def _matrices(self) -> Tensors:
         own = f"{self.output}.weight"
         return tuple(tensor for tensor in self.tensors if tensor.multiplies and tensor.path != own)
 

@@ -61,18 +61,22 @@ class _Block:
     def __init__(self, layer: nn.Module, spec: Family, place: Place, constants: dict[str, int]) -> None:
         block = spec.block(place.kind)
         counts = {**constants, **counts_of(block.kind, place.dense)}
-        there = dict(layer.get_submodule(block.path).named_parameters())
+        modules = {path: layer.get_submodule(path) for path in (*block.modules, *spec.leaving(block))}
+        there = {
+            f"{path}.{name}".removeprefix(block.within("")): tensor
+            for path in block.modules
+            for name, tensor in modules[path].named_parameters()
+        }
         tensors = [tensor for tensor in block.tensors if tensor.path in there]
         for tensor in tensors:
             self._check(tensor, tuple(there[tensor.path].shape), counts, block, spec.model_type)
-        modules = [(path, layer.get_submodule(path)) for path in (block.path, *spec.leaving(block))]
         self.shapes = tuple(
-            (f"{path}.{name}", tuple(tensor.shape)) for path, module in modules for name, tensor in
+            (f"{path}.{name}", tuple(tensor.shape)) for path, module in modules.items() for name, tensor in
             module.named_parameters()
         )  # fmt: skip
         whole = sum(prod(shape) for _, shape in self.shapes)
         fixed = whole - sum(prod(tensor.shape(counts)) for tensor in tensors)
-        layouts = tuple(tensor.dims for tensor in tensors)
+        layouts = tuple(tensor.weighed for tensor in tensors)
         listed = {tensor.path for tensor in tensors}
         others = sum(tensor.numel() for name, tensor in there.items() if name not in listed and tensor.ndim >= 2)
         gains = sum(1 for path in spec.leaving(block) for _ in layer.get_submodule(path).parameters())
@@ -85,7 +89,7 @@ class _Block:
         if shape != tensor.shape(counts):
             layout = " x ".join(layout.text for layout in tensor.dims)
             raise UnsupportedModelError(
-                f"{block.path}.{tensor.path} is {shape}; the row of {model_type!r} in multipruner/core/families/ "
+                f"{block.within(tensor.path)} is {shape}; the row of {model_type!r} in multipruner/core/families/ "
                 f"says {layout}, which is {tensor.shape(counts)}"
             )
 

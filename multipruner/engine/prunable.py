@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from functools import partial
+from functools import partial, reduce
 from typing import Any, NamedTuple
 
 import torch
@@ -79,7 +79,7 @@ class Prunable:
         Raises:
             UnsupportedModelError: when its family has no row, or its weights have other shapes than the row says."""
         spec, anatomy = spec_for(model.config), anatomy_of(model.config)
-        stored = weight_of(model.get_submodule(spec.head)).dtype if stored is None else stored
+        stored = stored or weight_of(model.get_submodule(spec.head)).dtype
         return cls(model, spec, anatomy, costs_of(model, spec, anatomy, stored), stored)
 
     @classmethod
@@ -129,7 +129,7 @@ class Prunable:
         return self.layers[self.anatomy[block].layer]
 
     def module(self, block: int) -> nn.Module:
-        """Return a block's module, dense."""
+        """Return a block's module, dense: its layer, where it is none itself."""
         return self.layer_of(block).get_submodule(self.block_spec(block).path)
 
     def dense_output(self, block: int) -> nn.Module:
@@ -151,8 +151,7 @@ class Prunable:
 
     def state_bytes(self, length: int) -> int:
         """Return memory for the hidden states at the input of every block, and after the last, of one sequence."""
-        states = len(self.anatomy) + 1
-        return states * length * self.head_weight.shape[1] * self.head_weight.element_size()
+        return (len(self.anatomy) + 1) * length * self.head_weight.shape[1] * self.head_weight.element_size()
 
     def inputs(self, ids: Tensor) -> Inputs:
         """Embed token ids [sequences, length] and record how the stock decoder calls its layers."""
@@ -171,10 +170,13 @@ class Prunable:
     def _run(self, module: nn.Module, state: State, inputs: Inputs, block: int) -> Tensor:
         spec, place = self.block_spec(block), self.anatomy[block]
         normed = self.read_by(state, block)
-        if not spec.arguments:
-            return module(normed)
-        with grouped_attention(module, self.model):
-            output = module(hidden_states=normed, **inputs.arguments[place.layer])
+        if spec.steps:
+            output = reduce(lambda x, step: getattr(module, step)(x), spec.steps, normed)
+        elif not spec.arguments:
+            output = module(normed)
+        else:
+            with grouped_attention(module, self.model):
+                output = module(hidden_states=normed, **inputs.arguments[place.layer])
         return output[0] if isinstance(output, tuple) else output
 
     def read_by(self, state: State, block: int) -> Tensor:
@@ -200,8 +202,8 @@ class Prunable:
 
     def normed(self, hidden: Tensor) -> Tensor:
         """Return final hidden states after the last norm, scaled as the logits are: what the head multiplies."""
-        normed = (self._final_norm or self.decoder.get_submodule(self.spec.final_norm))(hidden)
-        scale = self.spec.logit_scale(self.model.config)
+        norm, scale = self._final_norm, self.spec.logit_scale(self.model.config)
+        normed = (norm or self.decoder.get_submodule(self.spec.final_norm))(hidden)
         return normed if scale == 1.0 else normed * scale
 
     @property
@@ -210,11 +212,9 @@ class Prunable:
         return getattr(self.model.config, self.spec.head_cap) if self.spec.head_cap else None
 
     def _slimmed(self, block: int, size: Size) -> nn.Module:
-        spec, module, whole = self.block_spec(block), self.module(block), size == self.anatomy[block].dense
-        fixed = self._outputs.get(block)
-        if whole and fixed is None:
+        spec, module, key = self.block_spec(block), self.module(block), (block, size)
+        if size == self.anatomy[block].dense and self._outputs.get(block) is None:
             return module
-        key = (block, size)
         if key not in self._slim:
             if len(self._slim) >= 2 * len(self.anatomy):
                 self._slim.clear()  # views cost nothing, but slices of fused projections and parts of groups are copies
@@ -229,8 +229,8 @@ class Prunable:
         if fixed is not None and fixed.weight.shape == own.weight.shape:
             return with_output(slim, spec, fixed)
         if self._repair is not None and size != self.anatomy[block].dense:
-            whole = Projection.of(self.dense_output(block), spec.transposed)
-            return with_output(slim, spec, self._repair(block, size, whole))
+            dense = Projection.of(self.dense_output(block), spec.transposed)
+            return with_output(slim, spec, self._repair(block, size, dense))
         return slim
 
     @contextmanager
@@ -240,11 +240,15 @@ class Prunable:
             if self._final_norm is not None:
                 stack.enter_context(replaced(self.decoder, self.spec.final_norm, self._final_norm))
             for number, size in enumerate(structure):
+                spec = self.block_spec(number)
                 if size:
-                    path = f"{self.spec.layers}.{self.anatomy[number].layer}.{self.block_spec(number).path}"
-                    stack.enter_context(replaced(self.decoder, path, self._slimmed(number, size)))
+                    slim = self._slimmed(number, size)
+                    for path in spec.modules:
+                        own = slim.get_submodule(path) if spec.steps else slim
+                        stack.enter_context(replaced(self.layer_of(number), path, own))
                 else:
-                    stack.callback(self.module(number).register_forward_hook(silenced).remove)
+                    silent = self.layer_of(number).get_submodule(spec.gives).register_forward_hook(silenced)
+                    stack.callback(silent.remove)
             yield
 
     @contextmanager

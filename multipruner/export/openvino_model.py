@@ -43,7 +43,7 @@ def converted(model: Any) -> Any:
     slots = _slots(model)
     example = _example(model, slots)
     shapes = [openvino.PartialShape([-1, -1])] * len(INPUTS)
-    shapes += [openvino.PartialShape([-1, kv_heads, -1, width]) for kv_heads, width in slots.values() for _ in "kv"]
+    shapes += [openvino.PartialShape([-1, heads, -1, width]) for kept in slots.values() for heads, width in kept]
     with quieted("openvino"), torch.no_grad():  # what tracing warns of is compared afterwards
         try:
             traced = torch.jit.trace(_Step(model, tuple(slots)), example, check_trace=False, strict=False)
@@ -98,18 +98,23 @@ def _masks(config: Any, attention_mask: Tensor, length: int) -> Any:
 
 
 @torch.no_grad()
-def _slots(model: Any) -> dict[int, tuple[int, int]]:
-    """Return KV heads and their width by the slot of the cache, of the attentions that are left."""
+def _slots(model: Any) -> dict[int, list[tuple[int, int]]]:
+    """Return heads and their width by the slot of the cache, of the keys and of the values of the attentions that are
+    left; low-rank states stand in their place where these are made of them.
+    """
     past = model(input_ids=torch.zeros(1, 1, dtype=torch.long), use_cache=True).past_key_values
-    keys = {number: getattr(layer, "keys", None) for number, layer in enumerate(past.layers)}
-    return {number: (one.shape[1], one.shape[-1]) for number, one in keys.items() if one is not None}
+    filled = {number: layer for number, layer in enumerate(past.layers) if getattr(layer, "keys", None) is not None}
+    return {
+        number: [(each.shape[1], each.shape[-1]) for each in (layer.keys, layer.values)]
+        for number, layer in filled.items()
+    }
 
 
-def _example(model: Any, slots: dict[int, tuple[int, int]]) -> tuple[Tensor, ...]:
+def _example(model: Any, slots: dict[int, list[tuple[int, int]]]) -> tuple[Tensor, ...]:
     """Return two rows of four tokens after three."""
     ids = torch.arange(8).reshape(2, 4) % model.config.vocab_size
     positions = torch.arange(3, 7).expand(2, 4).contiguous()
-    past = [torch.zeros(2, kv_heads, 3, width) for kv_heads, width in slots.values() for _ in "kv"]
+    past = [torch.zeros(2, heads, 3, width) for kept in slots.values() for heads, width in kept]
     return (ids, torch.ones(2, 7, dtype=torch.long), positions, *past)
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from multipruner.core.axes import BLOCK_KINDS, Axis
+from multipruner.core.layout import Layout
 from multipruner.core.plan import BlockUnits, Units
 from multipruner.core.structure import Place, total
 from multipruner.engine.cutting import Projection
@@ -33,10 +34,10 @@ class BlockView:
     def input_norms(self, axis: str) -> Tensor:
         """Return L1 norms of the rows that feed every unit of an axis, float32 [units, rows of all matrices]."""
         module, found = self.prunable.module(self.number), []
-        for tensor in self.prunable.block_spec(self.number).inputs:
+        for tensor in self.prunable.block_spec(self.number).feeding:
             weight = module.get_parameter(tensor.path).detach()
             if len(tensor.dims) == 3:  # a stack: one matrix for every unit
-                found.append(weight.float().abs().sum(dim=2))
+                found.append(weight.float().abs().sum(dim=tensor.dims.index(Layout("hidden"))))
                 continue
             side = next(side for side, layout in enumerate(tensor.dims) if layout.axes)
             units = tensor.dims[side].units(axis, self.prunable.counts(self.number))

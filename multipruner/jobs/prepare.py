@@ -98,6 +98,9 @@ def prepare(
             say(warning)
         held = precision.held(model, layers)
         prunable.on_disk = held.on_disk
+        if further := getattr(model.config, prunable.spec.ahead or "-", 0):
+            say(f"layers that predict further tokens ({prunable.spec.ahead} = {further}) are left out of the result")
+        held = precision.held(model)
         rehearsal = nullcontext()
         if first:
             uniform = recipe.layout == "uniform"

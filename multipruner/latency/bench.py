@@ -251,7 +251,9 @@ class _Bench:
         if self._compiled:
             compile_blocks(model)
         first = [(place.layer, spec.block(place.kind)) for place in self._places]
-        marked = [(layer, block.path if block.parallel else block.before or block.path) for layer, block in first]
+        marked = [
+            (layer, block.modules[0] if block.parallel else block.before or block.modules[0]) for layer, block in first
+        ]
         norms = [model.get_submodule(f"{layers}.{layer}.{path}") for layer, path in marked]
         norms.append(model.get_submodule(f"{spec.decoder}.{spec.final_norm}"))
         with quiet_process():

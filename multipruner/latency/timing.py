@@ -170,8 +170,8 @@ def compile_blocks(model: PreTrainedModel) -> None:
     """
     spec = family_of(model.config) or spec_for(model.config)
     for layer in model.get_submodule(f"{spec.decoder}.{spec.layers}").children():
-        for block in spec.blocks:
-            module = layer.get_submodule(block.path)
+        for path in (path for block in spec.blocks for path in block.modules):
+            module = layer.get_submodule(path)
             if any(True for _ in module.parameters()):  # nothing to gain where a block was removed
                 module.compile()
 

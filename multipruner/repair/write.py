@@ -55,7 +55,7 @@ def _output_in(pruned: nn.Module, prunable: Prunable, plan: PruningPlan, block: 
     """Return the output projection of a block in a pruned model, whose layers are numbered anew."""
     spec, place = prunable.spec, plan.anatomy[block]
     new, own = plan.layers.index(place.layer), prunable.block_spec(block)
-    return pruned.get_submodule(f"{spec.decoder}.{spec.layers}.{new}.{own.path}.{own.output}")
+    return pruned.get_submodule(f"{spec.decoder}.{spec.layers}.{new}.{own.within(own.output)}")
 
 
 @torch.no_grad()

@@ -15,9 +15,10 @@ from multipruner.core.families import Family
 from multipruner.storage.memory import check_memory, free_memory, memory_shortage
 from multipruner.storage.tensor_headers import StoredTensor
 
-from .intake.accounting import HARMLESS, account, build_config, needed_bytes, read_config, reason_of
+from .intake.accounting import account, build_config, needed_bytes, read_config, reason_of
 from .intake.fetch import small_files, weights
 from .intake.finite import check_finite
+from .intake.spare import spare_names
 from .intake.tokenizer import check_rows, load_tokenizer
 from .resolve import ResolvedModel
 
@@ -164,8 +165,9 @@ def check_told(name: str, spec: Family, model: PreTrainedModel, told: Mapping[st
     Raises:
         UnsupportedModelError: naming weights that are missing, too many or of other shapes, or another class.
     """
+    spare = spare_names(model.config, spec)
     for key, what in (("missing_keys", "lacks weights"), ("unexpected_keys", "has tensors without a place")):
-        names = sorted(each for each in told.get(key) or () if not HARMLESS.search(str(each)))
+        names = sorted(each for each in told.get(key) or () if not spare.search(str(each)))
         if names:
             raise Unsupported(f"{name} {what}: {', '.join(names[:5])}")
     if told.get("mismatched_keys"):

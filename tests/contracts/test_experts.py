@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from multipruner.checkpoint.cut import apply_plan
@@ -39,6 +39,7 @@ from tests.support.inputs import short_run, write_model
 
 VARIANTS = [name for name, options in tiny.MORE.items() if "experts" in FAMILIES[options["family"]].kinds]
 variants = pytest.mark.parametrize("variant", VARIANTS)
+PUBLISHED_STACKED = ["gpt_oss"]
 OF_BOTH_KINDS = "qwen3_moe"
 _STOCK = """
 import sys
@@ -108,7 +109,7 @@ def test_both_layouts_on_disk_are_the_same_model(variant: str, tmp_path: Path) -
         plan = tiny.plan_for(again, _fewer(anatomy_of(again.config), 3, -1))
         folder = save(tmp_path / f"{layout}-cut", apply_plan(again, plan), None, plan=plan, report={}, card="")
         names[f"{layout}-cut"] = set(load_file(folder / "model.safetensors"))
-    assert names["published"] != names["stacked"]
+    assert (names["published"] == names["stacked"]) == (variant in PUBLISHED_STACKED)
     assert names["published-cut"] <= names["published"] and names["stacked-cut"] == names["stacked"]
 
 
@@ -196,7 +197,7 @@ def test_operations_count_the_experts_that_a_token_takes(variant: str) -> None:
     for name, weight in model.named_parameters():
         if ".experts." in name:
             met += 2 * weight[0].numel()
-        elif weight.dim() >= 2 and "embed_tokens" not in name and "correction_bias" not in name:
+        elif weight.dim() >= 2 and "embed_tokens" not in name and not name.endswith("bias"):
             met += weight.numel()
     assert costs.flops_per_token(prunable.dense) == 2 * met
     number = prunable.anatomy.of_kind("experts")[-1]
@@ -246,6 +247,21 @@ def test_a_run_prunes_experts_and_writes_them(tmp_path: Path, capsys: pytest.Cap
         assert load(output) is not None
     assert main([*short_run(folder, tmp_path / "x"), "--expert-step", "7"]) == 2
     assert "expert step 7 does not divide the 5 experts" in capsys.readouterr().err
+
+
+def test_layers_that_predict_further_tokens_are_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """They stand behind the others in a checkpoint, and stock models do not load them."""
+    folder = write_model(tmp_path / "dense", **{"layers": 3, **tiny.MORE["deepseek_v3"]})
+    tensors = load_file(folder / "model.safetensors")
+    tensors |= {name.replace("layers.2", "layers.3"): each + 1 for name, each in tensors.items() if "layers.2." in name}
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    record = json.loads((folder / "config.json").read_text())
+    assert main([*short_run(folder, tmp_path / "out"), "--repair", "none"]) == 0, capsys.readouterr().err
+    assert "num_nextn_predict_layers = 1" in capsys.readouterr().out
+    assert load(tmp_path / "out").config.num_nextn_predict_layers == 0
+    (folder / "config.json").write_text(json.dumps({**record, "num_nextn_predict_layers": 0}))
+    assert main([*short_run(folder, tmp_path / "more"), "--repair", "none"]) == 2
+    assert "tensors without a place: layer 3" in capsys.readouterr().err
 
 
 def test_a_latency_table_knows_every_kind_of_block() -> None:

@@ -31,8 +31,14 @@ def test_settings_without_a_row_are_named() -> None:
 
 
 def test_families_that_no_row_can_describe_say_why() -> None:
-    for model_type in ("gemma3n", "gemma4_text"):
-        with pytest.raises(UnsupportedModelError, match=rf"'{model_type}' cannot be pruned: .*num_kv_shared_layers"):
+    for model_type, reason in (
+        ("gemma3n", "num_kv_shared_layers"),
+        ("gemma4_text", "num_kv_shared_layers"),
+        ("bloom", "ALiBi"),
+        ("codegen", "four parts of one matrix"),
+        ("gpt_neo", "attention_types"),
+    ):
+        with pytest.raises(UnsupportedModelError, match=rf"'{model_type}' cannot be pruned: .*{reason}"):
             spec_for({"model_type": model_type})
 
 

@@ -42,7 +42,7 @@ def _folder(tmp_path: Path, **options: Any) -> Path:
     return tmp_path / "dense"
 
 
-RECIPE = Recipe(model="tiny", trust_remote_code=True, device="cpu")
+RECIPE = Recipe.build({"model": "tiny", "trust_remote_code": True, "device": "cpu"})
 
 
 def _both(folder: Path) -> tuple[PreTrainedModel, PreTrainedModel]:
@@ -148,14 +148,14 @@ def test_fingerprints_are_those_of_the_loaded_model(tmp_path: Path) -> None:
     assert sum(read) == sum(parameter.nbytes for parameter in loaded.parameters())
     assert has_fingerprint(deferred, fingerprint(loaded.float()), read.append)
     with torch.no_grad():
-        loaded.get_submodule("model.layers.1.mlp.up_proj").weight[3, 4] += 1
+        loaded.get_parameter("model.layers.1.mlp.up_proj.weight")[3, 4] += 1
     assert not has_fingerprint(deferred, fingerprint(loaded), read.append)
 
 
 def test_weights_that_are_no_numbers_are_named(tmp_path: Path) -> None:
     model = tiny.tiny_model(**EVERY["llama"])
     with torch.no_grad():
-        model.get_submodule("model.layers.0.mlp.up_proj").weight[0, 0] = torch.nan
+        model.get_parameter("model.layers.0.mlp.up_proj.weight")[0, 0] = torch.nan
     with pytest.raises(NumericsError, match=r"model\.layers\.0\.mlp\.up_proj\.weight holds NaN"):
         write_weights(tmp_path, model, "5GB", lambda done: None)
 

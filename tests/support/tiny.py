@@ -86,6 +86,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 """Keyword arguments of :func:`tiny_model` for the contract tests."""
 _EXPERTS = {"moe_intermediate_size": 24, "num_experts_per_tok": 2}
+_LATENT = {"kv_lora_rank": 20, "q_lora_rank": 28, "qk_rope_head_dim": 8, "qk_nope_head_dim": 12, "v_head_dim": 16,
+           "num_key_value_heads": 4, "without": ("head_dim",)}  # fmt: skip
+_SHARED = {**_LATENT, **_EXPERTS, "n_routed_experts": 5, "n_shared_experts": 1, "n_group": 1, "topk_group": 1}
 _PATTERN = ["sliding_attention", "full_attention", "sliding_attention"]
 _LINEAR = ["linear_attention", "full_attention", "linear_attention"]
 _DELTA = {"linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 6}
@@ -133,6 +136,9 @@ MORE: dict[str, dict[str, Any]] = {
         "rope_type": "yarn", "rope_theta": 50000.0, "factor": 16.0, "original_max_position_embeddings": 8,
         "llama_4_scaling_beta": 0.1}},
     "nanochat": {"family": "nanochat", "final_logit_softcapping": 2.0},
+    "opt": {"family": "opt", "tied": True, "ffn_dim": 40, "head_dim": None},
+    "biogpt": {"family": "biogpt", "tied": True, "head_dim": None},
+    "xglm": {"family": "xglm", "tied": True, "ffn_dim": 40, "head_dim": None},
     "persimmon": {"family": "persimmon", "head_dim": 12, "partial_rotary_factor": 0.5},
     "vaultgemma": {"family": "vaultgemma", "tied": True, "layer_types": _PATTERN, "sliding_window": 3},
     "phi": {"family": "phi"},
@@ -141,9 +147,17 @@ MORE: dict[str, dict[str, Any]] = {
     "stablelm": {"family": "stablelm", "head_dim": 12, "partial_rotary_factor": 0.5, "use_qkv_bias": True},
     "stablelm-parallel": {"family": "stablelm", "head_dim": 12, "partial_rotary_factor": 0.5,
                           "use_parallel_residual": True},
+    "deepseek_v2": {"family": "deepseek_v2", **_SHARED, "q_lora_rank": None, "first_k_dense_replace": 1},
+    "deepseek_v3": {"family": "deepseek_v3", **_SHARED, "first_k_dense_replace": 1},
+    "glm4_moe_lite": {"family": "glm4_moe_lite", **_SHARED},
+    "youtu": {"family": "youtu", **_LATENT},
+    "youtu-whole": {"family": "youtu", **_LATENT, "q_lora_rank": None},
     "ernie4_5_moe": {"family": "ernie4_5_moe", "moe_intermediate_size": 24, "moe_num_experts": 5, "moe_k": 2,
                      "moe_num_shared_experts": 1, "moe_layer_start_index": 1, "moe_layer_end_index": -1},
+    "dots1": {"family": "dots1", **_EXPERTS, "n_routed_experts": 5, "n_shared_experts": 1, "first_k_dense_replace": 1,
+              "sliding_window": 3, "max_window_layers": 1},
     "glm4_moe": {"family": "glm4_moe", **_EXPERTS, "n_routed_experts": 5, "first_k_dense_replace": 1},
+    "gpt_oss": {"family": "gpt_oss", "num_local_experts": 5, "num_experts_per_tok": 2, "sliding_window": 3},
     "granitemoe": {"family": "granitemoe", "num_local_experts": 5, "num_experts_per_tok": 2, "logits_scaling": 3.0,
                    "residual_multiplier": 0.4, "embedding_multiplier": 2.0},
     "minimax_m2": {"family": "minimax_m2", "num_local_experts": 5, "num_experts_per_tok": 2},
@@ -283,7 +297,7 @@ def masked_model(model: PreTrainedModel, plan: PruningPlan) -> PreTrainedModel:
         if block.routed:
             _mask_experts(layer.get_submodule(block.path), block, plan.blocks[number].axes)
             continue
-        output = Projection.of(layer.get_submodule(f"{block.path}.{block.output}"), block.transposed)
+        output = Projection.of(layer.get_submodule(block.within(block.output)), block.transposed)
         width = output.weight.shape[1] // prod(place.dense)
         columns = list(_columns(plan, number, width))
         gone = torch.ones(output.weight.shape[1], dtype=torch.bool)

@@ -19,8 +19,9 @@ from .dense import DENSE
 from .experts import EXPERTS
 from .family import Family
 from .hybrids import HYBRIDS
+from .latent import LATENT
 
-FAMILIES: dict[str, Family] = {row.model_type: row for row in (*DENSE, *EXPERTS, *HYBRIDS)}
+FAMILIES: dict[str, Family] = {row.model_type: row for row in (*DENSE, *EXPERTS, *LATENT, *HYBRIDS)}
 """The families that can be pruned, by ``config.model_type``."""
 REFUSED: dict[str, str] = {**dense.REFUSED, **hybrids.REFUSED}
 """Model types that no row can describe, and why."""

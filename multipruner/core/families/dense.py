@@ -8,7 +8,7 @@ from multipruner.core.blocks import BlockSpec, TensorSpec, conv1d
 from multipruner.core.layout import Layout
 
 from .family import GROUPED_HEADS, Family
-from .parts import GROUPS, HEADS, INTERLEAVED, STACKED, TOGETHER, attention, mlp
+from .parts import GROUPS, HEADS, INTERLEAVED, SINKS, STACKED, TOGETHER, attention, mlp
 
 _GROUPS_UNSAID = {key: text for key, text in GROUPED_HEADS.items() if key != "num_key_value_heads"}
 _HEADS_TOGETHER = {**GROUPED_HEADS, "num_attention_heads": "heads", "num_key_value_heads": "groups"}
@@ -26,7 +26,6 @@ _NORM_BY_HEAD = tuple(
     TensorSpec(f"{name}.weight", (Layout(heads), Layout("head_dim")))
     for name, heads in (("q_norm", "kv_groups * queries"), ("k_norm", "kv_groups"))
 )
-_SINKS = (TensorSpec("sinks", (Layout("kv_groups * queries"),)),)
 _PHI_MLP = mlp("fc1", output="fc2", **_BESIDE)
 _STABLELM = attention(resized=True, attributes=(
     ("num_heads", Layout("kv_groups * queries")), ("num_key_value_heads", Layout("kv_groups")),
@@ -49,6 +48,12 @@ _FALCON_GROUPED = {**_FALCON_HEADS, "num_attention_heads": "kv_groups * queries"
 _FALCON = {"alibi": (False,), "parallel_attn": (True,)}
 _RESIDUAL: dict[str, Any] = {"gain": "residual_multiplier"}
 _AROUND_ONE: dict[str, Any] = {"norm_offset": 1.0, "embeddings_scaled": True}
+_BART = (
+    attention(HEADS, GROUPS, output="out_proj", before="self_attn_layer_norm", resized=True,
+              attributes=(("num_heads", Layout("kv_groups")), ("embed_dim", Layout(GROUPS)))),
+    mlp("fc1", output="fc2", before="final_layer_norm", steps=("fc1", "activation_fn", "fc2")),
+)  # fmt: skip
+_BART_SIZES = {"hidden_size": "hidden", "num_attention_heads": "kv_groups"}
 
 
 def _neox(*, parallel: bool) -> tuple[BlockSpec, BlockSpec]:
@@ -115,7 +120,7 @@ DENSE: tuple[Family, ...] = (
     Family("glm", "Glm", (attention(), mlp("gate_up_proj", rows="channels + channels"))),
     # multipliers
     Family("granite", "Granite", (attention(**_RESIDUAL), mlp(**_RESIDUAL)), head_scale="/ logits_scaling"),
-    Family("granite_swa", "GraniteSWA", (attention(more=_SINKS, **_RESIDUAL), mlp(**_RESIDUAL)),
+    Family("granite_swa", "GraniteSWA", (attention(more=SINKS, **_RESIDUAL), mlp(**_RESIDUAL)),
            head_scale="/ logits_scaling"),
     Family("hyperclovax", "HyperCLOVAX", (attention(after="post_norm1", **_RESIDUAL),
                                           mlp(after="post_norm2", **_RESIDUAL)), head_scale="* logits_scaling"),
@@ -166,6 +171,14 @@ DENSE: tuple[Family, ...] = (
             **_FALCON, "new_decoder_architecture": (True,), "num_ln_in_parallel_attn": (1,)}),
     ), **_FALCON_NAMES, config=_FALCON_HEADS, needs={
         **_FALCON, "new_decoder_architecture": (False,), "multi_query": (True,)}),
+    # an MLP that is no module, learned positions
+    Family("opt", "OPT", _BART, config={**_BART_SIZES, "ffn_dim": "channels"}, decoder="model.decoder", model="Decoder",
+           final_norm="final_layer_norm", needs={
+               "do_layer_norm_before": (True,), "_remove_final_layer_norm": (False,)}),
+    Family("biogpt", "BioGpt", _BART, config={**_BART_SIZES, "intermediate_size": "channels"}, decoder="biogpt",
+           final_norm="layer_norm", head="output_projection"),
+    Family("xglm", "XGLM", _BART, config={"d_model": "hidden", "attention_heads": "kv_groups", "ffn_dim": "channels"},
+           depth="num_layers", final_norm="layer_norm", needs={"add_cross_attention": (False,)}),
     # transposed matrices, learned positions
     Family("gpt2", "GPT2", (
         attention(path="attn", before="ln_1", inputs=("c_attn",), fused=STACKED, output="c_proj", matrix=conv1d,
@@ -188,5 +201,14 @@ _PER_LAYER = (
     "their layers read the keys and values of earlier layers (num_kv_shared_layers) and an input of their own each "
     "(hidden_size_per_layer_input), so that no block can leave without others"
 )
-REFUSED: dict[str, str] = dict.fromkeys(("gemma3n", "gemma3n_text", "gemma4", "gemma4_text"), _PER_LAYER)
+_SLOPES = (
+    "their heads read positions by slopes that the code works out from how many heads there are (ALiBi), so that those "
+    "that stay would get other slopes"
+)
+REFUSED: dict[str, str] = {
+    **dict.fromkeys(("gemma3n", "gemma3n_text", "gemma4", "gemma4_text"), _PER_LAYER),
+    **dict.fromkeys(("bloom", "mpt"), _SLOPES),
+    "codegen": "their heads lie in four parts of one matrix, whatever their number is",
+    "gpt_neo": "which of their layers attend locally is written in repeats (attention_types), not by the layer",
+}  # fmt: skip
 """Model types that no row can describe, and why."""

@@ -14,7 +14,7 @@ from multipruner.core.blocks import BlockSpec, TensorSpec
 from multipruner.core.layout import Layout
 
 from .family import GROUPED_HEADS, Family
-from .parts import TOGETHER, attention, mlp
+from .parts import SINKS, TOGETHER, attention, mlp
 from .patterns import Pattern
 
 _ACTIVE = {"num_experts_per_tok": "active"}
@@ -26,7 +26,15 @@ _BESIDE_MLP = {"intermediate_size": "channels", "moe_intermediate_size": "expert
 _RESIDUAL: dict[str, Any] = {"gain": "residual_multiplier"}
 
 
-def experts(path: str = "mlp", router: str = "gate", *, bias: str = "", rows: str = "", **rest: Any) -> BlockSpec:
+def experts(
+    path: str = "mlp",
+    router: str = "gate",
+    *,
+    bias: str = "",
+    rows: str = "",
+    biases: bool = False,
+    **rest: Any,
+) -> BlockSpec:
     """Return experts and the router before them, and a norm before that.
 
     Args:
@@ -34,18 +42,22 @@ def experts(path: str = "mlp", router: str = "gate", *, bias: str = "", rows: st
         router: the module whose weight has a row for every expert.
         bias: what is added to the router's scores when it chooses, within the block; empty where nothing is.
         rows: the layout of the dimension that this has before that of the experts; empty where it has none.
+        biases: whether the router and the experts have biases, and the stacks' matrices lie transposed.
         **rest: see :class:`~multipruner.core.blocks.BlockSpec`.
     """
     count, width = Layout("experts"), "expert_width"
     added = (Layout(rows), count) if rows else (count,)
+    hidden, both, one = Layout("hidden"), Layout(f"{width} + {width}"), Layout(width)
+    stacks = (("experts.gate_up_proj", both, hidden), ("experts.down_proj", hidden, one))
     return BlockSpec(
         kind="experts",
         path=path,
         tensors=(
-            TensorSpec(f"{router}.weight", (count, Layout("hidden"))),
-            TensorSpec("experts.gate_up_proj", (count, Layout(f"{width} + {width}"), Layout("hidden"))),
-            TensorSpec("experts.down_proj", (count, Layout("hidden"), Layout(width))),
+            TensorSpec(f"{router}.weight", (count, hidden)),
+            *(TensorSpec(name, (count, *((to, by)[:: -1 if biases else 1]))) for name, to, by in stacks),
             *((TensorSpec(bias, added),) if bias else ()),
+            *((TensorSpec(f"{router}.bias", (count,)),) if biases else ()),
+            *(TensorSpec(f"{name}_bias", (count, to)) for name, to, _ in stacks if biases),
         ),
         output="",
         routed="experts",
@@ -69,21 +81,34 @@ def _between(experts: Sequence[bool]) -> dict[str, Any]:
     return {"moe_layer_start_index": layers[0], "moe_layer_end_index": layers[-1]}
 
 
-_KINDS = ("experts", "mlp")
-LISTED = Pattern(("mlp_only_layers", "decoder_sparse_step"), _KINDS, _sparse, _dense_ones)
-_AFTER_FIRST = Pattern(
+KINDS = ("experts", "mlp")
+LISTED = Pattern(("mlp_only_layers", "decoder_sparse_step"), KINDS, _sparse, _dense_ones)
+AFTER_FIRST = Pattern(
     ("first_k_dense_replace",),
-    _KINDS,
+    KINDS,
     lambda values, layer: layer >= (values["first_k_dense_replace"] or 0),
     lambda experts: {"first_k_dense_replace": list(experts).index(True) if any(experts) else len(experts)},
 )
 _BETWEEN = Pattern(
     ("moe_layer_start_index", "moe_layer_end_index"),
-    _KINDS,
+    KINDS,
     lambda values, layer: values["moe_layer_start_index"] <= layer <= values["moe_layer_end_index"],
     _between,
 )
 _EITHER = (attention(), mlp(), experts())
+CORRECTED = experts(bias="gate.e_score_correction_bias")
+SHARED = {**_BESIDE_MLP, "n_routed_experts": "experts", **_ACTIVE, "n_group": "1"}
+"""Experts that are chosen by groups would have to leave every group alike."""
+
+
+AHEAD = "num_nextn_predict_layers"
+
+
+def _shared(model_type: str, prefix: str) -> Family:
+    """Return a family of experts beside shared ones, after layers with an MLP."""
+    blocks = (attention(), mlp(), CORRECTED)
+    return Family(model_type, prefix, blocks, config={**_HEADS, **SHARED}, pattern=AFTER_FIRST, ahead=AHEAD)
+
 
 EXPERTS: tuple[Family, ...] = (
     Family("mixtral", "Mixtral", (attention(), experts()), config={**_HEADS, **_LOCAL}),
@@ -114,20 +139,20 @@ EXPERTS: tuple[Family, ...] = (
         config={**_HEADS, **_LOCAL},
         head_scale="/ logits_scaling",
     ),
-    Family(
-        "glm4_moe",
-        "Glm4Moe",
-        (attention(), mlp(), experts(bias="gate.e_score_correction_bias")),
-        # experts that are chosen by groups would have to leave every group alike
-        config={**_HEADS, **_BESIDE_MLP, "n_routed_experts": "experts", **_ACTIVE, "n_group": "1"},
-        pattern=_AFTER_FIRST,
-    ),
+    _shared("glm4_moe", "Glm4Moe"),
+    _shared("dots1", "Dots1"),
     Family(
         "ernie4_5_moe",
         "Ernie4_5_Moe",
         (attention(), mlp(), experts(bias="gate.moe_statics.e_score_correction_bias", rows="1")),
         config={**_HEADS, **_BESIDE_MLP, "moe_num_experts": "experts", "moe_k": "active", "moe_layer_interval": "1"},
         pattern=_BETWEEN,
+    ),
+    Family(
+        "gpt_oss",
+        "GptOss",
+        (attention(more=SINKS), experts(router="router", biases=True, paired=True)),
+        config={**_HEADS, **_LOCAL},
     ),
     Family(
         "minimax_m2",

@@ -35,6 +35,7 @@ class Family:
         prefix: the stock classes are ``{prefix}Config``, ``{prefix}Model``, ``{prefix}ForCausalLM`` ...
         infix: what stands between the prefix and ``Config`` and ``Model``.
         causal_lm, layer: how the names of the causal language model and of the decoder layer end.
+        model: how the name of the class that holds the decoder layers ends.
         blocks: the residual blocks of a layer, in the order in which they run; Llama's where nothing is said.
         config: keys of the configuration that say sizes -> what they are the size of.
         unsaid: a size -> its layout where its key says nothing.
@@ -54,6 +55,8 @@ class Family:
         remote_code: whether the family's code travels with the checkpoint (``trust_remote_code``).
         layer_output: what a decoder layer returns: the hidden states as a ``"tensor"``, or in a ``"tuple"`` that holds
             nothing else, or in a ``"pair"`` with its attention.
+        ahead: the key that says how many more layers, which predict further tokens, checkpoints hold behind the others;
+            stock models have none of them. Empty where there are none.
         pattern: which of its layers have which of two kinds of blocks; nothing where all have all of them.
         mixing: likewise, which layers mix tokens by attention and which otherwise.
         wording: how a configuration says sizes in words of its own; nothing where every key means what it says.
@@ -76,12 +79,14 @@ class Family:
     infix: str = ""
     causal_lm: str = "ForCausalLM"
     layer: str = "DecoderLayer"
+    model: str = "Model"
     unsaid: Mapping[str, str] = field(default_factory=dict, hash=False)
     needs: Mapping[str, tuple[Any, ...]] = field(default_factory=dict, hash=False)
     others: tuple[Family, ...] = ()
     layer_arguments: str = "config, number"
     remote_code: bool = False
     layer_output: str = "tensor"
+    ahead: str = ""
     pattern: Pattern | None = None
     mixing: Pattern | Listed | None = None
     wording: Wording | None = None

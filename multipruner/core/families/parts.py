@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from multipruner.core.blocks import BlockSpec, Tensors, linear
+from multipruner.core.blocks import BlockSpec, Tensors, TensorSpec, linear
 from multipruner.core.layout import Layout
 
 HEADS, GROUPS = "kv_groups * queries * head_dim", "kv_groups * head_dim"
@@ -13,6 +13,8 @@ TOGETHER = ("kv_groups * heads * head_dim", "kv_groups * groups * head_dim")
 """Queries and keys of attention whose heads are one unit."""
 INTERLEAVED, STACKED = "kv_groups * 3 * head_dim", f"{GROUPS} + {GROUPS} + {GROUPS}"
 """One matrix of queries, keys and values of as many heads each: head by head, or one after the other."""
+SINKS: Tensors = (TensorSpec("sinks", (Layout("kv_groups * queries"),)),)
+"""A logit of every query head that no key gives."""
 Attributes = tuple[tuple[str, Layout], ...]
 _GROUPED: Attributes = (("num_key_value_groups", Layout("queries")),)
 
@@ -79,7 +81,7 @@ def mlp(
                  *matrix(output, "hidden", "channels")),
         output=output,
         **{
-            "path": "mlp",
+            "path": "" if rest.get("steps") else "mlp",
             "before": "post_attention_layernorm",
             "attributes": (("intermediate_size", Layout("channels")),),
             **rest,

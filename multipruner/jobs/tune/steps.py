@@ -85,7 +85,7 @@ def attach(model: PreTrainedModel, settings: TuneSettings, model_type: str | Non
 def _with_projections(model: PreTrainedModel, model_type: str) -> PreTrainedModel:
     """Have norms and output projections learn, in float32 whatever the others are in."""
     family = row_for(FAMILIES[model_type], vars(model.config))
-    ends = [f".{part}" for block in family.blocks for part in (*block.norms, f"{block.path}.{block.output}")]
+    ends = [f".{part}" for block in family.blocks for part in (*block.norms, block.within(block.output))]
     norms = {f"{family.decoder}.{family.final_norm}"}
     model.requires_grad_(False)
     for name, module in model.named_modules():

@@ -19,15 +19,12 @@ from multipruner.core.plan import PLAN_FORMAT
 from multipruner.storage.tensor_headers import StoredTensor, check_tied, json_object, stored_tensors
 
 from .recognise import check_wrapper, quantised, quantised_beside
+from .spare import spare_names
 from .unknown import modules_met
 
 PLAN_FILE = "plan.json"
 WIDE = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 """Types that weights may have, as safetensors names them, and their bytes."""
-HARMLESS = re.compile(
-    r"(^|\.)rotary_emb\.(inv_freq|cos_cached|sin_cached)$|\.(self_attn|self_attention|attention|attn)\.(masked_bias|bias)$"
-)
-"""Tensors that older versions of transformers stored and that follow from the configuration."""
 RUN_TIME: dict[str, Any] = {"return_dict": True, "output_attentions": False, "output_hidden_states": False}
 """What a configuration may remember of how it was run, and what it is run with here."""
 _POSITIONS = ("max_position_embeddings", "sliding_window")
@@ -103,7 +100,8 @@ def account(folder: Path, name: str, config: Any, spec: Family) -> dict[str, Sto
         ConfigError: when no model can be built from the configuration.
     """
     stored = stored_tensors(folder)
-    found = {key: tensor for key, tensor in stored.items() if not HARMLESS.search(key)}
+    spare = spare_names(config, spec)
+    found = {key: tensor for key, tensor in stored.items() if not spare.search(key)}
     packed = [key for key, tensor in found.items() if tensor.dtype not in WIDE]
     packed += [key for key in found if _SCALES.search(key)]
     if packed:

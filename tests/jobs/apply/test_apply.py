@@ -192,7 +192,8 @@ def test_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
         shape: dict[str, Any] = {**tiny.SIZES, "hidden_size": 1024, "intermediate_size": 6144, "head_dim": 64,
                                  "num_attention_heads": 16, "num_key_value_heads": 4}  # fmt: skip
         config = LlamaConfig(**shape, num_hidden_layers=layers, tie_word_embeddings=True, dtype="bfloat16")
-        model = LlamaForCausalLM(config).to(torch.bfloat16)
+        model: Any = LlamaForCausalLM(config)
+        model = model.to(torch.bfloat16)
         folder = tmp_path / f"dense-{layers}"
         model.save_pretrained(folder, max_shard_size="200MB")
         tiny.tiny_tokenizer().save_pretrained(folder)

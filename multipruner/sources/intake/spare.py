@@ -1,0 +1,25 @@
+"""Tensors that checkpoints hold and stock models have no place for, without harm."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from multipruner.core.families import Family
+
+HARMLESS = re.compile(
+    r"(^|\.)rotary_emb\.(inv_freq|cos_cached|sin_cached)$|\.(self_attn|self_attention|attention|attn)\.(masked_bias|bias)$"
+)
+"""Tensors that older versions of transformers stored and that follow from the configuration."""
+_MOST_AHEAD = 64
+"""More layers behind the others than any model has."""
+
+
+def spare_names(config: Any, spec: Family) -> re.Pattern[str]:
+    """Return what tensors are called that a checkpoint may hold and the stock model has no place for: harmless ones,
+    and layers behind the others that predict further tokens.
+    """
+    more = min(int(getattr(config, spec.ahead, 0) or 0), _MOST_AHEAD) if spec.ahead else 0
+    first = getattr(config, spec.depth)
+    layers = "".join(rf"|^({spec.decoder}\.)?{spec.layers}\.{first + number}\." for number in range(more))
+    return re.compile(f"{HARMLESS.pattern}{layers}")
