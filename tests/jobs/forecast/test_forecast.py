@@ -108,7 +108,7 @@ def test_token_layers_of_the_other_stages_are_those_that_are_counted(
         text = CalibrationText(base.calibration, tokenizer, model)
         text.part("calibration")
         ids = text.part("moments").ids
-        prepare._check_loss(base, model, tokenizer, text.part("calibration"))
+        prepare._check_loss(base, Prunable.of(model), tokenizer, text.part("calibration"))
     head = 16 * len(model.model.layers)  # whether the head stands alone is asked with a few tokens, twice
     assert expected["text"] == pytest.approx(found["token_layers"], abs=3 * head)
     with counted() as found:
