@@ -21,13 +21,13 @@ from multipruner.core.errors import NumericsError
 from multipruner.core.plan import Ranking
 from multipruner.engine.fingerprint import fingerprint
 from multipruner.engine.moments import Statistics, seldom_routed
-from multipruner.engine.precision import TYPES, Precision, product_rates
+from multipruner.engine.precision import TYPES, Precision, name_of, product_rates
 from multipruner.engine.processes import Team
 from multipruner.engine.prunable import Prunable
 from multipruner.eval import check_settings, evaluate, perplexity
 from multipruner.repair.scoring import unrepaired
 from multipruner.sources.calibration import CalibrationSet, CalibrationText, held_out_text
-from multipruner.sources.dense import device_of, load_dense
+from multipruner.sources.dense import device_of, load_dense, stored_otherwise
 from multipruner.sources.resolve import resolve
 
 from .forecast.run import Forecast, forecast, say_forecast
@@ -89,7 +89,8 @@ def prepare(
         mark, precision = fingerprint(model), Precision.of(model, recipe.compute_dtype, rates)
         say(precision.line())
         prunable = Prunable.of(model, precision.stored)
-        layers = layers_on_disk(recipe, prunable, precision.computed, walks=walks)
+        copied = stored_otherwise(source, name_of(precision.stored)) if walks else ()
+        layers = layers_on_disk(recipe, prunable, precision.computed, walks=walks, copied=copied)
         if layers:
             recipe = walking(recipe)
             say(said(prunable, precision.computed))

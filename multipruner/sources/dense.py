@@ -13,7 +13,7 @@ from multipruner.core.errors import ConfigError, UnknownModelError
 from multipruner.core.errors import UnsupportedModelError as Unsupported
 from multipruner.core.families import Family
 from multipruner.storage.memory import check_memory, free_memory, memory_shortage
-from multipruner.storage.tensor_headers import StoredTensor
+from multipruner.storage.tensor_headers import StoredTensor, stored_tensors
 
 from .intake.accounting import account, build_config, needed_bytes, read_config, reason_of
 from .intake.fetch import small_files, weights
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _TRIAL_TOKENS = 8
-_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+_TYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 """Of types: as safetensors write them, and as torch does."""
 
 
@@ -55,12 +55,24 @@ def load_dense(
     found = accounted(resolved, recipe)
     views = mapped and device.type == "cpu" and not any(block.routed for block in found.spec.blocks)
     wanted = str(found.config.dtype).removeprefix("torch.") if recipe.dtype == "auto" else recipe.dtype
-    copied = [tensor for tensor in found.stored.values() if not (views and _NAMES.get(tensor.dtype) == wanted)]
+    copied = [tensor for tensor in found.stored.values() if not (views and _TYPES.get(tensor.dtype) == wanted)]
     _check_room(found.name, needed_bytes(copied, recipe.dtype), device)
     model = _load(found, recipe.dtype, device)
     check_finite(model)
     _check_computes(found.name, model)
     return model.eval(), found.tokenizer
+
+
+def stored_otherwise(resolved: ResolvedModel, dtype: str) -> list[str]:
+    """Return the names of matrices whose type on disk is not the one that they were loaded in, so that they are copies
+    in memory and no views of their file.
+
+    Args:
+        resolved: what was loaded.
+        dtype: by torch's name.
+    """
+    stored = stored_tensors(small_files(resolved.path_or_id, resolved.revision))
+    return [key for key, one in stored.items() if len(one.shape) > 1 and _TYPES.get(one.dtype) != dtype]
 
 
 @dataclass(frozen=True, slots=True)

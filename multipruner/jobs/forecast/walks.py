@@ -32,7 +32,7 @@ def memory_for(recipe: Recipe) -> int:
 
 
 def layers_on_disk(
-    recipe: Recipe, prunable: Prunable, computed: torch.dtype, *, walks: bool = True
+    recipe: Recipe, prunable: Prunable, computed: torch.dtype, *, walks: bool = True, copied: Sequence[str] = ()
 ) -> Sequence[nn.Module]:
     """Return the decoder layers where they are to stay on disk; none where they are to be in memory.
 
@@ -41,6 +41,7 @@ def layers_on_disk(
         prunable: its model, whose weights are views of their files.
         computed: type that the weights would have in memory.
         walks: whether the job at hand can do with layers on disk.
+        copied: weights that are no such views.
 
     Raises:
         ConfigError: when it is asked for and cannot be; the reason is named.
@@ -51,7 +52,7 @@ def layers_on_disk(
     size, free = prunable.costs.parameters(prunable.dense) * computed.itemsize, memory_for(recipe)
     if not walks or recipe.offload == "none" or (recipe.offload == "auto" and size <= SHARE * free):
         return ()
-    reason = _hindrance(recipe, prunable)
+    reason = _hindrance(recipe, prunable, copied)
     if reason is None:
         return prunable.layers
     if recipe.offload == "disk":
@@ -61,14 +62,14 @@ def layers_on_disk(
     return ()
 
 
-def _hindrance(recipe: Recipe, prunable: Prunable) -> str | None:
+def _hindrance(recipe: Recipe, prunable: Prunable, copied: Sequence[str]) -> str | None:
     """Return why a run cannot go over a model layer by layer, and the way out; ``None`` where it can."""
     if (device := device_of(recipe.device)).type != "cpu":
         return f"layers come from disk to the CPU alone, not to {device}; give --device cpu, or --offload none"
     if any(not block.output for block in prunable.spec.blocks):
         return f"{prunable.spec.model_type} keeps experts in other tensors than its files; give --offload none"
-    if recipe.dtype != "auto":
-        return f"weights stay as they are stored, not in {recipe.dtype}; give no --dtype"
+    if copied:
+        return f"{copied[0]} is of another type in its file than it was loaded in; give no --dtype, or --offload none"
     if recipe.greedy:
         return f"--method {recipe.method} runs the model thousands of times; give --method program"
     if recipe.hidden_size is not None:

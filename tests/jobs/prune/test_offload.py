@@ -28,7 +28,7 @@ def _files(folder: Path) -> list[bytes]:
 @pytest.fixture(scope="module")
 def walked(dense: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("runs") / "walked"
-    assert main(arguments(dense, output, "--offload", "disk")) == 0
+    assert main(arguments(dense, output, "--offload", "disk", "--dtype", "float32")) == 0  # it is the files' own
     return output
 
 
