@@ -131,7 +131,7 @@ def _block(block: BlockSpec) -> str:
         code(tensor.path.removesuffix(".weight"))
         + next((f" ({layout.text})" for layout in tensor.dims if "+" in layout.text), "")
         for tensor in block.inputs
-    )
+    ) or code(block.path)
     if block.routed:
         return f"{code(block.tensors[0].path.removesuffix('.weight'))}, {code(block.routed)}"
     return f"{inputs} → {code(block.output)}"

@@ -46,6 +46,7 @@ def evaluate(
     progress: Callable[[str, int, int], None] = lambda what, done, total: None,
     kept: Kept | None = None,
     optional: Mapping[str, bool] | None = None,
+    together: int = 1,
 ) -> Evaluation:
     """Measure perplexity and lm-eval tasks of one model; evaluate dense and pruned alike and :func:`compare` the two.
 
@@ -59,6 +60,7 @@ def evaluate(
         progress: called with (``"perplexity"`` or ``"requests"``, done, in all); in all is 0 until it is known.
         kept: what the model scored before; each name of ``spec.tasks`` is then a question of its own.
         optional: further tasks, and whether with the chat template; what cannot be had is left out, and said.
+        together: sequences of a perplexity in one pass.
 
     Raises:
         ConfigError: for an unknown task or a wrong path.
@@ -72,7 +74,7 @@ def evaluate(
         if ids.ndim == 1 and spec.length > (context := context_length(model.config)):
             say(f"evaluation.length = {spec.length}: cut to {context:,} tokens, the context of the model")
         settings = {"length": spec.length, "max_tokens": spec.max_tokens}
-        run = partial(perplexity, model, ids, **settings, progress=partial(progress, "perplexity"))
+        run = partial(perplexity, model, ids, **settings, batch_size=together, progress=partial(progress, "perplexity"))
         found = (kept or Kept()).result("ppl", {**settings, "text": text_digest(ids)}, lambda: run().to_json())
         texts[name] = Perplexity.from_json(found)
     tasks: dict[str, TaskResult] = {}

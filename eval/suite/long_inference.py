@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from multipruner.core.families import cache_argument
 from multipruner.eval.results import MetricResult
 from multipruner.eval.suite.subject import Subject
 
@@ -45,8 +46,10 @@ def _cached(subject: Subject, ids: Tensor, steps: int) -> dict[str, MetricResult
     whole = model(input_ids=ids, use_cache=False, **_last(model, steps + 1)).logits[0, -steps - 1 : -1]
     whole = whole.float().log_softmax(-1)
     half = first // 2 + 1  # in two parts, so that a second prompt behind a first one is tried as well
-    cache = model(input_ids=ids[:, :half], use_cache=True, **_last(model, 1)).past_key_values
-    out = model(input_ids=ids[:, half : first + 1], past_key_values=cache, use_cache=True, **_last(model, 1))
+    name = cache_argument(model)
+    out = model(input_ids=ids[:, :half], use_cache=True, **_last(model, 1))
+    cache = getattr(out, name)
+    out = model(input_ids=ids[:, half : first + 1], use_cache=True, **{name: cache}, **_last(model, 1))
     same, apart = {}, {}
     for step in range(steps):
         logs, wanted = out.logits[0, -1].float().log_softmax(-1), ids[0, first + step + 1]
@@ -54,7 +57,7 @@ def _cached(subject: Subject, ids: Tensor, steps: int) -> dict[str, MetricResult
         apart[str(step)] = float((logs[wanted] - whole[step, wanted]).abs())
         subject.progress(step + 1, steps)
         if step + 1 < steps:
-            out = model(input_ids=wanted.view(1, 1), past_key_values=out.past_key_values, use_cache=True)
+            out = model(input_ids=wanted.view(1, 1), use_cache=True, **{name: getattr(out, name)})
     return {"same choice with cache": MetricResult.of(same), "cache apart": MetricResult.of(apart)}
 
 

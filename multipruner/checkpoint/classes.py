@@ -42,7 +42,7 @@ from .{module} import {model} as {prefix}Model
 _NAMES = """
 DECODER, LAYERS, DEPTH = {decoder!r}, {layers!r}, {depth!r}
 {note}BLOCKS = {blocks!r}
-CACHE_SLOT = {cache!r}
+CACHE_SLOTS = {cache!r}
 SETTINGS: dict[str, tuple[str, ...]] = {settings!r}
 ADDED_TO, PAIRED = {added_to!r}, {paired!r}
 HEADS, KV_HEADS = {heads!r}, {kv_heads!r}
@@ -113,7 +113,7 @@ def _family(spec: Family, dense: PreTrainedModel | None) -> str:
     heads, kv_heads = spec.heads_keys
     names = _NAMES.format(
         decoder=spec.decoder, layers=spec.layers, depth=spec.depth, blocks=blocks,
-        cache=next(block.cache for block in spec.blocks if block.cache), heads=heads, kv_heads=kv_heads,
+        cache={block.kind: block.cache for block in spec.blocks if block.cache}, heads=heads, kv_heads=kv_heads,
         added_to=any(block.added_to for block in spec.blocks), paired=any(block.paired for block in spec.blocks),
         settings={block.path: block.settings for block in spec.blocks if block.settings},
         note=_SWITCHED if any(block.routed for block in spec.blocks) else "",

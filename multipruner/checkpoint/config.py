@@ -40,11 +40,12 @@ def pruned_config(config: Any, plan: PruningPlan, dense: PreTrainedModel | None 
     anatomy, structure = whole.of_layers(layers), Structure(tuple(kept))
     record |= {key: [record[key][number] for number in layers] for key in _per_layer_lists(record, whole.layers)}
     record[spec.depth] = len(layers)
+    record |= spec.plain(record)
     record |= {spec.ahead: 0} if record.get(spec.ahead) else {}
     if plan.stream is not None:
         width, own = check_narrower(spec)  # heads are as wide as they were, which has to be said now
         record |= {width: hidden, own: whole.constants["head_dim"]}
-    if record.get("layer_types"):
+    if record.get("layer_types") and spec.mixing is None:  # else a type says what a layer is
         record["layer_types"] = _layer_types(record["layer_types"], _cached(structure, anatomy, spec))
     record |= _said(anatomy, spec)
     names = getattr(config, "attribute_map", {})  # a key may be another one's name
@@ -97,8 +98,8 @@ def _stock_config(
     if spec.remote_code or cut or not alike or not all(structure):
         return None
     width = spec.key("head_dim")
-    heads = {**record, **said}[spec.heads_keys[0]]
-    square = heads * constants["head_dim"] == hidden
+    heads = {**record, **said}.get(spec.heads_keys[0])
+    square = heads is None or heads * constants["head_dim"] == hidden
     if width is None and not square:
         return None
     record = {**record, **said}
@@ -122,14 +123,15 @@ def check_narrower(spec: Family) -> tuple[str, str]:
         UnsupportedModelError: when it cannot say one without the other.
     """
     width, own = spec.key("hidden"), spec.key("head_dim")
-    if width is None or own is None or spec.remote_code or any(block.resized for block in spec.blocks):
+    what = "mixers of tokens" if any(block.kind == "mixer" for block in spec.blocks) else ""
+    if not what and (width is None or own is None or spec.remote_code or any(block.resized for block in spec.blocks)):
         raise UnsupportedModelError(
             f"{spec.model_type}: the hidden size is the number of heads times their width in this family's code, so it "
             "stays as it is: give no --hidden-size"
         )
-    what = "blocks that run side by side" if any(block.parallel for block in spec.blocks) else ""
+    what = what or ("blocks that run side by side" if any(block.parallel for block in spec.blocks) else "")
     what = what or ("mixtures of experts" if any(block.routed for block in spec.blocks) else "")
-    if what:
+    if what or width is None or own is None:
         raise UnsupportedModelError(
             f"{spec.model_type}: a narrower residual stream is not repaired through {what}, so the hidden size stays "
             "as it is: give no --hidden-size"
@@ -175,9 +177,9 @@ def _described(anatomy: Anatomy) -> str:
     return f"{anatomy.layers} layers, the first with {sizes}"
 
 
-def _cached(structure: Structure, anatomy: Anatomy, spec: Family) -> list[bool]:
-    """Tell of every layer whether it has a block that is in the cache."""
-    kinds = {block.kind for block in spec.blocks if block.cache}
+def _cached(structure: Structure, anatomy: Anatomy, spec: Family, kind: str = "") -> list[bool]:
+    """Tell of every layer whether it has a block that is in the cache, of a kind or of any."""
+    kinds = {block.kind for block in spec.blocks if block.cache and kind in ("", block.kind)}
     has = {place.layer for place, size in zip(anatomy, structure, strict=True) if size and place.kind in kinds}
     return [layer in has for layer in range(anatomy.layers)]
 
@@ -187,7 +189,13 @@ def _cache_slots(structure: Structure, anatomy: Anatomy, spec: Family) -> dict[s
     back.
 
     transformers do so for layers that share a cache, which they say by the layer; up to 5.14 by their number.
+    Where layers mix tokens in several ways, every way has its own slots, which stay where such layers are.
     """
+    if spec.mixing is not None:
+        used = _own_slots(structure, anatomy, spec)
+        whole = _cached(anatomy.dense, anatomy, spec)
+        modes = ["reuse" if has and number not in used else "own" for number, has in enumerate(whole)]
+        return {"kv_sharing_modes": modes} if "reuse" in modes else {}
     slots, layers = sum(_cached(structure, anatomy, spec)), anatomy.layers
     if slots in (0, layers):
         return {}
@@ -195,6 +203,18 @@ def _cache_slots(structure: Structure, anatomy: Anatomy, spec: Family) -> dict[s
         "kv_sharing_modes": ["own" if number < slots else "reuse" for number in range(layers)],
         "num_kv_shared_layers": layers - slots,
     }
+
+
+def _own_slots(structure: Structure, anatomy: Anatomy, spec: Family) -> set[int]:
+    """Return the slots of a cache that the blocks of every kind fill: the first of those that their layers have.
+
+    Where one way is lost altogether its slots stay, empty: some code asks for the length of the first.
+    """
+    used: set[int] = set()
+    for kind in (block.kind for block in spec.blocks if block.cache):
+        slots = [number for number, has in enumerate(_cached(anatomy.dense, anatomy, spec, kind)) if has]
+        used.update(slots[: sum(_cached(structure, anatomy, spec, kind)) or len(slots)])
+    return used
 
 
 def _layer_types(types: list[str], has: list[bool]) -> list[str]:
@@ -216,12 +236,10 @@ def _numbers(structure: Structure, anatomy: Anatomy, layer: int, spec: Family) -
 
 def _said(anatomy: Anatomy, spec: Family) -> Mapping[str, Any]:
     """Return what the configuration says of which layers have which kind of block, where they differ."""
-    if spec.pattern is None:
-        return {}
-    first = spec.pattern.kinds[0]
-    return spec.pattern.said(
-        [any(anatomy[number].kind == first for number in anatomy.of_layer(layer)) for layer in range(anatomy.layers)]
-    )
+    kinds = [{anatomy[number].kind for number in anatomy.of_layer(layer)} for layer in range(anatomy.layers)]
+    said = (pattern.telling([next(kind for kind in each if kind in pattern.kinds) for each in kinds])
+            for pattern in spec.patterns)  # fmt: skip
+    return {key: value for each in said for key, value in each.items()}
 
 
 def _skipped(structure: Structure, anatomy: Anatomy, layer: int) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from multipruner.checkpoint.weights import pruned_weights
+from multipruner.checkpoint.weights import Own, pruned_weights
 from multipruner.core.errors import ConfigError, UnsupportedModelError
 from multipruner.core.families import constants_of, spec_for
 from multipruner.core.plan import PruningPlan
@@ -18,7 +18,9 @@ from .classes import family_of, model_class
 from .config import pruned_config
 
 
-def apply_plan(model: PreTrainedModel, plan: PruningPlan, narrower: PreTrainedModel | None = None) -> PreTrainedModel:
+def apply_plan(
+    model: PreTrainedModel, plan: PruningPlan, narrower: PreTrainedModel | None = None, own: Own = torch.clone
+) -> PreTrainedModel:
     """Cut a dense model in memory: a new model, same dtype and device; the same bits every time.
 
     Its class is the family's stock one where the layers that are left are all alike and have both blocks, the pruned
@@ -29,6 +31,7 @@ def apply_plan(model: PreTrainedModel, plan: PruningPlan, narrower: PreTrainedMo
         plan: what stays.
         narrower: what a plan of the same residual stream left of the dense model, all blocks whole: its weights are
             taken, as they have been repaired since.
+        own: makes every tensor of the new model, of what is cut out of the dense one's or as large as that.
 
     Raises:
         ConfigError: when the plan was made for another model.
@@ -36,15 +39,15 @@ def apply_plan(model: PreTrainedModel, plan: PruningPlan, narrower: PreTrainedMo
     """
     spec = spec_for(model.config)
     config = pruned_config(model.config, plan, model)
-    dense, own, constants = model.state_dict(), plan, constants_of(model.config)
+    dense, left, constants = model.state_dict(), plan, constants_of(model.config)
     if narrower is not None and plan.stream is not None:
-        dense, own = narrower.state_dict(), replace(plan, stream=None)
+        dense, left = narrower.state_dict(), replace(plan, stream=None)
         constants["hidden"] = len(plan.stream)
     if getattr(model.config, "quantization_config", None) or any(tensor.is_meta for tensor in dense.values()):
         raise UnsupportedModelError("quantised or offloaded weights cannot be cut; load the model in full precision")
-    weights = pruned_weights(dense, own, spec, constants)
+    weights = pruned_weights(dense, left, spec, constants, own)
     cls = model_class(spec, model) if family_of(config) else type(model)
-    pruned = _with_weights(cls, config, _own(weights, dense), model)
+    pruned = _with_weights(cls, config, _apart(weights, dense, own), model)
     pruned.generation_config = copy.deepcopy(model.generation_config)
     if cls is type(model) and any(block.routed for block in spec.blocks):
         _written_like(model, pruned)
@@ -60,10 +63,10 @@ def _written_like(model: PreTrainedModel, pruned: PreTrainedModel) -> None:
     vars(pruned).update({key: value for key, value in vars(model).items() if key == "_weight_conversions"})
 
 
-def _own(weights: dict[str, torch.Tensor], dense: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return copies of the tensors that still share memory with the dense model's."""
+def _apart(weights: dict[str, torch.Tensor], dense: dict[str, torch.Tensor], own: Own) -> dict[str, torch.Tensor]:
+    """Return tensors of their own in place of those that still share memory with the dense model's."""
     shared = {tensor.data_ptr() for tensor in dense.values()}
-    return {name: tensor.clone() if tensor.data_ptr() in shared else tensor for name, tensor in weights.items()}
+    return {name: own(tensor) if tensor.data_ptr() in shared else tensor for name, tensor in weights.items()}
 
 
 def _with_weights(

@@ -43,6 +43,7 @@ def save(
     source: Path | None = None,
     extra: Mapping[str, bytes] | None = None,
     check: Callable[[Path], None] | None = None,
+    weights: Callable[[Path], None] | None = None,
 ) -> Path:
     """Write a checkpoint folder: weights, configuration, tokenizer, plan, report and model card.
 
@@ -59,6 +60,7 @@ def save(
         extra: further files, contents by name.
         check: called with the folder before it takes its name; what raises an ``OutputError`` there is kept beside
             it, as ``FOLDER.differs``.
+        weights: writes the weights into the folder, where transformers shall not.
 
     Raises:
         OutputError: when the folder is taken, cannot be written, or the disk is full; nothing is left behind.
@@ -67,7 +69,9 @@ def save(
     check_target(target, replace)
     check_space(target, weight_bytes(model))
     with whole_folder(target, _keep_others) as partial:
-        write_model(partial, model, tokenizer, source)
+        write_model(partial, model, tokenizer, source, **({} if weights is None else {"state_dict": {}}))
+        if weights is not None:
+            weights(partial)
         if trajectory is not None:
             shutil.copyfile(trajectory, partial / trajectory.name)
         for name, content in (extra or {}).items():

@@ -24,7 +24,7 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaFor
 
 DECODER, LAYERS, DEPTH = "model", "layers", "num_hidden_layers"
 BLOCKS = {"attention": ("self_attn", ("input_layernorm",)), "mlp": ("mlp", ("post_attention_layernorm",))}
-CACHE_SLOT = "layer_idx"
+CACHE_SLOTS = {"attention": "layer_idx"}
 SETTINGS: dict[str, tuple[str, ...]] = {}
 ADDED_TO, PAIRED = False, False
 HEADS, KV_HEADS = "num_attention_heads", "num_key_value_heads"
@@ -59,9 +59,9 @@ class NoHeads(nn.Module):
 
 
 class NoMLP(nn.Module):
-    """Stands where an MLP, or experts, were removed and adds nothing to the residual stream."""
+    """Stands where an MLP, experts or a mixer of tokens were removed and adds nothing to the residual stream."""
 
-    def forward(self, hidden_states: Tensor) -> Any:
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         nothing = hidden_states.new_zeros(hidden_states.shape if ADDED_TO else 1)
         return (nothing, None) if PAIRED else nothing
 
@@ -110,7 +110,8 @@ class PrunedLlamaConfig(LlamaConfig):
 
     def to_dict(self) -> dict[str, Any]:
         output = super().to_dict()
-        output.setdefault("num_hidden_layers", output[DEPTH])  # where code is not to be run, no other word is known
+        depth = getattr(self, DEPTH)
+        output.setdefault("num_hidden_layers", depth)  # where code is not to be run, no other word is known
         rope = output.get("rope_parameters") or {}
         if "rope_theta" in rope:  # transformers 4 and most other readers look for it here
             output["rope_theta"] = rope["rope_theta"]
@@ -126,7 +127,8 @@ def without_layers(config: Any) -> Iterator[None]:
     try:
         yield
     finally:
-        del vars(config)[flag]
+        for name in (DEPTH, flag):
+            del vars(config)[name]
         vars(config).update(before)
 
 
@@ -148,7 +150,7 @@ def pruned_layer(config: Any, number: int) -> nn.Module:
 
 
 def assign_cache_slots(config: Any, layers: Sequence[Any]) -> None:
-    """Hand the cache's slots, in order and by layer type, to the attentions that are left.
+    """Hand the cache's slots, in order and by layer type, to the blocks that are left of a kind.
 
     Lengths and masks are read from the first slot of each type, which a layer without attention would leave empty.
     vLLM keeps a cache of its own, and looks up a layer's sizes by this number: there it stays.
@@ -156,11 +158,12 @@ def assign_cache_slots(config: Any, layers: Sequence[Any]) -> None:
     if getattr(config, "_attn_implementation", None) == "vllm":
         return
     types = getattr(config, "layer_types", None) or [None] * len(layers)
-    slots = {kind: iter([number for number, other in enumerate(types) if other == kind]) for kind in set(types)}
-    for layer, kind in zip(layers, types, strict=True):
-        attention = getattr(layer, BLOCKS["attention"][0])
-        if not isinstance(attention, NoHeads):
-            setattr(attention, CACHE_SLOT, next(slots[kind]))
+    for kind, name in CACHE_SLOTS.items():
+        slots = {type_: iter([number for number, other in enumerate(types) if other == type_]) for type_ in set(types)}
+        for layer, type_ in zip(layers, types, strict=True):
+            block = getattr(layer, BLOCKS[kind][0], None)  # a layer may mix tokens in another way, or in none
+            if block is not None and not isinstance(block, (NoHeads, NoMLP)):
+                setattr(block, name, next(slots[type_]))
 
 
 class PrunedLlamaModel(LlamaModel):
@@ -170,11 +173,12 @@ class PrunedLlamaModel(LlamaModel):
     def __init__(self, config: PrunedLlamaConfig) -> None:
         with without_layers(config):
             super().__init__(config)
-        if hasattr(self, "rotary_emb"):  # some read the number of heads, and the width off the dense model's
-            rotary: Any = self.rotary_emb
+        rotary: Any = getattr(self, "rotary_emb", None)
+        if rotary is not None:  # some read the number of heads, and the width off the dense model's
             rotary.config = config.per_layer_config[0]
             vars(rotary.config).update({key: vars(config)[key] for key in (HEADS, KV_HEADS) if key in vars(config)})
         layers: Any = getattr(self, LAYERS)
+        del layers[:]  # where another key says how many there are
         layers.extend(pruned_layer(config, number) for number in range(getattr(config, DEPTH)))
         assign_cache_slots(config, list(layers))
         self.post_init()

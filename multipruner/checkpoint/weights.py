@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -15,9 +15,12 @@ from multipruner.core.plan import PruningPlan
 from multipruner.core.structure import counts_of
 from multipruner.engine.cutting import Cut, cuts, take
 
+Own = Callable[[Tensor], Tensor]
+"""Makes a tensor with memory of its own, of the same numbers."""
+
 
 def pruned_weights(
-    weights: Mapping[str, Tensor], plan: PruningPlan, spec: Family, constants: Counts
+    weights: Mapping[str, Tensor], plan: PruningPlan, spec: Family, constants: Counts, own: Own = torch.clone
 ) -> dict[str, Tensor]:
     """Return the state dictionary that a plan leaves of the dense one: plan + dense weights => the same bits, always.
 
@@ -26,6 +29,7 @@ def pruned_weights(
         plan: what stays.
         spec: the family's row.
         constants: the numbers that the plan does not change, by their names in layouts.
+        own: makes a tensor of its own of what is cut out of another one.
 
     Where the residual stream becomes narrower, embeddings that the model multiplies by the square root of its width
     take over what that loses; a tied head gives it back through the last norm.
@@ -53,7 +57,7 @@ def pruned_weights(
         shape, cut = found.get((number, inner), (tuple(tensor.shape), {}))
         if tensor.shape != shape:
             raise ConfigError(f"{name} is {tuple(tensor.shape)}, the plan was made for a model where it is {shape}")
-        result[f"{match[1]}.{renumbered[number]}.{inner}"] = take(tensor, cut).clone() if cut else tensor
+        result[f"{match[1]}.{renumbered[number]}.{inner}"] = own(take(tensor, cut)) if cut else tensor
     return {**result, **_rescaled(result, weights, plan, spec)}
 
 

@@ -9,6 +9,7 @@ COMMANDS: dict[str, str] = {
     "latency": "measure the milliseconds of every block option on this machine",
     "report": "write an HTML page about one or several runs",
     "export": "write a pruned model for llama.cpp (GGUF) or ONNX Runtime",
+    "apply": "cut a dense checkpoint as a plan says, without loading it",
     "tune": "train a pruned model a little (LoRA) and merge the result",
     "push": "share a pruned model on the Hugging Face Hub",
     "recipes": "list the recipes that --model knows",

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from multipruner.commands.push_later import PushLater
 from multipruner.core import __version__
 from multipruner.core.errors import ConfigError
 
 from . import COMMANDS, recipes
 from .base import SHELLS, Parser, PrintCompletion, add_fields, log_flags, on_screen
+from .push import PushLater
 from .recipe_flags import model_flags, recipe_of, set_flag
 from .sweep_flags import sweep_flags, take
 

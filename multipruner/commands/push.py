@@ -1,10 +1,20 @@
-"""``python -m multipruner push FOLDER user/name``: share a pruned model on the Hugging Face Hub."""
+"""``python -m multipruner push FOLDER user/name``: share a pruned model on the Hugging Face Hub, also at the end of
+another command (``--push USER/NAME``).
+"""
 
 from __future__ import annotations
 
 import argparse
+import shlex
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from multipruner.core.errors import ConfigError, MultiprunerError
+from multipruner.publish.errors import PublishError
+from multipruner.publish.push import check_push, push
+from multipruner.publish.upload import Pushed
 
 from .base import Parser
 
@@ -50,7 +60,76 @@ def make_parser() -> Parser:
 def run(arguments: Sequence[str]) -> int:
     typed = vars(make_parser().parse_args(arguments))
     typed.pop("debug")
-    from multipruner.publish.push import push
-
     push(**typed)
     return 0
+
+
+@dataclass(frozen=True)
+class PushLater:
+    """A push that another command does at its end; what would stop it is found at the beginning.
+
+    Attributes:
+        repo, public, yes, token_file: as for :func:`push`.
+    """
+
+    repo: str
+    public: bool = False
+    yes: bool = False
+    token_file: Path | None = None
+
+    @staticmethod
+    def flags(parser: Any) -> None:
+        """Add ``--push USER/NAME`` and what belongs to it to a parser or a group of one."""
+        absent: dict[str, Any] = {"default": argparse.SUPPRESS}
+        parser.add_argument("--push", metavar="USER/NAME", help="share the result on the Hugging Face Hub", **absent)
+        parser.add_argument("--public", action="store_true", help="for everybody to see; asks at the start", **absent)
+        parser.add_argument("--yes", action="store_true", help="do not ask", **absent)
+        parser.add_argument("--token-file", metavar="FILE", type=Path, help="a file with the Hub token; default "
+                            "HF_TOKEN, else `hf auth login`", **absent)  # fmt: skip
+
+    @classmethod
+    def take(cls, typed: dict[str, Any]) -> PushLater | None:
+        """Return what was typed about a push, taken out of ``typed``; ``None`` when nothing was.
+
+        Raises:
+            ConfigError: for a flag that says how to push without one that says where.
+        """
+        given = {name: typed.pop(name) for name in ("push", "public", "yes", "token_file") if name in typed}
+        repo = given.pop("push", None)
+        if repo is None and given:
+            raise ConfigError(f"--{next(iter(given)).replace('_', '-')} is about --push USER/NAME, which is not there")
+        return None if repo is None else cls(repo, **given)
+
+    @classmethod
+    def without(cls, arguments: Sequence[str]) -> list[str]:
+        """Return a command line's arguments less these flags: how a result was made, not where its maker's token
+        lies.
+        """
+        parser = argparse.ArgumentParser(add_help=False)
+        cls.flags(parser)
+        return parser.parse_known_args(arguments)[1]
+
+    def check(self, **options: Any) -> None:
+        """Check before the work what can be known about the push, see :func:`check_push`.
+
+        Raises:
+            PublishError: as the push would.
+        """
+        check_push(self.repo, public=self.public, yes=self.yes, token_file=self.token_file, **options)
+
+    def run(self, folder: str | Path, **options: Any) -> Pushed | None:
+        """Push after the work, without asking again (:func:`push`).
+
+        Files in the folder that are not part of the run stay there, and are named.
+
+        Raises:
+            PublishError: naming the command that pushes what is finished.
+        """
+        more = {"skip_foreign": True, **options}
+        try:
+            return push(folder, self.repo, public=self.public, yes=True, token_file=self.token_file, **more)
+        except MultiprunerError as error:
+            token = ["--token-file", str(self.token_file)] if self.token_file else []
+            words = ["push", str(folder), self.repo, *(["--public"] if self.public else []), *token]
+            later = f"the run is finished; to push it: python -m multipruner {shlex.join(words)}"
+            raise PublishError(f"{error}. {later}") from error

@@ -53,3 +53,8 @@ def shares_of(text: str) -> dict[Dimension, float]:
 def names_of(value: Any) -> Any:
     """Read names as typed, ``"blocks,mlp,heads"``; anything but a text stays as it is."""
     return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value
+
+
+def parsed_shares(value: Any) -> Any:
+    """Return shares that were typed as a text as :func:`shares_of` reads them, and anything else as it is."""
+    return shares_of(value) if isinstance(value, str) else value

@@ -16,7 +16,7 @@ from multipruner.core.axes import DIMENSIONS, Dimension
 from multipruner.core.costs import COSTS, cost_named
 from multipruner.core.errors import ConfigError
 
-from .amounts import names_of, shares_of
+from .amounts import names_of, parsed_shares
 from .choices import A_BUDGET, IMPORTANCES, METHODS, TABLES, OneOf
 from .counts import Rounds, Units
 from .effort import DEFAULT, EFFORTS, costs, defaults_of
@@ -60,6 +60,14 @@ class Recipe(Frozen):
         default="auto",
         description="cpu, cuda, cuda:1, ...; auto: the first GPU, else the CPU",
         json_schema_extra=shown(MODEL, "NAME", everyday=True),
+    )
+    offload: Literal["auto", "none", "disk"] = Field(
+        "auto",
+        description="disk: one layer at a time is in memory; auto: if memory is short",
+        json_schema_extra=shown(MODEL),
+    )
+    max_host_memory: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="GiB that auto has to do with; none: what is free", json_schema_extra=shown(MODEL, "NUMBER")
     )
 
     ratio: Annotated[float, Field(gt=0, lt=1)] | None = Field(
@@ -118,7 +126,7 @@ class Recipe(Frozen):
     stages: Annotated[tuple[Dimension, ...], BeforeValidator(names_of)] = Field(
         DIMENSIONS, description="which dimension is pruned first, for greedy", json_schema_extra=shown(METHOD, "NAMES")
     )
-    shares: dict[Dimension, Annotated[float, Field(ge=0)]] = Field(
+    shares: Annotated[dict[Dimension, Annotated[float, Field(ge=0)]], BeforeValidator(parsed_shares)] = Field(
         default_factory=lambda: {"blocks": 44.0, "mlp": 52.0, "heads": 4.0},
         description="shares of the ratio that blocks:mlp:heads have, for greedy; mlp is experts, too",
         json_schema_extra=shown(METHOD, "BLOCKS:MLP:HEADS"),
@@ -197,7 +205,7 @@ class Recipe(Frozen):
         json_schema_extra=shown(REPAIR, "NUMBER|auto"),
     )
     final_norm: Literal["refit", "keep"] = Field(
-        default="refit",
+        "refit",
         description="refit: the last repair ends with the gain of the last norm",
         json_schema_extra=shown(REPAIR),
     )
@@ -216,12 +224,6 @@ class Recipe(Frozen):
         if sorted(value) != sorted(DIMENSIONS):
             raise ValueError(f"name each of {', '.join(DIMENSIONS)} once, such as 'blocks,mlp,heads'")
         return value
-
-    @field_validator("shares", mode="before")
-    @classmethod
-    def _parse_shares(cls, value: Any) -> Any:
-        """Read ``"44:52:4"`` as the shares of blocks, mlp and heads, whatever the stages."""
-        return shares_of(value) if isinstance(value, str) else value
 
     @field_validator("shares")
     @classmethod

@@ -53,6 +53,11 @@ class Kind:
         """The names of its axes, in the order of a size."""
         return tuple(axis.name for axis in self.axes)
 
+    @property
+    def whole(self) -> bool:
+        """Whether its blocks stay whole or leave whole."""
+        return not any(axis.setting for axis in self.axes)
+
 
 BLOCK_KINDS: dict[str, Kind] = {
     kind.name: kind
@@ -94,6 +99,7 @@ BLOCK_KINDS: dict[str, Kind] = {
                 ),
             ),
         ),
+        Kind("mixer", "mixer", (Axis("mixers", "mixers", dimension="blocks"),)),  # one unit: it is there, or gone
     )
 }
 AXES: dict[str, Axis] = {axis.name: axis for kind in BLOCK_KINDS.values() for axis in kind.axes}

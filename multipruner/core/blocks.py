@@ -100,6 +100,7 @@ class BlockSpec:
         resized: whether its constructor knows no size but the dense one, so that it is built so and then cut.
         parallel: whether it reads the stream as it is at the beginning of its layer, beside the block before it,
             rather than what that block leaves.
+        recurrent: whether it goes through a text piece by piece, with a state that each hands on to the next.
         added_to: whether the layer adds in place to what its module returns, which then has to be of full shape.
         paired: whether its module, called with hidden states alone, returns them with something that nobody reads.
     """
@@ -122,6 +123,7 @@ class BlockSpec:
     paired: bool = False
     steps: tuple[str, ...] = ()
     routed: str = ""
+    recurrent: bool = False
 
     @property
     def norms(self) -> tuple[str, ...]:

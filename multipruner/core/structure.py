@@ -288,7 +288,8 @@ def kept_in_words(structure: Structure, anatomy: Anatomy) -> list[str]:
         axis = BLOCK_KINDS[kind].axes[-1]
         blocks = f"{anatomy.count(structure, kind)} of {anatomy.count(anatomy.dense, kind)}"
         units = f"{anatomy.total(structure, axis.name):,} of {anatomy.total(anatomy.dense, axis.name):,}"
-        found.append(f"{blocks} {BLOCK_KINDS[kind].label} blocks ({units} {axis.label})")
+        text = f"{blocks} {BLOCK_KINDS[kind].label} blocks"
+        found.append(text if BLOCK_KINDS[kind].whole else f"{text} ({units} {axis.label})")
     if structure.hidden is not None:
         axis = STREAM.axes[0]
         found.append(f"{structure.hidden:,} of {anatomy.constants[axis.name]:,} {axis.label}")

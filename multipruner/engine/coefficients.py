@@ -78,7 +78,7 @@ class _Block:
         fixed = whole - sum(prod(tensor.shape(counts)) for tensor in tensors)
         layouts = tuple(tensor.weighed for tensor in tensors)
         listed = {tensor.path for tensor in tensors}
-        others = sum(tensor.numel() for name, tensor in there.items() if name not in listed and tensor.ndim == 2)
+        others = sum(tensor.numel() for name, tensor in there.items() if name not in listed and tensor.ndim >= 2)
         gains = sum(1 for path in spec.leaving(block) for _ in layer.get_submodule(path).parameters())
         self.cost = BlockCost(block.kind, constants, fixed, layouts, block.cached, block.scores, others, gains)
 

@@ -103,6 +103,16 @@ def take(tensor: Tensor, cut: Cut) -> Tensor:
     return tensor
 
 
+@torch.no_grad()
+def permute(module: nn.Module, block: BlockSpec, order: Kept, dense: Counts, *, back: bool = False) -> None:
+    """Put the units of every axis of a block in another order, in place; ``back``: as they were before that."""
+    there = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    for name, cut in cuts(block, order, dense).items():
+        if name in there:
+            moved = {side: torch.as_tensor(index) for side, index in cut.items()}
+            there[name].data = take(there[name].data, {s: i.argsort() if back else i for s, i in moved.items()})
+
+
 def shallow_copy(module: M) -> M:
     """Return the same module with its own tables of parameters, buffers and children; tensors are shared."""
     copy = module.__class__.__new__(module.__class__)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from multipruner.core.identity import digest
@@ -11,12 +12,18 @@ if TYPE_CHECKING:
     import torch
 
 
-def fingerprint(model: torch.nn.Module) -> str:
-    """Return SHA-256 (hexadecimal) over names, dtypes, shapes and bytes of all parameters, tied ones once."""
+def fingerprint(model: torch.nn.Module, values: Callable[[torch.Tensor], torch.Tensor] | None = None) -> str:
+    """Return SHA-256 (hexadecimal) over names, dtypes, shapes and bytes of all parameters, tied ones once.
+
+    Args:
+        model: whose they are.
+        values: gives a parameter's values where they lie somewhere else, or are meant in another type.
+    """
     import torch
 
     hashed = hashlib.sha256()
-    for name, weight in model.named_parameters():
+    for name, parameter in model.named_parameters():
+        weight = parameter if values is None else values(parameter)
         hashed.update(f"{name} {weight.dtype} {tuple(weight.shape)}\n".encode())
         hashed.update(weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return hashed.hexdigest()

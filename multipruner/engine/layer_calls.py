@@ -6,18 +6,20 @@ import inspect
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from torch import Tensor, nn
+
+from .cutting import replaced
 
 
 class Recorder(nn.Module):
     """Stands in for a decoder layer, keeps what it was called with and hands the hidden states on."""
 
-    def __init__(self, layer: nn.Module, as_tuple: bool) -> None:
+    def __init__(self, layer: nn.Module, output: str) -> None:
         super().__init__()
         self.__dict__["_layer"] = layer
-        self.__dict__["_as_tuple"] = as_tuple
+        self.__dict__["_output"] = output
         self.__dict__["called_with"] = {}
 
     def __getattr__(self, name: str) -> Any:
@@ -27,7 +29,7 @@ class Recorder(nn.Module):
     def forward(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
         names = [*inspect.signature(self.__dict__["_layer"].forward).parameters][1 : 1 + len(args)]
         self.called_with.update(dict(zip(names, args, strict=True)), **kwargs, hidden=hidden)
-        return (hidden,) if self.__dict__["_as_tuple"] else hidden
+        return {"tuple": (hidden,), "pair": (hidden, None)}.get(self.__dict__["_output"], hidden)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +42,25 @@ class Inputs:
 
     hidden: Tensor
     arguments: tuple[dict[str, Any], ...]
+
+
+def recorded(decoder: nn.Module, layers: str, output: str, ids: Tensor) -> Inputs:
+    """Embed token ids [sequences, length] and record how a stock decoder calls its layers.
+
+    Args:
+        decoder: the stock module.
+        layers: path of its layers, which do not run.
+        output: what a layer returns (see :class:`~multipruner.core.families.Family`).
+        ids: token ids.
+    """
+    recorders = [Recorder(layer, output) for layer in cast(nn.ModuleList, decoder.get_submodule(layers))]
+    with replaced(decoder, layers, nn.ModuleList(recorders)):
+        decoder(input_ids=ids, use_cache=False)
+    arguments = tuple(dict(recorder.called_with) for recorder in recorders)
+    hidden = arguments[0]["hidden"]
+    for row in arguments:
+        del row["hidden"]
+    return Inputs(hidden, arguments)
 
 
 class Beside(NamedTuple):

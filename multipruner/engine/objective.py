@@ -15,7 +15,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -27,7 +27,7 @@ from multipruner.core.structure import Anatomy, Structure
 
 from .layer_calls import Inputs, State, stream_of
 from .prunable import Prunable
-from .token_losses import DivergenceFromDense, NegativeLogLikelihood, Scores, TokenLoss, tokens_at_once
+from .token_losses import DivergenceFromDense, NegativeLogLikelihood, Scores, TokenLoss, label_weights, tokens_at_once
 
 STATE_BYTES = 1 << 30
 """Default memory for the hidden states of the base structure; above it they are recomputed batch by batch."""
@@ -86,7 +86,8 @@ class CalibrationObjective:
         batch_size: sequences that run together at most.
         loss: ``"nll"``, or ``"kl"``: the divergence from the model as it is when the objective is made.
         state_bytes: memory for the base structure's hidden states; where those of all sequences do not fit, they are
-            recomputed in every step for one batch after another, the batches as large as fit.
+            recomputed in every step for one batch after another, the batches as large as fit. None are kept where
+            layers are on disk: every structure is one walk over the model, of all sequences together.
     """
 
     def __init__(
@@ -99,50 +100,46 @@ class CalibrationObjective:
         loss: Literal["nll", "kl"] = "nll",
         state_bytes: int = STATE_BYTES,
     ) -> None:
-        self.prunable = prunable
-        self.base = prunable.dense
+        self.prunable, self.base = prunable, prunable.dense
         self.tokens = ids.numel()
         self.work = Work.on(prunable.anatomy)
         self._scores = Scores(prunable.head, prunable.cap)
-        per_sequence = prunable.state_bytes(ids.shape[1])
-        self._hold = per_sequence * len(ids) <= state_bytes
-        if not self._hold:
-            batch_size = max(1, min(batch_size, state_bytes // per_sequence))
+        per_sequence, self._walks = prunable.state_bytes(ids.shape[1]), prunable.on_disk is not None
+        self._hold = self._walks or per_sequence * len(ids) <= state_bytes
+        batch_size = batch_size if self._hold else max(1, min(batch_size, state_bytes // per_sequence))
         self._prepare(ids, ignore_id, batch_size, loss)
 
     @torch.inference_mode()
     def _prepare(self, ids: Tensor, ignore_id: int | None, batch_size: int, loss: str) -> None:
-        device = self.prunable.model.device
-        total = len(ids)
         self._batches: list[_Batch] = []
-        for rows in ids.split(batch_size):
-            rows = rows.to(device)
-            weights = label_weights(rows, ignore_id) / total
+        parts = ids.to(self.prunable.model.device).split(batch_size)
+        for rows in parts:
+            weights = label_weights(rows, ignore_id) / len(ids)
             scored = weights.flatten().nonzero().flatten()
             judge = NegativeLogLikelihood(rows[:, 1:].flatten()[scored])
-            batch = _Batch(self.prunable.inputs(rows), judge, weights.flatten()[scored], scored)
-            self._batches.append(batch)
-            if loss == "kl":
-                normed = self._reference(rows, batch)
-                if self.prunable.cap is not None:
-                    raise UnsupportedModelError(
-                        "capped logits have no divergence from the dense model: --objective nll"
-                    )
-                dense = self.prunable.original.head
-                batch.loss = DivergenceFromDense.of(dense, normed, self._chunk, self.prunable.head)
+            self._batches.append(_Batch(self.prunable.inputs(rows), judge, weights.flatten()[scored], scored))
+        if loss == "kl":
+            self._describe_dense(parts)
         self.work = Work.on(self.prunable.anatomy)
 
-    def _reference(self, rows: Tensor, batch: _Batch) -> Tensor:
-        """Return the dense model's final hidden states after the last norm, [scored, hidden_size]."""
+    def _describe_dense(self, rows: Sequence[Tensor]) -> None:
+        """Have every batch, of rows of token ids, judged by the divergence from the dense model."""
+        if self.prunable.cap is not None:
+            raise UnsupportedModelError("capped logits have no divergence from the dense model: --objective nll")
         original = self.prunable.original
-        if original is self.prunable:
-            with self._states([batch]):
-                return original.normed(self._scored(stream_of(batch.states[-1]), batch))
-        inputs = original.inputs(rows)
-        state: State = inputs.hidden
-        for block, size in enumerate(original.dense):
-            state = original.block(state, inputs, block, size)
-        return original.normed(self._scored(stream_of(state), batch))
+        for part in self._together(list(zip(self._batches, rows, strict=True))):
+            if original is self.prunable:
+                with self._states(batches := [batch for batch, _ in part]):
+                    finals = self._through(batches, self.base)
+            else:
+                finals = [_dense_end(original, ids) for _, ids in part]
+            for (batch, _), final in zip(part, finals, strict=True):
+                normed = original.normed(self._scored(stream_of(final), batch))
+                batch.loss = DivergenceFromDense.of(original.head, normed, self._chunk, self.prunable.head)
+
+    def _together(self, items: list[Any]) -> list[list[Any]]:
+        """Return what goes through the blocks together: all, where layers are on disk."""
+        return [items] if self._walks else [[item] for item in items]
 
     def __call__(self, structure: Structure) -> float:
         """Return the loss of one structure in nats.
@@ -174,9 +171,7 @@ class CalibrationObjective:
         for number, group in enumerate(groups):
             with self._states(group):
                 for index, structure in enumerate(structures):
-                    bound = math.inf
-                    if number == len(groups) - 1:
-                        bound = _second(totals[:index])
+                    bound = _second(totals[:index]) if number == len(groups) - 1 else math.inf
                     totals[index] = self._add(structure, group, totals[index], bound)
                     if progress is not None:
                         progress(number * len(structures) + index + 1, len(groups) * len(structures))
@@ -187,7 +182,7 @@ class CalibrationObjective:
     def _states(self, group: list[_Batch]) -> Iterator[None]:
         """Have the base's states for these batches; let go of them afterwards unless all fit in memory."""
         for batch in group:
-            if not batch.states:
+            if not (batch.states or self._walks):
                 self._fill(batch, 0)
         yield
         if not self._hold:
@@ -197,7 +192,7 @@ class CalibrationObjective:
     @torch.inference_mode()
     def _fill(self, batch: _Batch, start: int) -> None:
         """Recompute the base's states from block ``start`` on."""
-        states: list[State] = batch.states[: start + 1] or [batch.inputs.hidden]
+        states = batch.states[: start + 1] or [batch.inputs.hidden]
         for block in range(len(states) - 1, len(self.base)):
             states.append(self._block(states[-1], batch, block, self.base))
         batch.states = states
@@ -215,17 +210,22 @@ class CalibrationObjective:
     def _add(self, structure: Structure, group: list[_Batch], total: float, bound: float) -> float:
         """Add a candidate's loss on some batches to its running total; infinity when that exceeds the bound, or is no
         number."""
-        start = self._first_change(structure)
-        for batch in group:
+        for batches in self._together(group):
             if total > bound or total == math.inf:
                 return math.inf
-            state = batch.states[start]
-            for block in range(start, len(structure)):
-                state = self._block(state, batch, block, structure)
-            total += self._token_losses(stream_of(state), batch, bound - total)
-            if math.isnan(total):  # this candidate overflows; others need not
-                return math.inf
+            for batch, state in zip(batches, self._through(batches, structure), strict=True):
+                total += self._token_losses(stream_of(state), batch, bound - total)
+                if math.isnan(total):  # this candidate overflows; others need not
+                    return math.inf
         return total
+
+    def _through(self, batches: Sequence[_Batch], structure: Structure) -> list[State]:
+        """Return the states after the last block, from the first block on that is not as in the base."""
+        start = 0 if self._walks else self._first_change(structure)
+        states = [batch.inputs.hidden if self._walks else batch.states[start] for batch in batches]
+        for block in range(start, len(structure)):
+            states = [self._block(state, batch, block, structure) for state, batch in zip(states, batches, strict=True)]
+        return states
 
     @property
     def _chunk(self) -> int:
@@ -286,12 +286,13 @@ class PlainObjective:
         return best_two(structures, totals)
 
 
-def label_weights(ids: Tensor, ignore_id: int | None) -> Tensor:
-    """Return what the NLL of each label counts: 1 / (scored labels of its sequence); float64 [sequences, length -
-    1].
-    """
-    scored = torch.ones_like(ids[:, 1:], dtype=torch.bool) if ignore_id is None else ids[:, 1:] != ignore_id
-    return scored / scored.sum(dim=1, keepdim=True).clamp(min=1).double()
+def _dense_end(prunable: Prunable, ids: Tensor) -> State:
+    """Return the state after the last block of a dense model."""
+    inputs = prunable.inputs(ids)
+    state: State = inputs.hidden
+    for block, size in enumerate(prunable.dense):
+        state = prunable.block(state, inputs, block, size)
+    return state
 
 
 def _second(totals: Sequence[float]) -> float:

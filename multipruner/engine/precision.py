@@ -9,7 +9,7 @@ bfloat16 and float16 number is a float32 number too, so nothing is lost on the w
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from multipruner.core.errors import ConfigError
+from multipruner.storage.layers_on_disk import LayersOnDisk
 
 AUTO = "auto"
 TYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -126,16 +127,16 @@ class Precision:
         rates = {name: round(rate, 1) for name, rate in self.rates.items()}
         return {"computed": name_of(self.computed), "stored": name_of(self.stored), "gflops": rates}
 
-    def held(self, model: nn.Module) -> Held:
+    def held(self, model: nn.Module, layers: Sequence[nn.Module] = ()) -> Held:
         """Hold a model's weights in the type that is computed in, from now on (see :class:`Held`)."""
-        return Held(model, self.stored, self.computed)
+        return Held(model, self.stored, self.computed, layers)
 
     @contextmanager
-    def computing(self, model: nn.Module) -> Iterator[None]:
+    def computing(self, model: nn.Module, layers: Sequence[nn.Module] = ()) -> Iterator[Held]:
         """Hold a model's weights in the type that is computed in; as they were on leaving."""
-        held = self.held(model)
+        held = self.held(model, layers)
         try:
-            yield
+            yield held
         finally:
             held.release()
 
@@ -147,15 +148,29 @@ class Held:
         model: changed in place.
         stored: weights of this type are cast, weights of another (norms that a checkpoint has in float32) stay.
         computed: what they are cast to. Where that is the narrower type, the weights themselves are kept beside it.
+        layers: those of the model that are to be in memory one at a time (:class:`.LayersOnDisk`); none: all are.
+
+    Attributes:
+        on_disk: has these layers in memory.
     """
 
-    def __init__(self, model: nn.Module, stored: torch.dtype, computed: torch.dtype) -> None:
+    def __init__(
+        self, model: nn.Module, stored: torch.dtype, computed: torch.dtype, layers: Sequence[nn.Module] = ()
+    ) -> None:
         self._model, self._stored, self._computed = model, stored, computed
-        self._cast = {name for name, weight in model.named_parameters() if weight.dtype == stored != computed}
+        self.on_disk = LayersOnDisk(layers, self._as_computed) if layers else None
+        alone = {id(weight) for layer in layers for weight in layer.parameters()}
+        weights = [(name, weight) for name, weight in model.named_parameters() if id(weight) not in alone]
+        self._cast = {name for name, weight in weights if weight.dtype == stored != computed}
         self._kept: dict[str, Tensor] = {}
         self._hold()
 
+    def _as_computed(self, weight: Tensor) -> Tensor:
+        return weight.to(self._computed) if weight.dtype == self._stored else weight
+
     def _hold(self) -> None:
+        if self.on_disk is not None:
+            self.on_disk.begin()
         narrower = self._computed.itemsize < self._stored.itemsize or {self._computed, self._stored} == _HALVES
         for name, weight in self._model.named_parameters():
             if name in self._cast:
@@ -165,6 +180,8 @@ class Held:
 
     def release(self) -> None:
         """Give the weights their stored type back: the very numbers that the model was loaded with."""
+        if self.on_disk is not None:
+            self.on_disk.end()
         for name, weight in self._model.named_parameters():
             if name in self._cast:
                 weight.data = self._kept.pop(name) if name in self._kept else weight.data.to(self._stored)

@@ -6,10 +6,10 @@ a decoder layer is called with (masks, rotary embeddings, positions) is recorded
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from functools import reduce
+from functools import partial, reduce
 from typing import Any, NamedTuple
 
 import torch
@@ -22,11 +22,13 @@ from multipruner.core.costs import Costs
 from multipruner.core.families import Family, anatomy_of, spec_for
 from multipruner.core.plan import Ranking
 from multipruner.core.structure import Anatomy, Size, Structure
+from multipruner.storage.layers_on_disk import LayersOnDisk
+from multipruner.storage.tensors_on_disk import mapped
 
 from .coefficients import costs_of, weight_of
-from .cutting import Projection, cuts, replaced, scaled_norm, silenced, slim_block, take, with_output
+from .cutting import Projection, permute, replaced, scaled_norm, silenced, slim_block, with_output
 from .grouped_attention import grouped_attention
-from .layer_calls import Beside, Inputs, Recorder, State, input_of, read_by_next, stream_of
+from .layer_calls import Beside, Inputs, State, input_of, read_by_next, recorded, stream_of
 
 OutputOf = Callable[[int, Size, Projection], Projection]
 """(block, size, whole output projection in ranked order) -> the projection of a block of that size."""
@@ -51,7 +53,8 @@ class Prunable:
         anatomy: its residual blocks, which are called by their numbers here.
         costs: what any structure costs, in the type that the weights are stored in.
         stored: that type, which the engine may compute in another than (:mod:`multipruner.precision`).
-        wider: the dense model, where this one has a narrower residual stream: what it is measured against."""
+        wider: the dense model, where this one has a narrower residual stream: what it is measured against.
+        on_disk: has decoder layers in memory one at a time; then what goes over the model takes all text along."""
 
     model: PreTrainedModel
     spec: Family
@@ -59,6 +62,7 @@ class Prunable:
     costs: Costs
     stored: torch.dtype
     wider: Wider | None = None
+    on_disk: LayersOnDisk | None = field(default=None, repr=False)
     _repair: OutputOf | None = field(default=None, repr=False)
     _outputs: Outputs = field(default_factory=dict, repr=False)
     _final_norm: nn.Module | None = field(default=None, repr=False)
@@ -83,6 +87,10 @@ class Prunable:
         """Look at a model that was made of another one by taking dimensions out of its residual stream."""
         dense, costs = wider.prunable, wider.prunable.costs.narrowed(len(wider.kept))
         return cls(model, dense.spec, costs.anatomy, costs, dense.stored, wider)
+
+    def keep(self, tensor: Tensor) -> Tensor:
+        """Return a tensor that is to last: as it is, or on disk where layers are."""
+        return mapped(tensor) if self.on_disk else tensor
 
     @property
     def original(self) -> Prunable:
@@ -115,7 +123,9 @@ class Prunable:
         return self.spec.block(self.anatomy[block].kind)
 
     def layer_of(self, block: int) -> nn.Module:
-        """Return the decoder layer that a block is in."""
+        """Return the decoder layer that a block is in; it stays in memory until another one is asked for."""
+        if self.on_disk and self.on_disk.enter(self.anatomy[block].layer):
+            self._slim.clear()
         return self.layers[self.anatomy[block].layer]
 
     def module(self, block: int) -> nn.Module:
@@ -127,6 +137,11 @@ class Prunable:
         return self.module(block).get_submodule(self.block_spec(block).output)
 
     @property
+    def head(self) -> nn.Module:
+        """The output projection; its logits are in the model's dtype."""
+        return self.model.get_submodule(self.spec.head)
+
+    @property
     def head_weight(self) -> Tensor:
         return weight_of(self.head)
 
@@ -136,17 +151,11 @@ class Prunable:
 
     def state_bytes(self, length: int) -> int:
         """Return memory for the hidden states at the input of every block, and after the last, of one sequence."""
-        states = len(self.anatomy) + 1
-        return states * length * self.head_weight.shape[1] * self.head_weight.element_size()
+        return (len(self.anatomy) + 1) * length * self.head_weight.shape[1] * self.head_weight.element_size()
 
     def inputs(self, ids: Tensor) -> Inputs:
         """Embed token ids [sequences, length] and record how the stock decoder calls its layers."""
-        recorders = [Recorder(layer, self.spec.layer_output == "tuple") for layer in self.layers]
-        with replaced(self.decoder, self.spec.layers, nn.ModuleList(recorders)):
-            self.decoder(input_ids=ids, use_cache=False)
-        arguments = tuple(dict(recorder.called_with) for recorder in recorders)
-        hidden = [row.pop("hidden") for row in arguments]
-        return Inputs(hidden[0], arguments)
+        return recorded(self.decoder, self.spec.layers, self.spec.layer_output, ids)
 
     def block(self, state: State, inputs: Inputs, block: int, size: Size) -> State:
         """Return the residual stream after one block of a given size, from that before it."""
@@ -193,8 +202,8 @@ class Prunable:
 
     def normed(self, hidden: Tensor) -> Tensor:
         """Return final hidden states after the last norm, scaled as the logits are: what the head multiplies."""
-        normed = (self._final_norm or self.decoder.get_submodule(self.spec.final_norm))(hidden)
-        scale = self.spec.logit_scale(self.model.config)
+        norm, scale = self._final_norm, self.spec.logit_scale(self.model.config)
+        normed = (norm or self.decoder.get_submodule(self.spec.final_norm))(hidden)
         return normed if scale == 1.0 else normed * scale
 
     @property
@@ -202,16 +211,10 @@ class Prunable:
         """What a tanh keeps the logits within, where one does."""
         return getattr(self.model.config, self.spec.head_cap) if self.spec.head_cap else None
 
-    @property
-    def head(self) -> nn.Module:
-        """The output projection; its logits are in the model's dtype."""
-        return self.model.get_submodule(self.spec.head)
-
     def _slimmed(self, block: int, size: Size) -> nn.Module:
-        spec, module, whole = self.block_spec(block), self.module(block), size == self.anatomy[block].dense
-        if whole and self._outputs.get(block) is None:
+        spec, module, key = self.block_spec(block), self.module(block), (block, size)
+        if size == self.anatomy[block].dense and self._outputs.get(block) is None:
             return module
-        key = (block, size)
         if key not in self._slim:
             if len(self._slim) >= 2 * len(self.anatomy):
                 self._slim.clear()  # views cost nothing, but slices of fused projections and parts of groups are copies
@@ -226,8 +229,8 @@ class Prunable:
         if fixed is not None and fixed.weight.shape == own.weight.shape:
             return with_output(slim, spec, fixed)
         if self._repair is not None and size != self.anatomy[block].dense:
-            whole = Projection.of(self.dense_output(block), spec.transposed)
-            return with_output(slim, spec, self._repair(block, size, whole))
+            dense = Projection.of(self.dense_output(block), spec.transposed)
+            return with_output(slim, spec, self._repair(block, size, dense))
         return slim
 
     @contextmanager
@@ -257,18 +260,24 @@ class Prunable:
             ranking: the orders.
             repair: gives narrowed blocks another output projection than the leading slice of the whole one."""
         orders = [ranking.all_of(number, place.kind) for number, place in enumerate(self.anatomy)]
-        done: list[int] = []
-        try:
-            for number, order in enumerate(orders):
-                self._permute(number, order)
-                done.append(number)
+        with ExitStack() as stack:
+            stack.callback(self._slim.clear)
+            if self.on_disk is not None:
+                stack.enter_context(self.on_disk.arranged(partial(self._arrange, orders)))
+            else:
+                for block in range(len(self.anatomy)):
+                    self._permute(orders, block)
+                    stack.callback(self._permute, orders, block, back=True)
             self._repair = repair
+            stack.callback(setattr, self, "_repair", None)
             yield
-        finally:
-            self._repair = None
-            self._slim.clear()
-            for number in done:
-                self._permute(number, orders[number], back=True)
+
+    def _arrange(self, orders: Sequence[Kept], layer: int) -> None:
+        for block in self.anatomy.of_layer(layer):
+            self._permute(orders, block)
+
+    def _permute(self, orders: Sequence[Kept], block: int, *, back: bool = False) -> None:
+        permute(self.module(block), self.block_spec(block), orders[block], self.counts(block), back=back)
 
     @contextmanager
     def with_outputs(self, outputs: Outputs, gain: Tensor | None = None) -> Iterator[None]:
@@ -289,11 +298,3 @@ class Prunable:
         finally:
             self._outputs, self._final_norm = {}, None
             self._slim.clear()
-
-    @torch.no_grad()
-    def _permute(self, block: int, order: Kept, *, back: bool = False) -> None:
-        there = {**dict(self.module(block).named_parameters()), **dict(self.module(block).named_buffers())}
-        for name, cut in cuts(self.block_spec(block), order, self.counts(block)).items():
-            if name in there:
-                moved = {side: torch.as_tensor(index) for side, index in cut.items()}
-                there[name].data = take(there[name].data, {s: i.argsort() if back else i for s, i in moved.items()})

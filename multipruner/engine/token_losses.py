@@ -183,3 +183,11 @@ def drawn(probabilities: Tensor, draws: Tensor) -> Tensor:
     cumulated = probabilities.cumsum(-1)
     target = draws.to(cumulated.device) * cumulated[:, -1:]
     return torch.searchsorted(cumulated, target, right=True).clamp(max=cumulated.shape[-1] - 1)
+
+
+def label_weights(ids: Tensor, ignore_id: int | None) -> Tensor:
+    """Return what the NLL of each label counts: 1 / (scored labels of its sequence); float64 [sequences, length -
+    1].
+    """
+    scored = torch.ones_like(ids[:, 1:], dtype=torch.bool) if ignore_id is None else ids[:, 1:] != ignore_id
+    return scored / scored.sum(dim=1, keepdim=True).clamp(min=1).double()

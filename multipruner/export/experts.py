@@ -1,11 +1,12 @@
-"""Experts in a graph: run by operators that every graph format has."""
+"""Blocks in a graph: experts run by operators that every graph format has, mixers that no graph holds are refused."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from multipruner.checkpoint.classes import family_of
-from multipruner.core.families import spec_for
+from multipruner.core.errors import UnsupportedModelError
+from multipruner.core.families import Family, spec_for
 
 
 def batch_experts(model: Any) -> None:
@@ -13,6 +14,30 @@ def batch_experts(model: Any) -> None:
 
     Running one expert after the other depends on the text, and transformers' grouped product is an operator of its own.
     """
-    spec = family_of(model.config) or spec_for(model.config)
-    if any(block.routed for block in spec.blocks):
+    if any(block.routed for block in _spec_of(model).blocks):
         model.set_experts_implementation("batched_mm")
+
+
+def check_mixers(model: Any, format_name: str, *, cached: bool) -> None:
+    """Refuse a model whose mixers of tokens a graph does not hold.
+
+    A state that is handed on from piece to piece makes a graph of one length, whatever is asked for.
+
+    Args:
+        model: to export.
+        format_name: of the graph.
+        cached: whether the graph keeps what it has seen; it knows keys and values alone.
+
+    Raises:
+        UnsupportedModelError: naming the family.
+    """
+    spec = _spec_of(model)
+    if any(block.recurrent or (cached and block.kind == "mixer") for block in spec.blocks):
+        raise UnsupportedModelError(
+            f"{spec.model_type}: what its mixers of tokens keep has no place in a graph for {format_name}; load the "
+            "folder with transformers"
+        )
+
+
+def _spec_of(model: Any) -> Family:
+    return family_of(model.config) or spec_for(model.config)

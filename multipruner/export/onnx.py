@@ -16,7 +16,7 @@ from multipruner.console.quiet import quieted
 from multipruner.core.errors import ConfigError, OutputError
 from multipruner.storage.files import output_errors, publish, scratch
 
-from .experts import batch_experts
+from .experts import batch_experts, check_mixers
 from .target import target_of
 
 EXTRA = "ONNX needs the extra 'onnx': pip install 'multipruner[onnx]'"
@@ -97,6 +97,7 @@ def export_onnx(
         if path.is_dir() or (path.exists() and not overwrite):
             raise OutputError(f"{path} exists already; choose another --output or give --overwrite")
     model = load(folder, dtype=_TYPES[outtype], trust_remote_code=trust_remote_code).eval()
+    check_mixers(model, "ONNX", cached=False)
     size = weight_bytes(model)
     check_space(target.absolute(), size)
     program = _program(model)

@@ -23,6 +23,7 @@ from multipruner.checkpoint.save import check_space, weight_bytes
 from multipruner.core.errors import ConfigError, OutputError
 from multipruner.storage.files import whole_folder
 
+from .experts import check_mixers
 from .target import target_of
 
 EXTRA = "OpenVINO needs the extra 'openvino': pip install 'multipruner[openvino]'"
@@ -104,6 +105,7 @@ def export_openvino(
     target = target_of(folder, output, outtype, "openvino")
     _check_target(target, overwrite)
     model: Any = load(folder, dtype=torch.float32, trust_remote_code=trust_remote_code).eval()
+    check_mixers(model, "OpenVINO", cached=True)
     check_space(target.absolute(), weight_bytes(model))
     graph = converted(model)
     attentions = len(graph.get_sinks())

@@ -88,7 +88,7 @@ class BlockView:
             elif axis.within:
                 found.append(self._nested(axis, order(axis.name)))
             else:
-                found.append(order(axis.name))
+                found.append(order(axis.name) if self.units(axis.name) > 1 else whole)
         return BlockUnits(tuple(found))
 
     def _orders(self, axis: Axis) -> bool:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from multipruner.engine.layer_calls import Beside, State, stream_of
+from multipruner.engine.layer_calls import Beside, Inputs, State, stream_of
 from multipruner.engine.prunable import Prunable
 from multipruner.engine.token_losses import tokens_at_once
 from multipruner.search import Task
@@ -38,7 +38,8 @@ def sensitivities(prunable: Prunable, ids: Tensor, *, seed: int = 0, progress: P
     """Return for every block by how many nats per token the divergence grows with the squared error of its output.
 
     The states at the input of every block are kept for one sequence at a time, and blocks run again one by one on the
-    way back, so that memory holds the activations of one block.
+    way back, so that memory holds the activations of one block. Where layers are on disk, all sequences go together,
+    and their states are there, too: one walk over the model to its end, and one back.
 
     Args:
         prunable: the dense model.
@@ -49,11 +50,12 @@ def sensitivities(prunable: Prunable, ids: Tensor, *, seed: int = 0, progress: P
     generator = torch.Generator().manual_seed(seed)
     energies: list[list[Tensor]] = [[] for _ in prunable.anatomy]
     with _frozen(prunable.model):
-        for number, row in enumerate(ids.split(1)):
-            for block, gradient in _gradients(prunable, row.to(prunable.model.device), generator):
-                energies[block].append(gradient.float().square().sum(dim=-1).flatten())
+        together = len(ids) if prunable.on_disk else 1
+        for number, rows in enumerate(ids.to(prunable.model.device).split(together)):
+            for block, gradients in _gradients(prunable, rows.split(1), generator):
+                energies[block] += [gradient.float().square().sum(dim=-1).flatten() for gradient in gradients]
             if progress is not None:
-                progress(number + 1, len(ids))
+                progress(number * together + len(rows), len(ids))
     means = (_cut_off(torch.cat(one)) for one in energies)
     return [FACTOR / 2 * mean / prunable.head_weight.shape[1] for mean in means]
 
@@ -96,30 +98,46 @@ def _frozen(model: Any) -> Iterator[None]:
             weight.requires_grad_(True)
 
 
-def _gradients(prunable: Prunable, ids: Tensor, generator: torch.Generator) -> Iterator[tuple[int, Tensor]]:
-    """Yield (block, gradient with respect to the stream behind it, [1, length, hidden_size]), the last block first."""
+def _gradients(
+    prunable: Prunable, rows: Sequence[Tensor], generator: torch.Generator
+) -> Iterator[tuple[int, list[Tensor]]]:
+    """Yield (block, for every sequence the gradient with respect to the stream behind it, [1, length, hidden_size]),
+    the last block first.
+    """
     with torch.no_grad():
-        inputs = prunable.inputs(ids)
-        states: list[State] = [inputs.hidden]
+        batches = [prunable.inputs(ids) for ids in rows]
+        states: list[list[State]] = [[batch.hidden] for batch in batches]
         for block, size in enumerate(prunable.dense):
-            states.append(prunable.block(states[-1], inputs, block, size))
-    gradients = (_of_logits(prunable, stream_of(states.pop()), generator),)
+            for own, batch in zip(states, batches, strict=True):
+                own.append(prunable.block(own[-1], batch, block, size))
+                own[-2] = _like(own[-2], [prunable.keep(part) for part in _parts(own[-2])])
+    gradients = [(_of_logits(prunable, stream_of(own.pop()), generator),) for own in states]
     for block in reversed(range(len(prunable.anatomy))):
-        yield block, gradients[0]
+        yield block, [parts[0] for parts in gradients]
         if block:  # what is before the first one is nobody's output
-            before = states.pop()
-            with torch.enable_grad():
-                parts = tuple(part.detach().requires_grad_() for part in _parts(before))
-                state = Beside(*parts) if isinstance(before, Beside) else parts[0]
-                after = _parts(prunable.block(state, inputs, block, prunable.dense[block]))
-            found = torch.autograd.grad(after, parts, gradients, allow_unused=True)
-            pairs = zip(found, parts, strict=True)
-            gradients = tuple(torch.zeros_like(part) if one is None else one for one, part in pairs)
+            pairs = zip(states, batches, gradients, strict=True)
+            gradients = [_before(prunable, own.pop(), batch, block, behind) for own, batch, behind in pairs]
+
+
+def _before(
+    prunable: Prunable, before: State, inputs: Inputs, block: int, gradients: tuple[Tensor, ...]
+) -> tuple[Tensor, ...]:
+    """Return the gradients with respect to the parts of the state before a block, from those behind it."""
+    with torch.enable_grad():
+        parts = tuple(part.detach().requires_grad_() for part in _parts(before))
+        after = _parts(prunable.block(_like(before, parts), inputs, block, prunable.dense[block]))
+    found = torch.autograd.grad(after, parts, gradients, allow_unused=True)
+    pairs = zip(found, parts, strict=True)
+    return tuple(torch.zeros_like(part) if one is None else one for one, part in pairs)
 
 
 def _parts(state: State) -> tuple[Tensor, ...]:
     """Return the stream as it is, and, between blocks that run side by side, as it was before them."""
     return tuple(state) if isinstance(state, Beside) else (state,)
+
+
+def _like(state: State, parts: Sequence[Tensor]) -> State:
+    return Beside(*parts) if isinstance(state, Beside) else parts[0]
 
 
 def _of_logits(prunable: Prunable, hidden: Tensor, generator: torch.Generator) -> Tensor:

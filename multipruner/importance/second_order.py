@@ -71,7 +71,8 @@ class Elimination:
 
     def __init__(self, weight: Tensor, inverse: Tensor, size: int) -> None:
         """Take weights [hidden_size, n], the inverse [n, n], and how many columns a group has."""
-        self._rows, self._whole, self._size = weight.T.contiguous(), inverse, size
+        rows = weight.T.clone(memory_format=torch.contiguous_format)  # of its own: a view may be the model's own tensor
+        self._rows, self._whole, self._size = rows, inverse, size
         self.groups = torch.arange(len(inverse) // size, device=inverse.device)
         """The numbers of the groups that are still there, in the order in which they stand."""
 

@@ -26,8 +26,10 @@ from multipruner.repair.write import repair_outputs, write_outputs
 from multipruner.report import notebook
 from multipruner.report.card import model_card
 from multipruner.report.summary import next_commands, render
+from multipruner.storage.tensors_on_disk import mapped
 
 from .forecast.run import outcome
+from .forecast.walks import together_in
 from .last_repair import repair_all, scored_with_repair
 from .record import latency_record, place_of, record, result_of, timed
 from .setting import Found, Setting
@@ -101,6 +103,9 @@ def finish(
     report = record(setting, plan, found, comparison, seconds, command)
     report["model"] |= place_of(recipe.model, output)
     report["search"] |= dict(about_search or {})
+    if (on_disk := setting.prunable.on_disk) is not None:
+        report["offload"] = {"layers": "disk", "walks": round(on_disk.walks, 1)}
+        say(f"the dense model was read {on_disk.walks:.0f} times, layer by layer")
     if recipe.latency_table is not None:
         with waiting_display(console, "latency"):
             report["latency"] = latency_record(setting, plan, pruned, say)
@@ -131,7 +136,8 @@ def cut_model(setting: Setting, plan: PruningPlan, outputs: Outputs, gain: torch
     block by block where there are no projections.
     """
     prunable = setting.prunable
-    pruned = apply_plan(prunable.original.model, plan, None if prunable.wider is None else prunable.model)
+    own = torch.clone if prunable.on_disk is None else mapped
+    pruned = apply_plan(prunable.original.model, plan, None if prunable.wider is None else prunable.model, own)
     if outputs:  # they cover every block that stays
         write_outputs(pruned, setting.prunable, plan, setting.ranking, outputs, gain)
     elif setting.repair is not None and setting.statistics is not None:
@@ -147,9 +153,12 @@ def _evaluate(setting: Setting, pruned: Any, console: Console) -> Comparison:
         spec = setting.recipe.evaluation
         with judging_display(console, who) as display:
             return evaluate(
-                model, setting.tokenizer, spec, fallback_ids=ids, fallback_name=name, say=say, progress=display
-            )
+                model, setting.tokenizer, spec, fallback_ids=ids, fallback_name=name, say=say, progress=display,
+                together=together_in(setting.prunable, spec.length),
+            )  # fmt: skip
 
-    with setting.precision.computing(pruned):
+    family = setting.prunable.spec
+    layers = pruned.get_submodule(f"{family.decoder}.{family.layers}") if setting.prunable.on_disk else ()
+    with setting.precision.computing(pruned, layers):
         dense = judge(setting.prunable.original.model, "dense", teller(console))
         return compare(dense, judge(pruned, "pruned", lambda text: None))

@@ -31,6 +31,7 @@ from multipruner.sources.dense import device_of, load_dense
 from multipruner.sources.resolve import resolve
 
 from .forecast.run import Forecast, forecast, say_forecast
+from .forecast.walks import layers_on_disk, said, together_in, walking
 from .narrow import check_asked, narrowed, ordered
 from .record import timed
 from .setting import Setting
@@ -40,13 +41,19 @@ _ABSURD_LOSS = 1e6
 
 
 def prepared(
-    recipe: Recipe, team: Team, console: Console, seconds: dict[str, float], output: Path | None = None
+    recipe: Recipe,
+    team: Team,
+    console: Console,
+    seconds: dict[str, float],
+    output: Path | None = None,
+    *,
+    walks: bool = False,
 ) -> Setting:
     """Call :func:`prepare` in every process of a job: rank 0 first, for what lands in the cache; the same
     everywhere."""
     # what is fastest must be the same everywhere, so one process measures
     rates = None if team.size == 1 else team.told(lambda: product_rates(device_of(recipe.device), TYPES))
-    work = partial(prepare, recipe, console, seconds, rates, first=not team.rank, output=output)
+    work = partial(prepare, recipe, console, seconds, rates, first=not team.rank, output=output, walks=walks)
     setting = team.one_first(work, lambda found: json.dumps(found.identity))
     return replace(setting, team=team)
 
@@ -60,6 +67,7 @@ def prepare(
     first: bool = True,
     output: Path | None = None,
     stream: tuple[int, ...] | None = None,
+    walks: bool = False,
 ) -> Setting:
     """Load model and calibration, rank the widths, refuse what cannot be reached before any search.
 
@@ -71,21 +79,27 @@ def prepare(
         first: whether this process writes the result, and so rehearses the writing.
         output: folder of a run whose stages are to be foretold.
         stream: the dimensions of the residual stream that stay, where a plan says so.
+        walks: whether decoder layers may stay on disk, as the recipe says.
     """
     say = teller(console)
     check_settings(recipe.evaluation)
     with timed(seconds, "load"), waiting_display(console, "loading the model"):
         source = resolve(recipe, say)
-        model, tokenizer = load_dense(source, recipe)
+        model, tokenizer = load_dense(source, recipe, mapped=walks and recipe.offload != "none")
         mark, precision = fingerprint(model), Precision.of(model, recipe.compute_dtype, rates)
         say(precision.line())
         prunable = Prunable.of(model, precision.stored)
+        layers = layers_on_disk(recipe, prunable, precision.computed, walks=walks)
+        if layers:
+            recipe = walking(recipe)
+            say(said(prunable, precision.computed))
         check_asked(recipe, prunable)
         if warning := unrepaired(recipe.repair, prunable):
             say(warning)
+        held = precision.held(model, layers)
+        prunable.on_disk = held.on_disk
         if further := getattr(model.config, prunable.spec.ahead or "-", 0):
             say(f"layers that predict further tokens ({prunable.spec.ahead} = {further}) are left out of the result")
-        held = precision.held(model)
         rehearsal = nullcontext()
         if first:
             uniform = recipe.layout == "uniform"
@@ -96,7 +110,7 @@ def prepare(
             text = named(display, "text")
             texts = CalibrationText(recipe.text, tokenizer, model, say=say, progress=text)
             calibration, held_out = texts.part("calibration"), held_out_text(recipe, texts)
-            _check_loss(recipe, model, tokenizer, calibration)
+            _check_loss(recipe, prunable, tokenizer, calibration)
             more = _moments_text(recipe, texts, say)
             say(texts.line())
         setting = Setting(
@@ -114,7 +128,7 @@ def prepare(
 
 def _foretold(recipe: Recipe, prunable: Prunable, tokenizer: Any, output: Path, console: Console) -> Forecast:
     with waiting_display(console, "forecast"):
-        found = forecast(recipe, prunable, output, tokenizer=tokenizer)
+        found = forecast(recipe, prunable, output, tokenizer=tokenizer, on_disk=prunable.on_disk is not None)
     say_forecast(found, teller(console), console)
     return found
 
@@ -124,23 +138,25 @@ def _say_seldom_routed(statistics: Statistics | None, prunable: Prunable, say: C
         say(warning)
 
 
-def _check_loss(recipe: Recipe, model: Any, tokenizer: Any, calibration: CalibrationSet) -> None:
+def _check_loss(recipe: Recipe, prunable: Prunable, tokenizer: Any, calibration: CalibrationSet) -> None:
     """Check that the dense model itself has a loss before any candidate is compared with it, or judged at the end.
 
     Raises:
         NumericsError: when it is not finite though every weight is.
     """
     spec = recipe.evaluation
-    what = "the calibration text"
+    what, model = "the calibration text", prunable.model
     try:
-        loss = max(perplexity(model, calibration.ids).sequence_nll)
+        together = together_in(prunable, calibration.ids.shape[1])
+        loss = max(perplexity(model, calibration.ids, batch_size=together).sequence_nll)
         if loss > _ABSURD_LOSS:
             raise NumericsError(
                 f"a loss of {loss:.3g} nats per token is no language model's; the checkpoint is damaged"
             )
         if "ppl" in spec.tasks and spec.text is not None:
             what = spec.text
-            evaluate(model, tokenizer, spec.model_copy(update={"tasks": ("ppl",), "max_tokens": spec.length}))
+            evaluate(model, tokenizer, spec.model_copy(update={"tasks": ("ppl",), "max_tokens": spec.length}),
+                     together=together_in(prunable, spec.length))  # fmt: skip
     except NumericsError as error:
         raise NumericsError(
             f"the dense model on {what}: {error}; give --compute-dtype float32 or --dtype bfloat16"

@@ -33,8 +33,10 @@ from .setting import Found, Setting
 PACKAGES = ("torch", "transformers", "lm-eval", "datasets")
 
 
-def _versions() -> dict[str, str]:
-    return {name: version(name) for name in PACKAGES}
+def package_versions() -> dict[str, str]:
+    """Return the versions of this program, of Python and of what it computes with."""
+    own = {"multipruner": __version__, "python": platform.python_version()}
+    return {**own, **{name: version(name) for name in PACKAGES}}
 
 
 def record(
@@ -89,7 +91,7 @@ def record(
         **comparison.to_json(),
         "tasks_markdown": comparison.markdown(),
         "seconds": seconds,
-        "versions": {"multipruner": __version__, "python": platform.python_version(), **_versions()},
+        "versions": package_versions(),
         "platform": f"{sys.platform} {platform.machine()}",
     }  # fmt: skip
 

@@ -38,7 +38,8 @@ def grid_in(recipe: Recipe, **settings: int) -> Grid:
         recipe: names the steps.
         **settings: keys of the recipe with other values.
     """
-    values = {axis.name: settings.get(axis.setting, getattr(recipe, axis.setting)) for axis in AXES.values()}
+    cut = (axis for axis in AXES.values() if axis.setting)
+    values = {axis.name: settings.get(axis.setting, getattr(recipe, axis.setting)) for axis in cut}
     partial = (axis.name for axis in AXES.values() if axis.partial and getattr(recipe, axis.partial))
     return Grid({name: step for name, step in values.items() if step is not None}, frozenset(partial))
 

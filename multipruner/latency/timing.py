@@ -14,7 +14,7 @@ import torch
 from transformers import PreTrainedModel
 
 from multipruner.checkpoint.classes import family_of
-from multipruner.core.families import spec_for
+from multipruner.core.families import cache_argument, spec_for
 from multipruner.core.latency_table import Workload
 
 from .clock import Clock
@@ -70,13 +70,15 @@ class Runner:
         takes = inspect.signature(model.forward).parameters
         self._arguments: dict[str, Any] = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
         self._cache: Any = None
+        self._cache_name = cache_argument(model)
         self._steps = REFILL
 
     def prepare(self) -> None:
         """Do what must not be timed: the cache of a decoding step is filled when it is due."""
         if self._workload.phase == "decode" and self._steps >= REFILL:
             self._cache = None  # the old one goes before a new one comes
-            self._cache = self._model(input_ids=self._ids, use_cache=True, **self._arguments).past_key_values
+            filled = self._model(input_ids=self._ids, use_cache=True, **self._arguments)
+            self._cache = getattr(filled, self._cache_name)
             self._steps = 0
 
     def forward(self) -> None:
@@ -85,7 +87,7 @@ class Runner:
             self._model(input_ids=self._ids, use_cache=True, **self._arguments)
         else:
             last = self._ids[:, -1:]
-            self._model(input_ids=last, past_key_values=self._cache, use_cache=True, **self._arguments)
+            self._model(input_ids=last, use_cache=True, **{self._cache_name: self._cache}, **self._arguments)
             self._steps += 1
 
     def sample(self) -> float:

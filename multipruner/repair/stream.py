@@ -96,7 +96,8 @@ def accumulated(
                     # the bias is added whatever the columns are
                     wanted = wanted / (getattr(prunable.layer_of(number), spec.gain) if spec.gain else 1.0) - bias
                 fit.add(x, wanted, ridge is None and row % HELD_OUT == HELD_OUT - 1)
-            outputs[number] = Projection(prunable.as_stored(fit.solve(output.weight.float(), ridge)), output.bias)
+            fitted = prunable.keep(prunable.as_stored(fit.solve(output.weight.float(), ridge)))
+            outputs[number] = Projection(fitted, output.bias)
             told = zip(pruned, fit.inputs, strict=True)
             pruned = [prunable.after(now, F.linear(x, *outputs[number]), number) for now, x in told]
         else:  # gone: the stream passes, on to a block that may read it as it was before

@@ -19,7 +19,7 @@ from multipruner.core.plan import PruningPlan
 from multipruner.eval import Comparison
 
 from .markup import code, command_without_places, fenced, front_matter, one_line, plain, without_places
-from .words import finite, measured, tokens_of
+from .words import UNREPAIRED, finite, measured, tokens_of
 
 LOCAL_NAME = "path/to/this/folder"
 """What the loading example opens as long as the checkpoint has no address."""
@@ -293,7 +293,6 @@ def _reproduction(report: Mapping[str, Any]) -> str:
         lines.append("Made with " + ", ".join(f"{package} {version}" for package, version in versions.items()) + ".")
     repaired = isinstance(recipe, Mapping) and recipe.get("repair", "none") != "none"
     gain = " So was the gain of the last norm." if (report.get("search") or {}).get("last_norm_refitted") else ""
-    lines.append(
-        REFITTED + gain if repaired else "`plan.json` and the dense weights give these weights again, bit for bit."
-    )
+    again = "`plan.json` and the dense weights give these weights again, bit for bit."
+    lines += [REFITTED + gain if repaired else again, *([f"Note: {UNREPAIRED}."] if report.get("applied") else ())]
     return "\n\n".join(["## How it was made", *lines])

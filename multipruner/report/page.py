@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from multipruner.core import __version__
 from multipruner.report.figures.drawing import Drawing
 
+from .compare.section import comparison_section
 from .html import Html, element, join
 from .inputs import Front, RunFiles
-from .sections import Album, comparison_section, front_section, run_section
+from .sections import Album, front_section, run_section
 from .style import CSS
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"

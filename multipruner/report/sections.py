@@ -7,14 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from multipruner.core.axes import BLOCK_KINDS
 from multipruner.core.structure import kept_in_words
 from multipruner.eval.comparison import Comparison, Contrast
 from multipruner.report.figures.comparison import Phase, costs_figure, latency_figure, phases, scores_figure
 from multipruner.report.figures.drawing import STAGE, STAGE_NAMES, Drawing
 from multipruner.report.figures.path import Removal, order_figure, removals, rounds_figure, trajectory_figure
-from multipruner.report.figures.runs import Curve, curves, front_figure, perplexity_figure
-from multipruner.report.figures.structure import structure_figure, structures_figure
+from multipruner.report.figures.runs import front_figure
+from multipruner.report.figures.structure import structure_figure
 
 from .html import Html, element, facts, figure, join, table
 from .inputs import Front, RunFiles
@@ -43,7 +42,7 @@ class Album:
         return figure(drawing, self.files)
 
 
-def _card(title: str, *children: str) -> Html:
+def card(title: str, *children: str) -> Html:
     """Return a part in a frame; a figure brings its own title."""
     heading = (element("h3", title),) if title else ()
     return element("section", *heading, *children, class_="card")
@@ -53,24 +52,24 @@ def run_section(run: RunFiles, album: Album, prefix: str) -> list[Html]:
     """Show everything about one run; ``prefix`` begins the names of its figures."""
     parts: list[Html] = [
         _tiles(run),
-        _card("Summary", _about(run), *_loading(run)),
-        _card("", album.show(structure_figure(run, f"{prefix}structure"))),
+        card("Summary", _about(run), *_loading(run)),
+        card("", album.show(structure_figure(run, f"{prefix}structure"))),
     ]
     if run.steps:
         path = removals(run)
         parts += [
-            _card("", album.show(trajectory_figure(run, f"{prefix}trajectory")), *_nested(run)),
-            _card("What each step removed", *_steps(path)),
-            _card("", album.show(order_figure(run, f"{prefix}order"))),
+            card("", album.show(trajectory_figure(run, f"{prefix}trajectory")), *_nested(run)),
+            card("What each step removed", *_steps(path)),
+            card("", album.show(order_figure(run, f"{prefix}order"))),
         ]
     if run.report.search.rounds:
-        parts.append(_card("", album.show(rounds_figure(run, f"{prefix}rounds"))))
-    parts.append(_card("", album.show(costs_figure(run, f"{prefix}costs")), _costs(run)))
+        parts.append(card("", album.show(rounds_figure(run, f"{prefix}rounds"))))
+    parts.append(card("", album.show(costs_figure(run, f"{prefix}costs")), _costs(run)))
     found = phases(run.report.latency)
     if found:
-        parts.append(_card("", album.show(latency_figure(run, f"{prefix}latency")), _latency(found)))
+        parts.append(card("", album.show(latency_figure(run, f"{prefix}latency")), _latency(found)))
     if run.report.forecast:
-        parts.append(_card("Expected and actual", _foretold(run.report.forecast)))
+        parts.append(card("Expected and actual", _foretold(run.report.forecast)))
     for name, perplexity in (("perplexity", True), ("tasks", False)):
         rows = _scores(run, perplexity=perplexity)
         if rows:
@@ -78,7 +77,7 @@ def run_section(run: RunFiles, album: Album, prefix: str) -> list[Html]:
             headings = ("", "dense", _who(run), "difference", "n")
             digits = 2 if perplexity else 3
             shown = table(headings, ([label, *contrast_cells(contrast, digits)] for label, contrast in rows))
-            parts.append(_card("", drawn, shown))
+            parts.append(card("", drawn, shown))
     parts += [_suite(scores) for scores in run.report.scores if scores.suite]
     return parts
 
@@ -90,10 +89,10 @@ def _suite(found: Comparison) -> Html:
         "Dense and this model on the same examples; intervals are of the mean of the paired differences (95 %). A "
         "constant answer is one that never changes, whatever is asked."
     )
-    return _card(f"Suite “{found.suite}”", element("p", lead, class_="lead"), table(found.headings, rows))
+    return card(f"Suite “{found.suite}”", element("p", lead, class_="lead"), table(found.headings, rows))
 
 
-def _mark(run: RunFiles) -> str:
+def mark(run: RunFiles) -> str:
     """Return what is said beside a run's name where its model was trained after the cut."""
     return " (tuned)" if run.report.tuned else ""
 
@@ -257,38 +256,6 @@ def _scores(run: RunFiles, *, perplexity: bool) -> list[tuple[str, Contrast]]:
     return list(rows.items())
 
 
-def comparison_section(runs: Sequence[RunFiles], album: Album, anchor: Callable[[RunFiles], str]) -> list[Html]:
-    """Show several runs side by side."""
-    found = curves(runs)
-    parts = [_card("Runs", _runs_table(runs, found, anchor))]
-    if found:
-        parts.append(_card("", album.show(perplexity_figure(found, "runs-perplexity"))))
-    parts.append(_card("", album.show(structures_figure(runs, "runs-structures"))))
-    return parts
-
-
-def _runs_table(runs: Sequence[RunFiles], found: Sequence[Curve], anchor: Callable[[RunFiles], str]) -> Html:
-    shared = max(found, key=lambda curve: len({point[0] for point in curve.points}), default=None)
-    heading = f"perplexity, {shared.text}" if shared else "perplexity"
-    values = {run: value for run, _, value, _ in shared.points} if shared else {}
-    rows = []
-    for run in runs:
-        report, kept = run.report, run.structure
-        averages = [scores.average for scores in report.scores if scores.average]
-        rows.append(
-            [element("a", run.label + _mark(run), href=f"#{anchor(run)}"),
-             f"{report.ratio:.2%}", f"{report.backbone_ratio:.2%}",
-             amount("parameters", report.parameters.after),
-             " + ".join(str(run.anatomy.count(kept, kind)) for kind in run.anatomy.kinds),
-             f"{values[run.label]:,.4g}" if run.label in values else "–",
-             number(averages[-1].pruned) if averages else "–",
-             duration(report.seconds["search"]) if "search" in report.seconds else "–"]
-        )  # fmt: skip
-    blocks = " + ".join(BLOCK_KINDS[kind].label for kind in runs[0].anatomy.kinds) + " blocks"
-    headings = ("run", "ratio", "decoder layers", "parameters", blocks, heading, "tasks", "search")
-    return table(headings, rows)
-
-
 def front_section(front: Front, album: Album, name: str) -> Html:
     """Return a search's Pareto front."""
-    return _card("", album.show(front_figure(front, name)))
+    return card("", album.show(front_figure(front, name)))

@@ -1,4 +1,4 @@
-"""Numbers as people read them."""
+"""Numbers as people read them, and what is said in several places."""
 
 from __future__ import annotations
 
@@ -8,6 +8,12 @@ from typing import Any
 
 from multipruner.core.costs import reported_as
 from multipruner.eval.comparison import Contrast
+
+UNREPAIRED = (
+    "a plan says what stays and holds no repair: output projections are the dense model's, cut; "
+    "`multipruner --plan` repairs them, with the model in memory"
+)
+"""What is said of a model that a plan alone was made into."""
 
 
 def label_of(cost: str) -> str:

@@ -17,7 +17,7 @@ from .page import page
 _ENDINGS = {".png", ".csv"}
 
 
-def write_report(folders: Sequence[Path], output: Path | None = None) -> Path:
+def write_report(folders: Sequence[Path], output: Path | None = None, *, compare: bool = False) -> Path:
     """Write ``report.html`` and, beside it, ``report_files/`` with a PNG and a CSV per figure.
 
     Args:
@@ -25,17 +25,21 @@ def write_report(folders: Sequence[Path], output: Path | None = None) -> Path:
             (``front.json``).
         output: a folder, or the page itself when the name ends in ``.html``. Default: the run's folder when there is
             one, the current folder when there are several.
+        compare: whether runs are to be set side by side, as several always are; fewer than two are an error then.
 
     Returns:
         Where the page is.
 
     Raises:
-        ConfigError: when a file of a run is missing or broken; it is named.
+        ConfigError: when a file of a run is missing or broken; it is named. When there is nothing to compare.
         OutputError: when the page cannot be written, or its folder holds files that no report wrote.
     """
     if not folders:
         raise ConfigError("no folder given; name the folders that runs wrote")
     runs, fronts = read_folders(folders)
+    if compare and len(runs) < 2:
+        found = ", ".join(run.label for run in runs) or "none"
+        raise ConfigError(f"--compare takes at least two runs; here is {found}: name further folders of finished runs")
     if output is None:
         output = folders[0] if len(folders) == 1 else Path()
     target = output if output.suffix.lower() == ".html" else output / "report.html"

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from multipruner.core.errors import ConfigError, UnknownModelError
 from multipruner.core.errors import UnsupportedModelError as Unsupported
 from multipruner.core.families import Family
 from multipruner.storage.memory import check_memory, free_memory, memory_shortage
+from multipruner.storage.tensor_headers import StoredTensor
 
 from .intake.accounting import account, build_config, needed_bytes, read_config, reason_of
 from .intake.fetch import small_files, weights
@@ -26,14 +27,20 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _TRIAL_TOKENS = 8
+_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+"""Of types: as safetensors write them, and as torch does."""
 
 
-def load_dense(resolved: ResolvedModel, recipe: Recipe) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_dense(
+    resolved: ResolvedModel, recipe: Recipe, *, mapped: bool = False
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load model and tokenizer, in evaluation mode, on the recipe's device, every tensor accounted for.
 
     Args:
         resolved: what :func:`resolve` found.
         recipe: its ``dtype``, ``device`` and ``trust_remote_code`` count.
+        mapped: whether memory for all weights is not needed: on a CPU those that have their type on disk are views of
+            their file.
 
     Raises:
         UnsupportedModelError: before any weight is loaded, for what cannot be pruned as it is: a family without a row,
@@ -45,23 +52,66 @@ def load_dense(resolved: ResolvedModel, recipe: Recipe) -> tuple[PreTrainedModel
         UnknownModelError: when files are missing or damaged.
     """
     device = device_of(recipe.device)
-    trust = trusts(recipe.trust_remote_code)
-    folder = small_files(resolved.path_or_id, resolved.revision)
-    spec = read_config(folder, resolved.name, trust)
-    how = {"trust_remote_code": trust} if spec.remote_code else {"attn_implementation": _attention_of(spec)}
-    config = build_config(resolved.name, folder, **how)
-    tokenizer = load_tokenizer(folder, resolved.name, config, trust)
-    weights(resolved.path_or_id, resolved.revision, folder)
-    stored = account(folder, resolved.name, config, spec)
-    check_rows(resolved.name, tokenizer, stored, spec)
-    _check_room(resolved.name, needed_bytes(stored.values(), recipe.dtype), device)
-    model = _load(folder, resolved.name, spec, {**how, "config": config, "dtype": recipe.dtype}, device)
+    found = accounted(resolved, recipe)
+    views = mapped and device.type == "cpu" and not any(block.routed for block in found.spec.blocks)
+    wanted = str(found.config.dtype).removeprefix("torch.") if recipe.dtype == "auto" else recipe.dtype
+    copied = [tensor for tensor in found.stored.values() if not (views and _NAMES.get(tensor.dtype) == wanted)]
+    _check_room(found.name, needed_bytes(copied, recipe.dtype), device)
+    model = _load(found, recipe.dtype, device)
     check_finite(model)
-    _check_computes(resolved.name, model)
-    return model.eval(), tokenizer
+    _check_computes(found.name, model)
+    return model.eval(), found.tokenizer
 
 
-def _attention_of(spec: Family) -> str:
+@dataclass(frozen=True, slots=True)
+class Accounted:
+    """A dense checkpoint whose every tensor has its place, and every place its tensor; no weight is loaded.
+
+    Attributes:
+        name: what to call it in errors.
+        folder: where its files lie.
+        spec: its family.
+        config: its configuration.
+        how: what transformers are told when they open it.
+        tokenizer: what lies beside it.
+        stored: its tensors on disk, by the names that they have in the model's class or in the family's checkpoints.
+    """
+
+    name: str
+    folder: Path
+    spec: Family
+    config: Any
+    how: Mapping[str, Any]
+    tokenizer: PreTrainedTokenizerBase
+    stored: Mapping[str, StoredTensor]
+
+
+def accounted(
+    resolved: ResolvedModel, recipe: Recipe, before: Callable[[Any, Family], object] = lambda config, spec: None
+) -> Accounted:
+    """Check a dense checkpoint as far as that is possible without loading a weight.
+
+    Args:
+        resolved, recipe: as for :func:`load_dense`.
+        before: called with configuration and family before weights are fetched from the Hub, to refuse them.
+
+    Raises:
+        MultiprunerError: as :func:`load_dense`.
+    """
+    name, trust = resolved.name, trusts(recipe.trust_remote_code)
+    folder = small_files(resolved.path_or_id, resolved.revision)
+    spec = read_config(folder, name, trust)
+    how = {"trust_remote_code": trust} if spec.remote_code else {"attn_implementation": attention_of(spec)}
+    config = build_config(name, folder, **how)
+    tokenizer = load_tokenizer(folder, name, config, trust)
+    before(config, spec)
+    weights(resolved.path_or_id, resolved.revision, folder)
+    stored = account(folder, name, config, spec)
+    check_rows(name, tokenizer, stored, spec)
+    return Accounted(name, folder, spec, config, how, tokenizer, stored)
+
+
+def attention_of(spec: Family) -> str:
     """Return how a stock class attends: by PyTorch's own function where it can."""
     import transformers
 
@@ -93,33 +143,38 @@ def _check_room(name: str, needed: int, device: torch.device) -> None:
         check_memory(f"the weights of {name}", needed, free_memory())
 
 
-def _load(folder: Path, name: str, spec: Family, how: Mapping[str, Any], device: torch.device) -> PreTrainedModel:
+def _load(found: Accounted, dtype: str, device: torch.device) -> PreTrainedModel:
     """Load the weights, and believe nothing that transformers does not say of them."""
     from transformers import AutoModelForCausalLM
 
+    how: dict[str, Any] = {**found.how, "config": found.config, "dtype": dtype}
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            folder, use_safetensors=True, device_map={"": device}, output_loading_info=True, **how
+            found.folder, use_safetensors=True, device_map={"": device}, output_loading_info=True, **how
         )
     except Exception as error:  # of every kind: transformers meets files that nobody checked
         if shortage := memory_shortage(error):
             raise shortage from error
-        raise UnknownModelError(f"cannot load {name}: {reason_of(error)}") from error
-    model, told = loaded
-    _check_told(name, told, spare_names(model.config, spec))
-    if type(model).__name__ != spec.class_name:
-        raise Unsupported(f"{name} loads as {type(model).__name__}, not as {spec.class_name}")
-    return model
+        raise UnknownModelError(f"cannot load {found.name}: {reason_of(error)}") from error
+    return check_told(found.name, found.spec, *loaded)
 
 
-def _check_told(name: str, told: Mapping[str, Any], spare: re.Pattern[str]) -> None:
-    """Hold transformers' own account of a loading against what was promised."""
+def check_told(name: str, spec: Family, model: PreTrainedModel, told: Mapping[str, Any]) -> PreTrainedModel:
+    """Hold transformers' own account of a loading against what was promised, and return the model.
+
+    Raises:
+        UnsupportedModelError: naming weights that are missing, too many or of other shapes, or another class.
+    """
+    spare = spare_names(model.config, spec)
     for key, what in (("missing_keys", "lacks weights"), ("unexpected_keys", "has tensors without a place")):
         names = sorted(each for each in told.get(key) or () if not spare.search(str(each)))
         if names:
             raise Unsupported(f"{name} {what}: {', '.join(names[:5])}")
     if told.get("mismatched_keys"):
         raise Unsupported(f"{name} has tensors of other shapes: {sorted(map(str, told['mismatched_keys']))[:3]}")
+    if type(model).__name__ != spec.class_name:
+        raise Unsupported(f"{name} loads as {type(model).__name__}, not as {spec.class_name}")
+    return model
 
 
 def _check_computes(name: str, model: PreTrainedModel) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,16 +74,34 @@ def _from_folder(path: Path) -> ResolvedModel:
 def _from_hub(recipe: Recipe, say: Callable[[str], None]) -> ResolvedModel:
     """Ask the Hub; without it take the Hub's cache, then the fallback."""
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 
     repo, revision = recipe.model, recipe.revision
     try:
-        info = repo_info(repo, revision=revision)
-        files = [sibling.rfilename for sibling in info.siblings or ()]
-        check_files(repo, files, lambda name: json_object(Path(hf_hub_download(repo, name, revision=info.sha))))
-        hf_hub_download(repo, "config.json", revision=info.sha, etag_timeout=5)
+        with hub_refusals(repo, revision):
+            info = repo_info(repo, revision=revision)
+            files = [sibling.rfilename for sibling in info.siblings or ()]
+            check_files(repo, files, lambda name: json_object(Path(hf_hub_download(repo, name, revision=info.sha))))
+            hf_hub_download(repo, "config.json", revision=info.sha, etag_timeout=5)
     except HubUnreachable as error:
         return _without_hub(recipe, str(error), say)
+    return ResolvedModel(repo, info.sha, f"{repo} from the Hub, revision {info.sha}", repo)
+
+
+@contextmanager
+def hub_refusals(repo: str, revision: str | None, what: str = "the configuration") -> Iterator[None]:
+    """Turn what the Hub says no with into one line.
+
+    Args:
+        repo, revision: what is asked for.
+        what: what of it is read.
+
+    Raises:
+        UnknownModelError: when there is no such repository or revision, or access is refused.
+    """
+    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
+
+    try:
+        yield
     except GatedRepoError:
         raise UnknownModelError(
             f"{repo} is gated: accept its terms on https://huggingface.co/{repo}, then log in with `hf auth login`"
@@ -94,8 +113,7 @@ def _from_hub(recipe: Recipe, say: Callable[[str], None]) -> ResolvedModel:
             f"the Hub has no model {repo!r} (or it is private: log in with `hf auth login`), nor is there such a folder"
         ) from None
     except OSError as error:
-        raise UnknownModelError(f"cannot read the configuration of {repo}: {' '.join(str(error).split())}") from error
-    return ResolvedModel(repo, info.sha, f"{repo} from the Hub, revision {info.sha}", repo)
+        raise UnknownModelError(f"cannot read {what} of {repo}: {' '.join(str(error).split())}") from error
 
 
 def _without_hub(recipe: Recipe, reason: str, say: Callable[[str], None]) -> ResolvedModel:

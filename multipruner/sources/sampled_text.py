@@ -5,12 +5,14 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import Cache
 
+from multipruner.core.families import cache_argument
 from multipruner.core.identity import digest
 from multipruner.engine.fingerprint import configuration, fingerprint
 from multipruner.engine.grouped_attention import grouped_attention, narrow_cache, stored_in
@@ -78,7 +80,8 @@ def unsampled(model: Any, tokenizer: Any, sequences: int, length: int, seed: int
 
 def side_by_side(kv_bytes_per_token: int, length: int) -> int:
     """Return sequences of a length that are sampled together."""
-    tokens = max(min(BATCH_TOKENS, MOST_BATCH_BYTES // kv_bytes_per_token), BATCH_BYTES // kv_bytes_per_token)
+    each = max(kv_bytes_per_token, 1)  # mixers alone keep no more for a longer text
+    tokens = max(min(BATCH_TOKENS, MOST_BATCH_BYTES // each), BATCH_BYTES // each)
     return tokens // length or 1
 
 
@@ -159,10 +162,12 @@ def _continue(
 ) -> torch.Tensor:
     """Grow sequences [sequences, given tokens] token by token: each draw in [0, 1) picks from the cumulated
     probabilities."""
-    ids = [first[:, :1]]
+    ids, name = [first[:, :1]], cache_argument(model)
+    told = "position_ids" in signature(model.forward).parameters  # not every model counts what is in its cache
     for position in range(1, draws.shape[1]):
-        out = model(input_ids=ids[-1].to(model.device), past_key_values=cache, use_cache=True)
-        cache = out.past_key_values
+        at = {"position_ids": torch.tensor([[position - 1]], device=model.device)} if told else {}
+        out = model(input_ids=ids[-1].to(model.device), use_cache=True, **{name: cache}, **at)
+        cache = getattr(out, name)
         tell(position + 1)
         if position < first.shape[1]:
             ids.append(first[:, position : position + 1])

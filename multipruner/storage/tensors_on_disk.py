@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Hashable, Iterator, MutableMapping
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Generic, TypeVar
 
 import torch
@@ -49,10 +51,7 @@ class OnDisk(MutableMapping[Key, Tensor], Generic[Key]):
             self._file.write(data.data)
             self._file.flush()
         except OSError as error:
-            raise OutputError(
-                f"cannot keep {data.nbytes / 2**20:,.0f} MiB more on disk, in {cache_folder()}: {error.strerror}; make "
-                f"room, or set {ENVIRONMENT} to a folder on a larger disk"
-            ) from error
+            raise _full(data.nbytes, error) from error
         self._places[key] = _Place(self._end, tensor.shape, tensor.dtype, tensor.device)
         self._end += data.nbytes
 
@@ -71,3 +70,36 @@ class OnDisk(MutableMapping[Key, Tensor], Generic[Key]):
 
     def __len__(self) -> int:
         return len(self._places)
+
+
+def mapped(tensor: Tensor) -> Tensor:
+    """Return the same numbers in a file of the cache folder that is mapped: a tensor like any other, also to write to,
+    whose memory the system takes back where it is needed. The file goes with the tensor.
+
+    Args:
+        tensor: on the CPU.
+
+    Raises:
+        OutputError: when the disk is full.
+    """
+    if not tensor.numel():
+        return tensor.clone()
+    data = tensor.detach().contiguous()
+    try:
+        with tempfile.NamedTemporaryFile(dir=cache_folder(), prefix="tensor-", delete=False) as file:
+            place = Path(file.name)
+            file.write(data.flatten().view(torch.uint8).numpy().data)
+    except OSError as error:
+        raise _full(data.nbytes, error) from error
+    try:
+        return torch.from_file(str(place), shared=True, size=data.numel(), dtype=data.dtype).view(data.shape)
+    finally:
+        with suppress(OSError):  # Windows keeps the name of what is mapped
+            place.unlink()
+
+
+def _full(size: int, error: OSError) -> OutputError:
+    return OutputError(
+        f"cannot keep {size / 2**20:,.0f} MiB more on disk, in {cache_folder()}: {error.strerror}; make room, or set "
+        f"{ENVIRONMENT} to a folder on a larger disk"
+    )

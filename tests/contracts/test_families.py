@@ -33,15 +33,19 @@ families = pytest.mark.parametrize("variant", tiny.MORE)
 
 
 def _first_attention_gone(anatomy: Anatomy) -> Structure:
-    """No attention in the first layer, a narrower MLP in the second, no MLP in the third; or experts in their place."""
-    structure = anatomy.dense.replace(anatomy.at(0, "attention"), GONE).replace(anatomy.of_layer(2)[1], GONE)
-    return _narrower(structure, anatomy, 1, 17)
+    """No attention, or mixer, in the first layer, a narrower MLP in the second, no MLP in the third; or experts in the
+    place of MLPs.
+    """
+    structure = anatomy.dense.replace(anatomy.of_layer(0)[0], GONE).replace(anatomy.of_layer(2)[-1], GONE)
+    return structure if anatomy.kinds == ("mixer",) else _narrower(structure, anatomy, 1, 17)
 
 
 def _narrower(structure: Structure, anatomy: Anatomy, layer: int, channels: int) -> Structure:
-    """So many channels in the MLP of a layer, or one expert less than there are."""
-    second = anatomy.of_layer(layer)[1]
+    """So many channels in the MLP of a layer, or one expert less than there are; a layer without either is gone."""
+    second = anatomy.of_layer(layer)[-1]
     size = anatomy[second].dense
+    if anatomy[second].kind == "mixer":
+        return structure.replace(second, GONE)
     return structure.replace(second, (channels,) if anatomy[second].kind == "mlp" else (size[0] - 1, *size[1:]))
 
 

@@ -27,9 +27,10 @@ AS_WIDE = (
 """Their attention is as wide as the residual stream, whatever the configuration says."""
 ASIDE = ("cohere", "cohere2", "phi")
 """Blocks run side by side."""
+HYBRID = tuple(row.model_type for row in FAMILIES.values() if "mixer" in row.kinds)
 MIXED = tuple(row.model_type for row in FAMILIES.values() if "experts" in row.kinds)
 EVERY = {**tiny.VARIANTS, **tiny.MORE}
-REFUSED = [name for name, options in EVERY.items() if options["family"] in (*AS_WIDE, *ASIDE, *MIXED)]
+REFUSED = [name for name, options in EVERY.items() if options["family"] in (*AS_WIDE, *ASIDE, *HYBRID, *MIXED)]
 CUT = [name for name in EVERY if name not in REFUSED and not FAMILIES[EVERY[name]["family"]].remote_code]
 CENTRED = ("jais2", "nemotron", "olmo", "starcoder2", "nanochat")
 """Their norms take the mean away first: what they make of fewer dimensions is no multiple of what they made of all.
@@ -124,10 +125,11 @@ def test_all_dimensions_are_the_model_itself(variant: str) -> None:
 
 @pytest.mark.parametrize("variant", REFUSED)
 def test_a_family_whose_stream_cannot_be_narrower_is_refused(variant: str) -> None:
-    """Where heads make up the hidden size, where blocks run side by side, and where there are experts."""
+    """Where heads make up the hidden size, where blocks run side by side, and where there are experts or mixers."""
     model = tiny.tiny_model(**EVERY[variant])
     family = EVERY[variant]["family"]
     why = "hidden size is the number of heads" if family in AS_WIDE or variant == "phi-normed" else (
+        "through mixers of tokens" if family in HYBRID else
         "through mixtures of experts" if family in MIXED else "through blocks that run side by side")  # fmt: skip
     with pytest.raises(UnsupportedModelError, match=f"{why}.*give no --hidden-size"):
         apply_plan(model, _plan(model))

@@ -25,6 +25,7 @@ counts = st.fixed_dictionaries(
         "head_dim": st.integers(1, 3),
         "channels": st.integers(1, 9),
         "experts": st.integers(1, 6),
+        "mixers": st.just(1),
         "hidden": st.integers(1, 5),
     }
 )

@@ -227,5 +227,5 @@ def test_text_that_is_no_plan_is_refused() -> None:
         assert bad != text
         with pytest.raises(ConfigError):
             PruningPlan.from_json(bad)
-    with pytest.raises(ConfigError, match="kind 'mixer': a newer multipruner"):
-        PruningPlan.from_json(text.replace('"kind": "mlp"', '"kind": "mixer"'))
+    with pytest.raises(ConfigError, match="kind 'rotor': a newer multipruner"):
+        PruningPlan.from_json(text.replace('"kind": "mlp"', '"kind": "rotor"'))

@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from multipruner.engine.moments import Statistics
+from multipruner.engine.moments import Statistics, gather
 from multipruner.engine.prunable import Prunable
 from multipruner.importance.second_order import elimination_order
 from multipruner.importance.table import rank
-from tests.support.tiny import tiny_model
+from tests.support.tiny import random_ids, tiny_model
 
 GROUPS, PER_GROUP, HEAD, CHANNELS = 2, 2, 16, 40
 KINDS = ("attention", "mlp")
@@ -153,3 +153,13 @@ def test_equal_columns_leave_by_their_numbers_and_one_that_overflows_stays() -> 
     weight[0, 5] = 1e30
     order = elimination_order(weight, torch.eye(40), groups=40, rounds=7)
     assert order[0] == 5 and sorted(order) == list(range(40))
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_an_order_leaves_the_weights_alone(family: str) -> None:
+    """An elimination updates weights as it goes, and a transposed projection is a view of the model's own."""
+    model = tiny_model(family)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    dense = Prunable.of(model)
+    rank("second-order", dense, gather(dense, random_ids(4, 12)))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())

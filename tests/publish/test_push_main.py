@@ -18,7 +18,7 @@ from multipruner.checkpoint.cut import apply_plan
 from multipruner.checkpoint.save import save
 from multipruner.commands.base import Parser
 from multipruner.commands.main import main
-from multipruner.commands.push_later import PushLater
+from multipruner.commands.push import PushLater
 from multipruner.core.errors import ConfigError
 from multipruner.publish.errors import PublishError
 from tests.support import tiny

@@ -66,7 +66,7 @@ def test_a_run_of_the_exact_program_shows_its_rounds(runs: list[Path]) -> None:
 def copy_of(run: Path, folder: Path) -> Path:
     """What a report reads of a run."""
     folder.mkdir()
-    for name in ("report.json", "plan.json", "trajectory.jsonl"):
+    for name in ("report.json", "plan.json", "trajectory.jsonl", "tokenizer.json"):
         shutil.copy(run / name, folder)
     return folder
 

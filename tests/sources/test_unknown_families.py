@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import CodeGenConfig, GPT2Config, GPT2LMHeadModel
+from transformers import DiffLlamaConfig, GPT2Config, GPT2LMHeadModel
 
 from multipruner.core.errors import UnsupportedModelError
 from multipruner.core.families import spec_for
@@ -15,15 +15,16 @@ from multipruner.sources.intake.accounting import account, read_config
 
 
 def test_the_modules_of_an_unknown_family_are_named(tmp_path: Path) -> None:
-    CodeGenConfig(n_embd=32, n_head=4, n_layer=2, rotary_dim=4).save_pretrained(tmp_path)
+    config = DiffLlamaConfig(hidden_size=32, num_attention_heads=4, num_hidden_layers=2, intermediate_size=64)
+    config.save_pretrained(tmp_path)
     with pytest.raises(UnsupportedModelError) as caught:
         read_config(tmp_path, "m", trust=False)
-    met = "Its layers hold ln_1 (LayerNorm), attn (CodeGenAttention), mlp (CodeGenMLP)."
+    met = "Its layers hold self_attn (DiffLlamaAttention), mlp (DiffLlamaMLP), input_layernorm (DiffLlamaRMSNorm), "
     assert f"docs/adding-a-family.md. {met}" in str(caught.value)
 
 
-@pytest.mark.parametrize("record", [{"model_type": "nobody"}, {"model_type": "codegen", "n_layer": 10**6},
-                                    {"model_type": "codegen", "n_head": "many"}])  # fmt: skip
+@pytest.mark.parametrize("record", [{"model_type": "nobody"}, {"model_type": "diffllama", "num_hidden_layers": 10**6},
+                                    {"model_type": "diffllama", "num_attention_heads": "many"}])  # fmt: skip
 def test_what_cannot_be_built_is_refused_all_the_same(record: dict[str, object], tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(record))
     with pytest.raises(UnsupportedModelError, match=r"docs/adding-a-family.md\.$"):

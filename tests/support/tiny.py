@@ -90,6 +90,9 @@ _LATENT = {"kv_lora_rank": 20, "q_lora_rank": 28, "qk_rope_head_dim": 8, "qk_nop
            "num_key_value_heads": 4, "without": ("head_dim",)}  # fmt: skip
 _SHARED = {**_LATENT, **_EXPERTS, "n_routed_experts": 5, "n_shared_experts": 1, "n_group": 1, "topk_group": 1}
 _PATTERN = ["sliding_attention", "full_attention", "sliding_attention"]
+_LINEAR = ["linear_attention", "full_attention", "linear_attention"]
+_DELTA = {"linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 6}
+_MAMBA_2 = {"mamba_n_heads": 6, "mamba_d_head": 16, "mamba_d_state": 8, "mamba_chunk_size": 4}
 _FALCON = {"ffn_hidden_size": 40, "num_kv_heads": 2, "new_decoder_architecture": True, "without": ("head_dim",)}
 MORE: dict[str, dict[str, Any]] = {
     "apertus": {"family": "apertus"},
@@ -162,6 +165,21 @@ MORE: dict[str, dict[str, Any]] = {
     "olmoe": {"family": "olmoe", "hidden_size": 64, "num_experts": 5, "num_experts_per_tok": 2},
     "qwen2_moe": {"family": "qwen2_moe", **_EXPERTS, "num_experts": 5, "shared_expert_intermediate_size": 20},
     "qwen3_moe": {"family": "qwen3_moe", **_EXPERTS, "num_experts": 5, "mlp_only_layers": [1]},
+    "bamba": {"family": "bamba", "attn_layer_indices": [1], **_MAMBA_2},
+    "granitemoehybrid": {"family": "granitemoehybrid", "shared_intermediate_size": 40, "num_local_experts": 0,
+                         "layer_types": _LINEAR, **_MAMBA_2,
+                         "logits_scaling": 3.0, "residual_multiplier": 0.4, "embedding_multiplier": 2.0},
+    "lfm2": {"family": "lfm2", "tied": True, "layer_types": ["conv", "full_attention", "conv"], "head_dim": 12,
+             "intermediate_size": 58, "block_multiple_of": 8},
+    "falcon_mamba": {"family": "falcon_mamba", "tied": True, "state_size": 6},
+    "mamba": {"family": "mamba", "tied": True, "state_size": 6},
+    "mamba2": {"family": "mamba2", "num_heads": 6, "head_dim": 16, "n_groups": 2, "state_size": 6, "chunk_size": 4},
+    "nemotron_h": {"family": "nemotron_h", "layers": 6, "mamba_num_heads": 6, "mamba_head_dim": 16, "ssm_state_size": 8,
+                   "n_groups": 2, "chunk_size": 4, "layers_block_type": [
+                       "linear_attention", "mlp", "linear_attention", "full_attention", "mlp", "linear_attention"]},
+    "qwen3_5": {"family": "qwen3_5_text", "layer_types": _LINEAR, **_DELTA},
+    "qwen3_next": {"family": "qwen3_next", "layer_types": _LINEAR, **_DELTA, **_EXPERTS, "num_experts": 5,
+                   "mlp_only_layers": [1], "shared_expert_intermediate_size": 20},
 }  # fmt: skip
 """One of every family that is a row and nothing else, for ``tests/contracts/test_families.py``."""
 CONTRACT = ["llama-tied", "llama-biased", "mistral-sliding", "qwen2-mixed", "qwen3", "baichuan"]
@@ -329,6 +347,9 @@ def _columns(plan: PruningPlan, block: int, width: int) -> Iterator[int]:
     place, kept = plan.anatomy[block], plan.blocks[block].axes
     if place.kind == "mlp" or not kept:
         yield from kept[0] if kept else ()  # pyright: ignore
+        return
+    if place.kind == "mixer":
+        yield from range(width)
         return
     for group, queries in zip(*kept, strict=True):  # pyright: ignore
         for query in queries:  # pyright: ignore

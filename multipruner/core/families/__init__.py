@@ -7,19 +7,24 @@ A new family is a new row in one of the modules here (and a tiny-model fixture i
 from __future__ import annotations
 
 from collections.abc import Mapping
+from inspect import signature
 from typing import Any
 
 from multipruner.core.axes import AXES
 from multipruner.core.errors import UnsupportedModelError, did_you_mean
 from multipruner.core.structure import Anatomy, Place
 
-from .dense import DENSE, REFUSED
+from . import dense, hybrids
+from .dense import DENSE
 from .experts import EXPERTS
 from .family import Family
+from .hybrids import HYBRIDS
 from .latent import LATENT
 
-FAMILIES: dict[str, Family] = {row.model_type: row for row in (*DENSE, *EXPERTS, *LATENT)}
+FAMILIES: dict[str, Family] = {row.model_type: row for row in (*DENSE, *EXPERTS, *LATENT, *HYBRIDS)}
 """The families that can be pruned, by ``config.model_type``."""
+REFUSED: dict[str, str] = {**dense.REFUSED, **hybrids.REFUSED}
+"""Model types that no row can describe, and why."""
 
 
 def spec_for(config: Any) -> Family:
@@ -70,6 +75,11 @@ def row_for(first: Family, values: Mapping[str, Any]) -> Family:
         f"this {first.model_type} model, with {asked}, is not supported; there are rows for {'; for '.join(known)} "
         "(docs/adding-a-family.md says how to add one)"
     )
+
+
+def cache_argument(model: Any) -> str:
+    """Return what a model's forward pass calls its cache, as an argument and in what it returns."""
+    return "cache_params" if "cache_params" in signature(model.forward).parameters else "past_key_values"
 
 
 def constants_of(config: Any) -> dict[str, int]:

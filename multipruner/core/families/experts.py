@@ -13,8 +13,9 @@ from typing import Any
 from multipruner.core.blocks import BlockSpec, TensorSpec
 from multipruner.core.layout import Layout
 
-from .family import GROUPED_HEADS, Family, Pattern
+from .family import GROUPED_HEADS, Family
 from .parts import SINKS, TOGETHER, attention, mlp
+from .patterns import Pattern
 
 _ACTIVE = {"num_experts_per_tok": "active"}
 _HEADS = {key: text for key, text in GROUPED_HEADS.items() if key != "intermediate_size"}
@@ -81,7 +82,7 @@ def _between(experts: Sequence[bool]) -> dict[str, Any]:
 
 
 KINDS = ("experts", "mlp")
-_LISTED = Pattern(("mlp_only_layers", "decoder_sparse_step"), KINDS, _sparse, _dense_ones)
+LISTED = Pattern(("mlp_only_layers", "decoder_sparse_step"), KINDS, _sparse, _dense_ones)
 AFTER_FIRST = Pattern(
     ("first_k_dense_replace",),
     KINDS,
@@ -116,7 +117,7 @@ EXPERTS: tuple[Family, ...] = (
         "Qwen3Moe",
         _EITHER,
         config={**_HEADS, **_BESIDE_MLP, "num_local_experts": "experts", **_ACTIVE},
-        pattern=_LISTED,
+        pattern=LISTED,
     ),
     Family(
         "olmoe",
@@ -129,7 +130,7 @@ EXPERTS: tuple[Family, ...] = (
         "Qwen2Moe",
         _EITHER,
         config={**_HEADS, **_BESIDE_MLP, "num_experts": "experts", **_ACTIVE},
-        pattern=_LISTED,
+        pattern=LISTED,
     ),
     Family(
         "granitemoe",

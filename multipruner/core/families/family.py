@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import combinations
 from typing import Any
 
 from multipruner.core.axes import BLOCK_KINDS
@@ -13,6 +14,7 @@ from multipruner.core.layout import Layout
 from multipruner.core.structure import Size
 
 from .parts import attention, mlp
+from .patterns import Listed, Pattern, Wording
 
 GROUPED_HEADS: dict[str, str] = {
     "hidden_size": "hidden",
@@ -22,23 +24,6 @@ GROUPED_HEADS: dict[str, str] = {
     "intermediate_size": "channels",
 }
 """How most configurations name sizes: key -> layout."""
-
-
-@dataclass(frozen=True, slots=True)
-class Pattern:
-    """Which layers have a block of one kind and which of another, as a configuration says it.
-
-    Attributes:
-        keys: of the configuration that say so.
-        kinds: the kind of the layers for which ``first`` is true, and that of the others.
-        first: (the keys' values, number of a layer) -> whether it has a block of the first kind.
-        said: of layers that are left, in order, whether they have the first kind -> what the keys say of them.
-    """
-
-    keys: tuple[str, ...]
-    kinds: tuple[str, str]
-    first: Callable[[Mapping[str, Any], int], bool]
-    said: Callable[[Sequence[bool]], Mapping[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,10 +53,13 @@ class Family:
             does nothing is 0.
         layer_arguments: what a decoder layer is built from: ``config``, ``number``, in the constructor's order.
         remote_code: whether the family's code travels with the checkpoint (``trust_remote_code``).
-        layer_output: ``"tensor"`` or ``"tuple"``: what a decoder layer returns.
+        layer_output: what a decoder layer returns: the hidden states as a ``"tensor"``, or in a ``"tuple"`` that holds
+            nothing else, or in a ``"pair"`` with its attention.
         ahead: the key that says how many more layers, which predict further tokens, checkpoints hold behind the others;
             stock models have none of them. Empty where there are none.
         pattern: which of its layers have which of two kinds of blocks; nothing where all have all of them.
+        mixing: likewise, which layers mix tokens by attention and which otherwise.
+        wording: how a configuration says sizes in words of its own; nothing where every key means what it says.
     """
 
     model_type: str
@@ -100,6 +88,8 @@ class Family:
     layer_output: str = "tensor"
     ahead: str = ""
     pattern: Pattern | None = None
+    mixing: Pattern | Listed | None = None
+    wording: Wording | None = None
 
     def fits(self, values: Mapping[str, Any]) -> bool:
         """Tell whether the row is right for a configuration's values."""
@@ -118,8 +108,18 @@ class Family:
     @property
     def shared_norms(self) -> tuple[str, ...]:
         """The norms of a layer that more than one of its blocks reads."""
-        norms = [norm for block in self.blocks for norm in block.norms]
-        return tuple(dict.fromkeys(norm for norm in norms if norms.count(norm) > 1))
+        apart = [set(pattern.kinds) for pattern in self.patterns]
+        pairs = (
+            (one, other)
+            for one, other in combinations(self.blocks, 2)
+            if not any({one.kind, other.kind} <= kinds for kinds in apart)
+        )
+        return tuple(dict.fromkeys(norm for one, other in pairs for norm in one.norms if norm in other.norms))
+
+    @property
+    def patterns(self) -> tuple[Pattern | Listed, ...]:
+        """What says which layers have which kinds of blocks."""
+        return tuple(pattern for pattern in (self.mixing, self.pattern) if pattern is not None)
 
     def block(self, kind: str) -> BlockSpec:
         """Return the row's block of a kind; it is a ``KeyError`` when there is none."""
@@ -133,14 +133,17 @@ class Family:
     @property
     def keys(self) -> tuple[str, ...]:
         """The keys of a configuration that say sizes, and which layer has what."""
-        return (*self.config, *(self.pattern.keys if self.pattern else ()))
+        more = (*self.patterns, *((self.wording,) if self.wording else ()))
+        return tuple(dict.fromkeys((*self.config, *(key for each in more for key in each.keys))))
 
     def kinds_in(self, values: Mapping[str, Any], layer: int) -> tuple[str, ...]:
         """Return the kinds of the blocks of a layer, in the order in which they run."""
-        if self.pattern is None:
-            return self.kinds
-        missing = self.pattern.kinds[self.pattern.first(values, layer)]
-        return tuple(kind for kind in self.kinds if kind != missing)
+        missing = {kind for pattern in self.patterns for kind in pattern.kinds if kind != pattern.kind(values, layer)}
+        return tuple(kind for kind in self.kinds if kind not in missing)
+
+    def plain(self, values: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return what is to be said in the place of some of a configuration's values; see :class:`Wording`."""
+        return self.wording.plain(values) if self.wording else {}
 
     def logit_scale(self, config: Any) -> float:
         """Return what the head's output is multiplied by."""
@@ -160,6 +163,7 @@ class Family:
         Raises:
             ConfigError: when a size is missing, or sizes contradict each other.
         """
+        values = {**values, **self.plain(values)}
         said = [(key, Layout(text), values[key]) for key, text in self.config.items() if values.get(key) is not None]
         known: dict[str, int] = {}
         for key, layout, value in sorted(said, key=lambda row: len(row[1].names)):

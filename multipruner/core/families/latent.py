@@ -8,8 +8,9 @@ from multipruner.core.blocks import BlockSpec, linear
 from multipruner.core.layout import Layout
 
 from .experts import AFTER_FIRST, AHEAD, CORRECTED, KINDS, SHARED, experts
-from .family import Family, Pattern
+from .family import Family
 from .parts import HEADS, mlp
+from .patterns import Pattern
 
 _SIZES: dict[str, str] = {
     "hidden_size": "hidden",

@@ -23,6 +23,7 @@ def attention(
     heads: str = HEADS,
     groups: str = GROUPS,
     *,
+    asked: str = "",
     inputs: tuple[str, ...] = ("q_proj", "k_proj", "v_proj"),
     fused: str = "",
     output: str = "o_proj",
@@ -35,6 +36,7 @@ def attention(
 
     Args:
         heads, groups: the layouts of queries, and of keys and of values.
+        asked: the rows of the projection of the queries, where that gives more than them.
         inputs: the projections that give them; one that gives all three does so one after the other.
         fused: the layout of such a projection, where it is another.
         output: its output projection.
@@ -42,7 +44,7 @@ def attention(
         matrix: what the projections are.
         attributes, **rest: see :class:`~multipruner.core.blocks.BlockSpec`.
     """
-    layouts = (heads, groups, groups) if len(inputs) == 3 else (fused or f"{heads} + {groups} + {groups}",)
+    layouts = (asked or heads, groups, groups) if len(inputs) == 3 else (fused or f"{heads} + {groups} + {groups}",)
     return BlockSpec(
         kind="attention",
         tensors=(*(each for name, rows in zip(inputs, layouts, strict=True) for each in matrix(name, rows, "hidden")),

@@ -13,6 +13,10 @@ _TEMPORARIES = 4
 """Of a block's width, that a pass has at once: gate, up, their product, and what is cast."""
 
 
+_MATRICES = 6
+"""As large as a block's moments, that an order or the errors of its outputs take at once."""
+
+
 @dataclass(frozen=True, slots=True)
 class Sizes:
     """What memory depends on beside the shape.
@@ -25,6 +29,7 @@ class Sizes:
         vocabulary: tokens that there are.
         states: bytes that the states of scored text may take.
         moments: whether second moments stay in memory.
+        on_disk: whether decoder layers do not, nor what is as large as all of them.
     """
 
     weights: int
@@ -34,6 +39,7 @@ class Sizes:
     vocabulary: int
     states: int
     moments: bool = True
+    on_disk: bool = False
 
 
 def peaks(
@@ -53,18 +59,20 @@ def peaks(
     narrowed = {(one.block, one.kept) for one in options if 0 < one.kept < 1} if texts.statistics else set()
     repaired = sum(int(kept * shape.inputs[block]) * hidden * item for block, kept in narrowed) if sizes.moments else 0
     widest = max(shape.inputs)
-    pruned = sizes.result * item // 2
-    state = (shape.blocks + 1) * texts.length * hidden * item
+    square = 4 * widest**2 if texts.statistics else 0
+    pruned, written = (0, 0) if sizes.on_disk else (sizes.result * item // 2, 2 * sizes.result)
+    state = (1 if sizes.on_disk else shape.blocks + 1) * texts.length * hidden * item
     states = min(sizes.states, state * texts.scored) + min(sizes.states, state * texts.sketched)
     rows = min(texts.side_by_side, texts.sampled)
-    refit = sum(kept * n for kept, n in zip(base.kept, shape.inputs, strict=True)) * hidden * item
+    outputs = sum(kept * n for kept, n in zip(base.kept, shape.inputs, strict=True)) * hidden * item
+    refit = 0 if sizes.on_disk else outputs
     found: Mapping[str, float] = {
         "text": rows * (texts.length * sizes.kv * (1 + 1 / shape.layers) + sizes.vocabulary * (item + 12)),
-        "moments": moments + 2 * stream + _BATCH * widest * _TEMPORARIES * item,
-        "search": moments + repaired + states,
-        "repair": moments + repaired + 3 * stream + stream * widest / hidden + refit + 3 * 4 * widest**2,
+        "moments": moments + 2 * stream + max(_BATCH * widest * _TEMPORARIES * item, _MATRICES * square),
+        "search": moments + repaired + states + _MATRICES * square,
+        "repair": moments + repaired + 3 * stream + stream * widest / hidden + refit + 3 * square,
         "evaluation": moments + repaired + refit + pruned,
-        "writing": moments + repaired + refit + 2 * sizes.result,
+        "writing": moments + repaired + refit + written,
     }
     return {stage: int(sizes.weights + found.get(stage, 0)) for stage in stages}
 

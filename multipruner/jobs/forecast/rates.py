@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from multipruner.core.families import cache_argument
 from multipruner.engine.grouped_attention import grouped_attention, narrow_cache
 from multipruner.engine.layer_calls import State
 from multipruner.engine.moments import add_moments, products_of
@@ -45,6 +46,7 @@ class Rates:
         product: one floating-point operation of a product in float32, of moments.
         update: one of an update by few rows.
         byte: one byte written.
+        walk: all layers, one after another, come in from disk, where the system holds their files.
     """
 
     layer: float
@@ -55,6 +57,7 @@ class Rates:
     product: float
     update: float
     byte: float
+    walk: float = 0.0
 
     def seconds(self, work: Work) -> float:
         """Return what some work takes."""
@@ -67,6 +70,7 @@ class Rates:
             + work.products * self.product
             + work.updates * self.update
             + work.disk * self.byte
+            + work.walks * self.walk
         )
 
     def to_json(self) -> dict[str, float]:
@@ -95,7 +99,7 @@ def measured(
     step, per_row = clock.steps(layers, length) if samples else (0.0, 0.0)
     long_layer = layer if long == length else clock.layer(1, long) / long
     product, update = clock.algebra()
-    return Rates(layer, long_layer, head, step, per_row, product, update, _disk(place))
+    return Rates(layer, long_layer, head, step, per_row, product, update, _disk(place), clock.walk(layers))
 
 
 class _Clock:
@@ -131,6 +135,11 @@ class _Clock:
 
         return self.best(run)
 
+    def walk(self, layers: int) -> float:
+        """Return all layers coming in, one after another."""
+        layer = self._prunable.layer_of(0)
+        return layers * self.best(lambda: [weight.clone() for weight in layer.parameters()])
+
     def head(self, tokens: int) -> float:
         """Return the head and the loss of one token."""
         prunable, weight = self._prunable, self._prunable.head_weight
@@ -159,14 +168,15 @@ class _Clock:
         model: Any = prunable.model
         cache, filled = cache_for(model, length + 8, narrow_cache(model)), max(1, length // 2)
         many = torch.zeros(rows, filled, dtype=torch.int64, device=self._device)
-        cache = model(input_ids=many, past_key_values=cache, use_cache=True, logits_to_keep=1).past_key_values
+        name = cache_argument(model)
+        cache = getattr(model(input_ids=many, use_cache=True, logits_to_keep=1, **{name: cache}), name)
         token = many[:, :1]
         hidden = torch.full((rows, weight.shape[1]), 0.1, dtype=weight.dtype, device=self._device)
         logits, draws = prunable.head(hidden), torch.full((rows, 1), 0.5)
 
         def run() -> None:
             nonlocal cache
-            cache = model(input_ids=token, past_key_values=cache, use_cache=True).past_key_values
+            cache = getattr(model(input_ids=token, use_cache=True, **{name: cache}), name)
 
         whole, head = self.best(run), self.best(lambda: prunable.head(hidden))
         choice = self.best(lambda: drawn(logits.float().softmax(-1), draws).cpu())

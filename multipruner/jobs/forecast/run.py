@@ -28,8 +28,11 @@ from .memory import Sizes, grams, peaks
 from .needs import Fetch, model_of, texts_of
 from .rates import Rates, measured
 from .stand_in import meta_model, stand_in
+from .walks import layers_on_disk, said, walking, walks_of
 from .work import Work
 
+_LAYERS = 2
+"""Layers from disk that are in memory: one, and what it is made of, or leaves of it."""
 _LIBRARIES = 256 << 20
 """Bytes of what a run imports on its way."""
 
@@ -80,8 +83,13 @@ class Forecast:
         least = f" ({stages})" if stages else ""
         return [
             f"expected: {spoken(sum(self.seconds.values()))} from here{least}, at most {self._most()} of memory",
+            *self._walks(),
             *self.budgets[:1],
         ]
+
+    def _walks(self) -> list[str]:
+        walks = sum(work.walks for work in self.work.values())
+        return [f"all layers are read {walks:.0f} times, and once more for every block that may go"] if walks else []
 
     def _most(self) -> str:
         return size_text(max(self.memory.values(), default=0))
@@ -97,7 +105,7 @@ class Forecast:
         lines += [fetch.line() for fetch in self.fetches]
         for folder, needed in self.disk.items():
             lines.append(f"disk: {size_text(needed)} in {folder}, {size_text(_free(Path(folder)))} are free")
-        return [*lines, *self.budgets]
+        return [*lines, *self._walks(), *self.budgets]
 
 
 def _existing(folder: Path) -> Path:
@@ -120,6 +128,7 @@ def forecast(
     computed: int | None = None,
     fetches: tuple[Fetch, ...] = (),
     fetched: int = 0,
+    on_disk: bool = False,
 ) -> Forecast:
     """Return what a run will take on this machine, some hundred milliseconds of which are measured now.
 
@@ -132,12 +141,15 @@ def forecast(
         computed: bytes of a number that is computed with; default: as the model's weights are held.
         fetches: for the lines.
         fetched: bytes that will lie in the cache folder besides.
+        on_disk: whether decoder layers stay on disk.
     """
     costs, model = prunable.costs, prunable.model
     item = prunable.head_weight.element_size() if computed is None else computed
     kept = None if tokenizer is None else lambda n, length, seed: unsampled(model, tokenizer, n, length, seed)
     texts = texts_for(recipe, prunable, kept)
     shape, (by_stage, searched) = shape_of(prunable), work_of(recipe, prunable, texts)
+    if on_disk:
+        by_stage |= {stage: by_stage[stage] + Work(walks=n) for stage, n in walks_of(recipe, texts).items() if n}
     clock = prunable if measures_on is None else measures_on
     rates = measured(
         clock, layers=prunable.anatomy.layers, length=texts.length, long=texts.evaluated_length if texts.evaluated else
@@ -147,12 +159,14 @@ def forecast(
     both = costs.bytes_per_parameter if item < costs.bytes_per_parameter else 0  # what is narrowed is kept besides
     kv = costs.kv_bytes_per_token(prunable.dense) * item // costs.bytes_per_parameter
     result = int(by_stage["writing"].disk)
-    sizes = Sizes(parameters * (item + both), result, item, kv, len(prunable.head_weight), STATE_BYTES,
-                  recipe.moments == "memory")  # fmt: skip
+    held = costs.constant + _LAYERS * costs.backbone_parameters(prunable.dense) // prunable.anatomy.layers
+    weights = held * item if on_disk else parameters * (item + both)
+    sizes = Sizes(weights, result, item, kv, len(prunable.head_weight), STATE_BYTES, recipe.moments == "memory",
+                  on_disk)  # fmt: skip
     there = 0 if model.device.type != "cpu" else _idle(model, measures_on)
     options = [one for round_ in searched.rounds for one in round_] if recipe.repair_stage == "search" else []
     found = peaks(by_stage, texts, shape, sizes, searched.base, options)
-    cache = fetched + (grams(texts, shape) if recipe.moments == "disk" else 0)
+    cache = fetched + (grams(texts, shape) if recipe.moments == "disk" else 0) + 2 * result * on_disk
     disk = {str(output): int(1.05 * result)} | ({str(cache_folder()): cache} if cache else {})
     return Forecast(by_stage, rates, {name: there + size for name, size in found.items()}, disk,
                     budgets_of(recipe, prunable), fetches)  # fmt: skip
@@ -205,10 +219,14 @@ def foretell(recipe: Recipe, output: Path, console: Console) -> Forecast | None:
     say(Precision(stored, computed, {name: rates[name] for name in dict.fromkeys((name_of(stored), "float32"))}).line())
     prunable = Prunable.of(model, stored)
     check_reachable(recipe, prunable)
+    layers = layers_on_disk(recipe, prunable, computed)
+    if layers:
+        recipe = walking(recipe)
+        say(said(prunable, computed))
     small = Prunable.of(stand_in(model, prunable.spec, computed, device), stored)
     found = forecast(
         recipe, prunable, output, measures_on=small, computed=computed.itemsize, fetches=fetches,
-        fetched=0 if fetch.here else fetch.size or 0,
+        fetched=0 if fetch.here else fetch.size or 0, on_disk=bool(layers),
     )  # fmt: skip
     for line in found.lines():
         say(line)

@@ -12,6 +12,7 @@ from multipruner.config.precedence import trusts
 from multipruner.config.recipe import Recipe
 from multipruner.core.errors import ConfigError
 from multipruner.core.families import Family, anatomy_of
+from multipruner.sources.dense import attention_of
 from multipruner.sources.intake.accounting import build_config, read_config, reason_of
 
 LAYERS = 2
@@ -27,7 +28,9 @@ def meta_model(folder: Path, recipe: Recipe) -> tuple[Any, torch.dtype]:
     """
     trust = trusts(recipe.trust_remote_code)
     spec = read_config(folder, folder.name, trust)
-    how: dict[str, Any] = {"trust_remote_code": trust} if spec.remote_code else {"attn_implementation": "sdpa"}
+    how: dict[str, Any] = (
+        {"trust_remote_code": trust} if spec.remote_code else {"attn_implementation": attention_of(spec)}
+    )
     config = build_config(folder.name, folder, **how)
     stored = getattr(config, "dtype", None) if recipe.dtype == "auto" else getattr(torch, recipe.dtype)
     stored = stored if isinstance(stored, torch.dtype) else torch.float32
@@ -60,11 +63,10 @@ def stand_in(model: Any, spec: Family, dtype: torch.dtype, device: torch.device)
         if isinstance(value, list) and len(value) == depth:  # such as the kind of every layer's attention
             setattr(config, name, value[:LAYERS])
     setattr(config, spec.depth, min(LAYERS, depth))
-    if spec.pattern is not None:
-        firsts = [place.kind == spec.pattern.kinds[0] for place in anatomy_of(model.config) if place.kind in
-                  spec.pattern.kinds]  # fmt: skip
-        told = sorted(set(firsts))  # a layer of either kind, or two alike
-        vars(config).update(spec.pattern.said((told * LAYERS)[: min(LAYERS, depth)]))
+    for pattern in spec.patterns:
+        kinds = (place.kind for place in anatomy_of(model.config) if place.kind in pattern.kinds)
+        told = list(dict.fromkeys(kinds))  # a layer of every kind, or several alike
+        vars(config).update(pattern.telling((told * LAYERS)[: min(LAYERS, depth)]))
     small = _built(config, dtype, trust=spec.remote_code).to_empty(device=device)
     small.tie_weights()
     with torch.no_grad():

@@ -95,6 +95,7 @@ class Work:
         products: floating-point operations of large products of matrices, beside those of the layers.
         updates: of eliminations, which change a whole matrix by a few of its rows at a time.
         disk: bytes written.
+        walks: how many times all layers come in from disk.
     """
 
     token_layers: float = 0.0
@@ -105,6 +106,7 @@ class Work:
     products: float = 0.0
     updates: float = 0.0
     disk: float = 0.0
+    walks: float = 0.0
 
     def __add__(self, other: Work) -> Work:
         return Work(*(getattr(self, name) + getattr(other, name) for name in Work.__slots__))

@@ -26,22 +26,7 @@ from multipruner.jobs.setting import Found, Setting
 from multipruner.jobs.workspace import Workspace
 from multipruner.repair.scoring import Repair
 from multipruner.search import Memo
-
-
-def read_plan(path: Path) -> PruningPlan:
-    """Read a plan's file.
-
-    Raises:
-        ConfigError: when it cannot be read, or is no plan.
-    """
-    try:
-        return PruningPlan.from_json(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not text"
-        raise ConfigError(f"cannot read the plan {path}: {reason}") from None
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from None
-
+from multipruner.stream.plans import read_plan
 
 NO_BUDGET: dict[str, Any] = {"ratio": None, FOUND_BY: "program", "budgets": {}, "hidden_size": None}
 """Recipe fields of a run whose plan says what stays; with a latency table both models are timed all the same."""
@@ -75,7 +60,7 @@ def apply_given_plan(
     recipe = Recipe.build({**recipe.model_dump(), **NO_BUDGET})
     with Workspace(output, recipe.model) as workspace:
         seconds = Clock(console)
-        setting = prepare(recipe, console, seconds, stream=plan.stream)
+        setting = prepare(recipe, console, seconds, stream=plan.stream, walks=plan.stream is None)
         _check(plan, plan_path, setting)
         setting = _ordered_by(setting, plan)
         identity = setting.identity | {"plan": hashlib.sha256(plan.to_json().encode()).hexdigest()}

@@ -62,7 +62,7 @@ def _run(
 ) -> Run:
     say = teller(console)
     seconds = Clock(console)
-    setting = prepared(recipe, team, console, seconds, workspace.output)
+    setting = prepared(recipe, team, console, seconds, workspace.output, walks=team.size == 1)
     with timed(seconds, "search"):
         if recipe.hidden_size == "auto":
             setting, found = by_hidden_size(setting, workspace, console, say, overwrite)

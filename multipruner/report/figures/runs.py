@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -20,7 +23,9 @@ _MARKERS = "osD^vP"
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """Perplexities that may be compared: the same dense model, and the same number for it on the same text."""
+    """Perplexities that may be compared: the same dense model and tokenizer, and the same number for the dense model on
+    the same text.
+    """
 
     model: str
     text: str
@@ -30,27 +35,38 @@ class Curve:
 
 
 def curves(runs: Sequence[RunFiles]) -> list[Curve]:
-    """Return group the perplexities of several runs. A text of the same name with another dense perplexity is
-    another text.
+    """Return the perplexities of several runs in groups. A text of the same name with another dense perplexity is
+    another text, and a perplexity counts per token of the run's own tokenizer.
     """
     names: dict[str, str] = {}
-    groups: dict[tuple[str, str, float], list[tuple[str, float, float, float | None]]] = {}
+    groups: dict[tuple[str, str, str | None, float], list[tuple[str, float, float, float | None]]] = {}
     for run in runs:
         model = run.report.model
         base = model.fingerprint or model.name
+        tokenizer = vocabulary_of(run.folder)
         names[base] = model.name.rstrip("/").rpartition("/")[2]
         for scores in run.report.scores:
             for text, c in scores.perplexity.items():
                 if math.isfinite(c.dense) and math.isfinite(c.pruned):
-                    key = (text, base, float(f"{c.dense:.6g}"))
+                    key = (text, base, tokenizer, float(f"{c.dense:.6g}"))
                     point = (run.label, run.report.ratio, c.pruned, c.pruned_stderr)
                     points = groups.setdefault(key, [])
                     if point not in points:
                         points.append(point)
     return [
         Curve(names[base], text, dense, tuple(sorted(points, key=lambda each: each[1])))
-        for (text, base, dense), points in groups.items()
+        for (text, base, _, dense), points in groups.items()
     ]
+
+
+def vocabulary_of(folder: Path) -> str | None:
+    """Return a hash of the tokens that a folder's tokenizer knows; ``None`` where it has no ``tokenizer.json``."""
+    try:
+        content = json.loads((folder / "tokenizer.json").read_bytes())
+        tokens = [content["model"], content.get("added_tokens")]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return hashlib.sha256(json.dumps(tokens, sort_keys=True).encode()).hexdigest()
 
 
 def perplexity_figure(found: Sequence[Curve], name: str) -> Drawing:

@@ -215,7 +215,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(case: str, dense: Path, tmp_pa
     places["empty"].mkdir()
     if case == "unknown family":
         shutil.copytree(dense, places["other"])
-        config = json.loads((dense / "config.json").read_text()) | {"model_type": "codegen"}
+        config = json.loads((dense / "config.json").read_text()) | {"model_type": "nobody"}
         (places["other"] / "config.json").write_text(json.dumps(config))
     if case == "NaN weights":
         model = tiny_model("llama", layers=4)

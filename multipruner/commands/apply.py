@@ -1,0 +1,68 @@
+"""``python -m multipruner apply PLAN --model MODEL --output DIR``: a plan made into a model, without loading either."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from .base import Parser, add_fields, log_flags, on_screen
+from .recipe_flags import recipe_of
+
+_HELP = """\
+Cut a dense checkpoint as a plan says, tensor by tensor: the model is never loaded, so that a large one goes through on
+a small machine. The result is a folder as a run writes it, in the dense model's own type.
+
+PLAN   a plan.json, the folder of a run or of a sweep's plan, or a model on the Hub that multipruner pushed
+       (owner/name, owner/name@revision), of which plan.json alone is downloaded
+MODEL  the dense model: a recipe, a folder or a Hub id, as for pruning
+
+A plan says which blocks, channels and heads stay. It holds no weights, so that what a run repaired after the cut is
+not in it: the result is the cut model alone. `multipruner --plan PLAN` makes the repaired one, in memory.
+The weights must be those that the plan was made of (it has their fingerprint); --any-weights takes others of the same
+shapes, such as a fine-tuned model's.
+
+examples
+  python -m multipruner apply runs/llama-0.2 --model llama --output small
+  python -m multipruner apply me/llama-small@v1 --model HuggingFaceTB/SmolLM2-135M --output small
+  python -m multipruner apply runs/llama-0.2/plan.json --model ./my-finetune --any-weights --output small-finetune"""
+
+
+def make_parser() -> Parser:
+    """Make the command's parser."""
+    parser = Parser(
+        prog="multipruner apply",
+        description=_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        argument_default=argparse.SUPPRESS,
+    )
+    parser.add_argument("plan", metavar="PLAN", help="a plan's file, a folder with one, or a Hub id")
+    parser.add_argument("--model", metavar="NAME", required=True, help="the dense model: recipe, Hub id or folder")
+    parser.add_argument("--output", type=Path, metavar="DIR", required=True, help="the folder to write")
+    parser.add_argument("--any-weights", action="store_true", default=False,
+                        help="do not compare the weights with those that the plan was made of")  # fmt: skip
+    parser.add_argument("--no-reopen", dest="reopen", action="store_false", default=True,
+                        help="do not open the result at the end, which takes memory for all of it (and is left out "
+                        "where that is short)")  # fmt: skip
+    add_fields(parser, lambda key: key in ("revision", "trust_remote_code"))
+    parser.everyday.clear()  # there are few enough to show them all
+    parser.add_argument("--overwrite", action="store_true", default=False, help="replace an earlier run's folder")
+    log_flags(parser)
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    return parser
+
+
+def run(arguments: Sequence[str]) -> int:
+    typed = vars(make_parser().parse_args(arguments))
+    typed.pop("debug", None)
+    plan, output = typed.pop("plan"), typed.pop("output")
+    options = {name: typed.pop(name) for name in ("any_weights", "overwrite", "reopen")}
+    with on_screen(typed, "apply") as console:
+        from multipruner.jobs.apply.run import stream_plan
+        from multipruner.jobs.prune.given_plan import NO_BUDGET
+
+        recipe = recipe_of(typed, {**NO_BUDGET, "repair": "none"})
+        command = shlex.join(["python", "-m", "multipruner", "apply", *arguments])
+        stream_plan(plan, recipe, output, console=console, command=command, **options)
+    return 0

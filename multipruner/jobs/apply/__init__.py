@@ -1,0 +1,1 @@
+"""A plan made into a model from files to files."""

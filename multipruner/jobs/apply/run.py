@@ -1,0 +1,235 @@
+"""A plan and a dense checkpoint made into the pruned one without loading either: shapes first, then bytes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from transformers import PreTrainedModel
+
+from multipruner.checkpoint.classes import family_of
+from multipruner.checkpoint.config import pruned_config
+from multipruner.checkpoint.cut import apply_plan
+from multipruner.checkpoint.load import load
+from multipruner.checkpoint.save import SHARD_SIZE, check_target, save, weight_bytes
+from multipruner.config.precedence import trusts
+from multipruner.config.recipe import Recipe
+from multipruner.console.events import tell
+from multipruner.console.progress import sharing_display, waiting_display
+from multipruner.console.say import teller
+from multipruner.core.costs import COSTS, Measures
+from multipruner.core.errors import ConfigError, OutputError
+from multipruner.core.families import Family
+from multipruner.core.plan import PruningPlan
+from multipruner.core.structure import Structure, picture
+from multipruner.engine.prunable import Prunable
+from multipruner.jobs.record import package_versions, place_of
+from multipruner.report.card import model_card
+from multipruner.report.summary import next_commands
+from multipruner.report.words import UNREPAIRED
+from multipruner.sources.dense import accounted
+from multipruner.sources.resolve import ResolvedModel, resolve
+from multipruner.storage.memory import free_memory
+from multipruner.storage.tensor_headers import stored_tensors
+from multipruner.stream.dense import DTYPES, deferred_model, dtype_of, has_fingerprint, shell_of
+from multipruner.stream.plans import find_plan
+from multipruner.stream.write import saved_tensors, write_weights
+
+_TRIAL = 8
+"""Tokens that the written model is tried with."""
+
+
+@dataclass(frozen=True)
+class Applied:
+    """A pruned checkpoint that a plan was made into.
+
+    Attributes:
+        folder: where it is.
+        plan: what of the dense model stayed.
+        report: what ``report.json`` holds.
+    """
+
+    folder: Path
+    plan: PruningPlan
+    report: dict[str, Any]
+
+
+def stream_plan(
+    plan_name: str,
+    recipe: Recipe,
+    output: Path,
+    *,
+    console: Console | None = None,
+    command: str | None = None,
+    overwrite: bool = False,
+    any_weights: bool = False,
+    reopen: bool = True,
+    shard_size: str = SHARD_SIZE,
+) -> Applied:
+    """Write the model that a plan leaves of a dense checkpoint, tensor by tensor.
+
+    Args:
+        plan_name: see :func:`.find_plan`.
+        recipe: its ``model``, ``revision``, ``fallback`` and ``trust_remote_code`` count.
+        output: the folder; it appears only when everything is there.
+        console: where progress goes; default: nowhere.
+        command: the command line, for the record.
+        overwrite: whether an earlier run in ``output`` may be replaced.
+        any_weights: take weights of the same shapes that are not those that the plan was made of.
+        reopen: open what was written where memory allows that; names, shapes and types are compared all the same.
+        shard_size: the most that one file of weights holds.
+
+    Raises:
+        ConfigError: when the plan is none, or one of another model.
+        OutputError: when the folder cannot be written, or does not hold what it should.
+        MultiprunerError: for a dense model that cannot be pruned, as for a run; nothing half-written is left.
+    """
+    console = console or Console(quiet=True)
+    say, began, trust = teller(console), time.perf_counter(), trusts(recipe.trust_remote_code)
+    if output.suffix == ".gguf":
+        raise ConfigError(
+            f"{output}: a folder of safetensors is written; name one, then make the file of it with "
+            "`multipruner export FOLDER --format gguf`"
+        )
+    check_target(output.absolute().resolve(), overwrite)
+    plan = find_plan(plan_name)
+    source = resolve(recipe, say)
+    with waiting_display(console, "checking"):
+        found = accounted(source, recipe, partial(_check_fits, plan, trust))
+        dense = deferred_model(found, trust)
+    same = _check_weights(plan, source, dense, any_weights, console)
+    if any_weights:  # what comes out is of these
+        plan = replace(plan, model=source.name, revision=source.revision, fingerprint=None)
+    pruned = apply_plan(dense, plan)
+    say(f"note: {UNREPAIRED}")
+    if len(types := sorted({tensor.dtype for tensor in found.stored.values()})) > 1:
+        say(f"note: weights are stored as {', '.join(types)}; all become {dtype_of(found)}, as when they are loaded")
+    report = _report(plan, source, recipe, Prunable.of(dense), same, command)
+    report["model"] |= place_of(recipe.model, output)
+    card = model_card(report, plan, stock=family_of(pruned.config.to_dict()) is None)
+
+    def ended() -> dict[str, Any]:
+        return {**report, "seconds": {"all": time.perf_counter() - began}}
+
+    with _counted(console, "writing", weight_bytes(pruned)) as tick:
+        save(
+            output, pruned, found.tokenizer, plan=plan, report=ended, card=card, replace=overwrite, source=found.folder,
+            weights=lambda folder: write_weights(folder, pruned, shard_size, tick),
+            check=lambda folder: check_written(folder, pruned, trust, reopen),
+        )  # fmt: skip
+    before, after = report["parameters"].values()
+    say(f"parameters: {before:,} -> {after:,} (-{report['ratio']:.2%}); written to {output}")
+    say(next_commands(output))
+    tell(console, "result", folder=str(output), **{key: report[key] for key in ("ratio", "parameters")})
+    return Applied(output, plan, report)
+
+
+def _check_fits(plan: PruningPlan, trust: bool, config: Any, spec: Family) -> None:
+    """Refuse a plan of another model before any weight of this one is fetched."""
+    pruned_config(config, plan, shell_of(config, spec, trust))
+
+
+def _check_weights(
+    plan: PruningPlan, source: ResolvedModel, dense: PreTrainedModel, any_weights: bool, console: Console
+) -> bool | None:
+    """Tell whether the weights are those that the plan was made of; ``None`` where that is not known.
+
+    Raises:
+        ConfigError: when they are others and nobody asked for that.
+    """
+    if plan.fingerprint is None or any_weights:
+        return None
+    with _counted(console, "comparing", weight_bytes(dense)) as tick:
+        if has_fingerprint(dense, plan.fingerprint, tick):
+            return True
+    revision = f" at revision {plan.revision}" if plan.revision else ""
+    raise ConfigError(
+        f"the plan was made for {plan.model}{revision}, and the weights of {source.name} differ from those it was made "
+        f"of (fingerprint {plan.fingerprint[:12]}); name that model, or pass --any-weights to cut these, such as those "
+        "of a fine-tuned model, all the same"
+    )
+
+
+@contextmanager
+def _counted(console: Console, what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Show progress in bytes; what is yielded is called with those that are done."""
+    with sharing_display(console, what) as show:
+        done = 0
+
+        def tick(more: int) -> None:
+            nonlocal done
+            done += more
+            show(what, min(done / max(total, 1), 1.0), 1)
+
+        yield tick
+
+
+def _report(
+    plan: PruningPlan,
+    source: ResolvedModel,
+    recipe: Recipe,
+    prunable: Prunable,
+    same: bool | None,
+    command: str | None,
+) -> dict[str, Any]:
+    """Return what ``report.json`` holds of a model that nobody searched for here and nobody has evaluated."""
+    costs, structure, dense = prunable.costs, plan.structure, plan.dense
+
+    def pair(count: Callable[[Structure], float]) -> dict[str, float]:
+        return {"before": count(dense), "after": count(structure)}
+
+    return {
+        "format": "multipruner-report",
+        "version": 1,
+        "model": {"name": source.name, "revision": source.revision, "description": source.description,
+                  "fingerprint": plan.fingerprint if same else None},
+        "recipe": recipe.model_dump(mode="json"),
+        "command": command,
+        "applied": {"weights_compared": same, "note": UNREPAIRED},
+        "ratio": costs.ratio(structure),
+        "backbone_ratio": costs.backbone_ratio(structure),
+        "parameters": pair(costs.parameters),
+        "costs": {
+            cost.key: pair(partial(cost.of, Measures(costs)))
+            for cost in COSTS.values()
+            if cost.name != "parameters" and not cost.needs_table
+        },
+        "structure": structure.to_json(),
+        "picture": picture(structure, plan.anatomy),
+        "search": {"method": "given plan"},
+        "perplexity": {},
+        "tasks": {},
+        "versions": package_versions(),
+    }  # fmt: skip
+
+
+@torch.no_grad()
+def check_written(folder: Path, model: PreTrainedModel, trust: bool, reopen: bool = True) -> None:
+    """Hold a folder against what should be in it: names, shapes and types of tensors; where memory allows, and
+    it is asked for, it is also opened, and a few tokens go through.
+
+    Raises:
+        OutputError: naming what differs.
+    """
+    wanted = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in saved_tensors(model).items()}
+    there = {name: (tensor.shape, DTYPES[tensor.dtype]) for name, tensor in stored_tensors(folder).items()}
+    if differ := sorted(set(wanted.items()) ^ set(there.items()), key=str):
+        raise OutputError(f"what was written differs from what the plan leaves: {differ[0][0]}")
+    if not reopen or 2 * weight_bytes(model) > free_memory():
+        return
+    try:
+        again = load(folder, dtype="auto", trust_remote_code=trust)
+        ids = torch.arange(_TRIAL)[None] % again.config.vocab_size
+        finite = bool(again(input_ids=ids, use_cache=False).logits.isfinite().all())
+    except Exception as error:  # whatever it is: what was written cannot be used
+        reason = " ".join(str(error).split())[:300]
+        raise OutputError(f"what was written cannot be opened again ({type(error).__name__}: {reason})") from error
+    if not finite:
+        raise OutputError("what was written gives logits that are not finite; try the dense model in float32")

@@ -1,0 +1,114 @@
+"""Whether the layers of a model stay on disk, what that asks of a recipe, and how often a run reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from multipruner.config.recipe import Recipe
+from multipruner.core.errors import ConfigError
+from multipruner.engine.moments import BATCH_TOKENS
+from multipruner.engine.precision import name_of
+from multipruner.engine.prunable import Prunable
+from multipruner.eval.scoring import context_length
+from multipruner.sources.dense import device_of
+from multipruner.storage.memory import check_memory, free_memory, size_text
+
+from .needs import sampled
+from .work import Texts
+
+_PROBES = 2
+"""Passes by which a perplexity finds out what a model's head does."""
+SHARE = 0.6
+"""Of the memory, that weights may take: what else a run keeps has to fit, too."""
+
+
+def memory_for(recipe: Recipe) -> int:
+    """Return bytes that a run may take: what is free, or what was said."""
+    said = recipe.max_host_memory
+    return free_memory() if said is None else int(min(said * 2**30, free_memory()))
+
+
+def layers_on_disk(
+    recipe: Recipe, prunable: Prunable, computed: torch.dtype, *, walks: bool = True
+) -> Sequence[nn.Module]:
+    """Return the decoder layers where they are to stay on disk; none where they are to be in memory.
+
+    Args:
+        recipe: of the run.
+        prunable: its model, whose weights are views of their files.
+        computed: type that the weights would have in memory.
+        walks: whether the job at hand can do with layers on disk.
+
+    Raises:
+        ConfigError: when it is asked for and cannot be; the reason is named.
+        MemoryShortError: when the weights do not fit in memory, and cannot stay on disk.
+    """
+    if not walks and recipe.offload == "disk":
+        raise ConfigError("--offload disk: this job needs all layers in memory; give --offload none, or prune alone")
+    size, free = prunable.costs.parameters(prunable.dense) * computed.itemsize, memory_for(recipe)
+    if not walks or recipe.offload == "none" or (recipe.offload == "auto" and size <= SHARE * free):
+        return ()
+    reason = _hindrance(recipe, prunable)
+    if reason is None:
+        return prunable.layers
+    if recipe.offload == "disk":
+        raise ConfigError(f"--offload disk: {reason}")
+    if device_of(recipe.device).type == "cpu":
+        check_memory("the weights", size, free)
+    return ()
+
+
+def _hindrance(recipe: Recipe, prunable: Prunable) -> str | None:
+    """Return why a run cannot go over a model layer by layer, and the way out; ``None`` where it can."""
+    if (device := device_of(recipe.device)).type != "cpu":
+        return f"layers come from disk to the CPU alone, not to {device}; give --device cpu, or --offload none"
+    if any(not block.output for block in prunable.spec.blocks):
+        return f"{prunable.spec.model_type} keeps experts in other tensors than its files; give --offload none"
+    if recipe.dtype != "auto":
+        return f"weights stay as they are stored, not in {recipe.dtype}; give no --dtype"
+    if recipe.greedy:
+        return f"--method {recipe.method} runs the model thousands of times; give --method program"
+    if recipe.hidden_size is not None:
+        return "a narrower residual stream is made of weights in memory; give no --hidden-size"
+    if not recipe.on_curves:
+        return "tables of energies need candidates that are repaired; give --repair lstsq and --repair-stage search"
+    if sampled(recipe):
+        return "a model that writes text is read anew for every token of it; give --calibration FILE"
+    return None
+
+
+def walking(recipe: Recipe) -> Recipe:
+    """Return a recipe that asks for nothing that would read the model hundreds of times, or keep what is as large."""
+    return recipe.model_copy(update={"tables": "energies", "rounds": 0, "refine": 0.0, "moments": "disk"})
+
+
+def together_in(prunable: Prunable, length: int) -> int:
+    """Return sequences that go through the stock model together: many where each pass reads the model."""
+    length = min(length, context_length(prunable.model.config))
+    return max(1, BATCH_TOKENS // length) if prunable.on_disk else 1
+
+
+def said(prunable: Prunable, computed: torch.dtype) -> str:
+    """Return the line that says that layers are on disk."""
+    size = prunable.costs.backbone_parameters(prunable.dense) * computed.itemsize
+    return (
+        f"decoder layers stay on disk ({size_text(size)} in {name_of(computed)}), one at a time is in memory: "
+        "first tables from energies, no rounds, moments on disk"
+    )
+
+
+def walks_of(recipe: Recipe, texts: Texts) -> dict[str, int]:
+    """Return how many times every stage of a run reads all layers, blocks that are measured without aside."""
+    kl, sketch = recipe.objective == "kl", texts.sketched < texts.scored
+    judged = _PROBES + -(-texts.evaluated // max(1, BATCH_TOKENS // texts.evaluated_length)) if texts.evaluated else 0
+    read = _PROBES + 1 if "ppl" in recipe.evaluation.tasks and recipe.evaluation.text is not None else 0
+    return {
+        "text": _PROBES + -(-texts.scored // max(1, BATCH_TOKENS // texts.length)) + read,
+        "moments": 2,  # and for the order
+        "search": 4 + (1 + kl) * (1 + sketch),  # forward, backward, errors, the solution; and the dense model's losses
+        "repair": 3 + kl + (recipe.final_norm == "refit"),
+        "evaluation": judged,
+    }

@@ -1,0 +1,1 @@
+"""Several runs against each other: which of them no other beats."""

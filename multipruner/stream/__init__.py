@@ -1,0 +1,1 @@
+"""A pruned checkpoint written straight from the dense one's files, tensor by tensor."""

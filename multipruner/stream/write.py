@@ -1,0 +1,77 @@
+"""Weights of a checkpoint folder, written tensor by tensor: names and shards as transformers' own writer has them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from huggingface_hub import split_torch_state_dict_into_shards
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.core_model_loading import revert_weight_conversion
+
+from multipruner.core.errors import NumericsError
+from multipruner.storage.tensor_headers import INDEX
+
+from .deferred import Values
+from .dense import DTYPES
+
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+_PATTERN = "model{suffix}.safetensors"
+
+
+def saved_tensors(model: PreTrainedModel) -> dict[str, Tensor]:
+    """Return the tensors of a model under the names, and in the layout, in which transformers save them."""
+    tied = set(model.all_tied_weights_keys)
+    own = {name: tensor.detach() for name, tensor in model.state_dict().items() if name not in tied}
+    return revert_weight_conversion(model, own)
+
+
+def write_weights(folder: Path, model: PreTrainedModel, shard_size: str, tick: Callable[[int], object]) -> None:
+    """Write a model's tensors, with an index where there are several files.
+
+    Args:
+        folder: that is there already.
+        model: whose tensors may be deferred.
+        shard_size: the most that one file holds, such as ``5GB``.
+        tick: called with the bytes of every tensor that was written.
+
+    Raises:
+        NumericsError: naming the first tensor with NaN or infinity.
+        OSError: when the disk does not take it.
+    """
+    tensors = saved_tensors(model)
+    shapes = {name: torch.empty(each.shape, dtype=each.dtype, device="meta") for name, each in tensors.items()}
+    split = split_torch_state_dict_into_shards(shapes, filename_pattern=_PATTERN, max_shard_size=shard_size)
+    values = Values(tensors.values())
+    for file, names in split.filename_to_tensors.items():
+        _write_file(folder / file, {name: tensors[name] for name in names}, values, tick)
+    if split.is_sharded:
+        metadata = {"total_parameters": model.num_parameters(), **split.metadata}
+        index = {"metadata": metadata, "weight_map": split.tensor_to_filename}
+        (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _write_file(path: Path, tensors: Mapping[str, Tensor], values: Values, tick: Callable[[int], object]) -> None:
+    """Write a safetensors file: the header's length (64 bits, little-endian), the header, the bytes of all tensors.
+
+    Format: https://github.com/huggingface/safetensors#format. Wide types come first, so that all are aligned.
+    """
+    order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    header, end = {"__metadata__": {"format": "pt"}}, 0
+    for name in order:
+        begin, end = end, end + tensors[name].nbytes
+        about = {"dtype": _NAMES[tensors[name].dtype], "shape": list(tensors[name].shape), "data_offsets": [begin, end]}
+        header[name] = about
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in order:
+            value = values.of(tensors[name])
+            if value.is_floating_point() and not value.isfinite().all():
+                raise NumericsError(f"{name} holds NaN or infinity; take a dense model whose weights are finite")
+            file.write(value.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+            tick(value.nbytes)
