@@ -176,6 +176,19 @@ def test_experts_are_ordered_by_routed_weight_times_output_norm() -> None:
     assert order == tuple(sorted(range(5), key=lambda expert: -sums[expert]))
 
 
+@pytest.mark.parametrize("variant", ["gpt_oss", "deepseek_v3"])
+def test_norms_are_of_what_feeds_a_unit(variant: str) -> None:
+    """Of stacks that lie transposed, and of matrices that make heads of low-rank states."""
+    model: Any = _model(variant)
+    prunable, layer = Prunable.of(model), model.model.layers[1]
+    if variant == "gpt_oss":
+        number, sums = prunable.anatomy.at(1, "experts"), layer.mlp.experts.gate_up_proj.abs().sum((1, 2))
+    else:
+        number, made = prunable.anatomy.at(1, "attention"), (layer.self_attn.q_b_proj, layer.self_attn.kv_b_proj)
+        sums = torch.stack([each.weight.abs().reshape(4, -1).sum(1) for each in made]).sum(0)
+    assert rank("magnitude", prunable).blocks[number].axes[0] == tuple(sums.argsort(descending=True).tolist())
+
+
 def test_experts_that_saw_few_tokens_are_named_in_one_line() -> None:
     anatomy = anatomy_of(_model(OF_BOTH_KINDS).config)
     first, last = anatomy.of_kind("experts")
