@@ -8,7 +8,7 @@ prefixes.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import floor, inf
 from typing import Literal
@@ -104,15 +104,12 @@ def sequential_path(
     steps = list(done)
     structure, pending, start = problem.anatomy.dense, list(done), 0.0
     for stage, end in problem.stages():
-        objective = objectives[stage]
         while pending and pending[0].stage == stage:
-            step = pending.pop(0)
-            before, structure = structure, replay(problem.anatomy, [step], structure)
-            if isinstance(objective, Shortlisted):
-                objective.recall(step, before, structure)
+            structure = replay(problem.anatomy, [pending.pop(0)], structure)
         if pending:  # a later dimension had begun already
             start = problem.costs.ratio(structure)
             continue
+        objective = objectives[stage]
         objective.commit(structure)
         position = _Position(stage, start, end, on_progress)
         while step := _next_step(problem, position, structure, objective, steps):
@@ -154,8 +151,6 @@ def _next_step(
 
     choice = objective.argmin(list(moves), tell)
     step = _as_step(position.stage, moves, choice, costs, time.perf_counter() - began)
-    if isinstance(objective, Shortlisted):
-        step = replace(step, measured=objective.measured)
     if problem.stop == "nearest" and _overshoots(step.ratio, here, position.end):
         return None
     return step
@@ -183,6 +178,7 @@ def _as_step(stage: Dimension, moves: Mapping[Structure, int], choice: Choice, c
         candidates=len(moves),
         runner_up=place(choice.runner_up) if choice.runner_up is not None else None,
         runner_up_loss=choice.runner_up_loss if choice.runner_up is not None else None,
+        measured=choice.measured,
         seconds=seconds,
     )
 
@@ -229,15 +225,20 @@ class Shortlisted:
     Args:
         objective: measures.
         count: candidates of a step, 1 or more.
+        done: steps of an interrupted run that were measured so, each with the structures before and after it.
     """
 
-    def __init__(self, objective: Objective, count: int) -> None:
+    def __init__(
+        self, objective: Objective, count: int, done: Iterable[tuple[Step, Structure, Structure]] = ()
+    ) -> None:
         self.objective, self.count = objective, count
-        self.measured: tuple[tuple[int, float], ...] = ()
         self._adds: dict[int, float] = {}
+        self._losses: dict[Structure, float] = {}
         self._base: Structure | None = None
-        self._loss: float | None = None
-        self._chosen: tuple[Structure, float] | None = None
+        for step, before, after in done:
+            self._adds.update(step.measured)
+            self._losses[after] = step.loss
+            self._cut(before, after)
 
     def __call__(self, structure: Structure) -> float:
         """Return the loss of one structure in nats."""
@@ -245,12 +246,13 @@ class Shortlisted:
 
     def commit(self, structure: Structure) -> None:
         """Make a structure the base that the next candidates are compared with; what was cut is to be measured anew."""
-        if structure != self._base:
-            for block in _changed(structure, self._base or structure):
-                self._adds.pop(block, None)
-            known = self._chosen is not None and self._chosen[0] == structure
-            self._base, self._loss = structure, self._chosen[1] if known and self._chosen else None
+        self._cut(self._base or structure, structure)
         self.objective.commit(structure)
+
+    def _cut(self, before: Structure, after: Structure) -> None:
+        self._base = after
+        for block in _changed(after, before):
+            self._adds.pop(block, None)
 
     def argmin(self, structures: Sequence[Structure], progress: Callable[[int, int], None] | None = None) -> Choice:
         """Return the best and the second best of those that are measured.
@@ -258,10 +260,11 @@ class Shortlisted:
         Raises:
             NumericsError: when none has a finite loss.
         """
-        assert self._base is not None, "commit comes first"
-        if self._loss is None:
-            self._loss = self.objective(self._base)
-        blocks = [next(_changed(structure, self._base)) for structure in structures]
+        base = self._base
+        assert base is not None, "commit comes first"
+        if base not in self._losses:
+            self._losses[base] = self.objective(base)
+        blocks = [next(_changed(structure, base)) for structure in structures]
         known = sorted((self._adds[block], place) for place, block in enumerate(blocks) if block in self._adds)
         few = {place for _, place in known[: self.count]}
         chosen = [place for place, block in enumerate(blocks) if place in few or block not in self._adds]
@@ -270,18 +273,11 @@ class Shortlisted:
             losses[place] = self.objective(structures[place])
             if progress is not None:
                 progress(number, len(chosen))
-        self.measured = tuple((blocks[place], losses[place] - self._loss) for place in chosen)
-        self._adds.update(self.measured)
-        choice = best_two(structures, losses)
-        self._chosen = choice.best, choice.loss
+        measured = tuple((blocks[place], losses[place] - self._losses[base]) for place in chosen)
+        self._adds.update(measured)
+        choice = replace(best_two(structures, losses), measured=measured)
+        self._losses[choice.best] = choice.loss
         return choice
-
-    def recall(self, step: Step, before: Structure, after: Structure) -> None:
-        """Take over what an earlier run measured in a step, between the structures before and after it."""
-        self._adds.update(step.measured)
-        for block in _changed(after, before):
-            self._adds.pop(block, None)
-        self._base, self._loss = after, step.loss
 
 
 def _changed(structure: Structure, base: Structure) -> Iterator[int]:

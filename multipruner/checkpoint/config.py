@@ -9,6 +9,7 @@ from typing import Any
 from huggingface_hub.errors import StrictDataclassClassValidationError
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from multipruner.core.axes import BLOCK_KINDS
 from multipruner.core.errors import ConfigError, UnsupportedModelError
 from multipruner.core.families import Family, anatomy_of, constants_of, spec_for
 from multipruner.core.plan import PruningPlan
@@ -123,20 +124,25 @@ def check_narrower(spec: Family) -> tuple[str, str]:
         UnsupportedModelError: when it cannot say one without the other.
     """
     width, own = spec.key("hidden"), spec.key("head_dim")
-    what = "mixers of tokens" if any(block.kind == "mixer" for block in spec.blocks) else ""
-    if not what and (width is None or own is None or spec.remote_code or any(block.resized for block in spec.blocks)):
+    if any(BLOCK_KINDS[block.kind].whole for block in spec.blocks):
+        raise _unrepaired(spec, "mixers of tokens")
+    if width is None or own is None or spec.remote_code or any(block.resized for block in spec.blocks):
         raise UnsupportedModelError(
             f"{spec.model_type}: the hidden size is the number of heads times their width in this family's code, so it "
             "stays as it is: give no --hidden-size"
         )
-    what = what or ("blocks that run side by side" if any(block.parallel for block in spec.blocks) else "")
-    what = what or ("mixtures of experts" if any(block.routed for block in spec.blocks) else "")
-    if what or width is None or own is None:
-        raise UnsupportedModelError(
-            f"{spec.model_type}: a narrower residual stream is not repaired through {what}, so the hidden size stays "
-            "as it is: give no --hidden-size"
-        )
+    if any(block.parallel for block in spec.blocks):
+        raise _unrepaired(spec, "blocks that run side by side")
+    if any(block.routed for block in spec.blocks):
+        raise _unrepaired(spec, "mixtures of experts")
     return width, own
+
+
+def _unrepaired(spec: Family, what: str) -> UnsupportedModelError:
+    return UnsupportedModelError(
+        f"{spec.model_type}: a narrower residual stream is not repaired through {what}, so the hidden size stays as it "
+        "is: give no --hidden-size"
+    )
 
 
 def with_older_words(record: Mapping[str, Any]) -> dict[str, Any]:

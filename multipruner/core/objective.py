@@ -40,12 +40,14 @@ class Choice:
         loss: its loss.
         runner_up: the second best, or ``None`` when there was only one candidate.
         runner_up_loss: its loss (infinity when there is none).
+        measured: what every candidate that was measured adds to the loss, as (block, nats), where not all were.
     """
 
     best: Structure
     loss: float
     runner_up: Structure | None = None
     runner_up_loss: float = inf
+    measured: tuple[tuple[int, float], ...] = ()
 
 
 def best_two(structures: Sequence[Structure], losses: Sequence[float]) -> Choice:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from multipruner.checkpoint.classes import family_of
+from multipruner.core.axes import BLOCK_KINDS
 from multipruner.core.errors import UnsupportedModelError
 from multipruner.core.families import Family, spec_for
 
@@ -32,7 +33,7 @@ def check_mixers(model: Any, format_name: str, *, cached: bool) -> None:
         UnsupportedModelError: naming the family.
     """
     spec = _spec_of(model)
-    if any(block.recurrent or (cached and block.kind == "mixer") for block in spec.blocks):
+    if any(block.recurrent or (cached and BLOCK_KINDS[block.kind].whole) for block in spec.blocks):
         raise UnsupportedModelError(
             f"{spec.model_type}: what its mixers of tokens keep has no place in a graph for {format_name}; load the "
             "folder with transformers"

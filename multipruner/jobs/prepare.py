@@ -89,7 +89,7 @@ def prepare(
         mark, precision = fingerprint(model), Precision.of(model, recipe.compute_dtype, rates)
         say(precision.line())
         prunable = Prunable.of(model, precision.stored)
-        copied = stored_otherwise(source, name_of(precision.stored)) if walks else ()
+        copied = partial(stored_otherwise, source, name_of(precision.stored))
         layers = layers_on_disk(recipe, prunable, precision.computed, walks=walks, copied=copied)
         if layers:
             recipe = walking(recipe)

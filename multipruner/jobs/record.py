@@ -20,23 +20,63 @@ from multipruner.config.precedence import from_file
 from multipruner.config.recipe import Recipe
 from multipruner.console.events import events_of
 from multipruner.core import __version__
-from multipruner.core.costs import COSTS, Measures
+from multipruner.core.costs import COSTS, Costs, Measures
 from multipruner.core.errors import OutputError
 from multipruner.core.plan import PruningPlan
 from multipruner.core.structure import Structure, picture
 from multipruner.eval import Comparison
 from multipruner.latency.environment import environment_of
 from multipruner.latency.timing import time_side_by_side
+from multipruner.sources.resolve import ResolvedModel
 
 from .setting import Found, Setting
 
 PACKAGES = ("torch", "transformers", "lm-eval", "datasets")
 
 
-def package_versions() -> dict[str, str]:
+def _versions() -> dict[str, str]:
     """Return the versions of this program, of Python and of what it computes with."""
     own = {"multipruner": __version__, "python": platform.python_version()}
     return {**own, **{name: version(name) for name in PACKAGES}}
+
+
+def described(
+    source: ResolvedModel, recipe: Recipe, costs: Costs, plan: PruningPlan, fingerprint: str | None, command: str | None
+) -> dict[str, Any]:
+    """Return what ``report.json`` holds of any model that a plan led to: what it is of, what it costs, how it was made.
+
+    Args:
+        source: the dense model.
+        recipe: what was asked.
+        costs: of the dense model's structures.
+        plan: what stayed.
+        fingerprint: of the dense weights, where they are known to be those.
+        command: the command line, if any.
+    """
+    structure, dense = plan.structure, plan.dense
+
+    def pair(count: Callable[[Structure], float]) -> dict[str, float]:
+        return {"before": count(dense), "after": count(structure)}
+
+    return {
+        "format": "multipruner-report",
+        "version": 1,
+        "model": {"name": source.name, "revision": source.revision, "description": source.description,
+                  "fingerprint": fingerprint},
+        "recipe": recipe.model_dump(mode="json"),
+        "command": command,
+        "ratio": costs.ratio(structure),
+        "backbone_ratio": costs.backbone_ratio(structure),
+        "parameters": pair(costs.parameters),
+        "costs": {
+            cost.key: pair(partial(cost.of, Measures(costs)))
+            for cost in COSTS.values()
+            if cost.name != "parameters" and not cost.needs_table
+        },
+        "structure": structure.to_json(),
+        "picture": picture(structure, plan.anatomy),
+        "versions": _versions(),
+    }  # fmt: skip
 
 
 def record(
@@ -48,29 +88,10 @@ def record(
     command: str | None,
 ) -> dict[str, Any]:
     """Return what ``report.json`` holds."""
-    costs, structure, dense = setting.prunable.costs.original, plan.structure, plan.dense
-
-    def pair(count: Callable[[Structure], float]) -> dict[str, float]:
-        return {"before": count(dense), "after": count(structure)}
-
+    costs = setting.prunable.costs.original
     return {
-        "format": "multipruner-report",
-        "version": 1,
-        "model": {"name": setting.source.name, "revision": setting.source.revision,
-                  "description": setting.source.description, "fingerprint": setting.fingerprint},
-        "recipe": setting.recipe.model_dump(mode="json"),
-        "command": command,
+        **described(setting.source, setting.recipe, costs, plan, setting.fingerprint, command),
         "precision": setting.precision.to_json(),
-        "ratio": costs.ratio(structure),
-        "backbone_ratio": costs.backbone_ratio(structure),
-        "parameters": pair(costs.parameters),
-        "costs": {
-            cost.key: pair(partial(cost.of, Measures(costs)))
-            for cost in COSTS.values()
-            if cost.name != "parameters" and not cost.needs_table
-        },
-        "structure": structure.to_json(),
-        "picture": picture(structure, plan.anatomy),
         "calibration": {"name": setting.calibration.name, "hash": setting.calibration.hash,
                         "tokens": setting.calibration.ids.numel(), "sequences": len(setting.calibration.ids),
                         **setting.texts},
@@ -91,7 +112,6 @@ def record(
         **comparison.to_json(),
         "tasks_markdown": comparison.markdown(),
         "seconds": seconds,
-        "versions": package_versions(),
         "platform": f"{sys.platform} {platform.machine()}",
     }  # fmt: skip
 

@@ -13,7 +13,7 @@ from multipruner.core.errors import ConfigError, UnknownModelError
 from multipruner.core.errors import UnsupportedModelError as Unsupported
 from multipruner.core.families import Family
 from multipruner.storage.memory import check_memory, free_memory, memory_shortage
-from multipruner.storage.tensor_headers import StoredTensor, stored_tensors
+from multipruner.storage.tensor_headers import TORCH_NAMES, StoredTensor, stored_tensors
 
 from .intake.accounting import account, build_config, needed_bytes, read_config, reason_of
 from .intake.fetch import small_files, weights
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _TRIAL_TOKENS = 8
-_TYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-"""Of types: as safetensors write them, and as torch does."""
 
 
 def load_dense(
@@ -55,7 +53,7 @@ def load_dense(
     found = accounted(resolved, recipe)
     views = mapped and device.type == "cpu" and not any(block.routed for block in found.spec.blocks)
     wanted = str(found.config.dtype).removeprefix("torch.") if recipe.dtype == "auto" else recipe.dtype
-    copied = [tensor for tensor in found.stored.values() if not (views and _TYPES.get(tensor.dtype) == wanted)]
+    copied = [tensor for tensor in found.stored.values() if not (views and TORCH_NAMES.get(tensor.dtype) == wanted)]
     _check_room(found.name, needed_bytes(copied, recipe.dtype), device)
     model = _load(found, recipe.dtype, device)
     check_finite(model)
@@ -72,7 +70,7 @@ def stored_otherwise(resolved: ResolvedModel, dtype: str) -> list[str]:
         dtype: by torch's name.
     """
     stored = stored_tensors(small_files(resolved.path_or_id, resolved.revision))
-    return [key for key, one in stored.items() if len(one.shape) > 1 and _TYPES.get(one.dtype) != dtype]
+    return [key for key, one in stored.items() if len(one.shape) > 1 and TORCH_NAMES.get(one.dtype) != dtype]
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,11 @@ from multipruner.core.errors import UnknownModelError, UnsupportedModelError
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 """Where transformers looks for weights, in this order."""
+TORCH_NAMES = {
+    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64", "I32": "int32",
+    "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool",
+}  # fmt: skip
+"""Types as torch names them, by safetensors' names of them."""
 _POINTER = b"version https://git-lfs"
 
 

@@ -16,14 +16,11 @@ from multipruner.core.families import Family
 from multipruner.engine.fingerprint import fingerprint
 from multipruner.sources.dense import Accounted, check_told
 from multipruner.sources.intake.accounting import reason_of
-from multipruner.storage.tensor_headers import StoredTensor
+from multipruner.storage.tensor_headers import TORCH_NAMES, StoredTensor
 
 from .deferred import Deferred, Read, WrittenError, values_of
 
-DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
-    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
-}  # fmt: skip
+DTYPES: dict[str, torch.dtype] = {name: getattr(torch, own) for name, own in TORCH_NAMES.items()}
 """torch's types by safetensors' names of them."""
 LOADED = (torch.float32, torch.bfloat16, torch.float16)
 """Types that a run may have loaded the weights in whose fingerprint its plan has."""

@@ -207,7 +207,12 @@ class Counting(Additive):
 
 def _shortlisted(asked: Problem, seed: int, count: int, done: tuple[Step, ...] = ()) -> tuple[list[Step], int]:
     losses = {name: Counting(seed) for name in ("blocks", "widths")}
-    blocks, widths = (Shortlisted(one, count) for one in losses.values())
+    ends = [replay(ANATOMY, done[:number]) for number in range(len(done) + 1)]
+    known = list(zip(done, ends, ends[1:], strict=False))
+    blocks, widths = (
+        Shortlisted(one, count, [each for each in known if (each[0].stage == "blocks") is (name == "blocks")])
+        for name, one in losses.items()
+    )
     steps = sequential_path(asked, {"blocks": blocks, "mlp": widths, "heads": widths}, done=done)
     return steps, sum(one.asked for one in losses.values())
 

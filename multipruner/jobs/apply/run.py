@@ -24,13 +24,11 @@ from multipruner.config.recipe import Recipe
 from multipruner.console.events import tell
 from multipruner.console.progress import sharing_display, waiting_display
 from multipruner.console.say import teller
-from multipruner.core.costs import COSTS, Measures
 from multipruner.core.errors import ConfigError, OutputError
 from multipruner.core.families import Family
 from multipruner.core.plan import PruningPlan
-from multipruner.core.structure import Structure, picture
 from multipruner.engine.prunable import Prunable
-from multipruner.jobs.record import package_versions, place_of
+from multipruner.jobs.record import described, place_of
 from multipruner.report.card import model_card
 from multipruner.report.summary import next_commands
 from multipruner.report.words import UNREPAIRED
@@ -111,7 +109,7 @@ def stream_plan(
     say(f"note: {UNREPAIRED}")
     if len(types := sorted({tensor.dtype for tensor in found.stored.values()})) > 1:
         say(f"note: weights are stored as {', '.join(types)}; all become {dtype_of(found)}, as when they are loaded")
-    report = _report(plan, source, recipe, Prunable.of(dense), same, command)
+    report = _report(source, recipe, plan, Prunable.of(dense), same, command)
     report["model"] |= place_of(recipe.model, output)
     card = model_card(report, plan, stock=family_of(pruned.config.to_dict()) is None)
 
@@ -172,42 +170,16 @@ def _counted(console: Console, what: str, total: int) -> Iterator[Callable[[int]
 
 
 def _report(
-    plan: PruningPlan,
-    source: ResolvedModel,
-    recipe: Recipe,
-    prunable: Prunable,
-    same: bool | None,
-    command: str | None,
+    source: ResolvedModel, recipe: Recipe, plan: PruningPlan, dense: Prunable, same: bool | None, command: str | None
 ) -> dict[str, Any]:
     """Return what ``report.json`` holds of a model that nobody searched for here and nobody has evaluated."""
-    costs, structure, dense = prunable.costs, plan.structure, plan.dense
-
-    def pair(count: Callable[[Structure], float]) -> dict[str, float]:
-        return {"before": count(dense), "after": count(structure)}
-
     return {
-        "format": "multipruner-report",
-        "version": 1,
-        "model": {"name": source.name, "revision": source.revision, "description": source.description,
-                  "fingerprint": plan.fingerprint if same else None},
-        "recipe": recipe.model_dump(mode="json"),
-        "command": command,
+        **described(source, recipe, dense.costs, plan, plan.fingerprint if same else None, command),
         "applied": {"weights_compared": same, "note": UNREPAIRED},
-        "ratio": costs.ratio(structure),
-        "backbone_ratio": costs.backbone_ratio(structure),
-        "parameters": pair(costs.parameters),
-        "costs": {
-            cost.key: pair(partial(cost.of, Measures(costs)))
-            for cost in COSTS.values()
-            if cost.name != "parameters" and not cost.needs_table
-        },
-        "structure": structure.to_json(),
-        "picture": picture(structure, plan.anatomy),
         "search": {"method": "given plan"},
         "perplexity": {},
         "tasks": {},
-        "versions": package_versions(),
-    }  # fmt: skip
+    }
 
 
 @torch.no_grad()

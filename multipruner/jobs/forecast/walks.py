@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
@@ -32,7 +32,12 @@ def memory_for(recipe: Recipe) -> int:
 
 
 def layers_on_disk(
-    recipe: Recipe, prunable: Prunable, computed: torch.dtype, *, walks: bool = True, copied: Sequence[str] = ()
+    recipe: Recipe,
+    prunable: Prunable,
+    computed: torch.dtype,
+    *,
+    walks: bool = True,
+    copied: Callable[[], Sequence[str]] = tuple,
 ) -> Sequence[nn.Module]:
     """Return the decoder layers where they are to stay on disk; none where they are to be in memory.
 
@@ -41,7 +46,7 @@ def layers_on_disk(
         prunable: its model, whose weights are views of their files.
         computed: type that the weights would have in memory.
         walks: whether the job at hand can do with layers on disk.
-        copied: weights that are no such views.
+        copied: names the weights that are no such views.
 
     Raises:
         ConfigError: when it is asked for and cannot be; the reason is named.
@@ -62,14 +67,14 @@ def layers_on_disk(
     return ()
 
 
-def _hindrance(recipe: Recipe, prunable: Prunable, copied: Sequence[str]) -> str | None:
+def _hindrance(recipe: Recipe, prunable: Prunable, copied: Callable[[], Sequence[str]]) -> str | None:
     """Return why a run cannot go over a model layer by layer, and the way out; ``None`` where it can."""
     if (device := device_of(recipe.device)).type != "cpu":
         return f"layers come from disk to the CPU alone, not to {device}; give --device cpu, or --offload none"
     if any(not block.output for block in prunable.spec.blocks):
         return f"{prunable.spec.model_type} keeps experts in other tensors than its files; give --offload none"
-    if copied:
-        return f"{copied[0]} is of another type in its file than it was loaded in; give no --dtype, or --offload none"
+    if names := copied():
+        return f"{names[0]} is of another type in its file than it was loaded in; give no --dtype, or --offload none"
     if recipe.greedy:
         return f"--method {recipe.method} runs the model thousands of times; give --method program"
     if recipe.hidden_size is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from rich.console import Console
 
@@ -10,6 +10,7 @@ from multipruner.console.events import tell
 from multipruner.console.progress import search_display, waiting_display
 from multipruner.console.say import Say
 from multipruner.core.errors import InfeasibleError
+from multipruner.core.structure import Anatomy
 from multipruner.engine.objective import CalibrationObjective
 from multipruner.engine.spread_objective import SpreadObjective
 from multipruner.jobs.remembered import objective_of
@@ -41,11 +42,19 @@ def _path_objectives(setting: Setting) -> Mapping[Dimension, _Judge]:
     return {"blocks": SpreadObjective(setting.team, "blocks", blocks), "mlp": spread, "heads": spread}
 
 
-def _judges(objectives: Mapping[Dimension, _Judge], shortlist: int | None) -> Mapping[Dimension, Objective]:
-    """Return what the path asks: the objectives, or what measures few of a step's candidates by them."""
+def _judges(
+    objectives: Mapping[Dimension, _Judge], shortlist: int | None, done: Sequence[Step], anatomy: Anatomy
+) -> Mapping[Dimension, Objective]:
+    """Return what the path asks: the objectives, or what measures few of a step's candidates by them, and knows what
+    was measured in the steps that are done."""
     if shortlist is None:
         return objectives
-    made = {id(one): Shortlisted(one, shortlist) for one in objectives.values()}
+    ends = [replay(anatomy, done[:number]) for number in range(len(done) + 1)]
+    steps = list(zip(done, ends, ends[1:], strict=False))
+    made = {
+        id(one): Shortlisted(one, shortlist, [step for step in steps if objectives[step[0].stage] is one])
+        for one in objectives.values()
+    }
     return {dimension: made[id(one)] for dimension, one in objectives.items()}
 
 
@@ -81,7 +90,7 @@ def greedy(setting: Setting, workspace: Workspace, console: Console, say: Say, o
                 tell(console, "decision", what="step", dimension=step.stage, kind=step.kind, layer=step.layer,
                      ratio=step.ratio, loss=step.loss)  # fmt: skip
 
-            judges = _judges(objectives, setting.recipe.shortlist)
+            judges = _judges(objectives, setting.recipe.shortlist, done, problem.anatomy)
             steps = sequential_path(problem, judges, done=done, on_step=taken, on_progress=display)
     journal.finish()
     work = {"blocks": objectives["blocks"].work, "widths": objectives["mlp"].work}
