@@ -15,7 +15,6 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -30,11 +29,13 @@ from tests.support import tiny
 EVERY = {**tiny.VARIANTS, **tiny.MORE}
 for name in ("gemma2", "vaultgemma"):  # vLLM's own attention caps, torch's does not
     EVERY[name] = {**EVERY[name], "attn_logit_softcapping": None}
-OTHERS = ("falcon-7b", "falcon-11b", "falcon-40b", "gpt_bigcode", "gptj")
+OTHERS = ("falcon-7b", "falcon-11b", "falcon-40b", "gpt_bigcode", "gptj", "xglm")
 """Their attention does not go through transformers' table of functions, so that vLLM's backend cannot take it over."""
-SINKS = ("granite_swa",)
+SINKS = ("granite_swa", "gpt_oss")
 """What their attention adds is vLLM's to compute; the function that stands in for it here knows nothing of it."""
-LEFT_OUT = (*tiny.OWN_CODE, *OTHERS, *SINKS)
+UNATTENDING = ("mamba", "mamba2", "falcon_mamba")
+"""They have no attention."""
+LEFT_OUT = (*tiny.OWN_CODE, *OTHERS, *SINKS, *UNATTENDING)
 QUICK = ("llama-tied", "qwen2-mixed", "gemma3")
 VARIANTS = [
     name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in EVERY if name not in LEFT_OUT
@@ -86,15 +87,18 @@ def test_vllm_finds_every_layer_under_its_number(variant: str, tmp_path: Path, m
     config = AutoConfig.from_pretrained(tmp_path / "run", trust_remote_code=True)
     config._attn_implementation = "vllm"
     model = AutoModelForCausalLM.from_config(config, trust_remote_code=True).eval()
-    model.load_state_dict(load_file(tmp_path / "run" / "model.safetensors"), strict=False)
+    opened: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "run", trust_remote_code=True)
+    model.load_state_dict(opened.state_dict(), strict=False)
     found = list(_attentions(model))
-    assert [module.layer_idx for module in found] == list(range(len(plan.layers)))
+    had = {place.layer for place in plan.anatomy if place.kind == "attention"}
+    attending = [number for number, layer in enumerate(plan.layers) if layer in had]
+    assert attending and [module.layer_idx for module in found] == attending
     assert all(module.config._attn_implementation == "vllm" and module.is_causal for module in found)
     with torch.no_grad():
         ids = tiny.random_ids()
         difference = model(ids, use_cache=False).logits - pruned(ids, use_cache=False).logits
     assert difference.abs().max() < 1e-4
     keys = FAMILIES[plan.model_type].heads_keys
-    told = {number: tuple(getattr(own, key) for key in keys) for number, own in enumerate(config.per_layer_config)}
-    del told[0]
+    told = {number: tuple(getattr(config.per_layer_config[number], key) for key in keys) for number in attending}
+    told.pop(0, None)  # its attention is gone
     assert seen == told

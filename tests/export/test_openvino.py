@@ -23,7 +23,10 @@ from tests.support import tiny
 from tests.support.gguf_cases import TEXT, byte_level, pruned_folder
 from tests.support.layers import structure_of
 
-EVERY = {**tiny.VARIANTS, **tiny.MORE}
+EVERY = {
+    name: settings for name, settings in {**tiny.VARIANTS, **tiny.MORE}.items() if not tiny.mixes(settings["family"])
+}
+"""Of mixers of tokens no graph is made (``tests/contracts/test_hybrids.py``)."""
 QUICK = ("qwen2-mixed",)
 VARIANTS = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in EVERY]
 

@@ -189,6 +189,11 @@ OWN_CODE = ["baichuan"]
 
 
 @cache
+def mixes(family: str) -> bool:
+    """Whether layers of a family mix tokens otherwise than by attention, in blocks that stay whole or leave whole."""
+    return any(BLOCK_KINDS[block.kind].whole for block in families.FAMILIES[family].blocks)
+
+
 def code_folder(family: str) -> Path:
     """The code of a family that transformers have not in a folder of its own, as a checkpoint would bring it."""
     folder = Path(tempfile.mkdtemp(prefix="tiny-")) / family
