@@ -52,7 +52,8 @@ def _report(folder: Path) -> dict[str, Any]:
 def test_a_run_says_what_it_expects_and_reports_what_came(dense: Path, tmp_path: Path, capsys: Any) -> None:
     assert main(arguments(dense, tmp_path / "out")) == 0
     said = capsys.readouterr().out
-    assert re.search(r"^expected: \d+ s from here.*, at most [\d.]+ MiB of memory$", said, re.MULTILINE)
+    spoken = r"^expected: [\d.]+ (s|min|h) from here.*, at most [\d.]+ [MG]iB of memory$"  # of a process as it is
+    assert re.search(spoken, said, re.MULTILINE)
     assert re.search(r"ratio 0.3: 0\.0 of 0\.1 million parameters go, [\d.]+% of the decoder layers'", said)
     report = _report(tmp_path / "out")
     found = report["forecast"]
