@@ -25,7 +25,9 @@ code = main(sys.argv[2:])
 found = {"own": most[0] << 10, "all": status("VmHWM") << 10, "allocated": None, "reserved": None}
 cuda = sys.modules["torch"].cuda if "torch" in sys.modules else None
 if cuda is not None and cuda.is_available():
-    found |= {"allocated": cuda.max_memory_allocated(), "reserved": cuda.max_memory_reserved()}
+    every = range(cuda.device_count())
+    found |= {"allocated": max(map(cuda.max_memory_allocated, every)),
+              "reserved": max(map(cuda.max_memory_reserved, every))}
 Path(sys.argv[1]).write_text(json.dumps(found))
 raise SystemExit(code)
 """

@@ -1,4 +1,4 @@
-"""A published recipe on one device, from a checkpoint of random weights to its speed-up; ready for a machine with a GPU.
+"""A published recipe on one device, such as one big GPU: from a checkpoint of random weights to its speed-up.
 
     python benchmarks/gpu.py [--shape llama-2-7b,llama-3.1-8b] [--device cuda] [--dtype bfloat16] [--short]
         [--methods program,paper] [--work DIR] [--record FILE] [FLAGS OF A RUN]
