@@ -24,8 +24,8 @@ RUNS: Columns = (
     ("device peak, GiB", "{:.2f}"), ("device reserved, GiB", "{:.2f}"), ("host, its own, GiB", "{:.2f}"),
     ("host in all, GiB", "{:.2f}"), ("removed, %", "{:.2f}"), ("products, 10^9/s", "{:,.0f}"),
 )  # fmt: skip
-"""Memory that is predicted is that of the device which computes. Minutes that are predicted are those of the stages with
-a forecast, actual ones those of all."""
+"""Memory that is predicted is that of the device which computes. Predicted minutes are those of the stages that have a
+forecast, actual ones those of all."""
 SPEEDS: Columns = (
     ("run", "{}"), ("workload", "{}"), ("dense, ms", "{:.2f}"), ("pruned, ms", "{:.2f}"), ("speed-up", "{:.3f}"),
     ("predicted", "{:.3f}"), ("error", "{:+.1%}"),
