@@ -63,7 +63,8 @@ class Bench:
 
     def __init__(self, name: str, asked: argparse.Namespace, more: Sequence[str]) -> None:
         self.name, self.asked, self.more = name, asked, [*(SHORT if asked.short else ()), *more]
-        self.folder = asked.work / name
+        self.folder: Path = asked.work / name
+        self.folder.mkdir(parents=True, exist_ok=True)
         self._machine = machine()
 
     def kept(self, stage: str, about: Mapping[str, Any], make: Callable[[Path], Found]) -> Found:
