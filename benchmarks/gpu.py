@@ -12,13 +12,15 @@ mean something, and what is chosen means nothing. For every shape:
 4. how fast the device multiplies matrices, which is what the stages' products are a share of.
 
 ``--short`` takes little text and few samples, to see that all of it works. Every stage leaves a file in
-``DIR/SHAPE``: the same command goes on where it was stopped, and a run goes on inside of its stage. The folders of
-results are as large as their models: ``--drop`` takes their weights away once they are timed. Linux only.
+``DIR/SHAPE``: the same command goes on where it was stopped. A run goes on inside of its stage, too; its minutes are
+then those of its last part, and the tables say that it went on. The folders of results are as large as their models:
+``--drop`` takes their weights away once they are timed. Linux only.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -80,6 +82,7 @@ class Bench:
         if path.is_file():
             return json.loads(path.read_text())
         print(f"{self.name}: {stage}", flush=True)
+        _let_go()
         found = make(path.with_suffix(""))
         aside = path.with_suffix(".aside")
         aside.write_text(json.dumps(found))
@@ -124,10 +127,12 @@ class Bench:
 
         def make(place: Path) -> Found:
             given = place.with_suffix(".recipe")
+            again = given.exists()
             given.write_text(json.dumps(recipe))
             flags = ["--recipe", str(given), "--method", method, "--output", str(place), *self.more]
             memory = alone.run(flags, self._marks)
-            return {"folder": str(place), "memory": memory, "report": json.loads((place / "report.json").read_text())}
+            report = json.loads((place / "report.json").read_text())
+            return {"folder": str(place), "again": again, "memory": memory, "report": report}
 
         return self.kept(method, {"recipe": recipe, "more": self.more}, make)
 
@@ -154,8 +159,6 @@ class Bench:
 
         about = {"of": run["folder"], "rounds": rounds, "tables": [table.date for table in tables.values()]}
         found = self.kept(f"speed-{method}", about, measure)
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
         if self.asked.drop:
             for weights in Path(run["folder"]).glob("*.safetensors"):
                 weights.unlink()
@@ -165,6 +168,13 @@ class Bench:
         """Return 10^9 floating-point operations per second of large products in a type."""
         made = self.kept(f"rate-{dtype}", {}, lambda place: {"gflops": product_rate(self.asked.device, dtype)})
         return made["gflops"]
+
+
+def _let_go() -> None:
+    """Give a GPU's memory that nothing is in back to other processes."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def product_rate(device: str, dtype: str, *, products: int = 8, repeats: int = 5) -> float:
@@ -231,8 +241,9 @@ def main(typed: Sequence[str] | None = None) -> int:
         for method in asked.methods.split(","):
             run = bench.pruned(method)
             computed = run["report"]["precision"]["computed"]
-            tables.add(f"{name}, {method}", run, bench.rate(computed), gpu_tables.layer_flops(bench.model))
-            tables.add_speeds(f"{name}, {method}", bench.speeds(method, run))
+            label = f"{name}, {method}" + (", went on" if run["again"] else "")
+            tables.add(label, run, bench.rate(computed), gpu_tables.layer_flops(bench.model))
+            tables.add_speeds(label, bench.speeds(method, run))
             for columns, rows in tables.all():
                 print(f"\n{markdown(columns, rows)}", flush=True)
             setting = {key: value for key, value in vars(asked).items() if key not in ("work", "record")}
