@@ -37,10 +37,11 @@ class Sham(Tensor):
 
     @staticmethod
     def __new__(cls, inner: Tensor) -> Sham:
-        made = Tensor._make_wrapper_subclass(  # pyright: ignore[reportAttributeAccessIssue]
-            cls, inner.size(), strides=inner.stride(), storage_offset=inner.storage_offset(), dtype=inner.dtype,
-            device=THERE, requires_grad=inner.requires_grad,
-        )  # fmt: skip
+        with torch.inference_mode(False):  # views of what is outside of it are made inside, too
+            made = Tensor._make_wrapper_subclass(  # pyright: ignore[reportAttributeAccessIssue]
+                cls, inner.size(), strides=inner.stride(), storage_offset=inner.storage_offset(), dtype=inner.dtype,
+                device=THERE, requires_grad=inner.requires_grad,
+            )  # fmt: skip
         made.inner = inner
         return made
 
@@ -49,6 +50,9 @@ class Sham(Tensor):
 
     def __repr__(self) -> str:  # pyright: ignore[reportIncompatibleMethodOverride]
         return f"Sham({self.inner!r})"
+
+    def tolist(self) -> Any:
+        return self.cpu().tolist()
 
     @property
     def data(self) -> Sham:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -73,15 +77,28 @@ class ShamDevice(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.waits: Counter[str] = Counter()
-        make = torch.Generator
-        self._generators = patch.object(torch, "Generator", lambda device="cpu": make())  # of the place that computes
+        self._depth = 0
+        generator, tensor = torch.Generator, torch.tensor
+
+        def made(data: Any, *, device: Any = None, **more: Any) -> Tensor:
+            return tensor(data, **more) if device is None else tensor(data, **more).to(device)
+
+        # neither reaches the dispatcher: numbers are drawn where they are computed, and lists go to the device
+        self._patches = [patch.object(torch, "Generator", lambda device="cpu": generator()),
+                         patch.object(torch, "tensor", made)]  # fmt: skip
 
     def __enter__(self) -> Any:
-        self._generators.start()
+        if not self._depth:
+            for each in self._patches:
+                each.start()
+        self._depth += 1
         return super().__enter__()
 
     def __exit__(self, *error: Any) -> Any:
-        self._generators.stop()
+        self._depth -= 1
+        if not self._depth:
+            for each in self._patches:
+                each.stop()
         return super().__exit__(*error)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -103,9 +120,9 @@ class ShamDevice(TorchDispatchMode):
         result = func(*tree_map(_inside, args), **tree_map(_inside, kwargs))
 
         def outside(value: Any) -> Any:
-            if not isinstance(value, Tensor):
-                return value
-            return known.get(id(value)) or Sham(value) if goes else value
+            if id(value) in known:
+                return known[id(value)]
+            return Sham(value) if goes and isinstance(value, Tensor) else value
 
         if func is _aten.copy_.default:
             return args[0]
