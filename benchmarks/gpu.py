@@ -47,9 +47,11 @@ PUBLISHED = "llama-2-7b"
 """The recipe of a shape that the catalogue has none for."""
 TEXT = 1_000_000
 """Words that calibration, moments and evaluation are taken from."""
-SHORT = ("--sequences", "4", "--width-sequences", "2", "--length", "256", "--moments-sequences", "8",
-         "--set", "evaluation.length=256", "--set", "evaluation.max_tokens=1024")  # fmt: skip
-"""What ``--short`` adds to a run."""
+SHORT = {
+    "calibration": {"sequences": 4, "width_sequences": 2, "length": 256, "moments_sequences": 8},
+    "evaluation": {"length": 256, "max_tokens": 1024},
+}
+"""What ``--short`` changes in the recipe."""
 _ROUNDS = {True: 4, False: 30}
 """Samples of both models, of a short and of a whole measurement."""
 
@@ -64,7 +66,7 @@ class Bench:
     """
 
     def __init__(self, name: str, asked: argparse.Namespace, more: Sequence[str]) -> None:
-        self.name, self.asked, self.more = name, asked, [*(SHORT if asked.short else ()), *more]
+        self.name, self.asked, self.more = name, asked, list(more)
         self.folder: Path = asked.work / name
         self.folder.mkdir(parents=True, exist_ok=True)
         self._machine = machine()
@@ -116,10 +118,11 @@ class Bench:
     def recipe(self) -> Found:
         """Return the catalogue's recipe on this checkpoint and this text."""
         published = read(self.name if self.name in names() else PUBLISHED)
-        given = str(text(self.folder, self.asked.words))
-        calibration = {**published["calibration"], "source": given}
+        given, short = str(text(self.folder, self.asked.words)), SHORT if self.asked.short else {}
+        calibration = {**published["calibration"], **short.get("calibration", {}), "source": given}
         return {**published, "model": str(self.model), "ratio": self.asked.ratio, "dtype": self.asked.dtype,
-                "device": self.asked.device, "calibration": calibration, "evaluation": {"text": given}}  # fmt: skip
+                "device": self.asked.device, "calibration": calibration,
+                "evaluation": {**short.get("evaluation", {}), "text": given}}  # fmt: skip
 
     def pruned(self, method: str) -> Found:
         """Return report and memory of a run by a method, and its folder."""

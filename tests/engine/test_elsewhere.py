@@ -108,11 +108,29 @@ def test_the_engine_finds_the_same_where_tensors_are_elsewhere(both: tuple[_Foun
 
 def test_nobody_waits_for_moments_and_candidates_wait_once_for_a_batch(both: tuple[_Found, _Found]) -> None:
     waits, places = both[1].waits, both[1].places
-    assert waits["moments"] == 0
-    assert waits["again"] == 2 * 5, "repaired before: two batches of five candidates"
-    assert waits["errors"] <= 5, "however many widths there are"
-    assert waits["sensitivities"] == 2 * 6, "two numbers of every block, after the pass"
+    assert waits["moments"] == 1, "a stock decoder looks at the positions of its batch"
+    assert waits["again"] <= 2 * 5, "repaired before: two batches of five candidates"
+    assert waits["errors"] <= 4, "however many widths there are"
+    assert places["importance/energies.py:_cut_off"] == 2 * 6, "two numbers of every block, after the pass"
     assert not any(place.startswith("engine/moments") for place in places), places
+
+
+def test_chunks_of_logits_add_up_without_a_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """16 tokens at a time: two chunks a batch and sequence, and candidates whose bound is passed in the middle."""
+    for name in ("_LOGIT_BYTES", "_LOGIT_BYTES_ELSEWHERE"):
+        monkeypatch.setattr(f"multipruner.engine.token_losses.{name}", 0)
+    prunable, ids = Prunable.of(tiny_model("llama")), random_ids(4, 17)
+    structures = [random_structure(prunable.anatomy, seed) for seed in range(12)]
+    expected = CalibrationObjective(prunable, ids, batch_size=2).argmin(structures)
+    with ShamDevice() as device:
+        prunable = Prunable.of(device.moved(tiny_model("llama")))
+        objective = CalibrationObjective(prunable, ids, batch_size=2)
+        device.waits.clear()
+        found = objective.argmin(structures)
+    assert (found.best, found.runner_up) == (expected.best, expected.runner_up)
+    assert found.loss == pytest.approx(expected.loss, rel=1e-5)
+    assert objective._chunk == 16
+    assert dict(device.waits) == {"engine/objective.py:_token_losses": pytest.approx(24, abs=10)}
 
 
 @pytest.mark.parametrize("size", [1, 4])

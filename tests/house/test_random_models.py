@@ -15,8 +15,8 @@ import pytest
 from multipruner.commands.main import main
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-SMALL = ["--set", "channel_group=32", "--sequences", "4", "--length", "16", "--moments-sequences", "8",
-         "--width-sequences", "2", "--set", "evaluation.length=16", "--set", "evaluation.max_tokens=64"]  # fmt: skip
+SMALL = ["--channel-group", "32", "--sequences", "4", "--length", "16", "--moments-sequences", "8",
+         "--width-sequences", "2"]  # fmt: skip
 
 
 def _module(name: str) -> Any:
@@ -28,7 +28,7 @@ def _gpu(work: Path, *more: str) -> list[str]:
     return [
         "--shape", "llama-tiny", "--device", "cpu", "--dtype", "float32", "--short", "--words", "4096", "--work",
         str(work), "--prompt", "8", "--cached", "8", "--batches", "1,2", "--record", str(work / "gpu.json"), *SMALL,
-        *more,
+        "--set", "evaluation.length=16", "--set", "evaluation.max_tokens=64", *more,
     ]  # fmt: skip
 
 
@@ -87,8 +87,11 @@ def test_the_recipe_is_the_published_one_on_local_files(tmp_path: Path) -> None:
     assert {key for key, value in recipe.items() if published.get(key) != value} == {
         "model", "ratio", "dtype", "device", "calibration", "evaluation",
     }  # fmt: skip
-    assert recipe["calibration"] == {**published["calibration"], "source": recipe["evaluation"]["text"]}
+    given = {"source": recipe["evaluation"]["text"]}
+    assert recipe["calibration"] == {**published["calibration"], **gpu.SHORT["calibration"], **given}
     assert recipe["ratio"] == 0.2
+    asked.short = False
+    assert gpu.Bench("llama-tiny", asked, more).recipe()["calibration"] == {**published["calibration"], **given}
 
 
 def test_the_shapes_are_as_large_as_they_are_called() -> None:
