@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from unittest.mock import patch
 import pytest
 
 from multipruner.commands.main import main
+from multipruner.latency import bench
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 SMALL = ["--channel-group", "32", "--sequences", "4", "--length", "16", "--moments-sequences", "8",
@@ -27,7 +30,7 @@ def _module(name: str) -> Any:
 def _gpu(work: Path, *more: str) -> list[str]:
     return [
         "--shape", "llama-tiny", "--device", "cpu", "--dtype", "float32", "--short", "--words", "4096", "--work",
-        str(work), "--prompt", "8", "--cached", "8", "--batches", "1,2", "--record", str(work / "gpu.json"), *SMALL,
+        str(work), "--prompt", "8", "--cached", "8", "--batches", "2", "--record", str(work / "gpu.json"), *SMALL,
         "--set", "evaluation.length=16", "--set", "evaluation.max_tokens=64", *more,
     ]  # fmt: skip
 
@@ -47,33 +50,36 @@ class _Here:
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> _Here:
     monkeypatch.setenv("MULTIPRUNER_CACHE", str(tmp_path / "cache"))
-    made = _Here()
+    made, few = _Here(), {"probes": 1, "placements": 1, "repeats": 2, "warmup": 1, "tries": 1}
+    monkeypatch.setattr(bench, "Effort", partial(bench.Effort, **few))
+    monkeypatch.setattr("multipruner.jobs.prepare.Rehearsal", lambda *of, **more: nullcontext())  # tested elsewhere
     monkeypatch.setattr(_module("alone"), "run", made.run)
     return made
 
 
 def test_gpu_measures_both_methods_and_goes_on_where_it_was(
-    here: _Here, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    here: _Here, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gpu, work = _module("gpu"), tmp_path / "work"
+    monkeypatch.setattr(gpu, "product_rate", partial(gpu.product_rate, products=1, repeats=1))
+    monkeypatch.setattr(gpu, "_ROUNDS", {True: 1})
     assert gpu.main(_gpu(work, "--methods", "program")) == 0
     first = list(here.commands)
-    assert [command.split()[0] for command in first] == ["--recipe", "latency", "latency"]
+    assert [command.split()[0] for command in first] == ["--recipe", "latency"]
     assert gpu.main(_gpu(work, "--drop")) == 0
     (paper,) = here.commands[len(first) :]
     assert "--method paper" in paper, "all else was there"
-    found = _module("results").read(work / "gpu.json")
+    found, said = _module("results").read(work / "gpu.json"), capsys.readouterr().out
     for columns, rows in ((found["columns"], found["rows"]), (found["run_columns"], found["runs"]),
                           (found["speed_columns"], found["speeds"])):  # fmt: skip
-        assert _module("results").markdown(columns, rows) in capsys.readouterr().out or rows
+        assert _module("results").markdown(columns, rows) in said
         assert {row[0] for row in rows} == {"llama-tiny, program", "llama-tiny, paper"}
     stages = {(row[0].split()[1], row[1]): row for row in found["rows"]}
     for method in ("program", "paper"):
         search = stages[method, "search"]
         assert all(value > 0 for value in (search[3], search[5], search[6])), search
     assert [row[8] for row in found["runs"]] == [pytest.approx(20, abs=5)] * 2
-    assert {row[1] for row in found["speeds"]} == {f"{phase}-b{batch}-t8" for phase in ("prefill", "decode")
-                                                   for batch in (1, 2)}  # fmt: skip
+    assert {row[1] for row in found["speeds"]} == {"prefill-b2-t8", "decode-b2-t8"}
     assert all(row[4] == pytest.approx(row[2] / row[3]) and row[5] > 0 for row in found["speeds"])
     assert not list((work / "llama-tiny").glob("p*/*.safetensors")), "--drop"
     assert (work / "llama-tiny" / "dense" / "model.safetensors.index.json").exists()
@@ -119,8 +125,9 @@ def test_gpu_names_what_it_does_not_know(capsys: pytest.CaptureFixture[str]) -> 
     assert "torch finds no GPU here" in capsys.readouterr().err
 
 
-def test_scale_measures_both_ways(here: _Here, tmp_path: Path) -> None:
+def test_scale_measures_both_ways(here: _Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scale, path = _module("scale"), tmp_path / "scale.json"
+    monkeypatch.setattr(scale, "text", lambda folder: _module("random_models").text(folder, 4096))
     scale.main(["--shapes", "llama-tiny", "--work", str(tmp_path / "work"), "--record", str(path), *SMALL])
     found = _module("results").read(path)
     assert [row[0] for row in found["rows"]] == ["llama-tiny, none", "llama-tiny, disk"]
@@ -133,8 +140,11 @@ def test_scale_measures_both_ways(here: _Here, tmp_path: Path) -> None:
 def test_processes_of_their_own_tell_their_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MULTIPRUNER_CACHE", str(tmp_path / "cache"))
     gpu, work = _module("gpu"), tmp_path / "work"
-    assert gpu.main(_gpu(work, "--methods", "program")) == 0
-    (run,) = json.loads((work / "gpu.json").read_text())["runs"]
+    assert gpu.main(_gpu(work, "--methods", "program", "--batches", "1,8")) == 0
+    found = json.loads((work / "gpu.json").read_text())
+    (run,) = found["runs"]
     assert 0.1 < run[6] < run[7], "its own memory, and all of it"
+    assert {row[1] for row in found["speeds"]} == {f"{phase}-b{batch}-t8" for phase in ("prefill", "decode")
+                                                   for batch in (1, 8)}  # fmt: skip
     with pytest.raises(SystemExit, match="the run ended with 2"):
         _module("alone").run(["--model", str(tmp_path / "nothing")], tmp_path / "marks.json")
