@@ -44,7 +44,7 @@ def make_parser() -> Parser:
     parser.add_argument(
         "--model", metavar="NAME", required=True, help="the dense model: recipe, Hub id, folder or GGUF"
     )
-    parser.add_argument("--text", metavar="SOURCE", action="append", required=True,
+    parser.add_argument("--text", metavar="TEXT", action="append", required=True,
                         help="text of the language or domain, as for --calibration; may be repeated")  # fmt: skip
     parser.add_argument("--tokens", type=int, metavar="N", default=None,
                         help="how many tokens stay (default: all that the text has)")  # fmt: skip

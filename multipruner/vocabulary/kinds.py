@@ -6,11 +6,12 @@ Format: the Rust library ``tokenizers`` (https://huggingface.co/docs/tokenizers)
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
-from typing import Any, Protocol
+from typing import Any
 
 from multipruner.core.errors import UnsupportedModelError
 
@@ -18,56 +19,69 @@ _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 """How tokenizers call a byte that no other token holds."""
 
 
-class Kind(Protocol):
-    """What is asked of the model within a tokenizer."""
-
-    @property
-    def numbers(self) -> Mapping[str, int]:
-        """Tokens and their ids."""
-        ...
-
-    @property
-    def alphabet(self) -> Collection[str]:
-        """Tokens without which some text could not be told any more."""
-        ...
-
-    def parts(self, token: str) -> Collection[str]:
-        """Return the tokens that must be there so that text still becomes this one."""
-        ...
-
-    def without(self, numbers: Mapping[str, int]) -> dict[str, Any]:
-        """Return the model that has these tokens alone, under these ids."""
-        ...
-
-
 @dataclass(frozen=True, eq=False)
-class BytePairs:
-    """Byte-pair encoding: pairs of tokens are merged, those of the lowest rank first.
+class Kind(ABC):
+    """The model within a tokenizer.
 
     Attributes:
-        record: ``model`` of the tokenizer.
+        record: ``model`` of ``tokenizer.json``.
         marks: characters that stand for something else, such as for a blank.
     """
 
     record: Mapping[str, Any]
     marks: frozenset[str] = frozenset()
 
-    @property
+    @cached_property
+    @abstractmethod
     def numbers(self) -> Mapping[str, int]:
         """Tokens and their ids."""
-        return self.record["vocab"]
+
+    @cached_property
+    @abstractmethod
+    def unknown(self) -> str | None:
+        """The token for what no other token tells."""
 
     @cached_property
     def alphabet(self) -> Collection[str]:
-        """Bytes, whether they are tokens of one character or of a name; the unknown token.
+        """Tokens without which some text could not be told any more: bytes, marks and the unknown token.
 
         Where bytes have names (``byte_fallback``), a character without a token becomes those; else every character
         that has a token keeps it.
         """
         named = [token for token in self.numbers if _BYTE.fullmatch(token)] if self.record.get("byte_fallback") else []
-        unknown = [token for token in (self.record.get("unk_token"),) if token in self.numbers]
-        single = [] if len(named) == 256 else [token for token in self.numbers if len(self._bare(token)) == 1]
-        return [*named, *unknown, *single, *(mark for mark in self.marks if mark in self.numbers)]
+        single = self.marks if len(named) == 256 else [token for token in self.numbers if len(self.bare(token)) == 1]
+        others = [*single, *self.marks, *([] if self.unknown is None else [self.unknown])]
+        return dict.fromkeys([*named, *(token for token in others if token in self.numbers)])
+
+    def bare(self, token: str) -> str:
+        """Return a token without what marks its place in a word."""
+        return token
+
+    @abstractmethod
+    def parts(self, token: str) -> Collection[str]:
+        """Return the tokens that must be there so that text still becomes this one, itself included."""
+
+    @abstractmethod
+    def without(self, numbers: Mapping[str, int]) -> dict[str, Any]:
+        """Return the model that has these tokens alone, under these ids."""
+
+
+class BytePairs(Kind):
+    """Byte-pair encoding: pairs of tokens are merged, those of the lowest rank first."""
+
+    @cached_property
+    def numbers(self) -> Mapping[str, int]:
+        """Tokens and their ids."""
+        return self.record["vocab"]
+
+    @cached_property
+    def unknown(self) -> str | None:
+        """The token for what no other token tells."""
+        return self.record.get("unk_token")
+
+    def bare(self, token: str) -> str:
+        """Return a token without what marks its place in a word."""
+        return token.removeprefix(self._prefix).removesuffix(self.record.get("end_of_word_suffix") or "")
 
     def parts(self, token: str) -> Collection[str]:
         """Return the tokens that merging the characters of this one passes through, itself included; itself alone where
@@ -109,17 +123,13 @@ class BytePairs:
     def _prefix(self) -> str:
         return self.record.get("continuing_subword_prefix") or ""
 
-    def _bare(self, token: str) -> str:
-        """Return a token without what marks its place in a word."""
-        return token.removeprefix(self._prefix).removesuffix(self.record.get("end_of_word_suffix") or "")
-
     def _characters(self, token: str) -> list[str]:
         """Return what merging begins with: characters, marked with their place in a word where the model does that."""
         suffix = self.record.get("end_of_word_suffix") or ""
         inner = bool(self._prefix) and token.startswith(self._prefix)
         ends = bool(suffix) and token.endswith(suffix)
         found = [
-            f"{self._prefix if inner or place else ''}{character}" for place, character in enumerate(self._bare(token))
+            f"{self._prefix if inner or place else ''}{character}" for place, character in enumerate(self.bare(token))
         ]
         if ends and found:
             found[-1] += suffix
@@ -132,17 +142,8 @@ class BytePairs:
 _LAST = 1 << 62
 
 
-@dataclass(frozen=True, eq=False)
-class Pieces:
-    """Unigram (SentencePiece): the likeliest way to cut a text into pieces; every piece stands for itself.
-
-    Attributes:
-        record: ``model`` of the tokenizer.
-        marks: characters that stand for something else, such as for a blank.
-    """
-
-    record: Mapping[str, Any]
-    marks: frozenset[str] = frozenset()
+class Pieces(Kind):
+    """Unigram (SentencePiece): the likeliest way to cut a text into pieces; every piece stands for itself."""
 
     @cached_property
     def numbers(self) -> Mapping[str, int]:
@@ -150,13 +151,10 @@ class Pieces:
         return {piece: number for number, (piece, _) in enumerate(self.record["vocab"])}
 
     @cached_property
-    def alphabet(self) -> Collection[str]:
-        """Bytes by name, the unknown token, and single characters where bytes have no names."""
-        named = [piece for piece in self.numbers if _BYTE.fullmatch(piece)] if self.record.get("byte_fallback") else []
-        unknown = self.record.get("unk_id")
-        single = [] if len(named) == 256 else [piece for piece in self.numbers if len(piece) == 1]
-        marks = (mark for mark in self.marks if mark in self.numbers)
-        return [*named, *single, *marks, *([] if unknown is None else [self.record["vocab"][unknown][0]])]
+    def unknown(self) -> str | None:
+        """The token for what no other token tells."""
+        place = self.record.get("unk_id")
+        return None if place is None else self.record["vocab"][place][0]
 
     def parts(self, token: str) -> Collection[str]:
         """Return the piece itself, and its characters: what it is made of where it is not the likeliest."""
@@ -170,12 +168,11 @@ class Pieces:
         if [numbers[piece] for piece in ordered] != list(range(len(ordered))):
             raise UnsupportedModelError("pieces of a Unigram tokenizer have ids between those of added tokens")
         scores = dict(self.record["vocab"])
-        unknown = self.record.get("unk_id")
-        place = None if unknown is None else numbers[self.record["vocab"][unknown][0]]
+        place = None if self.unknown is None else numbers[self.unknown]
         return {**self.record, "vocab": [[piece, scores[piece]] for piece in ordered], "unk_id": place}
 
 
-KINDS: dict[str, Callable[[Mapping[str, Any], frozenset[str]], Kind]] = {"BPE": BytePairs, "Unigram": Pieces}
+KINDS: dict[str, type[Kind]] = {"BPE": BytePairs, "Unigram": Pieces}
 """By ``model.type``."""
 
 

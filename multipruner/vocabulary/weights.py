@@ -18,7 +18,7 @@ def check_places(model: PreTrainedModel, name: str) -> None:
     Raises:
         UnsupportedModelError: naming the tensor.
     """
-    rows = model.get_input_embeddings().weight.shape[0]  # pyright: ignore[reportAttributeAccessIssue]
+    rows = _rows(model)
     own = {id(parameter) for module in _places(model) for parameter in module.parameters()}
     for key, tensor in model.named_parameters():
         if id(tensor) not in own and rows in tensor.shape and rows not in _other_sizes(model):
@@ -30,7 +30,7 @@ def check_places(model: PreTrainedModel, name: str) -> None:
 
 def row_parameters(model: PreTrainedModel) -> tuple[int, int]:
     """Return how many rows the embeddings have, and how many parameters one token has in embeddings and head."""
-    rows = model.get_input_embeddings().weight.shape[0]  # pyright: ignore[reportAttributeAccessIssue]
+    rows = _rows(model)
     own = {id(parameter): parameter for module in _places(model) for parameter in module.parameters()}
     return rows, sum(parameter.numel() for parameter in own.values()) // rows
 
@@ -56,6 +56,11 @@ def keep_rows(model: PreTrainedModel, ids: Sequence[int]) -> PreTrainedModel:
             module.padding_idx = None  # it matters to training alone, and the file's configuration says it
     model.config.vocab_size = len(ids)
     return model
+
+
+def _rows(model: PreTrainedModel) -> int:
+    embeddings: Any = model.get_input_embeddings()
+    return len(embeddings.weight)
 
 
 def _places(model: PreTrainedModel) -> list[Any]:

@@ -37,7 +37,8 @@ def cut(name: str, tokens: int | None, rows: list[str]) -> tuple[Any, Any, Choic
 def test_any_text_is_told_and_told_back_as_by_the_dense_tokenizer(
     name: str, text: str, share: float, seed: int
 ) -> None:
-    dense, kind = trained(name), kind_of(serialised(trained(name), name), name)
+    dense: Any = trained(name)
+    kind = kind_of(serialised(dense, name), name)
     least = len(set(kind.alphabet) | {"<unk>", "<s>", "</s>", "<pad>"})
     tokens = least + 4 + int(share * (len(kind.numbers) - least - 4))
     _, smaller, choice, _ = cut(name, tokens, corpus()[seed::21][:20])

@@ -190,7 +190,8 @@ def _show_ladder(dense: _Dense, wanted: Wanted, console: Console) -> None:
     say = teller(console)
     most = dense.chosen(None, wanted.multiple)
     sizes = {len(most.ids): most}
-    for tokens in sorted({*_LADDER, *([wanted.tokens] if wanted.tokens else [])}, reverse=True):
+    asked = [] if wanted.tokens is None else [wanted.tokens]
+    for tokens in (*_LADDER, *asked):
         if most.needed <= tokens < len(most.ids):
             choice = dense.chosen(tokens, wanted.multiple)
             sizes[len(choice.ids)] = choice

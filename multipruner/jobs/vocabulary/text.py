@@ -13,7 +13,7 @@ from multipruner.sources.rows import rows_of
 from multipruner.sources.text.chat import Chat
 
 _HELD_OUT = 20
-"""Every so manieth row is held out."""
+"""One row of so many is held out."""
 _LONGEST = 1 << 16
 """Characters that are encoded at a time: some encoders take time that grows faster than the text."""
 _BATCH = 256

@@ -98,7 +98,7 @@ def test_its_tokenizer_tells_texts_and_knows_its_special_tokens(
     assert told[1][:4] == [numbers[one] for one in told[0][:4]], "what the template says stays in its own tokens"
     generation = json.loads((output / "generation_config.json").read_text())
     assert generation["eos_token_id"] == [numbers[2], numbers[5]]
-    model = AutoModelForCausalLM.from_pretrained(output).eval()
+    model: Any = AutoModelForCausalLM.from_pretrained(output).eval()
     assert model.generation_config.eos_token_id == [numbers[2], numbers[5]]
     assert after.decode(model.generate(torch.tensor([[numbers[1]]]), max_new_tokens=4, do_sample=False)[0])
 
