@@ -87,7 +87,7 @@ class Bench:
     def _row(self, smaller: Path | None, folder: Path) -> list[Cell]:
         stock = smaller == folder
         opened: Any = AutoModelForCausalLM.from_pretrained if stock else multipruner.load
-        model, tokenizer = opened(folder, dtype="auto"), AutoTokenizer.from_pretrained(folder)
+        model, tokenizer = opened(folder, dtype="auto"), AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         tokens = _record(smaller)["tokens"]["after"] if smaller else self.rows
         own = _record(smaller)["ratio"] if smaller else 0.0
         bits = self._judged(model, tokenizer)
