@@ -22,7 +22,7 @@ and head are those of the dense model; no weight changes, and text of tokens tha
 The result is an ordinary checkpoint of the same class, with its tokenizer, that transformers and servers open, and that
 multipruner prunes like any other:
   python -m multipruner vocabulary --model llama --text alpaca --tokens 24576 --output small-words
-  python -m multipruner --model small-words --ratio 0.2
+  python -m multipruner --model ./small-words --ratio 0.2
 
 It changes what the model reads, and other text than that named costs more tokens, so it never happens unasked. A
 twentieth of the text is held out; on it, and on WikiText-2 (or --eval-text), bits per byte are compared, which do not
