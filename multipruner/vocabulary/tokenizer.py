@@ -55,7 +55,9 @@ def cut_record(record: Mapping[str, Any], kind: Kind, numbers: Mapping[int, int]
         numbers: new ids by the dense ones; all others are gone.
     """
     left = {token: numbers[number] for token, number in kind.numbers.items() if number in numbers}
-    found = {**record, "model": kind.without(left), "truncation": None, "padding": None}
+    found = {**record, "model": kind.without(left)}
+    if padding := record.get("padding"):
+        found["padding"] = {**padding, "pad_id": numbers[padding["pad_id"]]} if padding["pad_id"] in numbers else None
     found["added_tokens"] = sorted(
         ({**added, "id": numbers[added["id"]]} for added in record["added_tokens"] if added["id"] in numbers),
         key=lambda added: added["id"],
