@@ -40,7 +40,7 @@ class _Found:
 
 
 def _inner(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.inner if isinstance(tensor, Sham) else tensor
+    return tensor.held if isinstance(tensor, Sham) else tensor
 
 
 def _worked_through(model: Any, device: ShamDevice | None) -> _Found:
@@ -162,7 +162,7 @@ def test_a_sham_device_tells_tensors_of_two_places_apart() -> None:
     with ShamDevice() as device:
         there = torch.ones(3, device=THERE)
         with pytest.raises(AssertionError, match="on the CPU"):
-            there + torch.ones(3)
+            _ = there + torch.ones(3)
         assert float((there + 1).sum()) == 6 and device.waits.total() == 1
         assert there[torch.tensor([0, 2])].cpu().tolist() == [1, 1] and device.waits.total() == 2
 

@@ -33,7 +33,7 @@ HERE, THERE = torch.device("cpu"), torch.device("meta")
 class Sham(Tensor):
     """A tensor of the device."""
 
-    inner: Tensor
+    held: Tensor
 
     @staticmethod
     def __new__(cls, inner: Tensor) -> Sham:
@@ -42,25 +42,25 @@ class Sham(Tensor):
                 cls, inner.size(), strides=inner.stride(), storage_offset=inner.storage_offset(), dtype=inner.dtype,
                 device=THERE, requires_grad=inner.requires_grad,
             )  # fmt: skip
-        made.inner = inner
+        made.held = inner
         return made
 
     def __init__(self, inner: Tensor) -> None:
         pass
 
     def __repr__(self) -> str:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return f"Sham({self.inner!r})"
+        return f"Sham({self.held!r})"
 
     def tolist(self) -> Any:
         return self.cpu().tolist()
 
     @property
     def data(self) -> Sham:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return Sham(self.inner)
+        return Sham(self.held)
 
     @data.setter
     def data(self, value: Sham) -> None:
-        self.inner = value.inner
+        self.held = value.held
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -116,7 +116,7 @@ class ShamDevice(TorchDispatchMode):
         if there:
             self._check(func, args, tensors)
             self._count(func, args, goes)
-        known = {id(tensor.inner): tensor for tensor in there}
+        known = {id(tensor.held): tensor for tensor in there}
         result = func(*tree_map(_inside, args), **tree_map(_inside, kwargs))
 
         def outside(value: Any) -> Any:
@@ -160,7 +160,7 @@ class ShamDevice(TorchDispatchMode):
 
 def _inside(value: Any) -> Any:
     if isinstance(value, Sham):
-        return value.inner
+        return value.held
     return HERE if isinstance(value, torch.device) else value
 
 
