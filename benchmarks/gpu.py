@@ -100,8 +100,9 @@ class Bench:
     def table(self, batch: int) -> LatencyTable:
         """Return milliseconds of every option at a batch size."""
         asked, where = self.asked, ["--device", self.asked.device, "--dtype", self.asked.dtype]
+        step = asked.channel_step or min(1024, SHAPES[self.name]["intermediate_size"] // 8)
         flags = ["--batch", str(batch), "--prompt", str(asked.prompt), "--cached", str(asked.cached),
-                 "--channel-step", str(asked.channel_step), *where]  # fmt: skip
+                 "--channel-step", str(step), *where]  # fmt: skip
 
         def measure(place: Path) -> Found:
             output = place.with_suffix(".table")
@@ -219,7 +220,8 @@ def _arguments(typed: Sequence[str] | None) -> tuple[argparse.Namespace, list[st
     parser.add_argument("--batches", default="1,8", help="sequences that are timed together (default 1,8)")
     parser.add_argument("--prompt", type=int, default=512, help="tokens of a prefill (default 512)")
     parser.add_argument("--cached", type=int, default=512, help="tokens in the cache of a decoding step (default 512)")
-    parser.add_argument("--channel-step", type=int, default=1024, help="between widths of the latency tables")
+    parser.add_argument("--channel-step", type=int, default=None,
+                        help="between widths of the latency tables (default 1024, or an eighth)")  # fmt: skip
     parser.add_argument("--words", type=int, default=TEXT, help="of the text")
     parser.add_argument("--drop", action="store_true", help="delete the weights of results once they are timed")
     parser.add_argument("--work", type=Path, default=Path("runs/gpu"), help="everything is kept there")

@@ -80,6 +80,9 @@ def test_gpu_measures_both_methods_and_goes_on_where_it_was(
         assert all(value > 0 for value in (search[3], search[5], search[6])), search
     assert [row[8] for row in found["runs"]] == [pytest.approx(20, abs=5)] * 2
     assert {row[1] for row in found["speeds"]} == {"prefill-b2-t8", "decode-b2-t8"}
+    (table,) = (work / "llama-tiny").glob("table-b2-*.json")
+    widths = [row["size"] for row in json.loads(table.read_text())["workloads"][0]["blocks"]["mlp"]]
+    assert widths[:2] == [[], [32]] and len(widths) > 5, "as fine as the shape is small"
     assert all(row[4] == pytest.approx(row[2] / row[3]) and row[5] > 0 for row in found["speeds"])
     assert not list((work / "llama-tiny").glob("p*/*.safetensors")), "--drop"
     assert (work / "llama-tiny" / "dense" / "model.safetensors.index.json").exists()
