@@ -9,7 +9,7 @@ A line is an object with ``time`` (UTC, ISO 8601) and ``event``; what else it ha
 ``forecast``    what ``report.json`` says under this name, before anything is measured
 ``stage began``, ``stage ended``  ``stage``, a key of the report's ``seconds``; ``seconds``
 ``progress``    ``stage``, ``what``, ``done``, ``total`` (0: not known), ``detail``
-``loss``        ``what``, ``loss`` in nats
+``loss``        ``what``, ``loss`` in nats; of a training its ``step``
 ``decision``    ``what``, and what was decided
 ``result``      ``folder``, ratios, perplexities
 ``run ended``   ``outcome``: ``done``, ``failed`` or ``stopped``; ``error``

@@ -29,8 +29,8 @@ from typing import Any
 from multipruner.core.errors import ConfigError, did_you_mean, in_brief
 
 PROJECT = "multipruner"
-FOLDER = Path("tensorboard")
-"""Where trackers write that want a folder, below the one that the command was given in."""
+FOLDER = Path("tensorboard-runs")
+"""Where trackers write that want a folder, below the one that the command was given in; no name of a package."""
 EVERY = 1.0
 """Seconds between two numbers of the same progress."""
 _LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
@@ -96,7 +96,7 @@ class Tracker:
         if name not in TRACKERS:
             raise ConfigError(f"--track {name}{did_you_mean(name, TRACKERS)}: there are {', '.join(TRACKERS)}")
         self.name, self._kind, self._project = name, TRACKERS[name], project
-        if not any(find_spec(package) for package in self._kind.packages):
+        if not any(_is_installed(package) for package in self._kind.packages):
             raise ConfigError(f"--track {name}: {name} is not installed; pip install {self._kind.install}")
         self._about: dict[str, Any] = {}
         self._to: Any = None
@@ -164,6 +164,12 @@ class Tracker:
                 self._to.log(numbers, step=step)
             else:
                 self._to.log({**numbers, f"{first.partition('/')[0]}/step": step} if "step" in event else numbers)
+
+
+def _is_installed(package: str) -> bool:
+    """Tell whether it can be imported; a mere folder of its name, such as some trackers write, cannot."""
+    spec = find_spec(package)
+    return spec is not None and spec.origin is not None
 
 
 def numbers_of(event: Mapping[str, Any]) -> dict[str, float]:

@@ -76,7 +76,7 @@ def test_tensorboard_shows_what_the_report_says(dense: Path, tmp_path: Path, mon
     monkeypatch.chdir(tmp_path)
     assert main(arguments(dense, tmp_path / "out", "--track", "tensorboard", "--track-project", "my models")) == 0
     report = json.loads((tmp_path / "out" / "report.json").read_text())
-    (folder,) = (tmp_path / "tensorboard" / "my_models").iterdir()
+    (folder,) = (tmp_path / "tensorboard-runs" / "my_models").iterdir()
     assert folder.name.startswith("out-2")
     read = EventAccumulator(str(folder))
     read.Reload()
@@ -109,6 +109,14 @@ def test_the_published_method_has_a_series_of_steps(notebook: Any, dense: Path, 
     assert one.run_name.startswith("out-") and one.parameters["method"] == "paper"
     assert any(name.startswith("progress/search/") for name in one.names())
     assert not PartialState._shared_state, "nothing of it stays"
+
+
+def test_a_folder_of_its_name_is_no_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "nobodys_tracker").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(TRACKERS, "mine", Kind(("nobodys_tracker",), "mine", "", lambda name: {}))
+    with pytest.raises(ConfigError, match="--track mine: mine is not installed; pip install mine"):
+        Tracker("mine")
 
 
 def test_one_that_is_not_installed_is_said_before_any_work(
