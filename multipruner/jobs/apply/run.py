@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from transformers import PreTrainedModel
 
 from multipruner.checkpoint.classes import family_of
 from multipruner.checkpoint.config import pruned_config
 from multipruner.checkpoint.cut import apply_plan
-from multipruner.checkpoint.load import load
 from multipruner.checkpoint.save import SHARD_SIZE, check_target, save, weight_bytes
 from multipruner.config.precedence import trusts
 from multipruner.config.recipe import Recipe
 from multipruner.console.events import tell
-from multipruner.console.progress import sharing_display, waiting_display
+from multipruner.console.progress import bytes_display, waiting_display
 from multipruner.console.say import teller
-from multipruner.core.errors import ConfigError, OutputError
+from multipruner.core.errors import ConfigError
 from multipruner.core.families import Family
 from multipruner.core.plan import PruningPlan
 from multipruner.engine.prunable import Prunable
@@ -34,14 +30,10 @@ from multipruner.report.summary import next_commands
 from multipruner.report.words import UNREPAIRED
 from multipruner.sources.dense import accounted
 from multipruner.sources.resolve import ResolvedModel, resolve
-from multipruner.storage.memory import free_memory
-from multipruner.storage.tensor_headers import stored_tensors
-from multipruner.stream.dense import DTYPES, deferred_model, dtype_of, has_fingerprint, shell_of
+from multipruner.stream.dense import deferred_model, dtype_of, has_fingerprint, shell_of
 from multipruner.stream.plans import find_plan
-from multipruner.stream.write import saved_tensors, write_weights
-
-_TRIAL = 8
-"""Tokens that the written model is tried with."""
+from multipruner.stream.write import write_weights
+from multipruner.stream.written import check_written
 
 
 @dataclass(frozen=True)
@@ -116,7 +108,7 @@ def stream_plan(
     def ended() -> dict[str, Any]:
         return {**report, "seconds": {"all": time.perf_counter() - began}}
 
-    with _counted(console, "writing", weight_bytes(pruned)) as tick:
+    with bytes_display(console, "writing", weight_bytes(pruned)) as tick:
         save(
             output, pruned, found.tokenizer, plan=plan, report=ended, card=card, replace=overwrite, source=found.folder,
             weights=lambda folder: write_weights(folder, pruned, shard_size, tick),
@@ -144,7 +136,7 @@ def _check_weights(
     """
     if plan.fingerprint is None or any_weights:
         return None
-    with _counted(console, "comparing", weight_bytes(dense)) as tick:
+    with bytes_display(console, "comparing", weight_bytes(dense)) as tick:
         if has_fingerprint(dense, plan.fingerprint, tick):
             return True
     revision = f" at revision {plan.revision}" if plan.revision else ""
@@ -153,20 +145,6 @@ def _check_weights(
         f"of (fingerprint {plan.fingerprint[:12]}); name that model, or pass --any-weights to cut these, such as those "
         "of a fine-tuned model, all the same"
     )
-
-
-@contextmanager
-def _counted(console: Console, what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Show progress in bytes; what is yielded is called with those that are done."""
-    with sharing_display(console, what) as show:
-        done = 0
-
-        def tick(more: int) -> None:
-            nonlocal done
-            done += more
-            show(what, min(done / max(total, 1), 1.0), 1)
-
-        yield tick
 
 
 def _report(
@@ -180,28 +158,3 @@ def _report(
         "perplexity": {},
         "tasks": {},
     }
-
-
-@torch.no_grad()
-def check_written(folder: Path, model: PreTrainedModel, trust: bool, reopen: bool = True) -> None:
-    """Hold a folder against what should be in it: names, shapes and types of tensors; where memory allows, and
-    it is asked for, it is also opened, and a few tokens go through.
-
-    Raises:
-        OutputError: naming what differs.
-    """
-    wanted = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in saved_tensors(model).items()}
-    there = {name: (tensor.shape, DTYPES[tensor.dtype]) for name, tensor in stored_tensors(folder).items()}
-    if differ := sorted(set(wanted.items()) ^ set(there.items()), key=str):
-        raise OutputError(f"what was written differs from what the plan leaves: {differ[0][0]}")
-    if not reopen or 2 * weight_bytes(model) > free_memory():
-        return
-    try:
-        again = load(folder, dtype="auto", trust_remote_code=trust)
-        ids = torch.arange(_TRIAL)[None] % again.config.vocab_size
-        finite = bool(again(input_ids=ids, use_cache=False).logits.isfinite().all())
-    except Exception as error:  # whatever it is: what was written cannot be used
-        reason = " ".join(str(error).split())[:300]
-        raise OutputError(f"what was written cannot be opened again ({type(error).__name__}: {reason})") from error
-    if not finite:
-        raise OutputError("what was written gives logits that are not finite; try the dense model in float32")
