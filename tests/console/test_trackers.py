@@ -17,6 +17,7 @@ from multipruner.commands.main import main
 from multipruner.console.events import EventLog, screen, tell
 from multipruner.console.trackers import TRACKERS, Kind, Tracker, numbers_of, parameters_of
 from multipruner.core.errors import ConfigError
+from multipruner.jobs.finish import Run
 from tests.support.commands import arguments, paper_arguments
 
 
@@ -87,7 +88,7 @@ def test_tensorboard_shows_what_the_report_says(dense: Path, tmp_path: Path, mon
     assert [one.step for one in read.Scalars("round/loss")] == list(range(len(report["search"]["rounds"])))
     assert {tag.partition("/")[2] for tag in shown if tag.startswith("seconds/")} == set(report["seconds"])
     assert shown["forecast/memory/predicted_bytes"] and shown["failed"] == [0]
-    (inner,) = (path for path in folder.iterdir() if path.is_dir())
+    (inner,) = folder.glob("*/events.*")
     read = EventAccumulator(str(inner))
     read.Reload()
     content = read.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
@@ -156,17 +157,16 @@ def test_a_tracker_that_does_not_begin_ends_the_run_before_any_work(
     assert said.err == f"multipruner: {expected}\n" and "warning" not in said.out
 
 
-@pytest.mark.parametrize("moment", [1, 5])
 def test_a_tracker_that_fails_within_a_run_is_one_line(
-    moment: int, notebook: Any, dense: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+    notebook: Any, dense: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(notebook, "fails_at", moment)
+    monkeypatch.setattr(notebook, "fails_at", 5)
     log = tmp_path / "log"
     assert main(arguments(dense, tmp_path / "out", "--track", "notebook", "--log-json", str(log))) == 0
     said = capsys.readouterr()
     (line,) = (line for line in (said.out + said.err).splitlines() if "notebook" in line)
     assert "warning: notebook takes no events any more (ConnectionError: the server has gone)" in line
-    assert len(notebook.made[0].logged) == moment and (tmp_path / "out" / "report.json").is_file()
+    assert len(notebook.made[0].logged) == 5 and (tmp_path / "out" / "report.json").is_file()
     events = [json.loads(one) for one in log.read_text().splitlines()]
     assert sum(event.get("text") == line for event in events) == 1 and events[-1]["outcome"] == "done"
 
@@ -293,16 +293,15 @@ def test_a_search_and_a_sweep_have_series_of_their_own(notebook: Any, dense: Pat
     assert swept.series("result/points/0.3/loss") == losses[1:]
 
 
-def test_a_training_has_its_losses(notebook: Any, dense: Path, tmp_path: Path) -> None:
+def test_a_training_has_its_losses(notebook: Any, run: Run, dense: Path, tmp_path: Path) -> None:
     pytest.importorskip("peft")
     text, told = str(dense / "text.txt"), ["--track", "notebook", "--log-level", "error"]
-    assert main(arguments(dense, tmp_path / "out", "--log-level", "error")) == 0
-    given = ["--data", text, "--no-distill", "--steps", "6", "--batch", "2", "--length", "16", "--eval-text", text]
+    given = ["--data", text, "--no-distill", "--steps", "3", "--batch", "2", "--length", "16", "--eval-text", text]
     output = ["--output", str(tmp_path / "tuned"), "--eval-length", "32", "--device", "cpu"]
-    assert main(["tune", str(tmp_path / "out"), *given, *output, *told]) == 0
+    assert main(["tune", str(run.folder), *given, *output, *told]) == 0
     (one,) = notebook.made
     report = json.loads((tmp_path / "tuned" / "report.json").read_text())
     training = [(step, values["training/loss"]) for values, step in one.logged if "training/loss" in values]
-    assert training == [(step, loss) for step, loss in report["tuned"]["losses"]] and len(training) == 6
+    assert training == [(step, loss) for step, loss in report["tuned"]["losses"]] and len(training) == 3
     assert one.series("result/perplexity/text.txt/after") == [report["tuned"]["perplexity"]["text.txt"]["after"]]
-    assert one.parameters["tune.steps"] == 6 and one.parameters["folder"] == str(tmp_path / "out")
+    assert one.parameters["tune.steps"] == 3 and one.parameters["folder"] == str(run.folder)
