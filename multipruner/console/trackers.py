@@ -47,6 +47,7 @@ class Kind:
         install: what pip is to install.
         hint: what to look at when it does not begin.
         named: its options that give a run a name.
+        silent: environment variables by which it sends no statistics of use, where nobody has said otherwise.
         steps: whether every series may count for itself; else all share one count, which never goes back.
     """
 
@@ -54,6 +55,7 @@ class Kind:
     install: str
     hint: str
     named: Callable[[str], dict[str, Any]]
+    silent: tuple[tuple[str, str], ...] = ()
     steps: bool = True
 
 
@@ -67,14 +69,16 @@ TRACKERS = {
     "mlflow": Kind(
         ("mlflow",),
         "mlflow",
-        "MLFLOW_TRACKING_URI says where its server or folder is",
+        "MLFLOW_TRACKING_URI says where its server or database is, such as sqlite:///mlflow.db",
         lambda name: {"run_name": name},
+        (("MLFLOW_DISABLE_TELEMETRY", "true"),),
     ),
     "wandb": Kind(
         ("wandb",),
         "wandb",
         "run 'wandb login', or set WANDB_MODE=offline",
         lambda name: {"name": name, "settings": {"console": "off"}},  # the screen is no event, and hides no secrets
+        (("WANDB_ERROR_REPORTING", "false"),),
         steps=False,
     ),
 }
@@ -123,6 +127,8 @@ class Tracker:
                 self._to.finish()
 
     def _begin(self, event: Mapping[str, Any]) -> None:
+        for variable, value in self._kind.silent:
+            os.environ.setdefault(variable, value)
         from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
         output = Path(str(event.get("output") or self._about.get("command", "run")))
@@ -175,6 +181,8 @@ def _is_installed(package: str) -> bool:
 def numbers_of(event: Mapping[str, Any]) -> dict[str, float]:
     """Return the series that an event adds to, each with its number; empty where it has none.
 
+    What is counted by folder of this machine, such as bytes on its disks, is left out.
+
     Args:
         event: see :mod:`multipruner.console.events`.
     """
@@ -185,7 +193,7 @@ def numbers_of(event: Mapping[str, Any]) -> dict[str, float]:
         if not event["total"]:
             return {}
         place = "/".join(_part(part) for part in (event["stage"], event["what"]) if part)
-        return {f"progress/{place}": event["done"] / event["total"]}
+        return {f"progress/{place}": min(event["done"] / event["total"], 1.0)}
     if kind == "run ended":
         return {"failed": float(event["outcome"] != "done")}
     heads = {"forecast": "forecast", "result": "result", "loss": event.get("what"), "decision": event.get("what")}
@@ -195,7 +203,7 @@ def numbers_of(event: Mapping[str, Any]) -> dict[str, float]:
     return {
         "/".join(_part(part) for part in (head, *names)): value
         for names, value in _leaves(inner)
-        if isinstance(value, int | float) and not isinstance(value, bool)
+        if isinstance(value, int | float) and not isinstance(value, bool) and not Path(names[-1]).is_absolute()
     }
 
 

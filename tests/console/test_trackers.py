@@ -70,16 +70,14 @@ def notebook(monkeypatch: pytest.MonkeyPatch) -> type[Notebook]:
 
 
 def test_tensorboard_shows_what_the_report_says(dense: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("tensorboard")
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
-
+    reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    hparams = pytest.importorskip("tensorboard.plugins.hparams.plugin_data_pb2")
     monkeypatch.chdir(tmp_path)
     assert main(arguments(dense, tmp_path / "out", "--track", "tensorboard", "--track-project", "my models")) == 0
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     (folder,) = (tmp_path / "tensorboard-runs" / "my_models").iterdir()
     assert folder.name.startswith("out-2")
-    read = EventAccumulator(str(folder))
+    read = reader.EventAccumulator(str(folder))
     read.Reload()
     shown = {tag: [one.value for one in read.Scalars(tag)] for tag in read.Tags()["scalars"]}
     assert shown["result/perplexity/text.txt/pruned"] == pytest.approx([report["perplexity"]["text.txt"]["pruned"]])
@@ -89,10 +87,10 @@ def test_tensorboard_shows_what_the_report_says(dense: Path, tmp_path: Path, mon
     assert {tag.partition("/")[2] for tag in shown if tag.startswith("seconds/")} == set(report["seconds"])
     assert shown["forecast/memory/predicted_bytes"] and shown["failed"] == [0]
     (inner,) = folder.glob("*/events.*")
-    read = EventAccumulator(str(inner))
+    read = reader.EventAccumulator(str(inner))
     read.Reload()
     content = read.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
-    asked = HParamsPluginData.FromString(content).session_start_info.hparams
+    asked = hparams.HParamsPluginData.FromString(content).session_start_info.hparams
     assert asked["ratio"].number_value == 0.3 and asked["calibration.length"].number_value == 16
     assert asked["command"].string_value == "prune" and asked["output"].string_value == str(tmp_path / "out")
 
@@ -222,6 +220,20 @@ def test_only_the_first_process_of_a_job_tells_any(notebook: Any, monkeypatch: p
     assert notebook.made[0].series("calibration/loss") == [1.5] and notebook.made[0].finished == 1
 
 
+def test_statistics_of_use_are_not_sent_where_nobody_asked_for_them(
+    notebook: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("NOTEBOOK_CALLS_HOME", raising=False)
+    monkeypatch.setenv("NOTEBOOK_SENDS", "yes")  # as somebody set it
+    silent = (("NOTEBOOK_CALLS_HOME", "no"), ("NOTEBOOK_SENDS", "no"))
+    kind = Kind(("json",), "", "", lambda name: {"run_name": name}, silent)
+    monkeypatch.setitem(TRACKERS, "notebook", kind)
+    with screen("prune", listeners=[Tracker("notebook")]) as console:
+        tell(console, "settings", output="out")
+    assert (os.environ.pop("NOTEBOOK_CALLS_HOME"), os.environ["NOTEBOOK_SENDS"]) == ("no", "yes")
+    assert all(TRACKERS[name].silent for name in ("mlflow", "wandb"))
+
+
 def test_a_trainers_state_is_left_alone(notebook: Any) -> None:
     PartialState(cpu=True)
     try:
@@ -259,8 +271,11 @@ def test_numbers_and_names_are_what_every_tracker_takes() -> None:
     assert numbers_of(event) == {"result/perplexity/held-out_a_b_1_c/dense": 2}
     progress = {"event": "progress", "stage": "search", "what": "../x", "done": 3, "total": 4, "detail": ""}
     assert numbers_of(progress) == {"progress/search/x": 0.75}
+    assert numbers_of(progress | {"done": 5}) == {"progress/search/x": 1}, "a search that estimated too little"
     assert numbers_of(progress | {"stage": None, "total": 0}) == {}
     assert numbers_of({"event": "message", "text": "1"}) == {}
+    forecast = {"event": "forecast", "disk_bytes": {"/some/folder": 7}, "memory": {"predicted_bytes": 8}}
+    assert numbers_of(forecast) == {"forecast/memory/predicted_bytes": 8}
     recipe = {"ratio": 0.2, "stages": ["mlp"], "calibration": {"seed": 1}}
     asked = {"event": "settings", "output": "o", "recipe": recipe, "options": {"search": {"pick": None}}}
     assert parameters_of(asked) == {"output": "o", "ratio": 0.2, "stages": '["mlp"]', "calibration.seed": 1,
