@@ -47,7 +47,8 @@ class Kind:
         install: what pip is to install.
         hint: what to look at when it does not begin.
         named: its options that give a run a name.
-        silent: environment variables by which it sends no statistics of use, where nobody has said otherwise.
+        environment: variables that are set where nobody has set them: no statistics of use are sent, and a server that
+            is not there holds a run up for seconds, not minutes.
         steps: whether every series may count for itself; else all share one count, which never goes back.
     """
 
@@ -55,7 +56,7 @@ class Kind:
     install: str
     hint: str
     named: Callable[[str], dict[str, Any]]
-    silent: tuple[tuple[str, str], ...] = ()
+    environment: tuple[tuple[str, str], ...] = ()
     steps: bool = True
 
 
@@ -71,7 +72,11 @@ TRACKERS = {
         "mlflow",
         "MLFLOW_TRACKING_URI says where its server or database is, such as sqlite:///mlflow.db",
         lambda name: {"run_name": name},
-        (("MLFLOW_DISABLE_TELEMETRY", "true"),),
+        (
+            ("MLFLOW_DISABLE_TELEMETRY", "true"),
+            ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2"),
+            ("MLFLOW_HTTP_REQUEST_TIMEOUT", "20"),
+        ),
     ),
     "wandb": Kind(
         ("wandb",),
@@ -127,7 +132,7 @@ class Tracker:
                 self._to.finish()
 
     def _begin(self, event: Mapping[str, Any]) -> None:
-        for variable, value in self._kind.silent:
+        for variable, value in self._kind.environment:
             os.environ.setdefault(variable, value)
         from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 

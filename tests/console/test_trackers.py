@@ -220,18 +220,17 @@ def test_only_the_first_process_of_a_job_tells_any(notebook: Any, monkeypatch: p
     assert notebook.made[0].series("calibration/loss") == [1.5] and notebook.made[0].finished == 1
 
 
-def test_statistics_of_use_are_not_sent_where_nobody_asked_for_them(
+def test_variables_of_a_tracker_are_set_where_nobody_has_set_them(
     notebook: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("NOTEBOOK_CALLS_HOME", raising=False)
     monkeypatch.setenv("NOTEBOOK_SENDS", "yes")  # as somebody set it
-    silent = (("NOTEBOOK_CALLS_HOME", "no"), ("NOTEBOOK_SENDS", "no"))
-    kind = Kind(("json",), "", "", lambda name: {"run_name": name}, silent)
+    wanted = (("NOTEBOOK_CALLS_HOME", "no"), ("NOTEBOOK_SENDS", "no"))
+    kind = Kind(("json",), "", "", lambda name: {"run_name": name}, wanted)
     monkeypatch.setitem(TRACKERS, "notebook", kind)
     with screen("prune", listeners=[Tracker("notebook")]) as console:
         tell(console, "settings", output="out")
     assert (os.environ.pop("NOTEBOOK_CALLS_HOME"), os.environ["NOTEBOOK_SENDS"]) == ("no", "yes")
-    assert all(TRACKERS[name].silent for name in ("mlflow", "wandb"))
 
 
 def test_a_trainers_state_is_left_alone(notebook: Any) -> None:
