@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from multipruner import Run
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+sys.modules.setdefault("openvino_telemetry", None)  # pyright: ignore[reportArgumentType] (nobody is told of tests)
 if "HF_MODULES_CACHE" not in os.environ:
     os.environ["HF_MODULES_CACHE"] = tempfile.mkdtemp(prefix="multipruner-modules-")
     atexit.register(shutil.rmtree, os.environ["HF_MODULES_CACHE"], ignore_errors=True)

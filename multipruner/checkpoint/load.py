@@ -16,7 +16,7 @@ from multipruner.core.families.towers import TOWERS
 from multipruner.storage.tensor_headers import check_tied, stored_tensors
 
 from .classes import family_of, model_class
-from .run_folder import INDEX, check_index
+from .run_folder import INDEX, VOCABULARY, check_index
 from .save import PLAN_FILE
 
 _HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
@@ -107,11 +107,16 @@ def load_run(folder: str | Path, **kwargs: Any) -> Any:
 
 
 def _is_stock_result(source: str, config: Mapping[str, Any], options: Mapping[str, Any]) -> bool:
-    """Tell whether this is a stock checkpoint that a plan was applied to (see :func:`multipruner.apply_plan`)."""
+    """Tell whether this is a stock checkpoint that a plan was applied to (see :func:`multipruner.apply_plan`), or one
+    with fewer tokens (``multipruner vocabulary``)."""
     family = FAMILIES.get(str(config.get("model_type")))
     if family is None or family.remote_code:
         return False
+    return any(_has(source, name, options) for name in (PLAN_FILE, VOCABULARY))
+
+
+def _has(source: str, name: str, options: Mapping[str, Any]) -> bool:
     try:
-        return cached_file(source, PLAN_FILE, **options) is not None
+        return cached_file(source, name, **options) is not None
     except OSError:
         return False

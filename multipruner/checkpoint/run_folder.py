@@ -17,6 +17,8 @@ from multipruner.storage.partial import header_of
 from multipruner.storage.run_report import check_numbers
 
 REQUIRED = ("config.json", "plan.json", "report.json")
+VOCABULARY = "vocabulary.json"
+"""What ``multipruner vocabulary`` says of a model that it wrote."""
 INDEX = "model.safetensors.index.json"
 TOKENIZER = (
     "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "tokenizer.model.v*", "special_tokens_map.json",
@@ -27,8 +29,8 @@ TOKENIZER = (
 _LATER = ("report.html", "report_files/*.png", "report_files/*.csv")
 """What ``multipruner report`` adds to a finished run."""
 _KNOWN = (
-    *REQUIRED, INDEX, *TOKENIZER, *_LATER, "README.md", "trajectory.jsonl", "measurements.jsonl", "search.jsonl",
-    "front.json", "front.png", "convergence.png", "generation_config.json",
+    *REQUIRED, VOCABULARY, INDEX, *TOKENIZER, *_LATER, "README.md", "trajectory.jsonl", "measurements.jsonl",
+    "search.jsonl", "front.json", "front.png", "convergence.png", "generation_config.json",
 )  # fmt: skip
 _OURS = ("*.safetensors", INDEX, "modeling_multipruner_*.py")
 _SHARD = re.compile(r"[\w-][\w.-]{0,200}\.safetensors")
@@ -109,13 +111,14 @@ def is_known(name: str) -> bool:
 
 
 def is_written(folder: Path) -> bool:
-    """Tell whether multipruner wrote a run into a folder: its plan or its report says so itself, not by a name."""
-    return any(header_of(folder / name) is not None for name in ("plan.json", "report.json"))
+    """Tell whether multipruner wrote into a folder: a plan, a report or a record says so itself, not by a name."""
+    return any(header_of(folder / name) is not None for name in ("plan.json", "report.json", VOCABULARY))
 
 
 def written(folder: Path) -> frozenset[str] | None:
     """Return the files that a run wrote into a folder, as its report lists them; ``None`` where it does not."""
-    names = (header_of(folder / "report.json") or {}).get("files")
+    records = (header_of(folder / name) for name in ("report.json", VOCABULARY))
+    names = next((record for record in records if record is not None), {}).get("files")
     return frozenset(map(str, names)) if isinstance(names, list) else None
 
 

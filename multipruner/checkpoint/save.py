@@ -68,7 +68,7 @@ def save(
     target = Path(folder).absolute().resolve()  # what a link names is replaced, not the link
     check_target(target, replace)
     check_space(target, weight_bytes(model))
-    with whole_folder(target, _keep_others) as partial:
+    with whole_folder(target, keep_others) as partial:
         write_model(partial, model, tokenizer, source, **({} if weights is None else {"state_dict": {}}))
         if weights is not None:
             weights(partial)
@@ -171,7 +171,7 @@ def _saveable(model: PreTrainedModel) -> Iterator[None]:
         model.generation_config = own
 
 
-def _keep_others(old: Path, new: Path) -> None:
+def keep_others(old: Path, new: Path) -> None:
     """Carry over what somebody else put into the folder, links as links. What a run, its search or its report wrote is
     replaced, or goes: a tokenizer's file or a figure of another model would be taken for this one's."""
     listed = written(old)

@@ -10,6 +10,7 @@ COMMANDS: dict[str, str] = {
     "report": "write an HTML page about one or several runs",
     "export": "write a pruned model for llama.cpp (GGUF) or ONNX Runtime",
     "apply": "cut a dense checkpoint as a plan says, without loading it",
+    "vocabulary": "leave a model the tokens that a language or domain needs",
     "tune": "train a pruned model a little (LoRA) and merge the result",
     "push": "share a pruned model on the Hugging Face Hub",
     "recipes": "list the recipes that --model knows",

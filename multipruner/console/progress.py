@@ -173,6 +173,20 @@ def sharing_display(console: Console, what: str, *, every: float | None = None) 
 
 
 @contextmanager
+def bytes_display(console: Console, what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Show the progress of bytes that are read or written; what is yielded is called with those that are done."""
+    with sharing_display(console, what) as show:
+        done = 0
+
+        def tick(more: int) -> None:
+            nonlocal done
+            done += more
+            show(what, min(done / max(total, 1), 1.0), 1)
+
+        yield tick
+
+
+@contextmanager
 def waiting_display(console: Console, what: str, *, every: float | None = None) -> Iterator[None]:
     """Show a sign of life on a console while something runs of which only the time is known."""
     columns = (TextColumn("{task.description:<18}"), BarColumn(bar_width=24), TimeElapsedColumn())

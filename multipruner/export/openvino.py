@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 from collections import defaultdict
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from importlib.util import find_spec
 from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -99,6 +100,7 @@ def export_openvino(
         raise ConfigError(f"outtype {outtype!r}: OpenVINO folders are written as {', '.join(BOUNDS)}")
     if any(find_spec(name) is None for name in ("openvino", *(["nncf"] if outtype == "int8" else []))):
         raise ConfigError(EXTRA)
+    _send_nothing()
     from .openvino_model import converted
 
     folder = Path(folder)
@@ -124,6 +126,12 @@ def export_openvino(
             )
         nbytes = sum(path.stat().st_size for path in partial.rglob("*") if path.is_file())
     return ExportedOpenvino(target, attentions // 2, nbytes, error, missing, uneven_groups(model.config))
+
+
+def _send_nothing() -> None:
+    """Have OpenVINO and nncf find no ``openvino_telemetry``, through which they send statistics of use wherever nobody
+    has said no; both go on without that package. An answer that somebody has given is for their own programs."""
+    sys.modules.setdefault("openvino_telemetry", cast("Any", None))
 
 
 def _check_target(target: Path, overwrite: bool) -> None:

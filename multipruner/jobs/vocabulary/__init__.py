@@ -1,0 +1,1 @@
+"""A dense model with fewer tokens, from a text that says which."""
