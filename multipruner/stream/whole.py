@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import transformers
 from transformers import CONFIG_MAPPING
 
 from multipruner.checkpoint.config import pruned_config
+from multipruner.checkpoint.run_folder import TOKENIZER
 from multipruner.core.errors import ConfigError, OutputError, UnsupportedModelError
 from multipruner.core.families import Family
 from multipruner.core.families.towers import Tower
@@ -27,10 +28,8 @@ from multipruner.storage.tensor_headers import INDEX, json_object, stored_tensor
 from .dense import shell_of
 
 CURE = "or write the text model alone, with --text-only"
-_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx", ".index.json")
-"""How files end that hold dense weights, or tell where these are."""
-_WRITTEN = ("config.json", "README.md", "report.json", "plan.json")
-_FOLDERS = ("additional_chat_templates",)
+_CARRIED = (*TOKENIZER, "*config.json", "*.jinja", "LICENSE*", "NOTICE*", "SYSTEM_PROMPT.txt")
+"""What goes along: files of tokenizer and processor, settings of generation, the licence."""
 _TRIAL = 8
 """Tokens that the written model is tried with."""
 
@@ -93,7 +92,7 @@ def whole_of(plan: PruningPlan, wrapper: Path, name: str) -> Whole:
     whole: Any = CONFIG_MAPPING[tower.model_type]
     written = json_object(wrapper / "config.json")
     entered = tower.enters(every_key(whole.from_dict(written)))
-    if plan.layers[:entered] != tuple(range(entered)):
+    if list(plan.layers[:entered]) != list(range(entered)):
         raise UnsupportedModelError(
             f"{name}: something of every picture enters behind each of the first {entered} layers, and the plan leaves "
             f"one of them out; make a plan with another --ratio, {CURE}"
@@ -174,12 +173,10 @@ def write_whole(folder: Path, whole: Whole, text: Mapping[str, Part], tick: Call
         write_index(folder / INDEX, files)
 
 
-def _carried(wrapper: Path) -> Iterator[Path]:
-    """Yield the files of a wrapper that hold no weights and say nothing of the dense tower."""
-    folders = (wrapper, *(wrapper / each for each in _FOLDERS))
-    for path in sorted(path for folder in folders if folder.is_dir() for path in folder.iterdir()):
-        if path.is_file() and not path.name.startswith(".") and not path.name.endswith((*_WEIGHTS, *_WRITTEN)):
-            yield path
+def _carried(wrapper: Path) -> list[Path]:
+    """Return the files of a wrapper that hold no weights and say nothing of the dense tower."""
+    found = {path for each in _CARRIED for path in wrapper.glob(each) if path.is_file()}
+    return sorted(found - {wrapper / "config.json"})
 
 
 @torch.no_grad()

@@ -25,7 +25,7 @@ from multipruner.core.structure import GONE, Anatomy, Structure
 from multipruner.sources.towers import text_config
 from multipruner.storage.tensor_bytes import parts_of
 from tests.support import tiny
-from tests.support.inputs import edit_json, short_run
+from tests.support.inputs import copied, edit_json, edit_tensors, short_run
 from tests.support.wrappers import LAYERS, WRAPPERS, picture, row_of, write_wrapper
 
 
@@ -67,8 +67,10 @@ def whole_keeps_heads(kind: str) -> bool:
     return kind == "qwen2_5_vl"
 
 
-@pytest.mark.parametrize("as_held", [False, True])
-@pytest.mark.parametrize("kind", WRAPPERS)
+@pytest.mark.parametrize(
+    ("kind", "as_held"),
+    [*((kind, False) for kind in WRAPPERS), ("gemma3", True), ("llava", True), ("qwen2_5_vl", True)],
+)
 def test_the_whole_computes_what_the_pruned_text_model_does(kind: str, as_held: bool, tmp_path: Path) -> None:
     wrapper = write_wrapper(tmp_path / "whole", kind, as_held=as_held, dtype=torch.bfloat16)
     plan = write_plan(wrapper, tmp_path / "plan.json", heads=not whole_keeps_heads(kind))
@@ -127,43 +129,50 @@ def test_sizes_among_the_wrappers_own_stay_there(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A wrapper, and a run of its text tower with repair, of layers that are alike."""
+    """A wrapper, and a run of its text tower, of layers that are alike."""
     folder = tmp_path_factory.mktemp("towers")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MULTIPRUNER_CACHE", str(folder / "cache"))
-        wrapper = write_wrapper(folder / "wrapper", "gemma3")
+        wrapper = write_wrapper(folder / "wrapper", "llava")
         (wrapper / "text.txt").write_text(" ".join(f"w{4 + (n * n + n // 7) % 85}" for n in range(2000)))
-        assert main([*short_run(wrapper, folder / "run", "--layout", "uniform"), "--repair", "lstsq"]) == 0
+        assert main(short_run(wrapper, folder / "run", "--layout", "uniform")) == 0
     return folder
 
 
 def test_a_run_goes_back_with_its_repair(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert apply(made / "run", made / "wrapper", tmp_path / "small") == 0
-    assert f"the text tower is that of {made / 'run'}" in (said := capsys.readouterr().out), said
+    source = copied(made / "run", tmp_path / "run")  # in which every output projection is another than the cut one
+    edit_tensors(source, lambda w: {name: each * 1.1 if "o_proj" in name else each for name, each in w.items()})
+    assert apply(source, made / "wrapper", tmp_path / "small") == 0
+    assert f"the text tower is that of {source}" in (said := capsys.readouterr().out), said
     whole: Any = AutoModelForImageTextToText.from_pretrained(tmp_path / "small")
-    text = multipruner.load(made / "run")
+    text = multipruner.load(source)
     with torch.no_grad():
         assert torch.equal(whole(input_ids=tiny.random_ids()).logits, text(tiny.random_ids()).logits)
+    assert apply(source / "plan.json", made / "wrapper", tmp_path / "cut") == 0
+    cut: Any = AutoModelForImageTextToText.from_pretrained(tmp_path / "cut")
+    with torch.no_grad():
+        assert not torch.equal(cut(input_ids=tiny.random_ids()).logits, text(tiny.random_ids()).logits)
     report, run = (json.loads((each / "report.json").read_text()) for each in (tmp_path / "small", made / "run"))
-    assert report["perplexity"] == run["perplexity"] and report["whole"]["model_type"] == "gemma3"
+    assert report["perplexity"] == run["perplexity"] and report["whole"]["model_type"] == "llava"
     assert (tmp_path / "small" / report["model"]["path_from_here"]).resolve() == made / "wrapper"
 
 
 def test_a_run_of_a_wrapper_says_what_it_is(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*short_run(made / "wrapper", tmp_path / "run"), "--dry-run"]) == 0
     run = read_run(made / "run")
-    assert run.config["model_type"] == "gemma3_text" and run.plan.model == "wrapper"
+    assert run.config["model_type"] == "llama" and run.plan.model == "wrapper"
     assert "the text tower of local folder" in run.report["model"]["description"]
 
 
 def test_what_follows_knows_the_whole(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert apply(made / "run", made / "wrapper", tmp_path / "small") == 0
     assert main(["push", str(tmp_path / "small"), "me/small", "--dry-run"]) == 0
-    assert "preprocessor_config.json" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "preprocessor_config.json" in said and "text.txt" not in said
     assert not read_run(tmp_path / "small").foreign
-    assert main(["report", str(tmp_path / "small")]) == 0
     with pytest.raises(UnsupportedModelError, match=r"open it with transformers\.AutoModelForImageTextToText"):
         multipruner.load(tmp_path / "small")
+    (tmp_path / "small" / "text.txt").write_bytes((made / "wrapper" / "text.txt").read_bytes())
     assert main(short_run(tmp_path / "small", tmp_path / "again")) == 2
     assert "is pruned already" in capsys.readouterr().err
     assert "exists already" in _fails(capsys, made / "run", made / "wrapper", tmp_path / "small")
@@ -174,11 +183,11 @@ def test_what_follows_knows_the_whole(made: Path, tmp_path: Path, capsys: pytest
 
 def _fails(capsys: pytest.CaptureFixture[str], plan: Path, wrapper: Path, output: Path, *more: str) -> str:
     """What is said of a call that fails and leaves nothing behind."""
-    before = sorted(path.name for path in output.parent.iterdir())
+    before = {path.name for path in output.parent.iterdir()} | {"cache"}
     capsys.readouterr()
     assert apply(plan, wrapper, output, *more) == 2
     said = capsys.readouterr().err
-    assert len(said.splitlines()) == 1 and sorted(path.name for path in output.parent.iterdir()) == before, said
+    assert len(said.splitlines()) == 1 and {path.name for path in output.parent.iterdir()} <= before, said
     return said
 
 
@@ -205,7 +214,7 @@ def test_what_the_stock_class_cannot_say_is_refused_before_any_work(
 
 
 def test_weights_of_another_wrapper_are_refused(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    other = write_wrapper(tmp_path / "other", "gemma3", dtype=torch.bfloat16)
+    other = write_wrapper(tmp_path / "other", "llava", dtype=torch.bfloat16)
     said = _fails(capsys, made / "run", other, tmp_path / "small")
     assert "the plan was made for wrapper" in said and "--any-weights" in said
 
@@ -225,6 +234,7 @@ main(sys.argv[1:])
 """
 
 
+@pytest.mark.slow
 def test_a_killed_command_leaves_no_folder(made: Path, tmp_path: Path) -> None:
     command = ["apply", str(made / "run"), "--model", str(made / "wrapper"), "--output", str(tmp_path / "small")]
     environment = {**os.environ, "MULTIPRUNER_CACHE": str(made / "cache")}
@@ -232,15 +242,11 @@ def test_a_killed_command_leaves_no_folder(made: Path, tmp_path: Path) -> None:
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert not (tmp_path / "small").exists() and list(tmp_path.glob(".small.partial-*"))
     assert apply(made / "run", made / "wrapper", tmp_path / "small") == 0
-    assert transformers.AutoConfig.from_pretrained(tmp_path / "small").model_type == "gemma3"
+    assert transformers.AutoConfig.from_pretrained(tmp_path / "small").model_type == "llava"
 
 
 def test_what_is_damaged_is_named(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run = tmp_path / "run"
-    run.mkdir()
-    for path in (made / "run").iterdir():
-        if path.is_file():
-            (run / path.name).write_bytes(path.read_bytes())
+    run = copied(made / "run", tmp_path / "run")
     os.truncate(run / "model.safetensors", 3000)
     assert "whole safetensors file" in _fails(capsys, run, made / "wrapper", tmp_path / "small")
     (run / "model.safetensors").write_bytes(next((made / "wrapper").glob("*.safetensors")).read_bytes())
