@@ -95,7 +95,8 @@ def write_parts(path: Path, parts: Mapping[str, Part], tick: Callable[[int], obj
         OSError: when the disk does not take it.
     """
     order = sorted(parts, key=lambda name: (-_width(parts[name]), name))
-    header, end = {"__metadata__": {"format": "pt"}}, 0
+    header: dict[str, Mapping[str, Any]] = {"__metadata__": {"format": "pt"}}
+    end = 0
     for name in order:
         begin, end = end, end + parts[name].nbytes
         header[name] = {"dtype": parts[name].dtype, "shape": list(parts[name].shape), "data_offsets": [begin, end]}

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from huggingface_hub import constants
 from transformers import AutoModelForImageTextToText
 
 import multipruner
@@ -25,8 +26,11 @@ from multipruner.core.structure import GONE, Anatomy, Structure
 from multipruner.sources.towers import text_config
 from multipruner.storage.tensor_bytes import parts_of
 from tests.support import tiny
+from tests.support.fake_hub import Blob, Repo, fake_hub
 from tests.support.inputs import copied, edit_json, edit_tensors, short_run
 from tests.support.wrappers import LAYERS, WRAPPERS, picture, row_of, write_wrapper
+
+WEIGHTS = "model.safetensors"
 
 
 @pytest.fixture(autouse=True)
@@ -76,9 +80,10 @@ def test_the_whole_computes_what_the_pruned_text_model_does(kind: str, as_held: 
     plan = write_plan(wrapper, tmp_path / "plan.json", heads=not whole_keeps_heads(kind))
     assert apply(tmp_path / "plan.json", wrapper, tmp_path / "small", "--any-weights") == 0
     assert apply(tmp_path / "plan.json", wrapper, tmp_path / "text", "--any-weights", "--text-only") == 0
-    whole, told = AutoModelForImageTextToText.from_pretrained(
+    loaded: Any = AutoModelForImageTextToText.from_pretrained(
         tmp_path / "small", output_loading_info=True, dtype=torch.float32
     )
+    whole, told = loaded
     assert not any(told[key] for key in ("missing_keys", "mismatched_keys", "unexpected_keys")), told
     assert type(whole).__name__ == row_of(kind).class_name
     text = multipruner.load(tmp_path / "text", dtype=torch.float32)
@@ -217,6 +222,37 @@ def test_weights_of_another_wrapper_are_refused(made: Path, tmp_path: Path, caps
     other = write_wrapper(tmp_path / "other", "llava", dtype=torch.bfloat16)
     said = _fails(capsys, made / "run", other, tmp_path / "small")
     assert "the plan was made for wrapper" in said and "--any-weights" in said
+
+
+def test_a_model_on_the_hub_is_refused_before_its_weights_are_fetched(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrapper = write_wrapper(tmp_path / "whole", "llava", as_held=True)
+    anatomy = anatomy_of(text_config(wrapper, "tiny")[1])
+    write_plan(wrapper, tmp_path / "differ.json", tiny.random_structure(anatomy, 3))
+    write_plan(wrapper, tmp_path / "alike.json")
+    with fake_hub({}) as hub:
+        files = {path.name: path.read_bytes() for path in wrapper.iterdir()}
+        hub.repos["me/whole"] = Repo(False)
+        hub.repos["me/whole"].add("all", {name: Blob(data, name == WEIGHTS) for name, data in files.items()})
+        hub.objects.update({Blob(data, True).oid: data for data in files.values()})
+        template = f"{hub.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        settings = {"ENDPOINT": hub.url, "HUGGINGFACE_CO_URL_TEMPLATE": template, "HF_HUB_OFFLINE": False,
+                    "HF_HUB_DISABLE_XET": True, "HF_HUB_CACHE": str(tmp_path / "hub")}  # fmt: skip
+        for name, value in settings.items():
+            monkeypatch.setattr(constants, name, value)
+        common = ["--model", "me/whole", "--output", str(tmp_path / "small"), "--any-weights"]
+        assert main(["apply", str(tmp_path / "differ.json"), *common]) == 2
+        assert "not alike in all layers" in capsys.readouterr().err
+        assert not any(line.endswith(WEIGHTS) for line, _ in hub.requests)
+        assert main(["apply", str(tmp_path / "alike.json"), *common]) == 0
+        assert any(line.endswith(WEIGHTS) for line, _ in hub.requests)
+    assert (tmp_path / "small" / "preprocessor_config.json").read_bytes() == files["preprocessor_config.json"]
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    offline = ("--overwrite", "--revision", hub.repos["me/whole"].head)
+    assert main(["apply", str(tmp_path / "alike.json"), *common, *offline]) == 0
+    report = json.loads((tmp_path / "small" / "report.json").read_text())
+    assert report["model"]["revision"] == hub.repos["me/whole"].head
 
 
 KILLED = """
