@@ -84,6 +84,8 @@ def whole_of(plan: PruningPlan, wrapper: Path, name: str) -> Whole:
             f"{name}: pictures enter its text tower as wide as the dense one, and the plan's is narrower; make a plan "
             f"without --hidden-size, {CURE}"
         )
+    if type(pruned) is not type(config) and _alike(plan):
+        raise _no_words(name, tower, " (most classes want a number of heads that divides the hidden size)")
     if type(pruned) is not type(config):
         raise UnsupportedModelError(
             f"{name}: what the plan leaves is not alike in all layers, which {tower.class_name} has no words for; make "
@@ -103,6 +105,20 @@ def whole_of(plan: PruningPlan, wrapper: Path, name: str) -> Whole:
     return Whole(wrapper, tower, spec, record, shapes)
 
 
+def _alike(plan: PruningPlan) -> bool:
+    """Tell whether the layers that stay are, block by block of a kind."""
+    kept = [(place.kind, size) for place, size in zip(plan.anatomy, plan.structure, strict=True)
+            if place.layer in plan.layers]  # fmt: skip
+    return len(set(kept)) == len({kind for kind, _ in kept}) and all(size for _, size in kept)
+
+
+def _no_words(name: str, tower: Tower, reason: str) -> UnsupportedModelError:
+    return UnsupportedModelError(
+        f"{name}: {tower.class_name} has no words for the sizes that the plan leaves{reason}; make a plan that keeps "
+        f"all heads (--kv-group-step with the number of KV groups), {CURE}"
+    )
+
+
 def _shapes(model: Any) -> dict[str, tuple[int, ...]]:
     return {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
 
@@ -119,10 +135,7 @@ def _check_class(
         found, reason = {}, f" ({reason_of(error)})"
     own = {text: found[key] for key, text in tower.names(found, spec).items()}
     if own != shapes:
-        raise UnsupportedModelError(
-            f"{name}: {tower.class_name} has no words for the sizes that the plan leaves{reason}; make a plan that "
-            f"keeps all heads (--kv-group-step with the number of KV groups), {CURE}"
-        )
+        raise _no_words(name, tower, reason)
 
 
 def run_parts(folder: Path, whole: Whole) -> dict[str, Part]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import signal
@@ -212,6 +213,16 @@ def test_what_the_stock_class_cannot_say_is_refused_before_any_work(
     assert not list((tmp_path / "cache").iterdir())
     assert apply(plan, wrapper, tmp_path / "text", "--any-weights", "--text-only") == 0
     assert multipruner.load(tmp_path / "text").config.model_type == "qwen3"
+    write_plan(wrapper, plan, Structure(tuple((2, 1) if p.kind == "attention" else p.dense for p in anatomy)))
+    assert apply(plan, wrapper, tmp_path / "fewer", "--any-weights") == 0
+    five = write_wrapper(tmp_path / "five", "llava-square")
+    record = json.loads((five / "config.json").read_text())
+    wide = {**record["text_config"], "num_attention_heads": 20, "num_key_value_heads": 10, "head_dim": 16}
+    edit_json(five / "config.json", text_config={**wide, "hidden_size": 40})
+    anatomy = anatomy_of(text_config(five, "tiny")[1])
+    write_plan(five, plan, Structure(tuple((3, 2) if p.kind == "attention" else p.dense for p in anatomy)))
+    said = _fails(capsys, plan, five, tmp_path / "small", "--any-weights")
+    assert "a number of heads that divides the hidden size" in said and "--kv-group-step" in said
     other = write_wrapper(tmp_path / "other", "qwen2_5_vl")
     write_plan(other, plan)
     assert "has no words for the sizes" in _fails(capsys, plan, other, tmp_path / "small", "--any-weights")
@@ -289,3 +300,42 @@ def test_what_is_damaged_is_named(made: Path, tmp_path: Path, capsys: pytest.Cap
     assert "is not what its plan leaves" in _fails(capsys, run, made / "wrapper", tmp_path / "small")
     edit_json(run / "report.json", format="another")
     assert "is not the report" in _fails(capsys, run, made / "wrapper", tmp_path / "small")
+
+
+MEASURED = """
+import sys
+from multipruner.commands.main import main
+if main(sys.argv[1:]):
+    raise SystemExit(1)
+peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
+print("peak", int(peak.split()[1]) // 1024)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak of memory is read from /proc")
+def test_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
+    """A tower twelve times as deep takes hardly more, taken out and put back: its tensors are as large."""
+    peaks: dict[int, int] = {}
+    for layers in (2, 24):
+        about = copy.deepcopy(WRAPPERS["llava"])
+        about["text_config"] |= {"hidden_size": 1024, "intermediate_size": 6144, "head_dim": 64, "num_hidden_layers":
+                                 layers, "num_attention_heads": 16, "num_key_value_heads": 4}  # fmt: skip
+        with torch.device("meta"):
+            empty: Any = transformers.LlavaForConditionalGeneration(transformers.LlavaConfig(**about, dtype="bfloat16"))
+        model = empty.to(torch.bfloat16).to_empty(device="cpu")
+        for tensor in model.state_dict().values():
+            tensor.fill_(0.01)
+        folder = tmp_path / f"whole-{layers}"
+        model.save_pretrained(folder, max_shard_size="200MB")
+        tiny.tiny_tokenizer().save_pretrained(folder)
+        anatomy = anatomy_of(text_config(folder, "tiny")[1])
+        sizes = tuple((2, 4) if place.kind == "attention" else (5000,) for place in anatomy)
+        write_plan(folder, tmp_path / "plan.json", Structure(sizes))
+        del model, empty
+        command = [sys.executable, "-c", MEASURED, "apply", str(tmp_path / "plan.json"), "--model", str(folder),
+                   "--output", str(tmp_path / f"small-{layers}"), "--no-reopen", "--any-weights"]  # fmt: skip
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        peaks[layers] = int(done.stdout.split("peak ")[-1])
+    print(peaks)
+    assert peaks[24] - peaks[2] < 64
