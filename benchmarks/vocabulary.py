@@ -41,7 +41,7 @@ class Bench:
 
     def __init__(self, args: argparse.Namespace, flags: list[str]) -> None:
         self.args, self.flags = args, flags
-        recipe = Recipe.build(mapping_for(args.model), {"ratio": args.ratio})
+        recipe = Recipe.build(mapping_for(args.model), {"ratio": args.ratio or 0.2})
         model, tokenizer = load_dense(resolve(recipe, print), recipe)
         held_out = read_text(args.text, None, 20_000_000, tokenizer, None).held_out
         named = dict(one.split("=", 1) for one in args.judge)
@@ -61,7 +61,7 @@ class Bench:
         cut = {size: self._cut(size) for size in sizes}
         for folder in cut.values():
             yield self._row(folder, folder)
-        for smaller in (None, *cut.values()):
+        for smaller in (None, *cut.values()) if self.args.ratio else ():
             yield self._row(smaller, self._pruned(smaller))
 
     def _cut(self, tokens: int) -> Path:
@@ -116,7 +116,9 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--text", action="append", required=True, help="text that tokens are counted in")
     found.add_argument("--judge", action="append", default=[], metavar="NAME=FILE", help="a text to judge on")
     found.add_argument("--sizes", default="24576,12288", help="vocabularies (default: 24576,12288)")
-    found.add_argument("--ratio", type=float, default=0.2, help="share of all parameters that goes (default: 0.2)")
+    found.add_argument(
+        "--ratio", type=float, default=0.2, help="share of all parameters that goes; 0: tokens alone (default: 0.2)"
+    )
     found.add_argument("--work", type=Path, required=True, help="folder of the models")
     flag(found)
     return found

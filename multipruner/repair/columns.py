@@ -39,6 +39,21 @@ def centred(gram: Tensor, mean: Tensor) -> tuple[Tensor, float]:
     return moments - torch.outer(centre, centre), _CANCELLATION * float(moments.diagonal().mean())
 
 
+def ridge_of(moments: Tensor, ridge: float, least: float = 0.0) -> float:
+    """Return what to add to the diagonal of second moments.
+
+    An input that is always zero, as behind weights that somebody set to zero, says nothing about its columns: with 1
+    all of them stay as they are.
+
+    Args:
+        moments: [n, n].
+        ridge: relative to the mean of their diagonal.
+        least: the smallest, not relative to anything.
+    """
+    mean = float(moments.diagonal().mean())
+    return 1.0 if mean == 0 else max(ridge * mean, least)
+
+
 def factor_of(moments: Tensor, ridge: float, *others: Tensor) -> Tensor:
     """Return the Cholesky factor of second moments plus a ridge, which is not relative to anything.
 
@@ -77,7 +92,7 @@ def repaired_columns(weight: Tensor, gram: Tensor, kept: Tensor, ridge: float, *
         NumericsError: when the moments are not finite, or singular in spite of the ridge.
     """
     full, dense = gram.float(), weight.detach().float()
-    r = max(ridge * float(full.diagonal().mean()), least)
+    r = ridge_of(full, ridge, least)
     # W_S + (what the lost columns say about the kept ones): exact for all columns kept, whatever the rounding
     lost = torch.ones(full.shape[0], dtype=torch.bool, device=full.device)
     lost[kept] = False

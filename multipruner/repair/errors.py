@@ -18,7 +18,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .columns import RIDGE, How, centred, factor_of
+from .columns import RIDGE, How, centred, factor_of, ridge_of
 
 
 def nested_errors(
@@ -51,7 +51,7 @@ def nested_errors(
     moments, least = (gram.float(), 0.0) if mean is None else centred(gram, mean)
     moments, rows = moments[by_stay][:, by_stay], weight.detach().float()[:, by_stay]
     if how == "lstsq":
-        factor = factor_of(moments, max(ridge * float(moments.diagonal().mean()), least), rows)
+        factor = factor_of(moments, ridge_of(moments, ridge, least), rows)
         own = (rows @ factor).square().sum(dim=0)
     else:
         # what column j and those after it share: the error of Q is the sum over pairs in Q

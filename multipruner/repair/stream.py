@@ -29,6 +29,8 @@ from multipruner.engine.layer_calls import Inputs, State, stream_of
 from multipruner.engine.moments import add_moments, embedded, mirrored, products_of
 from multipruner.engine.prunable import Outputs, Prunable
 
+from .columns import ridge_of
+
 RIDGE = 0.2
 """Of the mean squared input: what adds up is noisier than one block's loss, so it is held closer to what there was."""
 RIDGES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
@@ -152,7 +154,7 @@ class _Equations:
         change, so that nothing to repair changes nothing.
         """
         damped = self.moments.clone()
-        damped.diagonal().add_(ridge * float(self.moments.diagonal().mean()))
+        damped.diagonal().add_(ridge_of(self.moments, ridge))
         factor, status = torch.linalg.cholesky_ex(damped)
         if int(status) or not bool(torch.isfinite(missing).all()):
             raise NumericsError("the repair cannot be solved: raise --accumulate-ridge, or check the weights for NaN")

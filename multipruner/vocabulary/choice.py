@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from multipruner.core.errors import ConfigError
 
 from .kinds import Kind
+
+_RARE = 0.001
+"""Share of a text's characters that are not what it is made of, such as names in other scripts."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,8 @@ def choose(kind: Kind, counts: Mapping[int, int], needed: Collection[int], token
 
     A token comes with all that merging passes through on the way to it, so that text still becomes it. One that does
     not fit any more with its parts is left out, and a rarer one that does may come in its place. Places that are left
-    over are filled in the dense order.
+    over are filled in the dense order, which is that of merges and so about that of frequency: first with tokens of
+    characters that the text is made of.
 
     Args:
         kind: the dense tokenizer's model.
@@ -69,7 +74,8 @@ def choose(kind: Kind, counts: Mapping[int, int], needed: Collection[int], token
         kept, sorted((one for one in counts if counts[one] > 0), key=lambda one: (-counts[one], one)), with_parts, most
     )
     most = min(_raised(len(kept) if tokens is None else most, multiple), every)
-    _add(kept, sorted(numbers.values()), with_parts, most)
+    common = _common_characters({names[one]: count for one, count in counts.items() if one in names})
+    _add(kept, sorted(numbers.values(), key=lambda one: (not common.issuperset(names[one]), one)), with_parts, most)
     return Choice(tuple(sorted(kept)), least, sum(counts.get(number, 0) > 0 for number in kept))
 
 
@@ -80,6 +86,20 @@ def _add(kept: set[int], candidates: Sequence[int], with_parts: Callable[[int], 
             return
         if number not in kept and len(kept) + len(more := with_parts(number) - kept) <= most:
             kept |= more
+
+
+def _common_characters(counts: Mapping[str, int]) -> set[str]:
+    """Return the characters that nearly all of a text is made of, from how often it has every token."""
+    found = Counter[str]()
+    for token, count in counts.items():
+        found.update(dict.fromkeys(token, count))
+    left, common = _RARE * found.total(), set(found)
+    for character, count in reversed(found.most_common()):
+        left -= count
+        if left < 0:
+            break
+        common.discard(character)
+    return common
 
 
 def _raised(number: int, multiple: int) -> int:

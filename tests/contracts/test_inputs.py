@@ -248,6 +248,20 @@ def test_what_is_whole_computes_what_it_did(kind: str, folder: Path) -> None:
         assert torch.equal(model(random_ids()).logits, tiny_model("llama", layers=2)(random_ids()).logits)
 
 
+@pytest.mark.parametrize(
+    ("dead", "how"),
+    [("self_attn", ("--effort", "thorough")), ("mlp", ()), ("o_proj", ()), ("self_attn", ("--method", "paper"))],
+)
+def test_what_was_set_to_zero_goes_first_and_stops_nothing(dead: str, how: tuple[str, ...], tmp_path: Path) -> None:
+    """A block of zeros costs nothing to lose, and has no moments that anything could be repaired by."""
+    folder = write_model(tmp_path / "dense", layers=4)
+    edit_tensors(folder, lambda w: {k: 0 * v if "layers.2" in k and dead in k else v for k, v in w.items()})
+    given = [one for one in short_run(folder, tmp_path / "out") if one not in ("--repair", "none", "--rounds", "0")]
+    assert main([*given, *how, "--repair", "lstsq", "--importance", "second-order"]) == 0
+    blocks = json.loads((tmp_path / "out" / "report.json").read_text())["structure"]["blocks"]
+    assert "paper" in how or blocks[5 if dead == "mlp" else 4] == []  # losses of random weights fall without others
+
+
 def test_tied_and_equal_is_one_matrix(tmp_path: Path) -> None:
     folder = write_model(tmp_path / "tied", "qwen2", tied=True)
     edit_tensors(folder, lambda w: {**w, LM_HEAD: w[EMBEDDINGS].clone()})

@@ -102,6 +102,7 @@ def test_the_most_frequent_tokens_stay() -> None:
     assert kept({"abcd": 9, "ba": 3}, 7) == {"ab", "abc", "abcd"}
     assert kept({"abcd": 9, "ba": 3}, 6) == {"ba", "ab"}, "the dense order fills what is left over"
     assert kept({"abcd": 9, "cd": 8, "ba": 3}, 8) == {"ab", "abc", "abcd", "cd"}
+    assert kept({"ab": 2000, "c": 1}, 6) == {"ab", "ba"}, "of what the text is made of, nearly"
     with pytest.raises(ConfigError, match="3 tokens are too few: 4 stay"):
         kept({}, 3)
     assert len(choose(kind, {4: 1}, (), 5, 4).ids) == 8, "raised to a multiple"
