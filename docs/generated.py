@@ -33,6 +33,7 @@ from multipruner.core.axes import BLOCK_KINDS
 from multipruner.core.blocks import BlockSpec
 from multipruner.core.costs import COSTS
 from multipruner.core.families import FAMILIES, Family
+from multipruner.core.families.towers import TOWERS
 from multipruner.recipes import catalogue
 
 MARK = re.compile(r"^<!-- generated: ([\w-]+) -->$", re.MULTILINE)
@@ -116,6 +117,16 @@ def families() -> str:
     )  # fmt: skip
     labels = (f"{kind.label[0].upper()}{kind.label[1:]}" for kind in BLOCK_KINDS.values())
     return table(("model type", "class", *labels, "only with", "GGUF export"), rows)
+
+
+def towers() -> str:
+    """One row per model of several modalities whose text tower is taken out."""
+    rows = (
+        (code(name), code(row.class_name), " or ".join(f"{code(f'{start}*')}" for start in dict.fromkeys(row.starts)),
+         ", ".join(f"{code(own)} as {code(family)}" for own, family in row.text.items()))
+        for name, row in TOWERS.items()
+    )  # fmt: skip
+    return table(("model type", "class", "the tower's tensors", "pruned as another family"), rows)
 
 
 def _only(spec: Family) -> str:
@@ -306,6 +317,7 @@ def _plain(text: str | None) -> str:
 
 PARTS: dict[str, Callable[[], str]] = {
     "families": families,
+    "towers": towers,
     "recipes": recipes,
     "keys": keys,
     "methods": methods,

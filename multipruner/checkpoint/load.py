@@ -12,6 +12,7 @@ from transformers.utils.hub import cached_file
 from multipruner.config.precedence import trusts
 from multipruner.core.errors import ConfigError, MultiprunerError, OutputError, UnknownModelError, UnsupportedModelError
 from multipruner.core.families import FAMILIES
+from multipruner.core.families.towers import TOWERS
 from multipruner.storage.tensor_headers import check_tied, stored_tensors
 
 from .classes import family_of, model_class
@@ -47,6 +48,11 @@ def load(source: str | Path, **kwargs: Any) -> PreTrainedModel:
     _check_heads(Path(source), config)
     if spec is None and _is_stock_result(str(source), config, options):
         return _whole(AutoModelForCausalLM, str(source), trust_remote_code=False, **kwargs)
+    if spec is None and (tower := TOWERS.get(str(config.get("model_type")))) is not None:
+        raise UnsupportedModelError(
+            f"{str(source)!r} is a model of several modalities ({tower.model_type}); open it with "
+            "transformers.AutoModelForImageTextToText.from_pretrained, and evaluate the run of its text tower"
+        )
     if spec is None:
         raise UnsupportedModelError(
             f"{str(source)!r} is not a pruned model (model_type {config.get('model_type')!r}); "

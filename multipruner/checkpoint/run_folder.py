@@ -75,6 +75,8 @@ def read_run(folder: str | Path) -> RunFolder:
     for name in weights:
         _check_whole(path / name)
     own = {*weights, *_code(path, config)}
+    if "whole" in report:  # a model of several modalities brings its processor's files
+        own |= set(map(str, report.get("files") or ()))
     names = sorted(_walk(path))
     files = [name for name in names if name in own or is_known(name)]
     outside = [name for name in files if not (path / name).resolve().is_relative_to(path.resolve())]

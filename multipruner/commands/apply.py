@@ -23,10 +23,16 @@ not in it: the result is the cut model alone. `multipruner --plan PLAN` makes th
 The weights must be those that the plan was made of (it has their fingerprint); --any-weights takes others of the same
 shapes, such as a fine-tuned model's.
 
+Of a model of several modalities (docs/families.md says which) the text tower is pruned, and the whole is written:
+everything else in it stays as it is, byte for byte, and transformers open it as they open the dense one. Where PLAN
+is the folder of a run, the text tower is that of the run, with its repair. Layers must be alike (--layout uniform);
+--text-only writes the cut text model alone, of any plan.
+
 examples
   python -m multipruner apply runs/llama-0.2 --model llama --output small
   python -m multipruner apply me/llama-small@v1 --model HuggingFaceTB/SmolLM2-135M --output small
-  python -m multipruner apply runs/llama-0.2/plan.json --model ./my-finetune --any-weights --output small-finetune"""
+  python -m multipruner apply runs/llama-0.2/plan.json --model ./my-finetune --any-weights --output small-finetune
+  python -m multipruner apply runs/text --model google/gemma-3-4b-it --output whole"""
 
 
 def make_parser() -> Parser:
@@ -42,6 +48,8 @@ def make_parser() -> Parser:
     parser.add_argument("--output", type=Path, metavar="DIR", required=True, help="the folder to write")
     parser.add_argument("--any-weights", action="store_true", default=False,
                         help="do not compare the weights with those that the plan was made of")  # fmt: skip
+    parser.add_argument("--text-only", action="store_true", default=False,
+                        help="of a model of several modalities, write the cut text model alone")  # fmt: skip
     parser.add_argument("--no-reopen", dest="reopen", action="store_false", default=True,
                         help="do not open the result at the end, which takes memory for all of it (and is left out "
                         "where that is short)")  # fmt: skip
@@ -57,7 +65,7 @@ def run(arguments: Sequence[str]) -> int:
     typed = vars(make_parser().parse_args(arguments))
     typed.pop("debug", None)
     plan, output = typed.pop("plan"), typed.pop("output")
-    options = {name: typed.pop(name) for name in ("any_weights", "overwrite", "reopen")}
+    options = {name: typed.pop(name) for name in ("any_weights", "overwrite", "reopen", "text_only")}
     with on_screen(typed, "apply") as console:
         from multipruner.jobs.apply.run import stream_plan
         from multipruner.jobs.prune.given_plan import NO_BUDGET

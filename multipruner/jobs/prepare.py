@@ -36,6 +36,11 @@ from .narrow import check_asked, narrowed, ordered
 from .record import timed
 from .setting import Setting
 
+_TEXT_ONLY = (
+    "note: the result is a text-only model; where its layers are alike (--layout uniform), `multipruner apply` with "
+    "the run's folder puts it back into the whole"
+)
+"""What is said before the text tower of a model of several modalities is pruned."""
 _ABSURD_LOSS = 1e6
 """Nats per token beyond which differences between candidates are lost in rounding; a uniform guess costs about 12."""
 
@@ -85,6 +90,8 @@ def prepare(
     check_settings(recipe.evaluation)
     with timed(seconds, "load"), waiting_display(console, "loading the model"):
         source = resolve(recipe, say)
+        if source.wrapper is not None:
+            say(_TEXT_ONLY)
         model, tokenizer = load_dense(source, recipe, mapped=walks and recipe.offload != "none")
         mark, precision = fingerprint(model), Precision.of(model, recipe.compute_dtype, rates)
         say(precision.line())

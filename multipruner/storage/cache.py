@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,8 @@ from multipruner.core.errors import OutputError
 from .files import flush, open_to_others, scratch
 
 ENVIRONMENT = "MULTIPRUNER_CACHE"
+MARKER = "multipruner_source.json"
+"""Written last into a folder: what it was made from and how large every file must be."""
 
 
 def cache_folder() -> Path:
@@ -56,6 +59,30 @@ def publish_folder(made: Path, target: Path) -> bool:
             raise
         return False
     return True
+
+
+def keep_folder(made: Path, target: Path, **about: str) -> None:
+    """Give a folder that was made in the cache its place, marked as whole; one that is damaged there makes way.
+
+    Args:
+        made: the folder, on the same disk.
+        target: its place.
+        **about: what it was made from.
+    """
+    sizes = {path.relative_to(made).as_posix(): path.stat().st_size for path in made.rglob("*") if path.is_file()}
+    (made / MARKER).write_text(json.dumps({**about, "sizes": sizes}, indent=1))
+    if not publish_folder(made, target) and not is_whole(target):
+        discard_folder(target)
+        publish_folder(made, target)
+
+
+def is_whole(folder: Path) -> bool:
+    """Tell whether a folder that :func:`keep_folder` placed has every file at its full size."""
+    try:
+        sizes: dict[str, int] = json.loads((folder / MARKER).read_text())["sizes"]
+        return all((folder / name).stat().st_size == size for name, size in sizes.items())
+    except (OSError, ValueError, KeyError):
+        return False
 
 
 def discard_folder(target: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
 from multipruner.core.errors import NumericsError
+from multipruner.storage.tensor_bytes import Part, write_parts
 from multipruner.storage.tensor_headers import INDEX
 
 from .deferred import Values
@@ -47,31 +48,26 @@ def write_weights(folder: Path, model: PreTrainedModel, shard_size: str, tick: C
     split = split_torch_state_dict_into_shards(shapes, filename_pattern=_PATTERN, max_shard_size=shard_size)
     values = Values(tensors.values())
     for file, names in split.filename_to_tensors.items():
-        _write_file(folder / file, {name: tensors[name] for name in names}, values, tick)
+        write_parts(folder / file, {name: part_of(name, tensors[name], values) for name in names}, tick)
     if split.is_sharded:
         metadata = {"total_parameters": model.num_parameters(), **split.metadata}
         index = {"metadata": metadata, "weight_map": split.tensor_to_filename}
         (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def _write_file(path: Path, tensors: Mapping[str, Tensor], values: Values, tick: Callable[[int], object]) -> None:
-    """Write a safetensors file: the header's length (64 bits, little-endian), the header, the bytes of all tensors.
+def part_of(name: str, tensor: Tensor, values: Values) -> Part:
+    """Return a tensor, deferred or not, as something to write.
 
-    Format: https://github.com/huggingface/safetensors#format. Wide types come first, so that all are aligned.
+    Args:
+        name: what to call it in errors.
+        tensor: whose values are asked for when they are written.
+        values: gives them.
     """
-    order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
-    header, end = {"__metadata__": {"format": "pt"}}, 0
-    for name in order:
-        begin, end = end, end + tensors[name].nbytes
-        about = {"dtype": _NAMES[tensors[name].dtype], "shape": list(tensors[name].shape), "data_offsets": [begin, end]}
-        header[name] = about
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for name in order:
-            value = values.of(tensors[name])
-            if value.is_floating_point() and not value.isfinite().all():
-                raise NumericsError(f"{name} holds NaN or infinity; take a dense model whose weights are finite")
-            file.write(value.contiguous().reshape(-1).view(torch.uint8).numpy().data)
-            tick(value.nbytes)
+
+    def chunks() -> Iterator[memoryview]:
+        value = values.of(tensor)
+        if value.is_floating_point() and not value.isfinite().all():
+            raise NumericsError(f"{name} holds NaN or infinity; take a dense model whose weights are finite")
+        yield value.contiguous().reshape(-1).view(torch.uint8).numpy().data
+
+    return Part(_NAMES[tensor.dtype], tuple(tensor.shape), tensor.nbytes, chunks)

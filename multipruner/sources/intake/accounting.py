@@ -59,7 +59,7 @@ def read_config(folder: Path, name: str, trust: bool) -> Family:
     """
     record = json_object(folder / "config.json")
     model_type = record.get("model_type")
-    if "per_layer_config" in record or str(model_type).startswith("multipruner") or _has_plan(folder):
+    if "per_layer_config" in record or str(model_type).startswith("multipruner") or has_plan(folder):
         raise UnsupportedModelError(f"{name} is pruned already; start from the dense model, at a higher ratio")
     if method := quantised(record):
         raise UnsupportedModelError(f"{name} is quantised ({method}); start from the unquantised model")
@@ -147,7 +147,7 @@ def reason_of(error: BaseException) -> str:
     return " ".join(str(error).split())[:400] or type(error).__name__
 
 
-def _has_plan(folder: Path) -> bool:
+def has_plan(folder: Path) -> bool:
     """Tell whether a plan of ours lies beside the weights."""
     try:
         return json_object(folder / PLAN_FILE).get("format") == PLAN_FORMAT

@@ -7,6 +7,7 @@ from typing import Any
 
 from multipruner.core.errors import UnknownModelError, UnsupportedModelError
 from multipruner.core.families import FAMILIES, check_refused
+from multipruner.core.families.towers import TOWERS
 from multipruner.storage.tensor_headers import INDEX, SINGLE
 
 ADAPTER = "adapter_config.json"
@@ -71,9 +72,10 @@ def check_wrapper(model: str, record: Mapping[str, Any]) -> None:
         return
     raise UnsupportedModelError(
         f"{model} is a model of several modalities ({record.get('model_type')}), whose language model "
-        f"({inner.get('model_type', 'of no model_type')}, in text_config) is a part of it; load it with transformers, "
-        "save the language model and its tokenizer as a folder of their own, and name that folder if its family is "
-        f"among {', '.join(sorted(FAMILIES))}"
+        f"({inner.get('model_type', 'of no model_type')}, in text_config) is a part of it, and none whose text tower "
+        f"is taken out by itself ({', '.join(sorted(TOWERS))}); load it with transformers, save the language model and "
+        "its tokenizer as a folder of their own, and name that folder if its family is among "
+        f"{', '.join(sorted(FAMILIES))}"
     )
 
 
