@@ -117,7 +117,7 @@ def passes(model: Any, ids: Tensor) -> dict[str, Callable[[], object]]:
             statistics.add_moments(total, rows.float())
 
     def losses() -> None:
-        for begin in range(0, len(labels), chunk := tokens_at_once(len(prunable.head_weight))):
+        for begin in range(0, len(labels), chunk := tokens_at_once(prunable.head_weight)):
             loss(scores, normed[begin : begin + chunk], slice(begin, begin + chunk))
 
     def order() -> object:

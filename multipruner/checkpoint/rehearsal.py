@@ -119,18 +119,73 @@ class Rehearsal:
     def _rehearse(self, folder: Path, structure: Structure) -> int:
         """Write a model of a structure without its weights and open it here; its number of parameters."""
         folder.mkdir()
-        with _explained(self._model, structure):
-            empty = empty_model(self._model, structure)
-        with _explained(self._model, structure):
-            write_model(folder, empty, self._tokenizer, self._source, state_dict={})
-            again = type(empty).config_class.from_pretrained(folder)  # pyright: ignore[reportOptionalMemberAccess]
-            with torch.device("meta"):
-                count = type(empty)(again).num_parameters()
+        with self._explained(structure):
+            empty, count = self._attempt(self._model, structure, folder)
         if count != empty.num_parameters():
             raise ConfigError(_unopened("the smaller configuration says another size when read again", ""))
         if not opens_as(folder, self._tokenizer) and not self._own_code(folder):
             raise ConfigError(_unopened("the tokenizer is another one when it is read again", str(self._source)))
         return count
+
+    def _attempt(self, model: PreTrainedModel, structure: Structure, folder: Path) -> tuple[PreTrainedModel, int]:
+        """Make and write a smaller model without weights, and return it and the number of parameters when opened."""
+        empty: Any = empty_model(model, structure)
+        write_model(folder, empty, self._tokenizer, self._source, state_dict={})
+        again = type(empty).config_class.from_pretrained(folder)
+        with torch.device("meta"):
+            return empty, type(empty)(again).num_parameters()
+
+    def _works(self, model: PreTrainedModel, structure: Structure) -> bool:
+        try:
+            with tempfile.TemporaryDirectory(dir=self._work.name) as folder:
+                self._attempt(model, structure, Path(folder))
+        except Exception:  # whatever it is
+            return False
+        return True
+
+    @contextmanager
+    def _explained(self, structure: Structure) -> Iterator[None]:
+        """Turn whatever goes wrong within into one line that names the key at fault, where one is, and the way out."""
+        try:
+            yield
+        except MultiprunerError:
+            raise
+        except Exception as error:
+            if isinstance(error, OSError) and error.filename is not None:
+                raise OutputError(
+                    f"cannot write {error.filename}: {error.strerror}; transformers keep modules in "
+                    f"{HF_MODULES_CACHE}: make that writable, or name another folder with HF_MODULES_CACHE"
+                ) from error
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            raise ConfigError(_unopened(self._culprit(structure), reason) + self._cure(structure)) from error
+
+    def _culprit(self, structure: Structure) -> str:
+        """Return the key of the configuration without which a smaller model can be made, written and opened."""
+        config: Any = self._model.config
+        record = config.to_dict()
+        for key in sorted(set(config.to_diff_dict()) - {"model_type", "transformers_version", "architectures"}):
+            try:
+                with torch.device("meta"):
+                    other = AutoModelForCausalLM.from_config(
+                        type(config)(**{name: value for name, value in record.items() if name != key})
+                    )
+            except Exception:  # no model without it
+                continue
+            if self._works(other, structure):
+                said = json.dumps(record[key], default=str)[:120]
+                return f"config.json: {key} = {said} does not go with a smaller model"
+        return "the configuration of a smaller model cannot be made"
+
+    def _cure(self, structure: Structure) -> str:
+        """Return what would work, if something does."""
+        anatomy = anatomy_of(self._model.config)
+        if all(structure) and len(set(zip((place.kind for place in anatomy), structure, strict=True))) == len(
+            anatomy.kinds
+        ):
+            return ""
+        if all(self._works(self._model, other) for other in structures(anatomy, uniform=True)):
+            return "; --layout uniform (equal layers) goes with it"
+        return "; take it out of config.json if the model does not need it"
 
     def _own_code(self, folder: Path) -> bool:
         """Tell whether the tokenizer brings code, which only the process that trusts it may run."""
@@ -228,52 +283,5 @@ def empty_model(model: PreTrainedModel, structure: Structure) -> PreTrainedModel
     return empty
 
 
-@contextmanager
-def _explained(model: PreTrainedModel, structure: Structure) -> Iterator[None]:
-    """Turn whatever goes wrong within into one line that names the key at fault, where one is, and the way out."""
-    try:
-        yield
-    except MultiprunerError:
-        raise
-    except Exception as error:
-        if isinstance(error, OSError) and error.filename is not None:
-            raise OutputError(
-                f"cannot write {error.filename}: {error.strerror}; transformers keep modules in {HF_MODULES_CACHE}: "
-                "make that writable, or name another folder with HF_MODULES_CACHE"
-            ) from error
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        raise ConfigError(_unopened(_culprit(model, structure), reason) + _cure(model, structure)) from error
-
-
 def _unopened(what: str, reason: str) -> str:
     return f"{what}, so no result could be used; nothing was measured" + (f" ({reason})" if reason else "")
-
-
-def _culprit(model: PreTrainedModel, structure: Structure) -> str:
-    """Return the key of the configuration without which a smaller model can be made."""
-    record = model.config.to_dict()
-    for key in sorted(set(model.config.to_diff_dict()) - {"model_type", "transformers_version", "architectures"}):
-        try:
-            config: Any = type(model.config)(**{name: value for name, value in record.items() if name != key})
-            with torch.device("meta"):
-                other = AutoModelForCausalLM.from_config(config)
-            empty_model(other, structure)
-        except Exception:  # it is not this key, or not this key alone
-            continue
-        return f"config.json: {key} = {json.dumps(record[key], default=str)[:120]} does not go with a smaller model"
-    return "the configuration of a smaller model cannot be made"
-
-
-def _cure(model: PreTrainedModel, structure: Structure) -> str:
-    """Return what would work, if something does."""
-    anatomy = anatomy_of(model.config)
-    if all(structure) and len(set(zip((place.kind for place in anatomy), structure, strict=True))) == len(
-        anatomy.kinds
-    ):
-        return ""
-    try:
-        for other in structures(anatomy, uniform=True):
-            empty_model(model, other)
-    except Exception:
-        return "; take it out of config.json if the model does not need it"
-    return "; --layout uniform (equal layers) goes with it"

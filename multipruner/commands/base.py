@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from multipruner.config.choices import LEVELS
+from multipruner.console.trackers import FOLDER, PROJECT, TRACKERS, Tracker
 from multipruner.core.errors import ConfigError, shortened
 
 from . import COMMANDS
@@ -159,8 +160,13 @@ def add_fields(
             parser.add_argument(flag, dest=old, help=argparse.SUPPRESS, default=argparse.SUPPRESS)
 
 
-def log_flags(parser: argparse.ArgumentParser) -> None:
-    """Add the flags for what is said, and where programs read it (:func:`on_screen` takes it)."""
+def log_flags(parser: argparse.ArgumentParser, *, tracked: bool = False) -> None:
+    """Add the flags for what is said, and where programs read it (:func:`on_screen` takes it).
+
+    Args:
+        parser: gets them.
+        tracked: whether the command's runs are worth a place in an experiment tracker.
+    """
     told = parser.add_argument_group("what is told")
     told.add_argument("--log-level", choices=LEVELS, default=argparse.SUPPRESS,
                       help="error: nothing but errors; info (default): stages, decisions and results; debug: what "
@@ -168,24 +174,47 @@ def log_flags(parser: argparse.ArgumentParser) -> None:
     told.add_argument("--log-json", type=Path, metavar="FILE", default=argparse.SUPPRESS,
                       help="append what happens to a file, one JSON object a line: stages, progress, losses, "
                       "decisions, the result")  # fmt: skip
+    if not tracked:
+        return
+    told.add_argument("--track", action="append", metavar="NAMES", default=argparse.SUPPRESS,
+                      help=f"tell an experiment tracker of the run, one or several of {', '.join(TRACKERS)}: losses, "
+                      "decisions, progress and seconds of every stage, forecast, perplexities and accuracies, with "
+                      "flags and recipe as parameters. The tracker's own environment variables hold (WANDB_MODE, "
+                      f"MLFLOW_TRACKING_URI); tensorboard reads {FOLDER}/PROJECT. One that fails during a run is left "
+                      "out")  # fmt: skip
+    told.add_argument("--track-project", metavar="NAME", default=argparse.SUPPRESS,
+                      help=f"that the run is filed under (mlflow: the experiment), default {PROJECT}")  # fmt: skip
 
 
 @contextmanager
 def on_screen(typed: dict[str, Any], command: str) -> Iterator[Screen]:
-    """Hold the console of a command and its log, as the flags of :func:`log_flags` say.
+    """Hold the console of a command, its log and its trackers, as the flags of :func:`log_flags` say.
 
     Args:
         typed: by destination; these are taken out.
         command: its name.
+
+    Raises:
+        ConfigError: for a tracker that is unknown or not installed.
+        OutputError: for a log that cannot be written.
     """
     from multipruner.console.events import screen
     from multipruner.console.quiet import quiet_libraries
 
     level = typed.pop("log_level", "info")
-    with screen(command, level, typed.pop("log_json", None)) as console:
+    with screen(command, level, typed.pop("log_json", None), _trackers(typed)) as console:
         if level != "debug":
             quiet_libraries()
         yield console
+
+
+def _trackers(typed: dict[str, Any]) -> list[Tracker]:
+    """Return the trackers that were asked for, each once; their flags are taken out."""
+    asked, project = typed.pop("track", []), typed.pop("track_project", None)
+    names = list(dict.fromkeys(name.strip() for part in asked for name in part.split(",") if name.strip()))
+    if not names and (asked or project is not None):
+        raise ConfigError(f"--track names no tracker: give one or several of {', '.join(TRACKERS)}")
+    return [Tracker(name, project or PROJECT) for name in names]
 
 
 def nested(arguments: dict[str, Any]) -> dict[str, Any]:

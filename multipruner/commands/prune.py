@@ -95,7 +95,7 @@ def make_parser() -> Parser:
     output.add_argument("--print-completion", action=PrintCompletion, choices=SHELLS,
                         help="print the script by which a shell completes commands and flags, and end")  # fmt: skip
     output.add_argument("--version", action="version", version=f"multipruner {__version__}", help="say it and end")
-    log_flags(parser)
+    log_flags(parser, tracked=True)
     PushLater.flags(parser.add_argument_group("sharing"))
     return parser
 
@@ -117,9 +117,11 @@ def _prune(typed: dict[str, Any], later: PushLater | None, console: Screen, comm
     asked = take(typed)
     recipe = recipe_of(typed, amend=asked.put_into)
     from multipruner.config.sweep_points import default_output
+    from multipruner.console.events import tell
     from multipruner.jobs.prune.run import prune_recipe
 
     folder = output or (asked.folder(recipe) if asked else default_output(recipe))
+    tell(console, "settings", output=str(folder), recipe=recipe.model_dump(mode="json"), options=asked.to_json())
     if dry:
         from multipruner.jobs.forecast.run import foretell
 

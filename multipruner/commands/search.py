@@ -7,6 +7,7 @@ import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -109,7 +110,7 @@ def make_parser() -> Parser:
     output.add_argument("--output", type=Path, metavar="DIR", help="default runs/NAME-RATIO-search")
     output.add_argument("--overwrite", action="store_true", help="give up what another run left there")
     output.add_argument("--debug", action="store_true", help="show tracebacks")
-    log_flags(parser)
+    log_flags(parser, tracked=True)
     return parser
 
 
@@ -226,9 +227,12 @@ def _search(typed: dict[str, Any], console: Screen, command: str) -> None:
     options = options_of(typed)
     recipe = recipe_of(typed, _fixed(options), amend=_timed if "latency" in options.objectives else None)
     from multipruner.config.sweep_points import default_output
+    from multipruner.console.events import tell
     from multipruner.jobs.search.run import search
 
     if output is None:
         named = default_output(recipe)
         output = named.with_name(f"{named.name}-search")
+    asked = {"search": asdict(options)}
+    tell(console, "settings", output=str(output), recipe=recipe.model_dump(mode="json"), options=asked)
     search(recipe, options, output, console=console, command=command, overwrite=overwrite)

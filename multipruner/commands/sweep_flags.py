@@ -53,6 +53,11 @@ class Asked:
     def __bool__(self) -> bool:
         return self.sweep is not None or self.plan is not None
 
+    def to_json(self) -> dict[str, Any]:
+        """Return what was given, by the names of the flags."""
+        said = {"sweep": self.sweep, "sweep_greedy": self.greedy or None, "plan": self.plan and str(self.plan)}
+        return {name: value for name, value in said.items() if value is not None}
+
     def put_into(self, flags: dict[str, Any], sources: Sequence[Mapping[str, Any]]) -> None:
         """Give the recipe the budget it needs to be a whole one: the loosest of the sweep, or none that binds.
 

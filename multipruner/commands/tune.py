@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import shlex
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -82,7 +83,7 @@ def make_parser() -> Parser:
     judged.add_argument("--eval-text", dest="eval_text", metavar="FILE", help="instead of WikiText-2")
     judged.add_argument("--eval-length", dest="eval_length", type=int, metavar="N", help="tokens per sequence, 2048")
     judged.add_argument("--eval-tokens", dest="eval_tokens", type=int, metavar="N", help="of the text, default 49152")
-    log_flags(parser)
+    log_flags(parser, tracked=True)
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     return parser
 
@@ -97,6 +98,7 @@ def run(arguments: Sequence[str]) -> int:
 
 def _tune(typed: dict[str, Any], console: Screen, command: str) -> None:
     from multipruner.config.recipe import Recipe
+    from multipruner.console.events import tell
     from multipruner.jobs.tune.run import tune
     from multipruner.jobs.tune.steps import TuneSettings
 
@@ -106,4 +108,7 @@ def _tune(typed: dict[str, Any], console: Screen, command: str) -> None:
     evaluation = {field: typed.pop(flag) for flag, field in names.items() if flag in typed}
     output = typed.pop("output", None) or Path(f"{folder if folder.name else folder.resolve()}-tuned")
     spec = Recipe.build({"model": str(folder), "evaluation": evaluation}).evaluation
-    tune(folder, output, TuneSettings(**typed), evaluation=spec, console=console, command=command, **options)
+    settings = TuneSettings(**typed)
+    asked = {"folder": str(folder), "tune": asdict(settings), "evaluation": spec.model_dump(mode="json"), **options}
+    tell(console, "settings", output=str(output), options=asked)
+    tune(folder, output, settings, evaluation=spec, console=console, command=command, **options)

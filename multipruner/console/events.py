@@ -4,18 +4,19 @@ A line is an object with ``time`` (UTC, ISO 8601) and ``event``; what else it ha
 
 ==============  ========================================================================================
 ``run began``   ``command``, ``version``, ``process``
+``settings``    ``output``, the folder; ``recipe``, where there is one; ``options``: what else the flags came to
 ``message``     ``text``: what is said on the screen
 ``forecast``    what ``report.json`` says under this name, before anything is measured
 ``stage began``, ``stage ended``  ``stage``, a key of the report's ``seconds``; ``seconds``
 ``progress``    ``stage``, ``what``, ``done``, ``total`` (0: not known), ``detail``
-``loss``        ``what``, ``loss`` in nats
+``loss``        ``what``, ``loss`` in nats; of a training its ``step``
 ``decision``    ``what``, and what was decided
 ``result``      ``folder``, ratios, perplexities
 ``run ended``   ``outcome``: ``done``, ``failed`` or ``stopped``; ``error``
 ==============  ========================================================================================
 
 Every line is on its way to the disk before the run goes on, and is written in one piece, so that a kill loses none. A
-file is only ever appended to.
+file is only ever appended to. Others may hear the same events (:class:`Listener`), trackers of experiments for one.
 """
 
 from __future__ import annotations
@@ -26,16 +27,16 @@ import os
 import re
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
 from rich.console import Console
 
 from multipruner.core import __version__
-from multipruner.core.errors import MultiprunerError, OutputError
+from multipruner.core.errors import MultiprunerError, OutputError, in_brief
 
 EVERY = 1.0
 """Seconds between two events of the same progress, unless every one is wanted."""
@@ -47,25 +48,53 @@ _SHORTEST = 6
 """Characters of a secret: shorter values of such variables are switches."""
 
 
+class Listener(Protocol):
+    """Hears the events of a run as the file has them, without secrets.
+
+    What it raises ends the run where it is a :class:`MultiprunerError`; otherwise it alone is done with.
+    """
+
+    @property
+    def name(self) -> str:
+        """What a warning calls it."""
+        ...
+
+    def hear(self, event: Mapping[str, Any], /) -> None:
+        """Take one event, a JSON object."""
+        ...
+
+    def close(self) -> None:
+        """End what was begun; the last call."""
+        ...
+
+
 class EventLog:
-    """Appends events to a file.
+    """Appends events to a file, and tells them to others.
 
     Args:
-        path: of the file; made where there is none.
+        path: of the file; made where there is none. ``None``: there is none.
         every: seconds between two events of one progress; 0: every report.
+        listeners: who hears them, too.
+        warn: told of a listener that failed, which hears nothing more.
 
     Raises:
         OutputError: when the file cannot be written, or holds something else than events.
     """
 
-    def __init__(self, path: Path, every: float = EVERY) -> None:
-        self._path, self._every = path, every
+    def __init__(
+        self,
+        path: Path | None,
+        every: float = EVERY,
+        listeners: Sequence[Listener] = (),
+        warn: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        self._path, self._every, self._listeners, self._warn = path, every, list(listeners), warn
         self._lock, self._stages = threading.Lock(), list[str]()
-        self._told: tuple[str | None, str, float] = (None, "", 0.0)
+        self._last: tuple[str | None, str, float] = (None, "", 0.0)
         named = {value for name, value in os.environ.items() if _SECRET_NAMES.search(name)}
         self._secrets = sorted((value for value in named if len(value) >= _SHORTEST), key=len, reverse=True)
         try:
-            self._stream = _opened(path)
+            self._stream = None if path is None else _opened(path)
         except OSError as error:
             raise OutputError(f"cannot write {path}: {error.strerror}; choose another --log-json") from error
 
@@ -74,22 +103,27 @@ class EventLog:
 
         Raises:
             OutputError: when it cannot be written.
+            MultiprunerError: whatever a listener ends the run with.
         """
         record = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, **more}
-        line = self._without_secrets(json.dumps(_plain(record), ensure_ascii=False)) + "\n"
-        with self._lock:
-            try:
-                self._stream.write(line.encode())  # unbuffered: in one piece, and at once
-            except OSError as error:
-                raise OutputError(f"cannot write {self._path}: {error.strerror}") from error
+        plain = _plain(record, self._without_secrets)
+        if self._stream is not None:
+            line = json.dumps(plain, ensure_ascii=False) + "\n"
+            with self._lock:
+                try:
+                    self._stream.write(line.encode())  # unbuffered: in one piece, and at once
+                except OSError as error:
+                    raise OutputError(f"cannot write {self._path}: {error.strerror}") from error
+        for listener in tuple(self._listeners):
+            self._told(listener, lambda one: one.hear(plain))
 
     def progress(self, what: str, done: float, total: float, detail: str = "") -> None:
         """Append how far something is: its first and its last report, and in between one now and then."""
         stage, now = self._stages[-1] if self._stages else None, time.monotonic()
-        before, name, told = self._told
+        before, name, told = self._last
         if (stage, what) == (before, name) and now - told < self._every and not (total and done >= total):
             return
-        self._told = (stage, what, now)
+        self._last = (stage, what, now)
         self.add("progress", stage=stage, what=what, done=done, total=total, detail=" ".join(detail.split()))
 
     def began(self, stage: str) -> None:
@@ -103,24 +137,45 @@ class EventLog:
         self.add("stage ended", stage=stage, seconds=round(seconds, 3), whole=whole)
 
     def close(self) -> None:
-        """Let go of the file."""
-        self._stream.close()
+        """Let the listeners end, and go of the file."""
+        for listener in tuple(self._listeners):
+            self._told(listener, lambda one: one.close())
+        if self._stream is not None:
+            self._stream.close()
+
+    def _told(self, listener: Listener, what: Callable[[Listener], None]) -> None:
+        """Have a listener do something; one that fails hears nothing more, and the run goes on without it."""
+        if listener not in self._listeners:  # it failed at the message of another's failure
+            return
+        try:
+            what(listener)
+        except MultiprunerError:
+            self._listeners.remove(listener)
+            raise
+        except Exception as error:
+            self._listeners.remove(listener)
+            text = f"warning: {listener.name} takes no events any more ({in_brief(error)}); the run goes on without it"
+            self._warn(text)
+            with suppress(MultiprunerError):
+                self.add("message", text=text)
 
     def _without_secrets(self, text: str) -> str:
         for secret in self._secrets:
-            text = text.replace(json.dumps(secret, ensure_ascii=False)[1:-1], _HIDDEN)
+            text = text.replace(secret, _HIDDEN)
         return _SECRETS.sub(_HIDDEN, text)
 
 
-def _plain(value: Any) -> Any:
-    """Return a value of JSON: other numbers than finite ones are no numbers there."""
+def _plain(value: Any, hide: Callable[[str], str]) -> Any:
+    """Return a value of JSON, with every text as ``hide`` returns it: other numbers than finite ones are no numbers
+    there.
+    """
     if isinstance(value, Mapping):
-        return {str(key): _plain(inner) for key, inner in value.items()}
+        return {hide(str(key)): _plain(inner, hide) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(inner) for inner in value]
+        return [_plain(inner, hide) for inner in value]
     if isinstance(value, float):
         return value if math.isfinite(value) else str(value)
-    return value if value is None or isinstance(value, bool | int | str) else str(value)
+    return value if value is None or isinstance(value, bool | int) else hide(str(value))
 
 
 def _opened(path: Path) -> IO[bytes]:
@@ -172,23 +227,29 @@ def tell(console: Console, event: str, **more: Any) -> None:
 
 
 @contextmanager
-def screen(command: str, level: str = "info", path: Path | None = None) -> Iterator[Screen]:
+def screen(
+    command: str, level: str = "info", path: Path | None = None, listeners: Sequence[Listener] = ()
+) -> Iterator[Screen]:
     """Hold the console of one command, and its log from the first event to the last.
 
     Args:
         command: that runs.
         level: one of :data:`multipruner.config.choices.LEVELS`; with ``debug`` every report of progress is an event.
-        path: of the log; ``None``: there is none. Only the first of several processes of a job writes one.
+        path: of the log; ``None``: there is none.
+        listeners: who hears the events, too. Only the first of several processes of a job writes or tells any.
 
     Raises:
         OutputError: see :class:`EventLog`.
     """
-    first = os.environ.get("RANK", "0") == "0"
-    log = EventLog(path, 0.0 if level == "debug" else EVERY) if path is not None and first else None
-    shown = Screen(log, quiet=level == "error")
-    if log is None:
+    shown = Screen(quiet=level == "error")
+    if os.environ.get("RANK", "0") != "0" or (path is None and not listeners):
         yield shown
         return
+
+    def warn(text: str) -> None:
+        shown.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    shown.events = log = EventLog(path, 0.0 if level == "debug" else EVERY, listeners, warn)
     log.add("run began", command=command, version=__version__, process=os.getpid())
     outcome: dict[str, Any] = {"outcome": "done"}
     try:

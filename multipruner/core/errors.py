@@ -56,3 +56,8 @@ def did_you_mean(name: str, choices: Iterable[str]) -> str:
 def shortened(text: str) -> str:
     """Return a text for one line of a screen: what is very long in it (a number of a thousand digits) is cut."""
     return re.sub(r"(\S{120})\S{40,}", r"\1...", text)
+
+
+def in_brief(error: Exception) -> str:
+    """Return the kind of an error that is another program's, and the beginning of what it says, for part of a line."""
+    return shortened(" ".join(f"{type(error).__name__}: {error}".split()))[:200]

@@ -229,7 +229,7 @@ class CalibrationObjective:
 
     @property
     def _chunk(self) -> int:
-        return tokens_at_once(len(self.prunable.head_weight))
+        return tokens_at_once(self.prunable.head_weight)
 
     @staticmethod
     def _scored(hidden: Tensor, batch: _Batch) -> Tensor:
@@ -238,17 +238,17 @@ class CalibrationObjective:
         return flat[batch.scored] if len(batch.scored) < len(flat) else flat
 
     def _token_losses(self, hidden: Tensor, batch: _Batch, bound: float) -> float:
-        """Return weighted loss of a batch, logits reduced in chunks; stops as soon as the bound is passed."""
-        flat, total, chunk = self._scored(hidden, batch), 0.0, self._chunk
+        """Return weighted loss of a batch, logits reduced in chunks; past the bound it stops, but waits for no GPU."""
+        flat, chunk, on_cpu, total = self._scored(hidden, batch), self._chunk, hidden.device.type == "cpu", 0.0
         for begin in range(0, len(flat), chunk):
             part = slice(begin, begin + chunk)
             normed = self.prunable.normed(flat[part])
-            losses = batch.loss(self._scores, normed, part)
-            total += float(losses.double() @ batch.weights[part])
+            loss = batch.loss(self._scores, normed, part).double() @ batch.weights[part]
+            total = total + (float(loss) if on_cpu else loss)
             self.work.head_tokens += len(normed)
-            if total > bound:
-                return math.inf
-        return total
+            if on_cpu and total > bound:
+                break
+        return math.inf if (found := float(total)) > bound else found
 
 
 class PlainObjective:

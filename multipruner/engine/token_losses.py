@@ -15,13 +15,19 @@ from torch import Tensor, nn
 from multipruner.core.errors import UnsupportedModelError
 
 _LOGIT_BYTES = 48 << 20  # one float32 chunk of logits; larger temporaries cost more in page faults than in arithmetic
+_LOGIT_BYTES_ELSEWHERE = 256 << 20  # off the CPU: a chunk has many tokens, so that the head is read few times
 
 _PART_BYTES = 1 << 20  # of logits that are reduced at once in float32, half of a usual core's own cache
 
 
-def tokens_at_once(vocab_size: int) -> int:
-    """Return tokens whose float32 logits are in memory together."""
-    return max(_LOGIT_BYTES // (4 * vocab_size), 16)
+def tokens_at_once(head: Tensor) -> int:
+    """Return tokens whose float32 logits are in memory together.
+
+    Args:
+        head: the output projection's weight, [vocabulary, hidden_size], where it computes.
+    """
+    size = _LOGIT_BYTES if head.device.type == "cpu" else _LOGIT_BYTES_ELSEWHERE
+    return max(size // (4 * len(head)), 16)
 
 
 class Scores:

@@ -47,7 +47,7 @@ def sensitivities(prunable: Prunable, ids: Tensor, *, seed: int = 0, progress: P
         seed: of the cotangents.
         progress: called with (sequences done, sequences in all).
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(prunable.model.device).manual_seed(seed)  # as many numbers as there are logits
     energies: list[list[Tensor]] = [[] for _ in prunable.anatomy]
     with _frozen(prunable.model):
         together = len(ids) if prunable.on_disk else 1
@@ -143,14 +143,14 @@ def _like(state: State, parts: Sequence[Tensor]) -> State:
 def _of_logits(prunable: Prunable, hidden: Tensor, generator: torch.Generator) -> Tensor:
     """Return the gradient behind the last block, for one draw of the cotangent at every token; same shape as hidden."""
     parts = []
-    for part in hidden[0].split(tokens_at_once(len(prunable.head_weight))):
+    for part in hidden[0].split(tokens_at_once(prunable.head_weight)):
         with torch.enable_grad():
             states = part.detach().requires_grad_()
             logits = prunable.head(prunable.normed(states)).float()
             if prunable.cap is not None:
                 logits = prunable.cap * torch.tanh(logits / prunable.cap)
         root = logits.detach().softmax(dim=1).sqrt()
-        drawn = root * torch.randn(root.shape, generator=generator).to(root.device)
+        drawn = root * torch.randn(root.shape, generator=generator, device=root.device)
         cotangent = drawn - root.square() * drawn.sum(dim=1, keepdim=True)
         parts += torch.autograd.grad(logits, states, cotangent)
     return torch.cat(parts)[None]

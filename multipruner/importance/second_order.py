@@ -34,14 +34,14 @@ def elimination_order(weight: Tensor, gram: Tensor, *, groups: int, rounds: int 
     """
     state = Elimination(weight.float(), inverse_of(gram.float()), weight.shape[1] // groups)
     at_once = max(1, -(-groups // rounds))
-    leaving: list[int] = []
+    leaving: list[Tensor] = []
     while state.there:
         # by their own numbers, so that ties fall the same way wherever the groups stand
         numbers, places = torch.sort(state.groups)
         out = numbers[torch.sort(state.prices()[places], stable=True).indices[:at_once]]
-        leaving += out.tolist()
+        leaving.append(out)
         state.remove(out)
-    return tuple(reversed(leaving))
+    return tuple(torch.cat(leaving).flip(0).tolist())
 
 
 def inverse_of(gram: Tensor) -> Tensor:
@@ -95,6 +95,8 @@ class Elimination:
         """Return what removing each group would cost, [groups]."""
         if self._size == 1:
             return self.weight.square().sum(dim=1) / self.inverse.diagonal()
+        if self._rows.device.type != "cpu":
+            return self._prices_together()
         prices = self.weight.new_empty(self.there)
         for place in range(self.there):
             own = slice(place * self._size, (place + 1) * self._size)
@@ -102,10 +104,17 @@ class Elimination:
             prices[place] = (self.weight[own] * solved).sum()
         return prices
 
+    def _prices_together(self) -> Tensor:
+        """Return the same in one batch of equations, so that a device is asked once and not group by group."""
+        parts = (self.there, self._size)
+        own = self.inverse.unflatten(1, parts).unflatten(0, parts).diagonal(dim1=0, dim2=2).movedim(2, 0)
+        weight = self.weight.unflatten(0, parts)
+        return (weight * torch.linalg.solve(own, weight)).sum(dim=(1, 2))
+
     def remove(self, out: Tensor) -> None:
         """Take groups out, by their numbers: the others compensate."""
         stays = torch.isin(self.groups, out, invert=True)
-        end = int(stays.sum())
+        end = self.there - len(out)
         leaving = _columns((~stays).nonzero()[:, 0], self._size)
         rows, weight = self.inverse[leaving], self.weight[leaving]
         own = rows[:, leaving]

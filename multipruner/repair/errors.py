@@ -35,19 +35,19 @@ def nested_errors(
         weight: output projection, [hidden_size, n].
         gram: second moments of its input, [n, n].
         mean: means of its input where a bias takes them over, [n]; else ``None``.
-        kept: indices of the columns that stay, each choice a part of the next.
+        kept: indices of the columns that stay, on the CPU, each choice a part of the next.
         how: whether what stays is refitted (``"lstsq"``), or at most a bias (``"bias"``).
         ridge: relative to the mean of the diagonal of ``gram``.
 
     Raises:
         NumericsError: see :func:`~.columns.factor_of`.
     """
-    seen = torch.zeros(len(gram), dtype=torch.bool, device=gram.device)
+    seen = torch.zeros(len(gram), dtype=torch.bool)
     order: list[Tensor] = []
-    for columns in (*kept, torch.arange(len(gram), device=gram.device)):
+    for columns in (*kept, torch.arange(len(gram))):
         order.append(columns[~seen[columns]])
         seen[columns] = True
-    by_stay = torch.cat(order)
+    by_stay = torch.cat(order).to(gram.device)
     moments, least = (gram.float(), 0.0) if mean is None else centred(gram, mean)
     moments, rows = moments[by_stay][:, by_stay], weight.detach().float()[:, by_stay]
     if how == "lstsq":
@@ -57,5 +57,5 @@ def nested_errors(
         # what column j and those after it share: the error of Q is the sum over pairs in Q
         pairs = (rows.T @ rows) * moments
         own = pairs.diagonal() + 2 * pairs.triu(1).sum(dim=1)
-    left = own.double().flip(0).cumsum(0).flip(0)
-    return [float(left[len(columns)]) if len(columns) < len(left) else 0.0 for columns in kept]
+    left = own.double().flip(0).cumsum(0).flip(0).tolist()
+    return [left[len(columns)] if len(columns) < len(left) else 0.0 for columns in kept]

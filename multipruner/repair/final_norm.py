@@ -72,7 +72,7 @@ class GainFit:
         slope, curvature = torch.zeros(width, device=device), torch.zeros(width, width, device=device)
         generator = torch.Generator().manual_seed(self.seed)
         for dense, pruned in self._states:
-            rows = tokens_at_once(len(self.prunable.head_weight))
+            rows = tokens_at_once(self.prunable.head_weight)
             for wanted, states in zip(dense.split(rows), pruned.split(rows), strict=True):
                 p, q = (of(part).float().softmax(dim=1) for of, part in ((source, wanted), (head, states)))
                 _add(slope, curvature, head, states, p, q, generator)

@@ -115,7 +115,7 @@ class Repair:
         gram, mean = self._moments(block)
         whole = Projection.of(prunable.dense_output(block), spec.transposed)
         counts = [prunable.counts(block, size) for size in sizes if size]
-        kept = [kept_columns(spec.columns, one, prunable.counts(block)).to(gram.device) for one in counts]
-        none = [kept[0][:0] if kept else torch.arange(0, device=gram.device)] * (len(sizes) - len(kept))
+        kept = [kept_columns(spec.columns, one, prunable.counts(block)) for one in counts]
+        none = [kept[0][:0] if kept else torch.arange(0)] * (len(sizes) - len(kept))
         taken = mean if whole.bias is not None else None
         return nested_errors(whole.weight, gram, taken, [*none, *kept], self.how, self.ridge)

@@ -30,7 +30,7 @@ BATCH_BYTES, MOST_BATCH_BYTES = 3 << 29, 4 << 30
 """Sampled side by side: so many tokens, or more where their keys and values take no more memory than the first amount,
 or less where they would take more than the second. Independent of the machine, so that the text is."""
 _ROWS = 8
-"""Sequences whose probabilities are in memory together: more do not fit the processor's cache."""
+"""Sequences whose probabilities are in memory together on a CPU: more do not fit the processor's cache."""
 PARAMETERS_PER_THREAD = 50_000_000
 """A step of a small model is hundreds of small multiplications, whose threads mostly wait for each other."""
 
@@ -162,19 +162,21 @@ def _continue(
 ) -> torch.Tensor:
     """Grow sequences [sequences, given tokens] token by token: each draw in [0, 1) picks from the cumulated
     probabilities."""
-    ids, name = [first[:, :1]], cache_argument(model)
+    device, name = model.device, cache_argument(model)
+    first, draws, rows = first.to(device), draws.to(device), _ROWS if device.type == "cpu" else len(draws)
+    ids = [first[:, :1]]
     told = "position_ids" in signature(model.forward).parameters  # not every model counts what is in its cache
     for position in range(1, draws.shape[1]):
-        at = {"position_ids": torch.tensor([[position - 1]], device=model.device)} if told else {}
-        out = model(input_ids=ids[-1].to(model.device), use_cache=True, **{name: cache}, **at)
+        at = {"position_ids": torch.tensor([[position - 1]], device=device)} if told else {}
+        out = model(input_ids=ids[-1], use_cache=True, **{name: cache}, **at)
         cache = getattr(out, name)
         tell(position + 1)
         if position < first.shape[1]:
             ids.append(first[:, position : position + 1])
             continue
-        parts = zip(out.logits[:, -1].split(_ROWS), draws[:, position, None].split(_ROWS), strict=True)
-        ids.append(torch.cat([drawn(logits.float().softmax(-1), draw).cpu() for logits, draw in parts]))
-    return torch.cat(ids, dim=1)
+        parts = zip(out.logits[:, -1].split(rows), draws[:, position, None].split(rows), strict=True)
+        ids.append(torch.cat([drawn(logits.float().softmax(-1), draw) for logits, draw in parts]))
+    return torch.cat(ids, dim=1).cpu()
 
 
 def _starts(tokenizer: Any) -> tuple[list[int], int]:

@@ -31,7 +31,7 @@ def free_memory() -> int:
 
 
 def peak_memory(device: str = "cpu") -> int:
-    """Return the most bytes that this process has had at once so far; of a GPU's memory, on one.
+    """Return the most bytes that this process has had at once so far; of the fullest GPU's memory, on one.
 
     Args:
         device: its type, as torch names it.
@@ -39,7 +39,8 @@ def peak_memory(device: str = "cpu") -> int:
     if device != "cpu":
         import torch
 
-        return torch.cuda.max_memory_allocated() if device == "cuda" else 0
+        gpus = range(torch.cuda.device_count()) if device == "cuda" else ()
+        return max((torch.cuda.max_memory_allocated(number) for number in gpus), default=0)
     if (most := getattr(psutil.Process().memory_info(), "peak_wset", None)) is not None:  # Windows
         return int(most)
     import resource

@@ -29,6 +29,7 @@ from multipruner.report.card import addressed, model_card
 from multipruner.storage.partial import MARK
 from tests.support import tiny
 from tests.support.commands import arguments
+from tests.support.inputs import short_run, write_model
 
 SHORT = ("--rounds", "0")
 
@@ -67,6 +68,19 @@ def _saved(folder: Path, family: str = "llama", layers: int = 3) -> Any:
     model.save_pretrained(folder)
     tiny.tiny_tokenizer().save_pretrained(folder)
     return model, AutoTokenizer.from_pretrained(folder), str(folder), None
+
+
+def test_a_configuration_that_only_equal_layers_can_have_is_named_with_the_way_out(tmp_path: Path, capsys: Any) -> None:
+    """What fails when the written folder is opened is blamed on the key without which it opens, not on the first."""
+    half = [1.0 + 0.1 * number for number in range(8)]
+    scaled = {"rope_type": "longrope", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 64}
+    rotary = {**scaled, "short_factor": half, "long_factor": half}
+    folder = write_model(tmp_path / "dense", rope_parameters=rotary, layers=4)
+    assert main(short_run(folder, tmp_path / "out")) == 2
+    said = capsys.readouterr().err
+    assert "config.json: rope_parameters = " in said and "--layout uniform (equal layers) goes with it" in said
+    assert [path.name for path in tmp_path.iterdir()] == ["dense"]
+    assert main([*short_run(folder, tmp_path / "out", "--layout", "uniform"), "--ratio", "0.1"]) == 0
 
 
 @pytest.mark.parametrize(("family", "uniform"), [("llama", False), ("qwen2", True)])

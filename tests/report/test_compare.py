@@ -10,12 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 from PIL import Image
 
 from multipruner.commands.main import main as command_line
-from multipruner.report.compare.figure import pareto_figure
+from multipruner.report.compare.figure import _joined, pareto_figure
+from multipruner.report.compare.section import _apart
 from multipruner.report.compare.standing import BITS, Point, Ranking, rankings
 from multipruner.report.figures.runs import curves
+from multipruner.report.figures.structure import structures_figure
 from multipruner.report.inputs import read_folders
 from tests.support.tiny import tiny_model, tiny_tokenizer
 
@@ -125,6 +130,50 @@ def test_the_page_shows_who_is_beaten(folders: Folders) -> None:
     with Image.open(output / "report_files" / "runs-pareto.png") as picture:
         assert picture.width == 1350
         assert len(picture.convert("RGB").getcolors(1 << 24) or []) > 10
+
+
+def _names(figure: Figure) -> set[str]:
+    """The names of runs in a figure, each of which ends within it."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    found = set()
+    for text in figure.findobj(Text):
+        if isinstance(text, Text) and text.get_text().startswith("a-mod"):
+            box = text.get_window_extent(canvas.get_renderer())
+            assert box.x0 >= 0 and box.x1 <= figure.bbox.width, text.get_text()
+            found.add(text.get_text())
+    return found
+
+
+def test_names_stay_within_the_picture_on_a_phone(folders: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that differ at their ends are told apart, too."""
+    seen: list[set[str]] = []
+    monkeypatch.setattr("multipruner.report.figures.drawing._png", lambda wide, title: b"")
+    monkeypatch.setattr("multipruner.report.figures.drawing._svg", lambda each, *rest: seen.append(_names(each)) or "")
+    made = [folders(f"a-model-of-a-long-name-{n}-{end}", 12.0 + n, 900 - 200 * n)
+            for n, end in enumerate(("program", "greedy"))]  # fmt: skip
+    runs = read_folders(made)[0]
+    pareto_figure(rankings(runs)[0][0], "runs-pareto")
+    structures_figure(runs, "runs-structures")
+    assert [len(names) for names in seen] == [2, 2, 2, 2], "wide and narrow, of either figure"
+    assert seen[1] == {"a-model-…program", "a-model-…-greedy"}
+
+
+def test_savings_that_look_the_same_share_a_panel(folders: Folders) -> None:
+    other = {"weight_bytes": {"before": 2000, "after": 100}}
+    same = ranking_of(folders("one", 11.0, 900), folders("two", 12.0, 700))
+    apart = ranking_of(folders("three", 11.0, 900), folders("four", 12.0, 700, costs=other))
+    assert [panel.saving for panel in _joined(same.panels)] == ["parameters, weights"]
+    assert [panel.saving for panel in _joined(apart.panels)] == ["parameters", "weights"]
+    told = {row["saving"] for row in csv.DictReader(io.StringIO(pareto_figure(same, "x").csv))}
+    assert told == {"parameters", "weights"}, "the numbers are all there"
+
+
+def test_a_run_without_any_perplexity_is_told_how_it_gets_one(folders: Folders) -> None:
+    runs = [folders("one", 11.0, 900), folders("two", 12.0, 700), folders("new", 0, 600, perplexity={})]
+    text = " ".join(map(str, _apart(*rankings(read_folders(runs)[0]))))
+    assert "Never set beside the dense model since the folder was written: new (pruned)" in text
+    assert f"multipruner eval {runs[2]}<" in text and "With no other" not in text
 
 
 def test_runs_that_are_the_same_beat_neither(folders: Folders) -> None:

@@ -95,7 +95,8 @@ def measured(
     clock = _Clock(prunable)
     rows = max(1, min(sequences, PASS_TOKENS // length))
     layer = clock.layer(rows, length) / (rows * length)
-    head = clock.head(min(tokens_at_once(len(prunable.head_weight)), 128))
+    at_once, on_cpu = tokens_at_once(prunable.head_weight), prunable.model.device.type == "cpu"
+    head = clock.head(min(at_once, 128) if on_cpu else at_once)
     step, per_row = clock.steps(layers, length) if samples else (0.0, 0.0)
     long_layer = layer if long == length else clock.layer(1, long) / long
     product, update = clock.algebra()

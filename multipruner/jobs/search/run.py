@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from multipruner.config.recipe import Recipe
+from multipruner.console.events import tell
 from multipruner.console.generations import generation_display
 from multipruner.console.progress import counting_display, waiting_display
 from multipruner.console.say import teller
@@ -182,8 +183,13 @@ def _one(
 ) -> Result[Any]:
     """Return one algorithm from the first population to its front; random search starts from nothing."""
     settings = options.settings(engine.fidelities)
-    share = engine.team.size
-    with generation_display(console, settings, {"nsga2": "evolution"}.get(algorithm, algorithm), share) as display:
+    share, called = engine.team.size, {"nsga2": "evolution"}.get(algorithm, algorithm)
+    with generation_display(console, settings, called, share) as display:
+
+        def over(history: Sequence[Mapping[str, Any]]) -> None:
+            display.generation(history)
+            _told(console, called, history[-1])
+
         engine.on_loss(display.tick)
         return ALGORITHMS[algorithm](
             engine.space,
@@ -194,8 +200,18 @@ def _one(
             seeds=list(seeds.values()) if algorithm == "nsga2" else [],
             memo=memo,
             checkpoint=workspace.checkpoint_path(algorithm),
-            on_generation=display.generation,
+            on_generation=over,
         )
+
+
+def _told(console: Console, algorithm: str, record: Mapping[str, Any]) -> None:
+    """Have the end of a generation be an event: of every objective the best value and the mean."""
+    if record["stage"] == "generation":
+        names, front = record["objectives"], record["front"]
+        best = {name: min(values) for name, values in zip(names, zip(*front, strict=True), strict=True)}
+        mean = dict(zip(names, record["mean"], strict=True))
+        tell(console, "decision", what=algorithm, step=record["generation"], best=best, mean=mean, front=len(front),
+             evaluations=sum(record["scored"]))  # fmt: skip
 
 
 def _report(engine: Engine, options: SearchOptions, outcome: Outcome, seconds: Mapping[str, float]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from rich.console import Console
 
 from multipruner.config.recipe import Recipe
 from multipruner.config.sweep_points import SweepPoints
+from multipruner.console.events import tell
 from multipruner.console.progress import counting_display, search_display, waiting_display
 from multipruner.console.say import teller
 from multipruner.core.errors import ConfigError
@@ -129,6 +130,8 @@ def sweep(
             found = run.points(greedy)
         _write(workspace, run, found, seconds, command)
         workspace.close()
+    tell(console, "result", folder=str(output), points={one.name: {"loss": one.loss, "ratio": one.ratio}
+                                                        for one in found})  # fmt: skip
     teller(console)(_closing(output, points))
     return output
 
@@ -157,6 +160,7 @@ class _Sweep:
             if known := len(losses.memo):
                 self.say(f"{known} losses were measured before and are not measured again")
             found = [self._point("dense", None, self.dense, losses(self.dense))]
+            self._tell(found[0])
             found += [self._solved(value, losses, rough) for value in self.at.values]
             if greedy:
                 found += self._walked(found[-1].ratio, losses, rough or losses)
@@ -165,13 +169,13 @@ class _Sweep:
     def _solved(self, value: str, losses: RememberedObjective, rough: RememberedObjective | None) -> Point:
         with counting_display(self.console, f"{value} search") as display:
 
-            def tell(what: str, done: int, total: int) -> None:
+            def shown(what: str, done: int, total: int) -> None:
                 display(f"{value} {what}", done, total)
 
             own = self.settings[value]
-            found = allocate(own.task, losses, tell, sketch=rough, estimate=own.estimate(tell))
+            found = allocate(own.task, losses, shown, sketch=rough, estimate=own.estimate(shown))
         point = self._point("program", value, found.structure, found.loss, found.rounds)
-        self.say(self._line(point))
+        self._tell(point)
         return point
 
     def _walked(self, aim: float, losses: RememberedObjective, widths: RememberedObjective) -> list[Point]:
@@ -189,7 +193,7 @@ class _Sweep:
             structure = first_within(setting.prunable.anatomy, steps, self._limits(value), self.costs)
             assert structure is not None, "the end keeps the tightest value"
             found.append(self._point("greedy", value, structure, losses(structure)))
-            self.say(self._line(found[-1]))
+            self._tell(found[-1])
         return found
 
     def _limits(self, value: str) -> Any:
@@ -203,6 +207,13 @@ class _Sweep:
             name = "parameters" if self.at.budget == "ratio" else self.at.budget
             limit = min(one.limit for one in self._limits(value) if one.name == name)
         return Point(strategy, value, limit, structure, loss, self.costs(structure), ratio, rounds)
+
+    def _tell(self, point: Point) -> None:
+        """Have a point be a line, but for the dense model, and an event."""
+        if point.value is not None:
+            self.say(self._line(point))
+        tell(self.console, "decision", what=f"{point.method} point", value=point.value, limit=point.limit,
+             loss=point.loss, ratio=point.ratio, costs=point.costs)  # fmt: skip
 
     def _line(self, point: Point) -> str:
         speed = f"{point.costs['latency']:.1f} ms by the table, " if self.measures.table else ""

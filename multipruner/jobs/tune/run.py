@@ -107,7 +107,8 @@ def tune(
                 source=run.path, check=lambda folder: check_reopened(folder, model, job.text.held_out),
             )  # fmt: skip
         folder_of_state.remove()
-    tell(console, "result", folder=str(target), tokens=tuned["tokens"], seconds=tuned["seconds"])
+    numbers = {name: tuned[name] for name in ("tokens", "steps", "seconds", "perplexity")}
+    tell(console, "result", folder=str(target), **numbers)
     console.print(tuned_table(tuned))
     teller(console)(f"{target}: trained on {tuned['tokens']:,} tokens in {tuned['seconds']['training']:,.0f} s")
     return Run(target, run.plan, report, model, job.tokenizer)
@@ -194,10 +195,11 @@ def _train(job: Job, partial: Path) -> tuple[Progress, Any]:
     adapted = attach(job.model, job.settings, job.run.plan.model_type)
     with timed(job.seconds, "this_process"), counting_display(job.console, "train") as display:
 
-        def tell(step: int, steps: int, loss: float) -> None:
+        def learned(step: int, steps: int, loss: float) -> None:
             display("train", step, steps, f"loss {loss:5.3f}")
+            tell(job.console, "loss", what="training", step=step, loss=loss)
 
-        progress = train(adapted, job.text.train, job.settings, partial, identity, tell, teacher)
+        progress = train(adapted, job.text.train, job.settings, partial, identity, learned, teacher)
     with waiting_display(job.console, "merging"):
         model = merged(adapted)
         for name, weight in model.named_parameters():

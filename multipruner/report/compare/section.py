@@ -80,11 +80,19 @@ def _apart(ranked: Sequence[Ranking], alone: Sequence[RunFiles]) -> list[Html]:
     if len(ranked) > 1:
         groups = (", ".join(entry.run.label for entry in ranking.entries) for ranking in ranked)
         parts.append(element("p", f"Ranked apart from each other: {'; '.join(groups)}."))
-    if alone:
-        folders = " ".join(shlex.quote(str(run.folder)) for run in alone)
-        parts.append(element("p", f"With no other: {', '.join(f'{run.label} ({kind_of(run)})' for run in alone)}. "
-                     "A suite on the same text gives them bits per byte:"))  # fmt: skip
-        parts.append(element("pre", element("code", f"python -m multipruner eval {folders} --suite quick")))
+    bare = [run for run in alone if not any(scores.perplexity for scores in run.report.scores)]
+    for title, some, cure, flags in (
+        ("With no other", [run for run in alone if run not in bare],
+         "A suite on the same text gives them bits per byte", " --suite quick"),
+        ("Never set beside the dense model since the folder was written", bare,
+         "An evaluation on the text of the others adds a perplexity", ""),
+    ):  # fmt: skip
+        if some:
+            folders = " ".join(shlex.quote(str(run.folder)) for run in some)
+            parts.append(
+                element("p", f"{title}: {', '.join(f'{run.label} ({kind_of(run)})' for run in some)}. {cure}:")
+            )
+            parts.append(element("pre", element("code", f"python -m multipruner eval {folders}{flags}")))
     return parts
 
 

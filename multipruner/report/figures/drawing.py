@@ -160,9 +160,14 @@ def canvas(width: float, height: float, rows: int = 1, **options: Any) -> tuple[
 
 
 def printable(text: str, length: int = 40) -> str:
-    """Return a name for a figure: one line, of a length that fits."""
+    """Return a name for a figure: one line, of a length that fits; names of runs often differ at their ends, so that
+    both stay.
+    """
     text = "".join(letter if letter.isprintable() else " " for letter in text)
-    return text if len(text) <= length else f"{text[: length - 1]}…"
+    if len(text) <= length:
+        return text
+    end = (length - 1) // 2
+    return f"{text[: length - 1 - end]}…{text[len(text) - end :]}"
 
 
 def percent(value: float, position: object = None) -> str:

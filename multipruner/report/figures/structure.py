@@ -211,7 +211,7 @@ def _strips(runs: Sequence[RunFiles], width: float) -> Figure:
         axes.spines[:].set_visible(False)
         axes.set_xlim(-0.6, most - 0.4)
         axes.tick_params(axis="both", length=0)
-        label = printable(run.label, 26 if width <= NARROW else 60)
+        label = printable(run.label, 20 if width <= NARROW else 60)
         axes.set_title(f"{label}: {run.report.ratio:.1%} removed")
     panels[-1].xaxis.set_major_locator(MaxNLocator(integer=True, nbins=12, steps=[1, 2, 5, 10]))
     panels[-1].set_xlabel("decoder layer")
