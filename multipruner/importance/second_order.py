@@ -112,7 +112,7 @@ class Elimination:
         return (weight * torch.linalg.solve(own, weight)).sum(dim=(1, 2))
 
     def remove(self, out: Tensor) -> None:
-        """Take groups out, by their numbers: the others compensate."""
+        """Take groups out that are there, by their numbers, each once: the others compensate."""
         stays = torch.isin(self.groups, out, invert=True)
         end = self.there - len(out)
         leaving = _columns((~stays).nonzero()[:, 0], self._size)

@@ -201,7 +201,7 @@ class _Clock:
         few = max(1, columns // ROUNDS)
 
         def update() -> None:
-            state.remove(torch.sort(state.prices(), stable=True).indices[:few])
+            state.remove(state.groups[torch.sort(state.prices(), stable=True).indices[:few]])
 
         return product, self.best(update) / (2 * few * columns**2)
 

@@ -21,9 +21,11 @@ from multipruner.config.recipe import Recipe
 from multipruner.engine.moments import gather
 from multipruner.engine.objective import CalibrationObjective
 from multipruner.engine.prunable import Prunable
+from multipruner.jobs.forecast import rates
 from multipruner.jobs.forecast.needs import Fetch, model_of
 from multipruner.recipes import mapping_for
 from tests.support.commands import arguments, paper_arguments
+from tests.support.tiny import tiny_model
 
 STAGES = ["text", "moments", "search", "repair", "evaluation", "writing"]
 
@@ -229,3 +231,9 @@ def test_sampled_text_that_is_kept_is_not_foretold(
     first, second = (multipruner.prune(str(dense), output=tmp_path / name, **recipe) for name in ("a", "b"))
     layers = [run.report["forecast"]["stages"]["text"]["token_layers"] for run in (first, second)]
     assert layers[0] - layers[1] == (8 + 12) * 15 * 4
+
+
+def test_the_algebra_of_wide_blocks_is_timed_again_and_again() -> None:
+    """An order takes several channels out at once where there are many; each timing goes on where the last one ended."""
+    clock = rates._Clock(Prunable.of(tiny_model("llama", layers=1, intermediate_size=512)))
+    assert all(found > 0 for _ in range(3) for found in clock.algebra())
