@@ -234,6 +234,6 @@ def test_sampled_text_that_is_kept_is_not_foretold(
 
 
 def test_the_algebra_of_wide_blocks_is_timed_again_and_again() -> None:
-    """An order takes several channels out at once where there are many; each timing goes on where the last one ended."""
-    clock = rates._Clock(Prunable.of(tiny_model("llama", layers=1, intermediate_size=512)))
+    """An order takes several channels out at once where there are many; a timing goes on where the last one ended."""
+    clock = rates._Clock(Prunable.of(tiny_model("llama", layers=1, intermediate_size=1536)))
     assert all(found > 0 for _ in range(3) for found in clock.algebra())
