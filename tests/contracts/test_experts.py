@@ -86,13 +86,13 @@ def test_equally_many_experts_everywhere_are_a_stock_checkpoint(tmp_path: Path) 
         folder = tmp_path / variant
         save(folder, cut, tiny.tiny_tokenizer(), plan=plan, report={}, card="")
         assert not list(folder.glob("*.py"))
-        assert torch.equal(_logits(load(folder)), _logits(cut))
+        assert (_logits(load(folder)) - _logits(cut)).abs().max() < tiny.ROUNDING
         wanted[str(folder)] = _logits(cut)
     command = [sys.executable, "-c", _STOCK, str(tmp_path / "ids.pt"), *wanted]
     done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     for folder, logits in wanted.items():
-        assert torch.equal(torch.load(f"{folder}/logits.pt"), logits), folder
+        assert (torch.load(f"{folder}/logits.pt") - logits).abs().max() < tiny.ROUNDING, folder
 
 
 @variants
@@ -105,7 +105,9 @@ def test_both_layouts_on_disk_are_the_same_model(variant: str, tmp_path: Path) -
         account(tmp_path / layout, variant, model.config, spec)  # refuses a tensor without a place
         names[layout] = set(load_file(tmp_path / layout / "model.safetensors"))
         again = AutoModelForCausalLM.from_pretrained(tmp_path / layout).eval()
-        assert torch.equal(_logits(again), _logits(model))
+        weights = zip(again.state_dict().values(), model.state_dict().values(), strict=True)
+        assert all(torch.equal(*pair) for pair in weights)
+        assert (_logits(again) - _logits(model)).abs().max() < tiny.ROUNDING
         plan = tiny.plan_for(again, _fewer(anatomy_of(again.config), 3, -1))
         folder = save(tmp_path / f"{layout}-cut", apply_plan(again, plan), None, plan=plan, report={}, card="")
         names[f"{layout}-cut"] = set(load_file(folder / "model.safetensors"))

@@ -86,7 +86,7 @@ def test_a_written_model_is_what_it_was_and_decodes_as_it_computes(variant: str,
     ids = tiny.random_ids()
     wanted = _logits(cut, ids)
     again: Any = load(tmp_path / "out")
-    assert torch.equal(_logits(again, ids), wanted)
+    assert (_logits(again, ids) - wanted).abs().max() < tiny.ROUNDING
     record = json.loads((tmp_path / "out" / "config.json").read_text())
     depth = record[spec_for(model.config).depth]
     assert all(len(record[key]) == depth for key in ("layer_types", "no_rope_layers") if record.get(key))
@@ -147,4 +147,4 @@ def test_stock_transformers_open_them_all(tmp_path: Path) -> None:
         save(tmp_path / variant, cut, tiny.tiny_tokenizer(), plan=plan, report={}, card="")
         wanted[str(tmp_path / variant)] = _logits(cut, ids)
     for folder, logits in logits_elsewhere(list(wanted), tmp_path / "ids.pt").items():
-        assert torch.equal(logits, wanted[folder]), folder
+        assert (logits - wanted[folder]).abs().max() < tiny.ROUNDING, folder

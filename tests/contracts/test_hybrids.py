@@ -87,7 +87,7 @@ def test_what_is_left_decodes_as_it_computes(variant: str, which: str, tmp_path:
     assert (_logits(cut, ids) - _logits(tiny.masked_model(model, plan), ids)).abs().max() < TOLERANCE
     folder = save(tmp_path / "out", cut, tiny.tiny_tokenizer(), plan=plan, report={}, card="")
     opened: Any = load(folder)
-    assert torch.equal(_logits(opened, ids), _logits(cut, ids))
+    assert (_logits(opened, ids) - _logits(cut, ids)).abs().max() < tiny.ROUNDING
     padded, mask = ids.clone(), torch.ones_like(ids)
     padded[0, :3], mask[0, :3] = 0, 0
     for cache in ("dynamic", "static"):

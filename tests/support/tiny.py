@@ -44,6 +44,8 @@ from multipruner.core.structure import GONE, Anatomy, Structure
 from multipruner.engine.cutting import Projection, silenced
 
 VOCABULARY = 97
+ROUNDING = 1e-4
+"""Between logits of the same weights: grouped products of experts are rounded by where in memory their operands lie."""
 SIZES: dict[str, Any] = {
     "vocab_size": VOCABULARY,
     "hidden_size": 48,
