@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from results import Cell, flag, markdown, record
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 import multipruner
 from multipruner.commands.main import main as command
@@ -85,9 +85,8 @@ class Bench:
         return folder
 
     def _row(self, smaller: Path | None, folder: Path) -> list[Cell]:
-        stock = smaller == folder
-        opened: Any = AutoModelForCausalLM.from_pretrained if stock else multipruner.load
-        model, tokenizer = opened(folder, dtype="auto"), AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        model = multipruner.load(folder, dtype="auto")
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         tokens = _record(smaller)["tokens"]["after"] if smaller else self.rows
         own = _record(smaller)["ratio"] if smaller else 0.0
         bits = self._judged(model, tokenizer)

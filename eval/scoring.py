@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -168,6 +168,12 @@ def token_losses(model: PreTrainedModel, batch: Tensor, chunked: bool) -> Tensor
     if not found.isfinite().all():
         raise NumericsError(f"the perplexity loss is not finite: {_cause(model)}")
     return found
+
+
+def bytes_predicted(tokenizer: Any, ids: Sequence[int]) -> int:
+    """Return the bytes (UTF-8) that a sequence's tokens stand for, but for the first one, which nobody predicts."""
+    whole, first = (len(tokenizer.decode(one, clean_up_tokenization_spaces=False).encode()) for one in (ids, ids[:1]))
+    return whole - first
 
 
 def _logits(head: Any, hidden: Tensor) -> Iterator[Tensor]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from multipruner.core.errors import CalibrationError, ConfigError
 from multipruner.eval.results import MetricResult
-from multipruner.eval.scoring import cut_rows, head_stands_alone, token_losses
+from multipruner.eval.scoring import bytes_predicted, cut_rows, head_stands_alone, token_losses
 from multipruner.eval.suite.subject import Subject
 
 _EDGES = (0, 16, 64, 256, 1024, 4096, 16384, 65536, 262144)
@@ -62,10 +62,7 @@ def _bits(subject: Subject, rows: Tensor, losses: list[Tensor]) -> dict[str, flo
     """Return bits per byte of every sequence: what its tokens stand for, but for the first one, in UTF-8."""
     found = {}
     for number, (row, loss) in enumerate(zip(rows.tolist(), losses, strict=True)):
-        whole, first = (
-            len(subject.tokenizer.decode(ids, clean_up_tokenization_spaces=False).encode()) for ids in (row, row[:1])
-        )
-        found[str(number)] = float(loss.sum()) / math.log(2) / max(1, whole - first)
+        found[str(number)] = float(loss.sum()) / math.log(2) / max(1, bytes_predicted(subject.tokenizer, row))
     return found
 
 

@@ -19,8 +19,8 @@ template, the configuration and the generation settings name, then the tokens th
 that merging passes through on the way to them. So any text can still be told, if with more tokens. Rows of embeddings
 and head are those of the dense model; no weight changes, and text of tokens that stay gives the same logits for them.
 
-The result is an ordinary checkpoint of the same class, with its tokenizer, that transformers and servers open, and that
-multipruner prunes like any other:
+The result is an ordinary checkpoint of the same class, with its tokenizer, that transformers open, and that multipruner
+prunes like any other:
   python -m multipruner vocabulary --model llama --text alpaca --tokens 24576 --output small-words
   python -m multipruner --model ./small-words --ratio 0.2
 

@@ -26,12 +26,11 @@ from multipruner.storage.tensor_bytes import Part, parts_of, write_index, write_
 from multipruner.storage.tensor_headers import INDEX, json_object, stored_tensors, weight_files
 
 from .dense import shell_of
+from .written import check_opens
 
 CURE = "or write the text model alone, with --text-only"
 _CARRIED = (*TOKENIZER, "*config.json", "*.jinja", "LICENSE*", "NOTICE*", "SYSTEM_PROMPT.txt")
 """What goes along: files of tokenizer and processor, settings of generation, the licence."""
-_TRIAL = 8
-"""Tokens that the written model is tried with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +191,6 @@ def _carried(wrapper: Path) -> list[Path]:
     return sorted(found - {wrapper / "config.json"})
 
 
-@torch.no_grad()
 def check_whole(folder: Path, whole: Whole, text: Mapping[str, Part], *, reopen: bool) -> None:
     """Hold a folder against what should be in it; where memory allows, and it is asked for, the stock class opens it,
     and a few tokens go through.
@@ -208,16 +206,13 @@ def check_whole(folder: Path, whole: Whole, text: Mapping[str, Part], *, reopen:
         raise OutputError(f"what was written differs from what the plan leaves: {differ[0][0]}")
     if not reopen or 2 * sum(path.stat().st_size for path in weight_files(folder)) > free_memory():
         return
-    try:
+
+    def opened() -> Any:
         cls: Any = getattr(transformers, whole.tower.class_name)
         again, told = cls.from_pretrained(folder, use_safetensors=True, output_loading_info=True)
         lost = sorted(str(each) for key in ("missing_keys", "mismatched_keys") for each in told.get(key) or ())
         if lost:
             raise ValueError(f"{lost[0]} is not there, or of another shape")
-        ids = torch.arange(_TRIAL)[None]
-        finite = bool(again(input_ids=ids, use_cache=False).logits.isfinite().all())
-    except Exception as error:  # whatever it is: what was written cannot be used
-        reason = " ".join(str(error).split())[:300]
-        raise OutputError(f"what was written cannot be opened again ({type(error).__name__}: {reason})") from error
-    if not finite:
-        raise OutputError("what was written gives logits that are not finite; try the dense model in float32")
+        return again
+
+    check_opens(opened)

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from multipruner.checkpoint.load import load
 from multipruner.checkpoint.save import weight_bytes
-from multipruner.core.errors import OutputError
+from multipruner.core.errors import OutputError, in_brief
 from multipruner.storage.memory import free_memory
 from multipruner.storage.tensor_headers import stored_tensors
 
@@ -22,7 +22,6 @@ _TRIAL = 8
 """Tokens that the written model is tried with."""
 
 
-@torch.no_grad()
 def check_written(
     folder: Path, model: PreTrainedModel, trust: bool, reopen: bool = True, opened: Callable[..., Any] = load
 ) -> None:
@@ -45,12 +44,24 @@ def check_written(
         raise OutputError(f"what was written differs from what should be left: {differ[0][0]}")
     if not reopen or 2 * weight_bytes(model) > free_memory():
         return
+    check_opens(lambda: opened(folder, dtype="auto", trust_remote_code=trust))
+
+
+@torch.no_grad()
+def check_opens(opened: Callable[[], Any]) -> None:
+    """Open what was written, and have a few tokens go through.
+
+    Args:
+        opened: gives the model, or raises whatever it likes.
+
+    Raises:
+        OutputError: when it cannot be used.
+    """
     try:
-        again = opened(folder, dtype="auto", trust_remote_code=trust)
-        ids = torch.arange(_TRIAL)[None] % again.config.vocab_size
+        again = opened()
+        ids = torch.arange(_TRIAL)[None] % again.get_input_embeddings().num_embeddings
         finite = bool(again(input_ids=ids, use_cache=False).logits.isfinite().all())
     except Exception as error:  # whatever it is: what was written cannot be used
-        reason = " ".join(str(error).split())[:300]
-        raise OutputError(f"what was written cannot be opened again ({type(error).__name__}: {reason})") from error
+        raise OutputError(f"what was written cannot be opened again ({in_brief(error)})") from error
     if not finite:
         raise OutputError("what was written gives logits that are not finite; try the dense model in float32")

@@ -18,10 +18,10 @@ def check_places(model: PreTrainedModel, name: str) -> None:
     Raises:
         UnsupportedModelError: naming the tensor.
     """
-    rows = _rows(model)
+    rows, others = _rows(model), _other_sizes(model)
     own = {id(parameter) for module in _places(model) for parameter in module.parameters()}
     for key, tensor in model.named_parameters():
-        if id(tensor) not in own and rows in tensor.shape and rows not in _other_sizes(model):
+        if id(tensor) not in own and rows in tensor.shape and rows not in others:
             raise UnsupportedModelError(
                 f"{name} has {key}, {list(tensor.shape)}, with as many rows as it has tokens; only embeddings and head "
                 "can be cut"
@@ -46,7 +46,7 @@ def keep_rows(model: PreTrainedModel, ids: Sequence[int]) -> PreTrainedModel:
     for module in _places(model):
         for name, parameter in list(module.named_parameters(recurse=False)):
             if id(parameter) not in done:
-                rows = parameter.detach().index_select(0, index)
+                rows = parameter.detach().index_select(0, index.to(parameter.device))
                 done[id(parameter)] = nn.Parameter(rows, requires_grad=False)
             setattr(module, name, done[id(parameter)])
         for size in ("num_embeddings", "out_features"):

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from multipruner.core.errors import CalibrationError
 from multipruner.eval.inference import inference
-from multipruner.eval.scoring import context_length, head_stands_alone, token_losses
+from multipruner.eval.scoring import bytes_predicted, context_length, head_stands_alone, token_losses
 from multipruner.sources.rows import stretches
 
 _PIECE = 2000
@@ -64,6 +64,6 @@ def bits_per_byte(
                 continue
             chunked = head_stands_alone(model, row) if chunked is None else chunked
             nats += float(token_losses(model, row, chunked).sum())
-            size += len(tokenizer.decode(row[0, 1:], clean_up_tokenization_spaces=False).encode())
+            size += bytes_predicted(tokenizer, row[0].tolist())
     progress(len(pieces), len(pieces))
     return nats / math.log(2) / max(size, 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -88,9 +89,11 @@ class _Dense:
     def chosen(self, tokens: int | None, multiple: int) -> Choice:
         return choose(self.kind, self.counts, self.needed, tokens, multiple)
 
-    def sizes(self, choice: Choice) -> Sizes:
+    def cut(self, choice: Choice) -> dict[str, Any]:
+        return cut_record(self.record, self.kind, choice.numbers)
+
+    def sizes(self, choice: Choice, record: Mapping[str, Any]) -> Sizes:
         rows, each = row_parameters(self.model)
-        record = cut_record(self.record, self.kind, choice.numbers)
         fitted = fit(self.found.tokenizer, tokenizer_of(record), self.text.held_out[:_TRIED], choice.numbers)
         parameters = sum(tensor.numel() for tensor in self.model.parameters())
         return Sizes(rows, len(choice.ids), parameters, parameters - each * (rows - len(choice.ids)), fitted)
@@ -135,25 +138,27 @@ def cut_vocabulary(
         _show_ladder(dense, wanted, console)
         return None
     choice = dense.chosen(wanted.tokens, wanted.multiple)
-    sizes = dense.sizes(choice)
+    cut = dense.cut(choice)
+    sizes = dense.sizes(choice, cut)
     say(sizes.line())
     if sizes.after >= sizes.before:
         raise ConfigError(f"all {sizes.before:,} tokens would stay; give --tokens N below that, or a narrower text")
-    measured = _measured(source, recipe, dense, choice, console) if wanted.measure else {}
+    measured = _measured(source, recipe, dense, choice, cut, console) if wanted.measure else {}
     result = Result(source, recipe, sizes, choice, asdict(wanted), measured, command)
     for line in result.lines():
         say(line)
     check_space(target, weight_bytes(dense.model))
     smaller = keep_rows(dense.model, choice.ids)
     with whole_folder(target, keep_others) as partial_folder:
-        lost = _write(partial_folder, dense, smaller, choice, recipe, console)
+        lost = _write(partial_folder, dense, smaller, choice, cut, recipe, console)
         (partial_folder / CARD).write_text(card_of(result), encoding="utf-8")
         record = record_of(result, partial_folder, time.perf_counter() - began)
         (partial_folder / VOCABULARY).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
         open_to_others(partial_folder)
     for name in lost:
         say(f"note: {name} of the dense model is left out; tokenizer.json stands for it")
-    say(f"written to {output}; prune it like any model: python -m multipruner --model {output} --ratio 0.2")
+    quoted = shlex.quote(str(output))
+    say(f"written to {output}; prune it like any model: python -m multipruner --model {quoted} --ratio 0.2")
     tell(console, "result", folder=str(output), parameters=record["parameters"], tokens=record["tokens"])
     return record
 
@@ -173,14 +178,13 @@ def _dense(source: ResolvedModel, recipe: Recipe, wanted: Wanted, console: Conso
     with counting_display(console, "counting") as show:
         counts = count_tokens(found.tokenizer, text.counted, named(show, "counting"))
     settings = [json_object(path) for name in _SETTINGS if (path := found.folder / name).is_file()]
-    special = special_ids(record)
+    special, named_there = special_ids(record), {one for each in settings for one in named_ids(each)}
     if wanted.drop_reserved:
-        named_too = {one for each in settings for one in named_ids(each)}
         special = {
             number: name for number, name in special.items()
-            if counts[number] or number in named_too or not any(word in name.lower() for word in _RESERVED)
+            if counts[number] or number in named_there or not any(word in name.lower() for word in _RESERVED)
         }  # fmt: skip
-    needed = {*special, *(one for each in settings for one in named_ids(each)), *template_ids(found.tokenizer)}
+    needed = {*special, *named_there, *template_ids(found.tokenizer)}
     rows, _ = row_parameters(model)
     return _Dense(found, model, record, kind, text, counts, frozenset(one for one in needed if one < rows))
 
@@ -198,11 +202,11 @@ def _show_ladder(dense: _Dense, wanted: Wanted, console: Console) -> None:
     say(f"{most.needed:,} tokens stay whatever the text; the text has {most.seen:,} of {len(dense.kind.numbers):,}")
     say(f"{'tokens':>9}{'parameters':>14}{'fewer':>8}{'bytes a token':>15}{'more tokens':>13}{'as before':>11}")
     for _, choice in sorted(sizes.items(), reverse=True):
-        say(dense.sizes(choice).row())
+        say(dense.sizes(choice, dense.cut(choice)).row())
 
 
 def _measured(
-    source: ResolvedModel, recipe: Recipe, dense: _Dense, choice: Choice, console: Console
+    source: ResolvedModel, recipe: Recipe, dense: _Dense, choice: Choice, cut: Mapping[str, Any], console: Console
 ) -> dict[str, tuple[float, float]]:
     """Return bits per byte of the dense model and of the smaller one, by text."""
     texts = {"held-out text": dense.text.held_out}
@@ -214,7 +218,7 @@ def _measured(
             raise
         teller(console)(f"{error}. Bits per byte are compared on the held-out text alone.")
     pieces = {name: pieces_of(rows, _PIECES) for name, rows in texts.items()}
-    smaller = tokenizer_of(cut_record(dense.record, dense.kind, choice.numbers), dense.found.tokenizer)
+    smaller = tokenizer_of(cut, dense.found.tokenizer)
     with waiting_display(console, "loading"):
         model, tokenizer = load_dense(source, recipe)
     found: dict[str, list[float]] = {name: [] for name in pieces}
@@ -230,12 +234,17 @@ def _measured(
 
 
 def _write(
-    folder: Path, dense: _Dense, smaller: PreTrainedModel, choice: Choice, recipe: Recipe, console: Console
+    folder: Path,
+    dense: _Dense,
+    smaller: PreTrainedModel,
+    choice: Choice,
+    cut: Mapping[str, Any],
+    recipe: Recipe,
+    console: Console,
 ) -> list[str]:
     """Write everything but the record, and hold it against what it should be; return the files that have no place."""
     found, numbers = dense.found, choice.numbers
-    record = cut_record(dense.record, dense.kind, numbers)
-    lost = write_files(folder, found.folder, found.tokenizer, record, numbers)
+    lost = write_files(folder, found.folder, found.tokenizer, cut, numbers)
     for name in _SETTINGS:
         if (found.folder / name).is_file():
             settings = renumbered(json_object(found.folder / name), numbers)
@@ -247,16 +256,10 @@ def _write(
     with bytes_display(console, "writing", weight_bytes(smaller)) as tick:
         write_weights(folder, smaller, SHARD_SIZE, tick)
     trust = trusts(recipe.trust_remote_code)
-    how = {"use_safetensors": True, "trust_remote_code": trust} if found.spec.remote_code else {"use_safetensors": True}
-    opened = partial(_opened, **how)
-    check_written(folder, smaller, trust, True, opened)
+    check_written(folder, smaller, trust, opened=partial(AutoModelForCausalLM.from_pretrained, use_safetensors=True))
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust)
     rows = [*dense.text.held_out[:_TRIED]]
-    for row, ids, wanted in zip(rows, encoded(tokenizer, rows), encoded(tokenizer_of(record), rows), strict=True):
+    for row, ids, wanted in zip(rows, encoded(tokenizer, rows), encoded(tokenizer_of(cut), rows), strict=True):
         if ids != wanted:
             raise OutputError(f"the written tokenizer tells a text otherwise than was chosen: {row[:60]!r}")
     return lost
-
-
-def _opened(folder: Path, trust_remote_code: bool = False, **how: Any) -> PreTrainedModel:
-    return AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=trust_remote_code, **how)
