@@ -37,13 +37,17 @@ def shape_of(prunable: Prunable) -> Shape:
     return Shape(inputs, weights, prunable.head_weight.shape[1], prunable.costs.head_macs, prunable.anatomy.layers)
 
 
-def texts_for(recipe: Recipe, prunable: Prunable, unwritten: Callable[[int, int, int], int] | None = None) -> Texts:
+Unwritten = Callable[[int, int, int], int]
+"""Tells of (sequences, length, seed) how many sequences are still to be sampled."""
+
+
+def texts_for(recipe: Recipe, prunable: Prunable, unwritten: Unwritten | None = None) -> Texts:
     """Return the sizes of a recipe's texts.
 
     Args:
         recipe: says how much.
         prunable: the model, for its context.
-        unwritten: tells of (sequences, length, seed) how many are still to be sampled; default: all.
+        unwritten: see :data:`Unwritten`; default: all.
     """
     spec, context = recipe.text, context_length(prunable.model.config)
     length, judge = min(spec.length, context), recipe.evaluation

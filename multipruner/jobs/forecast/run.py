@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +23,22 @@ from multipruner.sources.sampled_text import unsampled
 from multipruner.storage.cache import cache_folder
 from multipruner.storage.memory import free_memory, peak_memory, size_text
 
-from .count import budgets_of, shape_of, texts_for, work_of
+from .count import Searched, Unwritten, budgets_of, shape_of, texts_for, work_of
+from .efforts import quicker
 from .memory import Sizes, grams, peaks
 from .needs import Fetch, model_of, texts_of
 from .rates import Rates, measured
 from .stand_in import meta_model, stand_in
 from .walks import layers_on_disk, said, walking, walks_of
-from .work import Work
+from .work import Texts, Work
 
 _LAYERS = 2
 """Layers from disk that are in memory: one, and what it is made of, or leaves of it."""
 _LIBRARIES = 256 << 20
 """Bytes of what a run imports on its way."""
+_LONG = 600.0
+"""Seconds of a run from which on quicker efforts are named that take at most ``_SHORTER`` of them."""
+_SHORTER = 0.8
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,7 @@ class Forecast:
         disk: bytes by folder that must have room for them.
         budgets: what the budgets mean, one fact a line.
         fetches: what is not on this machine, or is.
+        efforts: seconds at every quicker effort, by its name.
     """
 
     work: Mapping[str, Work]
@@ -56,6 +61,7 @@ class Forecast:
     disk: Mapping[str, int]
     budgets: tuple[str, ...]
     fetches: tuple[Fetch, ...] = ()
+    efforts: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def seconds(self) -> dict[str, float]:
@@ -83,9 +89,16 @@ class Forecast:
         least = f" ({stages})" if stages else ""
         return [
             f"expected: {spoken(sum(self.seconds.values()))} from here{least}, at most {self._most()} of memory",
+            *self._quicker(),
             *self._walks(),
             *self.budgets[:1],
         ]
+
+    def _quicker(self) -> list[str]:
+        whole = sum(self.seconds.values())
+        shorter = {name: seconds for name, seconds in self.efforts.items() if seconds <= _SHORTER * whole}
+        said = ", ".join(f"{spoken(seconds)} with --effort {name}" for name, seconds in shorter.items())
+        return [f"on less text: {said}"] if said and whole >= _LONG else []
 
     def _walks(self) -> list[str]:
         walks = sum(work.walks for work in self.work.values())
@@ -105,7 +118,7 @@ class Forecast:
         lines += [fetch.line() for fetch in self.fetches]
         for folder, needed in self.disk.items():
             lines.append(f"disk: {size_text(needed)} in {folder}, {size_text(_free(Path(folder)))} are free")
-        return [*lines, *self._walks(), *self.budgets]
+        return [*lines, *self._quicker(), *self._walks(), *self.budgets]
 
 
 def _existing(folder: Path) -> Path:
@@ -147,9 +160,7 @@ def forecast(
     item = prunable.head_weight.element_size() if computed is None else computed
     kept = None if tokenizer is None else lambda n, length, seed: unsampled(model, tokenizer, n, length, seed)
     texts = texts_for(recipe, prunable, kept)
-    shape, (by_stage, searched) = shape_of(prunable), work_of(recipe, prunable, texts)
-    if on_disk:
-        by_stage |= {stage: by_stage[stage] + Work(walks=n) for stage, n in walks_of(recipe, texts).items() if n}
+    shape, (by_stage, searched) = shape_of(prunable), _stages(recipe, prunable, texts, on_disk)
     clock = prunable if measures_on is None else measures_on
     rates = measured(
         clock, layers=prunable.anatomy.layers, length=texts.length, long=texts.evaluated_length if texts.evaluated else
@@ -166,10 +177,24 @@ def forecast(
     there = 0 if model.device.type != "cpu" else _idle(model, measures_on)
     options = [one for round_ in searched.rounds for one in round_] if recipe.repair_stage == "search" else []
     found = peaks(by_stage, texts, shape, sizes, searched.base, options)
+    efforts = {name: _seconds(other, prunable, rates, kept, on_disk) for name, other in quicker(recipe).items()}
     cache = fetched + (grams(texts, shape) if recipe.moments == "disk" else 0) + 2 * result * on_disk
     disk = {str(output): int(1.05 * result)} | ({str(cache_folder()): cache} if cache else {})
     return Forecast(by_stage, rates, {name: there + size for name, size in found.items()}, disk,
-                    budgets_of(recipe, prunable), fetches)  # fmt: skip
+                    budgets_of(recipe, prunable), fetches, efforts)  # fmt: skip
+
+
+def _stages(recipe: Recipe, prunable: Prunable, texts: Texts, on_disk: bool) -> tuple[dict[str, Work], Searched]:
+    """Return the work of every stage, and of the search candidate by candidate."""
+    by_stage, searched = work_of(recipe, prunable, texts)
+    if on_disk:
+        by_stage |= {stage: by_stage[stage] + Work(walks=n) for stage, n in walks_of(recipe, texts).items() if n}
+    return by_stage, searched
+
+
+def _seconds(recipe: Recipe, prunable: Prunable, rates: Rates, kept: Unwritten | None, on_disk: bool) -> float:
+    by_stage, _ = _stages(recipe, prunable, texts_for(recipe, prunable, kept), on_disk)
+    return sum(map(rates.seconds, by_stage.values()))
 
 
 def _idle(model: Any, measures_on: Prunable | None) -> int:

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,17 @@ from torch.nn.modules.module import register_module_forward_hook
 
 import multipruner
 from multipruner.commands.main import main
+from multipruner.config.effort import EFFORTS
 from multipruner.config.recipe import Recipe
 from multipruner.engine.moments import gather
 from multipruner.engine.objective import CalibrationObjective
 from multipruner.engine.prunable import Prunable
 from multipruner.jobs.forecast import rates
+from multipruner.jobs.forecast.efforts import quicker
 from multipruner.jobs.forecast.needs import Fetch, model_of
+from multipruner.jobs.forecast.rates import Rates
+from multipruner.jobs.forecast.run import Forecast
+from multipruner.jobs.forecast.work import Work
 from multipruner.recipes import mapping_for
 from tests.support.commands import arguments, paper_arguments
 from tests.support.tiny import tiny_model
@@ -237,3 +243,24 @@ def test_the_algebra_of_wide_blocks_is_timed_again_and_again() -> None:
     """An order takes several channels out at once where there are many; a timing goes on where the last one ended."""
     clock = rates._Clock(Prunable.of(tiny_model("llama", layers=1, intermediate_size=1536)))
     assert all(found > 0 for _ in range(3) for found in clock.algebra())
+
+
+@pytest.mark.parametrize("own", ["balanced", "thorough"])
+def test_a_quicker_effort_is_the_recipe_that_would_have_been_typed(own: str) -> None:
+    typed = {"model": "llama", "ratio": 0.3, "calibration": {"sequences": 6}, "ridge": 0.02}
+    found = quicker(Recipe.build({**typed, "effort": own}))
+    assert list(found) == list(EFFORTS)[: list(EFFORTS).index(own)]
+    assert all(one == Recipe.build({**typed, "effort": name}) for name, one in found.items())
+    assert quicker(Recipe.build({**typed, "effort": "fast"})) == {}
+    assert quicker(Recipe.build({"model": "llama", "method": "paper"})) == {}
+
+
+def test_a_long_run_names_the_efforts_that_are_quicker() -> None:
+    work = {"text": Work(products=1.0)}
+    slow = Rates(**{**dict.fromkeys(("layer", "long_layer", "head", "step", "step_row", "update", "byte"), 0.0),
+                    "product": 900.0})  # fmt: skip
+    found = Forecast(work, slow, {"text": 1 << 20}, {}, ("ratio",), (), {"fast": 500.0, "balanced": 890.0})
+    assert found.brief()[1] == "on less text: 500 s with --effort fast"
+    assert found.brief()[1] in found.lines()
+    quick = replace(found, rates=replace(slow, product=590.0))
+    assert len(quick.brief()) == 2 and "effort" not in "".join(quick.lines())
