@@ -19,7 +19,7 @@ from multipruner.commands.main import main as command_line
 from multipruner.report.compare.figure import _joined, pareto_figure
 from multipruner.report.compare.section import _apart
 from multipruner.report.compare.standing import BITS, Point, Ranking, rankings
-from multipruner.report.figures.runs import curves
+from multipruner.report.figures.runs import curves, perplexity_figure
 from multipruner.report.figures.structure import structures_figure
 from multipruner.report.inputs import read_folders
 from tests.support.tiny import tiny_model, tiny_tokenizer
@@ -192,6 +192,18 @@ def test_tuned_runs_are_ranked_apart(folders: Folders) -> None:
     assert {name: row["kind"] for name, row in rows.items()} == {
         "pruned": "pruned", "tuned": "tuned", "better": "tuned",
     }  # fmt: skip
+
+
+def test_perplexities_of_tuned_runs_are_a_line_of_their_own(folders: Folders) -> None:
+    evaluation = {"settings": {}, "perplexity": {"text": contrast(10.0, 10.5)}, "tasks": {}, "average": None}
+    pruned = folders("pruned", 15.0, 700)
+    tuned = folders("tuned", 0, 600, tuned={"steps": 3}, perplexity={}, evaluations=[evaluation])
+    (curve,) = curves(read_folders([pruned, tuned])[0])
+    assert [[point.run for point in curve.of(kind).points] for kind in (False, True)] == [["pruned"], ["tuned"]]
+    drawn = perplexity_figure([curve], "runs-perplexity")
+    rows = list(csv.DictReader(io.StringIO(drawn.csv)))
+    assert [(row["run"], row["tuned"]) for row in rows] == [("dense", "0"), ("pruned", "0"), ("tuned", "1")]
+    assert "text, tuned" in drawn.wide
 
 
 def test_perplexities_of_other_texts_models_and_tokenizers_are_not_compared(folders: Folders) -> None:

@@ -97,9 +97,9 @@ def _apart(ranked: Sequence[Ranking], alone: Sequence[RunFiles]) -> list[Html]:
 
 
 def _runs_table(runs: Sequence[RunFiles], found: Sequence[Curve], anchor: Anchor) -> Html:
-    shared = max(found, key=lambda curve: len({point[0] for point in curve.points}), default=None)
+    shared = max(found, key=lambda curve: len({point.run for point in curve.points}), default=None)
     heading = f"perplexity, {shared.text}" if shared else "perplexity"
-    values = {run: value for run, _, value, _ in shared.points} if shared else {}
+    values = {point.run: point.perplexity for point in shared.points} if shared else {}
     rows = []
     for run in runs:
         report, kept = run.report, run.structure

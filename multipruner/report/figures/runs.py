@@ -6,9 +6,9 @@ import hashlib
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
@@ -21,6 +21,17 @@ from .drawing import BLUE, GRID, MUTED, NARROW, SERIES, Drawing, canvas, drawing
 _MARKERS = "osD^vP"
 
 
+class Measured(NamedTuple):
+    """One run's perplexity on one text."""
+
+    run: str
+    ratio: float
+    perplexity: float
+    stderr: float | None
+    tuned: bool
+    """Whether the model was trained after the cut."""
+
+
 @dataclass(frozen=True, slots=True)
 class Curve:
     """Perplexities that may be compared: the same dense model and tokenizer, and the same number for the dense model on
@@ -30,8 +41,12 @@ class Curve:
     model: str
     text: str
     dense: float
-    points: tuple[tuple[str, float, float, float | None], ...]
-    """(run, ratio, perplexity, standard error), by ratio."""
+    points: tuple[Measured, ...]
+    """By ratio."""
+
+    def of(self, tuned: bool) -> Curve:
+        """Return the points of tuned models alone, or those of models as they were pruned."""
+        return replace(self, points=tuple(point for point in self.points if point.tuned == tuned))
 
 
 def curves(runs: Sequence[RunFiles]) -> list[Curve]:
@@ -39,7 +54,7 @@ def curves(runs: Sequence[RunFiles]) -> list[Curve]:
     another text, and a perplexity counts per token of the run's own tokenizer.
     """
     names: dict[str, str] = {}
-    groups: dict[tuple[str, str, str | None, float], list[tuple[str, float, float, float | None]]] = {}
+    groups: dict[tuple[str, str, str | None, float], list[Measured]] = {}
     for run in runs:
         model = run.report.model
         base = model.fingerprint or model.name
@@ -49,12 +64,13 @@ def curves(runs: Sequence[RunFiles]) -> list[Curve]:
             for text, c in scores.perplexity.items():
                 if math.isfinite(c.dense) and math.isfinite(c.pruned):
                     key = (text, base, tokenizer, float(f"{c.dense:.6g}"))
-                    point = (run.label, run.report.ratio, c.pruned, c.pruned_stderr)
+                    tuned = bool(run.report.tuned)
+                    point = Measured(run.label, run.report.ratio, c.pruned, c.pruned_stderr, tuned)
                     points = groups.setdefault(key, [])
                     if point not in points:
                         points.append(point)
     return [
-        Curve(names[base], text, dense, tuple(sorted(points, key=lambda each: each[1])))
+        Curve(names[base], text, dense, tuple(sorted(points, key=lambda each: each.ratio)))
         for (text, base, _, dense), points in groups.items()
     ]
 
@@ -70,21 +86,24 @@ def vocabulary_of(folder: Path) -> str | None:
 
 
 def perplexity_figure(found: Sequence[Curve], name: str) -> Drawing:
-    """Return perplexity against ratio, a line per text."""
+    """Return perplexity against ratio, a line per text, of pruned models and of tuned ones."""
 
     one_model = len({curve.model for curve in found}) == 1
+    lines = [(line, tuned) for curve in found for tuned in (False, True) if (line := curve.of(tuned)).points]
 
     def paint(width: float) -> Figure:
         figure, (axes,) = canvas(width, 3.8)
         named: set[str] = set()
-        for index, curve in enumerate(found):
+        for index, (curve, tuned) in enumerate(lines):
             colour, marker = SERIES[index % len(SERIES)], _MARKERS[index % len(_MARKERS)]
-            ratios, values = [0.0, *(p[1] for p in curve.points)], [curve.dense, *(p[2] for p in curve.points)]
-            errors = [0.0, *(p[3] or 0 for p in curve.points)]
+            ratios = [0.0, *(point.ratio for point in curve.points)]
+            values = [curve.dense, *(point.perplexity for point in curve.points)]
+            errors = [0.0, *(p.stderr or 0 for p in curve.points)]
             label = printable(curve.text if one_model else f"{curve.text} · {curve.model}", 44)
-            style = {"markersize": 5, "linewidth": 1.0, "capsize": 2.5, "linestyle": ":"}
+            label += ", tuned" if tuned else ""
+            style = {"markersize": 5, "linewidth": 1.0, "capsize": 2.5, "linestyle": "--" if tuned else ":"}
             axes.errorbar(ratios, values, yerr=errors, color=colour, marker=marker, label=label, **style)
-            for run, ratio, value, _ in curve.points:
+            for run, ratio, value, *_ in curve.points:
                 if run not in named:
                     above = len(named) % 2 == 0
                     named.add(run)
@@ -106,17 +125,17 @@ def perplexity_figure(found: Sequence[Curve], name: str) -> Drawing:
         name=name,
         title="Perplexity against ratio",
         caption="At 0% the dense model. Whiskers are one standard error; the axis is logarithmic. Only perplexities of "
-        "the same text and the same dense model are joined.",
+        "the same text and the same dense model are joined, and tuned models with tuned ones.",
         alt="; ".join(
             f"{curve.text}: dense {curve.dense:.4g}, "
-            + ", ".join(f"{run} at {ratio:.1%} {value:.4g}" for run, ratio, value, _ in curve.points)
+            + ", ".join(f"{run} at {ratio:.1%} {value:.4g}" for run, ratio, value, *_ in curve.points)
             for curve in found
         ),
-        columns=("model", "text", "run", "ratio", "perplexity", "stderr"),
+        columns=("model", "text", "run", "ratio", "perplexity", "stderr", "tuned"),
         rows=[
-            (curve.model, curve.text, *row)
+            (curve.model, curve.text, *row[:-1], int(row[-1]))
             for curve in found
-            for row in (("dense", 0.0, curve.dense, None), *curve.points)
+            for row in (("dense", 0.0, curve.dense, None, False), *curve.points)
         ],
     )
 
