@@ -47,7 +47,7 @@ def power(scale: Tensor) -> Tensor:
 
 
 def spread(scale: Tensor, shape: Sequence[int], block: Sequence[int | None] = (None, None)) -> Tensor:
-    """Repeat one number a block so that there is one for every row and column.
+    """Return scales with one for every row and column, from one a block.
 
     Args:
         scale: one number for all, one a row, or one for each block of a matrix; blocks at the end may be cut.

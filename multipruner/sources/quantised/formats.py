@@ -43,7 +43,7 @@ class Packed:
         return ending in self.tensors
 
     def shape(self, ending: str) -> tuple[int, ...]:
-        """Of one of them."""
+        """Return that of one of them."""
         return self.tensors[ending].shape
 
     def read(self, ending: str, number: int | None = None) -> Tensor:
