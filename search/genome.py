@@ -49,6 +49,8 @@ class StructureSpace:
         groups = {(self.ladder.kind(rung), self.ladder.rungs[rung].axis): self.ladder.alike(rung)
                   for rung in range(len(self.ladder))}  # fmt: skip
         self._alike = list(groups.values())
+        if len(self.ladder) < 2:
+            raise ConfigError("fewer than two parts of the model may change: there is nothing to search; freeze less")
         self._check_reachable()
 
     def holds(self, structure: Structure) -> bool:
@@ -263,9 +265,13 @@ class StructureSpace:
                 )
 
     def _extremes(self) -> list[Structure]:
-        """Return the dense structure, and all that keep the least of one block of each kind."""
-        found, rows = [self.ladder.dense], [self.ladder.of_kind(kind) for kind in self._kinds]
-        for number in range(max(map(len, rows))):  # kinds that fewer layers have come round again
+        """Return the dense structure, and all that keep the least of one block of each kind; where one is frozen that
+        is no block.
+        """
+        found, none = [self.ladder.dense], [0] * len(self.ladder)
+        kinds = [kind for kind in self._kinds if not self.ladder.blocks(none, kind)]
+        rows = [self.ladder.of_kind(kind) for kind in kinds]
+        for number in range(max(map(len, rows), default=1)):  # kinds that fewer layers have come round again
             places = {row[number % len(row)] for row in rows}
             found.append(self.ladder.structure([int(place in places) for place in range(len(self.ladder))]))
         return found

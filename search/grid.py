@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from math import gcd, prod
+from typing import Any
 
 from multipruner.core.axes import AXES, BLOCK_KINDS, Axis, Dimension
 from multipruner.core.errors import ConfigError
@@ -24,18 +25,29 @@ class Grid:
         steps: axis -> units that leave together; an axis that is not named stays whole.
         partial: axes whose step need not divide the dense count: units leave from the end, what stays is uneven.
         least: axis -> units that stay at least, where a token goes through more than one.
+        frozen: (kind, layer) of the blocks that stay whole; ``""`` for all kinds of a layer, until it is of a model.
     """
 
     steps: Mapping[str, int]
     partial: frozenset[str] = frozenset()
     least: Mapping[str, int] = field(default_factory=dict)
+    frozen: frozenset[tuple[str, int]] = frozenset()
 
     def of_model(self, anatomy: Anatomy) -> Grid:
-        """Return the same for one model: of the axes that its blocks have, and with what of them stays at least."""
+        """Return the same for one model: of the axes that its blocks have, and with what of them stays at least.
+
+        Raises:
+            ConfigError: when a block that is to stay whole is none of the model's, or all are to.
+        """
         names = {axis.name: axis for kind in anatomy.kinds for axis in BLOCK_KINDS[kind].axes}
         steps = {name: step for name, step in self.steps.items() if name in names}
         least = {name: anatomy.least(name) for name, axis in names.items() if axis.active}
-        return replace(self, steps=steps, partial=self.partial & set(names), least=least)
+        frozen = _frozen(self.frozen, anatomy)
+        return replace(self, steps=steps, partial=self.partial & set(names), least=least, frozen=frozen)
+
+    def freezes(self, place: Place) -> bool:
+        """Tell whether a block stays whole."""
+        return (place.kind, place.layer) in self.frozen
 
     def fewest(self, axis: Axis) -> int:
         """Tell how many units of an axis with a step a block that is there keeps at least."""
@@ -49,8 +61,9 @@ class Grid:
         """
         for kind in anatomy.kinds:
             for number, axis in enumerate(BLOCK_KINDS[kind].axes):
-                counts = sorted({place.dense[number] for place in anatomy if place.kind == kind})
-                if axis.name in self.steps:
+                free = (place for place in anatomy if place.kind == kind and not self.freezes(place))
+                counts = sorted({place.dense[number] for place in free})
+                if counts and axis.name in self.steps:
                     self._check_axis(axis, counts)
 
     def _check_axis(self, axis: Axis, counts: list[int]) -> None:
@@ -87,12 +100,33 @@ class Grid:
 
     def of(self, place: Place) -> tuple[tuple[int, ...], ...]:
         """Return for every axis of a block the counts that it can have, ascending."""
+        if self.freezes(place):
+            return tuple((most,) for most in place.dense)
         axes = BLOCK_KINDS[place.kind].axes
         return tuple(self.counts(axis, most) for axis, most in zip(axes, place.dense, strict=True))
 
-    def to_json(self) -> dict[str, int | list[str]]:
+    def to_json(self) -> dict[str, Any]:
         """Return what tells this grid from another."""
-        return {**dict(sorted(self.steps.items())), "partial": sorted(self.partial)}
+        frozen = {"frozen": [list(block) for block in sorted(self.frozen)]} if self.frozen else {}
+        return {**dict(sorted(self.steps.items())), "partial": sorted(self.partial), **frozen}
+
+
+def _frozen(asked: frozenset[tuple[str, int]], anatomy: Anatomy) -> frozenset[tuple[str, int]]:
+    """Return kind and layer of every block that is asked for, by kind and layer or by layer alone."""
+    there = {(place.kind, place.layer) for place in anatomy}
+    found: set[tuple[str, int]] = set()
+    for kind, layer in sorted(asked):
+        own = {block for block in there if block[1] == layer and kind in ("", block[0])}
+        if not own:
+            what = f"no {kind} block in layer {layer}" if 0 <= layer < anatomy.layers else f"no layer {layer}"
+            raise ConfigError(
+                f"freeze: the model has {what}; its layers are 0 to {anatomy.layers - 1}, its kinds of block "
+                f"{', '.join(anatomy.kinds)}"
+            )
+        found |= own
+    if found and found == there:
+        raise ConfigError("freeze: all blocks of the model are to stay whole, so nothing can go; name fewer")
+    return frozenset(found)
 
 
 def _divisors(width: int) -> list[int]:
@@ -109,21 +143,22 @@ def candidates(dimension: Dimension, structure: Structure, anatomy: Anatomy, gri
     One block of each kind always stays, and no count falls below the least of its axis: what is removed whole is
     removed by the dimension "blocks".
     """
-    moves = _whole_blocks(structure, anatomy) if dimension == "blocks" else _units(dimension, structure, anatomy, grid)
-    return list(moves)
+    if dimension == "blocks":
+        return list(_whole_blocks(structure, anatomy, grid))
+    return list(_units(dimension, structure, anatomy, grid))
 
 
-def _whole_blocks(structure: Structure, anatomy: Anatomy) -> Iterator[Move]:
+def _whole_blocks(structure: Structure, anatomy: Anatomy, grid: Grid) -> Iterator[Move]:
     for kind in anatomy.kinds:
         if anatomy.count(structure, kind) > 1:
             for number in anatomy.of_kind(kind):
-                if structure[number]:
+                if structure[number] and not grid.freezes(anatomy[number]):
                     yield number, GONE
 
 
 def _units(dimension: Dimension, structure: Structure, anatomy: Anatomy, grid: Grid) -> Iterator[Move]:
     for number, (place, size) in enumerate(zip(anatomy, structure, strict=True)):
-        for at, axis in enumerate(BLOCK_KINDS[place.kind].axes if size else ()):
+        for at, axis in enumerate(BLOCK_KINDS[place.kind].axes if size and not grid.freezes(place) else ()):
             step = grid.steps.get(axis.name)
             if axis.dimension != dimension or step is None:
                 continue

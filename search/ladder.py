@@ -1,7 +1,7 @@
 """A structure as a row of small numbers: how many steps of the grid every axis of every residual block keeps.
 
 A rung is an axis that moves. The first axis of a block has a level 0, at which the block is gone; what its other axes
-keep is of no account then.
+keep is of no account then. Blocks that are frozen have no rung.
 """
 
 from __future__ import annotations
@@ -48,14 +48,16 @@ class Ladder:
             Rung(number, axis, (0, *counts) if axis == 0 else counts)
             for number, place in enumerate(anatomy)
             for axis, counts in enumerate(grid.of(place))
-            if axis == 0 or len(counts) > 1
+            if (axis == 0 and not grid.freezes(place)) or len(counts) > 1
         )
         self.tops: tuple[int, ...] = tuple(len(rung.counts) - 1 for rung in self.rungs)
         self._of_place = [
             [number for number, rung in enumerate(self.rungs) if rung.place == place] for place in range(len(anatomy))
         ]
         self._known: dict[tuple[int, ...], Size] = {}
-        self._heads = {kind: [self._of_place[p][0] for p in anatomy.of_kind(kind)] for kind in anatomy.kinds}
+        rungs = {kind: [self._of_place[place] for place in anatomy.of_kind(kind)] for kind in anatomy.kinds}
+        self._heads = {kind: [own[0] for own in rows if own] for kind, rows in rungs.items()}
+        self._frozen = {kind: sum(not own for own in rows) for kind, rows in rungs.items()}
 
     def __len__(self) -> int:
         return len(self.tops)
@@ -117,7 +119,7 @@ class Ladder:
 
     def blocks(self, levels: Sequence[int], kind: str) -> int:
         """Tell how many blocks of a kind are there."""
-        return sum(levels[number] > 0 for number in self._heads[kind])
+        return self._frozen[kind] + sum(levels[number] > 0 for number in self._heads[kind])
 
     def of_kind(self, kind: str) -> list[int]:
         """Return the rungs at whose level 0 a block of a kind is gone."""

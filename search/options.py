@@ -33,11 +33,13 @@ Chain = tuple[Size, ...]
 
 
 def levels(place: Place, grid: Grid) -> Chain:
-    """Return what a block can keep, from nothing to everything; the smaller ones first.
+    """Return what a block can keep, from nothing to everything; the smaller ones first. One that is frozen keeps all.
 
     Size is counted in units of all axes: a query head has as many parameters as a KV head (its rows of queries and its
     columns of the output; keys and values).
     """
+    if grid.freezes(place):
+        return (place.dense,)
     sizes = product(*grid.of(place))
     return (GONE, *sorted(sizes, key=lambda size: (sum(prod(size[: end + 1]) for end in range(len(size))), size)))
 
@@ -51,6 +53,8 @@ def chains(place: Place, grid: Grid, current: Size) -> tuple[Chain, ...]:
         grid: how finely it is cut.
         current: an option of it.
     """
+    if grid.freezes(place):
+        return ((place.dense,),)
     counts = grid.of(place)
     here = current or place.dense
     found = [(GONE, *_along(0, counts, here))]

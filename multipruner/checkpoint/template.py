@@ -138,7 +138,8 @@ def pruned_layer(config: Any, number: int) -> nn.Module:
     layer = stock_layer(own, number, vars(config))
     for kind in getattr(own, "skip", ()):
         block, norms = BLOCKS[kind]
-        setattr(layer, block, NoHeads(config, number) if kind == "attention" else NoMLP())
+        owner, _, name = block.rpartition(".")
+        setattr(layer.get_submodule(owner), name, NoHeads(config, number) if kind == "attention" else NoMLP())
         for norm in norms:
             setattr(layer, norm, nn.Identity())
     for module in layer.modules():  # one object for all, so that set_attn_implementation() reaches every layer
@@ -161,7 +162,7 @@ def assign_cache_slots(config: Any, layers: Sequence[Any]) -> None:
     for kind, name in CACHE_SLOTS.items():
         slots = {type_: iter([number for number, other in enumerate(types) if other == type_]) for type_ in set(types)}
         for layer, type_ in zip(layers, types, strict=True):
-            block = getattr(layer, BLOCKS[kind][0], None)  # a layer may mix tokens in another way, or in none
+            block = dict(layer.named_modules()).get(BLOCKS[kind][0])  # it may mix tokens in another way, or in none
             if block is not None and not isinstance(block, (NoHeads, NoMLP)):
                 setattr(block, name, next(slots[type_]))
 

@@ -6,7 +6,7 @@ import re
 from math import inf
 from typing import Any
 
-from multipruner.core.axes import DIMENSIONS, Dimension
+from multipruner.core.axes import BLOCK_KINDS, DIMENSIONS, Dimension, units_in
 from multipruner.core.costs import cost_named
 from multipruner.core.errors import ConfigError
 
@@ -58,3 +58,40 @@ def names_of(value: Any) -> Any:
 def parsed_shares(value: Any) -> Any:
     """Return shares that were typed as a text as :func:`shares_of` reads them, and anything else as it is."""
     return shares_of(value) if isinstance(value, str) else value
+
+
+def frozen_blocks(text: str | None) -> frozenset[tuple[str, int]]:
+    """Read which blocks stay whole as typed: ``0,1,29`` (layers), or ``attention:0-3,mlp:29``.
+
+    Returns:
+        (kind, layer) of every block; the kind is empty where all of a layer are meant.
+
+    Raises:
+        ValueError: naming what cannot be meant.
+    """
+    found: set[tuple[str, int]] = set()
+    for part in () if text is None else text.replace(" ", "").split(","):
+        kind, colon, layers = part.rpartition(":")
+        if colon and kind not in BLOCK_KINDS:
+            raise ValueError(f"freeze {part!r}: a kind of block is one of {', '.join(BLOCK_KINDS)}")
+        try:
+            own = units_in(layers)
+        except ValueError:
+            own = ()
+        if not own:
+            raise ValueError(f"freeze {part!r}: give layers such as 0,1,29, or with kinds: attention:0-3,mlp:29")
+        found |= {(kind, layer) for layer in own}
+    return frozenset(found)
+
+
+def checked_blocks(value: Any) -> Any:
+    """Return blocks that stay whole as a text that :func:`frozen_blocks` reads; a list or one layer is such a text too.
+
+    Raises:
+        ValueError: naming what cannot be meant.
+    """
+    if isinstance(value, (int, list, tuple)) and not isinstance(value, bool):
+        value = ",".join(map(str, value if isinstance(value, (list, tuple)) else [value]))
+    if isinstance(value, str):
+        frozen_blocks(value)
+    return value

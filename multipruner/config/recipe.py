@@ -16,7 +16,7 @@ from multipruner.core.axes import DIMENSIONS, Dimension
 from multipruner.core.costs import COSTS, cost_named
 from multipruner.core.errors import ConfigError
 
-from .amounts import names_of, parsed_shares
+from .amounts import checked_blocks, names_of, parsed_shares
 from .choices import A_BUDGET, IMPORTANCES, METHODS, TABLES, OneOf
 from .counts import Rounds, Units
 from .effort import DEFAULT, EFFORTS, costs, defaults_of
@@ -168,6 +168,9 @@ class Recipe(Frozen):
     expert_step: Units = Field(
         1, description="experts that leave together; as many stay as a token takes", json_schema_extra=shown(PARTS, "N")
     )
+    freeze: Annotated[str, BeforeValidator(checked_blocks)] | None = Field(
+        None, description="blocks that stay whole, such as 0,29,mlp:1-3", json_schema_extra=shown(PARTS, "BLOCKS")
+    )
     hidden_size: Units | Literal["auto"] | None = Field(
         default=None,
         description="width of the residual stream, for program; auto: narrower while the loss falls; none: as it is",
@@ -205,14 +208,11 @@ class Recipe(Frozen):
         json_schema_extra=shown(REPAIR, "NUMBER|auto"),
     )
     final_norm: Literal["refit", "keep"] = Field(
-        "refit",
-        description="refit: the last repair ends with the gain of the last norm",
-        json_schema_extra=shown(REPAIR),
+        "refit", description="refit: the last repair ends with the last norm's gain", json_schema_extra=shown(REPAIR)
     )
     moments: Literal["memory", "disk"] = Field(
         default="memory",
-        description="where second moments are, and what is repaired with them; disk: in a file in the cache folder, "
-        "in memory only what is in use, with the same result",
+        description="where second moments are; disk: in a file in the cache folder, in memory only what is in use",
         json_schema_extra=shown(REPAIR),
     )
     calibration: CalibrationSpec = CalibrationSpec()

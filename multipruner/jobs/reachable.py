@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from math import floor
+from math import ceil, floor
 
 from multipruner.config.recipe import Recipe
 from multipruner.core.axes import AXES
 from multipruner.core.errors import InfeasibleError
+from multipruner.core.structure import GONE
 from multipruner.engine.prunable import Prunable
 from multipruner.repair.scoring import check_repair
 from multipruner.search import DIMENSIONS, Problem, reachable_ratio, too_small
@@ -26,12 +27,22 @@ def check_reachable(recipe: Recipe, prunable: Prunable) -> None:
         InfeasibleError: naming the nearest budget that can be kept.
     """
     check_repair(recipe.repair, prunable)
-    if recipe.greedy:
-        _check_path(problem_of(recipe, prunable))
-    else:
-        task = task_of(recipe, prunable)
-        task.grid.check(task.anatomy)
-        check_feasible(task)
+    try:
+        if recipe.greedy:
+            _check_path(problem_of(recipe, prunable))
+        else:
+            task = task_of(recipe, prunable)
+            task.grid.check(task.anatomy)
+            check_feasible(task)
+    except InfeasibleError as error:
+        if recipe.freeze is None:
+            raise
+        least, most = span(recipe, prunable)
+        raise InfeasibleError(
+            f"{error}; with --freeze {recipe.freeze} ratios from {ceil(least * 1e4) / 1e4:g} to about "
+            f"{floor(most * 1e3) / 1e3:g} are in reach",
+            nearest=error.nearest,
+        ) from None
 
 
 def span(recipe: Recipe, prunable: Prunable) -> tuple[float, float]:
@@ -44,10 +55,13 @@ def span(recipe: Recipe, prunable: Prunable) -> tuple[float, float]:
     anatomy = task.anatomy
     dense, empty = anatomy.dense, anatomy.empty
     ratios = [costs.ratio(dense.replace(n, size)) for n in range(len(anatomy)) for size in task.levels(n)[:-1]]
-    stays = 0.0  # of each kind one block stays, the narrowest that there is
+    for number, place in enumerate(anatomy):
+        empty = empty.replace(number, place.dense if task.grid.freezes(place) else GONE)
+    stays = 0.0  # of each kind one block stays: where none is frozen, the narrowest that there is
     for kind in anatomy.kinds:
-        one = [empty.replace(number, task.levels(number)[1]) for number in anatomy.of_kind(kind)]
-        stays += min(costs.ratio(empty) - costs.ratio(structure) for structure in one)
+        if not anatomy.count(empty, kind):
+            one = [empty.replace(number, task.levels(number)[1]) for number in anatomy.of_kind(kind)]
+            stays += min(costs.ratio(empty) - costs.ratio(structure) for structure in one)
     return min(ratios, default=0.0), costs.ratio(empty) - stays
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from multipruner.config.amounts import frozen_blocks
 from multipruner.config.recipe import Recipe
 from multipruner.core.axes import AXES, ranges_of
 from multipruner.core.plan import PruningPlan, Ranking
@@ -41,7 +42,8 @@ def grid_in(recipe: Recipe, **settings: int) -> Grid:
     cut = (axis for axis in AXES.values() if axis.setting)
     values = {axis.name: settings.get(axis.setting, getattr(recipe, axis.setting)) for axis in cut}
     partial = (axis.name for axis in AXES.values() if axis.partial and getattr(recipe, axis.partial))
-    return Grid({name: step for name, step in values.items() if step is not None}, frozenset(partial))
+    steps = {name: step for name, step in values.items() if step is not None}
+    return Grid(steps, frozenset(partial), frozen=frozen_blocks(recipe.freeze))
 
 
 def grid_of(recipe: Recipe, prunable: Prunable) -> Grid:
@@ -209,6 +211,7 @@ class Setting:
                 "shares": recipe.shares_text(),
                 "stop": recipe.stop,
             } | ({} if recipe.shortlist is None else {"shortlist": recipe.shortlist})
+            identity |= {"freeze": ",".join(f"{kind}:{n}" for kind, n in sorted(grid.frozen))} if grid.frozen else {}
         return identity
 
 

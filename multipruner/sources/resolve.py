@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from multipruner.config.precedence import trusts
 from multipruner.config.recipe import Recipe
 from multipruner.core.errors import UnknownModelError
 from multipruner.storage.files import path_of
@@ -16,6 +17,7 @@ from multipruner.storage.tensor_headers import json_object
 from .gguf import from_file, from_package
 from .intake.fetch import small_files, weights
 from .intake.recognise import check_files
+from .quantised.unpack import check_read, method_of, unquantised
 from .towers import text_model, tower_in
 
 
@@ -29,6 +31,7 @@ class ResolvedModel:
         description: which model was taken and why, one line.
         name: what to call the source in plans, cards and reports.
         wrapper: the folder of the model of several modalities whose text tower this is, if it is one.
+        packed: how its weights were quantised, where they were.
     """
 
     path_or_id: str
@@ -36,6 +39,7 @@ class ResolvedModel:
     description: str
     name: str
     wrapper: Path | None = None
+    packed: str | None = None
 
 
 def resolve(
@@ -43,7 +47,8 @@ def resolve(
 ) -> ResolvedModel:
     """Find the recipe's model: an existing folder or ``.gguf`` file, else the Hub, else the recipe's fallback.
 
-    Of a model of several modalities it is the text tower, taken out into the cache.
+    Of a model of several modalities it is the text tower, of a quantised one what its weights stand for, both in
+    the cache.
 
     Args:
         recipe: its ``model``, ``revision`` and ``fallback`` count.
@@ -54,7 +59,8 @@ def resolve(
     Raises:
         UnknownModelError: when there is no such model, access is refused, or the Hub cannot be reached and there
             is neither a cached copy nor a fallback.
-        UnsupportedModelError: for a GGUF file that transformers cannot read, or a text tower that cannot be taken out.
+        UnsupportedModelError: for a GGUF file that transformers cannot read, a text tower that cannot be taken
+            out, or weights that are quantised in a way that is not read.
     """
     path = path_of(recipe.model)
     if path.is_dir():
@@ -69,7 +75,18 @@ def resolve(
     else:
         found = _from_hub(recipe, say)
     say(f"model: {found.description}")
-    return found if found.wrapper is None else _text_tower(found, say, before)
+    if found.wrapper is not None:
+        return _text_tower(found, say, before)
+    return found if found.packed is None else _unquantised(found, trusts(recipe.trust_remote_code), say)
+
+
+def _unquantised(found: ResolvedModel, trust: bool, say: Callable[[str], None]) -> ResolvedModel:
+    """Fetch a quantised model where it is on the Hub, and unpack its weights."""
+    folder = small_files(found.path_or_id, found.revision)
+    check_read(folder, found.name, trust)
+    weights(found.path_or_id, found.revision, folder)
+    plain = unquantised(folder, found.name, trust, say)
+    return replace(found, path_or_id=str(plain), description=f"{found.description}, of {found.packed} weights")
 
 
 def _text_tower(
@@ -95,7 +112,9 @@ def _from_folder(path: Path) -> ResolvedModel:
     except OSError as error:
         raise UnknownModelError(f"cannot read the folder {path}: {error.strerror}") from None
     check_files(str(path), files, lambda name: json_object(path / name))
-    return ResolvedModel(str(path), None, f"local folder {path}", path.resolve().name, _wrapper(path / "config.json"))
+    config = path / "config.json"
+    why, name = f"local folder {path}", path.resolve().name
+    return ResolvedModel(str(path), None, why, name, _wrapper(config), method_of(config))
 
 
 def _from_hub(recipe: Recipe, say: Callable[[str], None]) -> ResolvedModel:
@@ -111,7 +130,8 @@ def _from_hub(recipe: Recipe, say: Callable[[str], None]) -> ResolvedModel:
             config = hf_hub_download(repo, "config.json", revision=info.sha, etag_timeout=5)
     except HubUnreachable as error:
         return _without_hub(recipe, str(error), say)
-    return ResolvedModel(repo, info.sha, f"{repo} from the Hub, revision {info.sha}", repo, _wrapper(config))
+    why = f"{repo} from the Hub, revision {info.sha}"
+    return ResolvedModel(repo, info.sha, why, repo, _wrapper(config), method_of(config))
 
 
 @contextmanager
@@ -147,7 +167,8 @@ def _without_hub(recipe: Recipe, reason: str, say: Callable[[str], None]) -> Res
     snapshot = cached_snapshot(recipe.model, recipe.revision)
     if snapshot is not None:
         why = f"{recipe.model} from the local Hub cache, revision {snapshot.name} (no Hub: {reason})"
-        return ResolvedModel(str(snapshot), snapshot.name, why, recipe.model, _wrapper(snapshot / "config.json"))
+        config = snapshot / "config.json"
+        return ResolvedModel(str(snapshot), snapshot.name, why, recipe.model, _wrapper(config), method_of(config))
     if recipe.fallback is None:
         raise UnknownModelError(
             f"cannot reach the Hub for {recipe.model} ({reason}), and it is not cached; name a local folder or .gguf "

@@ -6,10 +6,8 @@ once.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import shutil
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +17,15 @@ from multipruner.core.families.towers import NOW, TEXT, TOWERS, Tower
 from multipruner.storage.cache import cache_folder, is_whole, keep_folder, work_folder
 from multipruner.storage.files import output_errors
 from multipruner.storage.memory import size_text
-from multipruner.storage.tensor_bytes import Part, parts_of, write_index, write_parts
-from multipruner.storage.tensor_headers import INDEX, SINGLE, StoredTensor, check_tied, json_object, stored_tensors
+from multipruner.storage.tensor_bytes import parts_of
+from multipruner.storage.tensor_headers import StoredTensor, check_tied, json_object, stored_tensors
 
-from .intake.accounting import PLAN_FILE, build_config, has_plan, reason_of
+from .intake.accounting import build_config, has_plan, reason_of
+from .intake.derived import copy_beside, digest, write_files
 from .intake.recognise import quantised
 
 EXTRACTION = 1
 """Raised when what is written changes."""
-_BESIDE = ("*.json", "*.jinja", "*.model", "*.model.v*", "*.txt", "*.tiktoken", "additional_chat_templates/*.jinja")
-"""Tokenizer and generation settings, with what else is small."""
-_NOT_BESIDE = ("config.json", INDEX, PLAN_FILE, "report.json")
 
 
 def tower_in(config: str | Path) -> Tower | None:
@@ -58,7 +54,10 @@ def text_config(folder: Path, name: str) -> tuple[Tower, Any, Family]:
     if has_plan(folder):
         raise UnsupportedModelError(f"{name} is pruned already; start from the dense model, at a higher ratio")
     if method := quantised(record):
-        raise UnsupportedModelError(f"{name} is quantised ({method}); start from the unquantised model")
+        raise UnsupportedModelError(
+            f"{name} is quantised ({method}), and a model of several modalities: the two together are not read; start "
+            "from the unquantised model"
+        )
     whole = build_config(name, folder)
     said = every_key(getattr(whole, TEXT))
     kind = str(said.pop("model_type", None))
@@ -110,7 +109,7 @@ def text_model(folder: Path, name: str, say: Callable[[str], None]) -> Path:
             f"{name} is a model of several modalities ({tower.model_type}), but no tensor in its files is of a text "
             f"tower ({NOW[0]}* or {tower.earlier[0]}*); take files as transformers' {tower.class_name} saves them"
         )
-    target = cache_folder() / "towers" / _digest(folder, {tensor.file for tensor in stored.values()})
+    target = cache_folder() / "towers" / digest(EXTRACTION, folder, {tensor.file for tensor in stored.values()})
     if is_whole(target):
         return target
     parts = {path: parts_of(path) for path in sorted({tensor.file for tensor in stored.values()})}
@@ -122,21 +121,10 @@ def text_model(folder: Path, name: str, say: Callable[[str], None]) -> Path:
         made = work / "model"
         made.mkdir()
         config.save_pretrained(made)
-        for path in {path for each in _BESIDE for path in folder.glob(each)}:
-            if path.is_file() and path.name not in _NOT_BESIDE:
-                (made / path.relative_to(folder)).parent.mkdir(exist_ok=True)
-                shutil.copyfile(path, made / path.relative_to(folder))
-        _write_weights(made, [each for each in own.values() if each])
+        copy_beside(folder, made)
+        write_files(made, [each for each in own.values() if each])
         keep_folder(made, target, wrapper=name)
     return target
-
-
-def _digest(folder: Path, weights: Collection[Path]) -> str:
-    """Return what files are called by in the cache: where they are, how large, and when they were written."""
-    small = {path for each in _BESIDE for path in folder.glob(each)}
-    about = [(str(path.resolve()), (stat := path.stat()).st_size, stat.st_mtime_ns) for path in {*weights, *small}]
-    text = json.dumps([EXTRACTION, str(folder.resolve()), sorted(about)])
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def _one_matrix(name: str, stored: Mapping[str, StoredTensor], names: Mapping[str, str], spec: Family) -> bool:
@@ -149,14 +137,3 @@ def _one_matrix(name: str, stored: Mapping[str, StoredTensor], names: Mapping[st
     except UnsupportedModelError:
         return False
     return True
-
-
-def _write_weights(folder: Path, files: list[dict[str, Part]]) -> None:
-    """Write a tower's tensors, in as many files as they were in."""
-    if len(files) == 1:
-        write_parts(folder / SINGLE, files[0], lambda done: None)
-        return
-    named = {f"model-{number:05}-of-{len(files):05}.safetensors": each for number, each in enumerate(files, 1)}
-    for file, each in named.items():
-        write_parts(folder / file, each, lambda done: None)
-    write_index(folder / INDEX, named)

@@ -90,7 +90,7 @@ def test_a_written_model_is_what_it_was_and_decodes_as_it_computes(variant: str,
     record = json.loads((tmp_path / "out" / "config.json").read_text())
     depth = record[spec_for(model.config).depth]
     assert all(len(record[key]) == depth for key in ("layer_types", "no_rope_layers") if record.get(key))
-    for cache in ({}, {"cache_implementation": "static"}):
+    for cache in ({}, {"cache_implementation": "static"})[: 1 if variant in tiny.NO_STATIC else 2]:
         state: Any = again.generate(
             ids[:, :4], max_new_tokens=4, min_new_tokens=4, do_sample=False, output_logits=True,
             return_dict_in_generate=True, **cache,

@@ -424,7 +424,7 @@ def change_config(folder: Path, **values: Any) -> None:
         ({"model_type": "nobody"}, f"supported: {', '.join(sorted(FAMILIES))}"),
         ({"per_layer_config": {"0": {"skip": ["attention"]}}}, "is pruned already"),
         ({"model_type": "multipruner_llama"}, "is pruned already"),
-        ({"quantization_config": {"quant_method": "awq"}}, r"is quantised \(awq\)"),
+        ({"quantization_config": {"quant_method": "hqq"}}, r"is quantised \(hqq\), which is not read"),
     ],
 )
 def test_what_is_refused_before_weights_are_read(config: dict[str, Any], message: str, folder: Path) -> None:

@@ -128,6 +128,9 @@ MORE: dict[str, dict[str, Any]] = {
     "gpt_bigcode": {"family": "gpt_bigcode", "tied": True, "n_inner": 40, "num_key_value_heads": 1},
     "gpt2": {"family": "gpt2", "tied": True, "n_inner": 40},
     "gptj": {"family": "gptj", "n_inner": None, "rotary_dim": 8},
+    "codegen": {"family": "codegen", "n_inner": 40, "num_attention_heads": 8, "rotary_dim": 4},
+    "gpt_neo": {"family": "gpt_neo", "tied": True, "head_dim": None, "window_size": 3,
+                "attention_types": [[["global", "local"], 1], [["local"], 1]]},
     "gpt_neox": {"family": "gpt_neox", "head_dim": None, "rotary_pct": 0.5},
     "gpt_neox-serial": {"family": "gpt_neox", "head_dim": None, "rotary_pct": 0.5, "use_parallel_residual": False},
     "granite_swa": {"family": "granite_swa", "residual_multiplier": 0.4, "logits_scaling": 3.0,
@@ -184,6 +187,8 @@ MORE: dict[str, dict[str, Any]] = {
                    "mlp_only_layers": [1], "shared_expert_intermediate_size": 20},
 }  # fmt: skip
 """One of every family that is a row and nothing else, for ``tests/contracts/test_families.py``."""
+NO_STATIC = ("gpt_neo",)
+"""Of those, whose stock code takes the length of a static cache for that of the context (transformers 5.14)."""
 CONTRACT = ["llama-tied", "llama-biased", "mistral-sliding", "qwen2-mixed", "qwen3", "baichuan"]
 """One of every family at least, for tests that take long."""
 OWN_CODE = ["baichuan"]
@@ -294,6 +299,10 @@ def random_plan(model: PreTrainedModel, seed: int = 0, *, drop: float = 0.25) ->
     return plan_for(model, random_structure(anatomy_of(model.config), seed, drop=drop), seed)
 
 
+_PARTS = {"codegen": 4}
+"""Of families whose heads lie in several parts: a unit is one of each."""
+
+
 def masked_model(model: PreTrainedModel, plan: PruningPlan) -> PreTrainedModel:
     """The dense model with everything that a plan removes set to zero: the reference for every pruned model."""
     masked = copy.deepcopy(model)
@@ -305,8 +314,10 @@ def masked_model(model: PreTrainedModel, plan: PruningPlan) -> PreTrainedModel:
             _mask_experts(layer.get_submodule(block.path), block, plan.blocks[number].axes)
             continue
         output = Projection.of(layer.get_submodule(block.within(block.output)), block.transposed)
-        width = output.weight.shape[1] // prod(place.dense)
-        columns = list(_columns(plan, number, width))
+        parts = _PARTS.get(spec.model_type, 1) if place.kind == "attention" else 1
+        part = output.weight.shape[1] // parts
+        own = list(_columns(plan, number, part // prod(place.dense)))
+        columns = [first * part + column for first in range(parts) for column in own]
         gone = torch.ones(output.weight.shape[1], dtype=torch.bool)
         gone[columns] = False
         with torch.no_grad():

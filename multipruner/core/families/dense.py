@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from multipruner.core.blocks import BlockSpec, TensorSpec, conv1d
@@ -9,6 +10,7 @@ from multipruner.core.layout import Layout
 
 from .family import GROUPED_HEADS, Family
 from .parts import GROUPS, HEADS, INTERLEAVED, SINKS, STACKED, TOGETHER, attention, mlp
+from .patterns import Wording
 
 _GROUPS_UNSAID = {key: text for key, text in GROUPED_HEADS.items() if key != "num_key_value_heads"}
 _HEADS_TOGETHER = {**GROUPED_HEADS, "num_attention_heads": "heads", "num_key_value_heads": "groups"}
@@ -46,6 +48,7 @@ _FALCON_NAMES: dict[str, Any] = {
 _FALCON_HEADS = {"hidden_size": "hidden", "num_attention_heads": "queries", "ffn_hidden_size": "channels"}
 _FALCON_GROUPED = {**_FALCON_HEADS, "num_attention_heads": "kv_groups * queries", "num_kv_heads": "kv_groups"}
 _FALCON = {"alibi": (False,), "parallel_attn": (True,)}
+_QUARTERS = f"4 * {GROUPS}"
 _RESIDUAL: dict[str, Any] = {"gain": "residual_multiplier"}
 _AROUND_ONE: dict[str, Any] = {"norm_offset": 1.0, "embeddings_scaled": True}
 _BART = (
@@ -62,6 +65,12 @@ def _neox(*, parallel: bool) -> tuple[BlockSpec, BlockSpec]:
                   resized=True),
         mlp("dense_h_to_4h", output="dense_4h_to_h", parallel=parallel),
     )  # fmt: skip
+
+
+def _one_by_one(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return layer by layer what a configuration says in repeats: which attend to all and which locally."""
+    layers = values.get("attention_layers")
+    return {"attention_types": [[[word], 1] for word in layers]} if layers else {}
 
 
 def _stablelm(parallel: bool) -> dict[str, tuple[Any, ...]]:
@@ -159,6 +168,11 @@ DENSE: tuple[Family, ...] = (
                   attributes=(("num_attention_heads", Layout("kv_groups")),)),
         mlp("fc_in", output="fc_out", before="ln_1", parallel=True),
     ), layer_output="tuple", **_GPT2_NAMES),
+    Family("codegen", "CodeGen", (  # heads lie in four parts of one matrix, so that one of each leaves
+        attention(_QUARTERS, _QUARTERS, path="attn", before="ln_1", inputs=("qkv_proj",), fused=f"4 * ({STACKED})",
+                  output="out_proj", resized=True, attributes=(("num_attention_heads", Layout("4 * kv_groups")),)),
+        mlp("fc_in", output="fc_out", before="ln_1", parallel=True),
+    ), layer_output="pair", **{**_GPT2_NAMES, "config": {**_GPT2_NAMES["config"], "n_head": "4 * kv_groups"}}),
     Family("gpt_neox", "GPTNeoX", _neox(parallel=True), needs={"use_parallel_residual": (True,)}, others=(
         Family("gpt_neox", "GPTNeoX", _neox(parallel=False), needs={"use_parallel_residual": (False,)}, **_NEOX_NAMES),
     ), **_NEOX_NAMES),
@@ -179,6 +193,13 @@ DENSE: tuple[Family, ...] = (
            final_norm="layer_norm", head="output_projection"),
     Family("xglm", "XGLM", _BART, config={"d_model": "hidden", "attention_heads": "kv_groups", "ffn_dim": "channels"},
            depth="num_layers", final_norm="layer_norm", needs={"add_cross_attention": (False,)}),
+    Family("gpt_neo", "GPTNeo", (
+        attention(path="attn.attention", before="ln_1", output="out_proj", cache="layer_id", resized=True,
+                  attributes=(("num_heads", Layout("kv_groups")),)),
+        mlp("c_fc", output="c_proj", before="ln_2"),
+    ), layer_output="pair", wording=Wording(("attention_layers",), _one_by_one), **{
+        **_GPT2_NAMES, "depth": "num_layers",
+        "config": {"hidden_size": "hidden", "num_heads": "kv_groups", "intermediate_size": "channels"}}),
     # transposed matrices, learned positions
     Family("gpt2", "GPT2", (
         attention(path="attn", before="ln_1", inputs=("c_attn",), fused=STACKED, output="c_proj", matrix=conv1d,
@@ -208,7 +229,5 @@ _SLOPES = (
 REFUSED: dict[str, str] = {
     **dict.fromkeys(("gemma3n", "gemma3n_text", "gemma4", "gemma4_text"), _PER_LAYER),
     **dict.fromkeys(("bloom", "mpt"), _SLOPES),
-    "codegen": "their heads lie in four parts of one matrix, whatever their number is",
-    "gpt_neo": "which of their layers attend locally is written in repeats (attention_types), not by the layer",
 }  # fmt: skip
 """Model types that no row can describe, and why."""

@@ -24,6 +24,8 @@ GROUPED_HEADS: dict[str, str] = {
     "intermediate_size": "channels",
 }
 """How most configurations name sizes: key -> layout."""
+_HEADS = ("kv_groups * queries", "queries", "kv_groups", "heads", "4 * kv_groups")
+"""What the number of query heads may be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +185,8 @@ class Family:
         if missing:
             raise ConfigError(f"the configuration of a {self.model_type} model says nothing of {sorted(missing)}")
         if "head_dim" not in known and {"kv_groups", "queries"} <= set(known):
-            known["head_dim"] = known["hidden"] // max(known["kv_groups"] * known["queries"], 1)
+            heads = self.config.get(self.heads_keys[0], "kv_groups * queries")
+            known["head_dim"] = known["hidden"] // max(Layout(heads).size(known), 1)
         return known
 
     def reading(self, config: str) -> dict[str, str]:
@@ -196,7 +199,9 @@ class Family:
             unknown = [name for name in layout.names if name not in known]
             rest = [name for name in layout.names if name in known]
             for name in unknown:
-                known[name] = " // ".join([f"{config}.{key}", *rest]) if name == unknown[0] else "1"
+                each = layout.size(dict.fromkeys(layout.names, 1))  # a number in it
+                parts = [f"{config}.{key}", *rest, *([str(each)] if each > 1 else [])]
+                known[name] = " // ".join(parts) if name == unknown[0] else "1"
         axes = (axis.name for kind in self.kinds for axis in BLOCK_KINDS[kind].axes)
         return {**{name: "1" for name in axes if name not in known}, **known}
 
@@ -218,7 +223,7 @@ class Family:
     @property
     def heads_keys(self) -> tuple[str, str]:
         """The configuration's keys for query heads and KV heads: the same where it has one for both."""
-        heads = next(filter(None, map(self.key, ("kv_groups * queries", "queries", "kv_groups", "heads"))), "")
+        heads = next(filter(None, map(self.key, _HEADS)), "")
         return heads, self.key("kv_groups") or self.key("groups") or heads
 
     def sizes(self, values: Mapping[str, Any], layer: int = 0) -> dict[str, Size]:

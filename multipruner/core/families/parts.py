@@ -53,8 +53,8 @@ def attention(
         attributes=attributes,
         arguments=True,
         scores=(Layout(heads), Layout(heads)),
-        cache="layer_idx",
-        **{"path": "self_attn", "before": "input_layernorm", "cached": (Layout(groups), Layout(groups)), **rest},
+        **{"path": "self_attn", "before": "input_layernorm", "cached": (Layout(groups), Layout(groups)),
+           "cache": "layer_idx", **rest},
     )  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
+from multipruner.config.precedence import trusts
 from multipruner.config.recipe import Recipe
 from multipruner.console.events import tell
 from multipruner.console.plain_lines import spoken
@@ -19,6 +20,7 @@ from multipruner.engine.precision import TYPES, Precision, choose, name_of, prod
 from multipruner.engine.prunable import Prunable
 from multipruner.jobs.reachable import check_reachable
 from multipruner.sources.dense import device_of
+from multipruner.sources.quantised.unpack import method_of, plain_of
 from multipruner.sources.sampled_text import unsampled
 from multipruner.storage.cache import cache_folder
 from multipruner.storage.memory import free_memory, peak_memory, size_text
@@ -239,6 +241,7 @@ def foretell(recipe: Recipe, output: Path, console: Console) -> Forecast | None:
         return None
     device = device_of(recipe.device)
     model, stored = meta_model(folder, recipe)
+    unpacked = _unpacked(folder, recipe, fetch.here, model, say)
     rates = product_rates(device, TYPES)
     computed = choose(recipe.compute_dtype, stored, rates)
     say(Precision(stored, computed, {name: rates[name] for name in dict.fromkeys((name_of(stored), "float32"))}).line())
@@ -251,12 +254,24 @@ def foretell(recipe: Recipe, output: Path, console: Console) -> Forecast | None:
     small = Prunable.of(stand_in(model, prunable.spec, computed, device), stored)
     found = forecast(
         recipe, prunable, output, measures_on=small, computed=computed.itemsize, fetches=fetches,
-        fetched=0 if fetch.here else fetch.size or 0, on_disk=bool(layers),
+        fetched=unpacked + (0 if fetch.here else fetch.size or 0), on_disk=bool(layers),
     )  # fmt: skip
     for line in found.lines():
         say(line)
     tell(console, "forecast", **found.to_json())
     return found
+
+
+def _unpacked(folder: Path, recipe: Recipe, here: bool, model: Any, say: Say) -> int:
+    """Say it where a model is quantised, and return the bytes that it takes in the cache as the numbers of it."""
+    method = method_of(folder / "config.json")
+    if method is None:
+        return 0
+    if here:
+        say(plain_of(folder, folder.name, trusts(recipe.trust_remote_code)).note)
+    else:
+        say(f"note: {folder.name} is quantised ({method}); a run reads it as the numbers that its weights stand for")
+    return sum(weight.numel() * weight.element_size() for weight in model.parameters())
 
 
 def outcome(found: Forecast | None, seconds: Mapping[str, float], device: str) -> dict[str, Any]:

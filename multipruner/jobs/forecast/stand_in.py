@@ -14,6 +14,7 @@ from multipruner.core.errors import ConfigError
 from multipruner.core.families import Family, anatomy_of
 from multipruner.sources.dense import attention_of
 from multipruner.sources.intake.accounting import build_config, read_config, reason_of
+from multipruner.sources.quantised.unpack import check_read, method_of, result_dtype
 from multipruner.sources.towers import text_config, tower_in
 
 LAYERS = 2
@@ -32,11 +33,15 @@ def meta_model(folder: Path, recipe: Recipe) -> tuple[Any, torch.dtype]:
         _, config, spec = text_config(folder, folder.name)
         config._attn_implementation = attention_of(spec)
     else:
-        spec = read_config(folder, folder.name, trust)
+        packed = method_of(folder / "config.json") is not None
+        spec = check_read(folder, folder.name, trust) if packed else read_config(folder, folder.name, trust)
         how: dict[str, Any] = (
             {"trust_remote_code": trust} if spec.remote_code else {"attn_implementation": attention_of(spec)}
         )
         config = build_config(folder.name, folder, **how)
+        if packed:
+            vars(config).pop("quantization_config", None)
+            config.dtype = getattr(torch, result_dtype(config))
     stored = getattr(config, "dtype", None) if recipe.dtype == "auto" else getattr(torch, recipe.dtype)
     stored = stored if isinstance(stored, torch.dtype) else torch.float32
     return _built(config, stored, trust=spec.remote_code), stored

@@ -87,6 +87,10 @@ def _check(plan: PruningPlan, path: Path, setting: Setting) -> None:
         )
     if plan.fingerprint is not None and plan.fingerprint != setting.fingerprint:
         raise ConfigError(f"{path} is a plan for {plan.model}, whose weights differ from those loaded now")
+    cut = [place for place, size in zip(plan.anatomy, plan.structure, strict=True)
+           if setting.grid.freezes(place) and size != place.dense]  # fmt: skip
+    if cut:
+        raise ConfigError(f"{path} cuts {cut[0].name}, which --freeze {setting.recipe.freeze} keeps whole; drop either")
     if setting.latency is not None:  # a table without its sizes is an error now, not after everything
         table, workload = setting.latency
         table.milliseconds(plan.structure, plan.anatomy, workload)

@@ -97,7 +97,8 @@ class ScheduleEngine:
         self._costs = [cost_of(name, recipe, setting.prunable) for name in options.cost_names]
         self._variants: dict[tuple[str, bool], _Variant] = {}
         self._on_loss: Callable[[], None] | None = None
-        without = ("strategy", "order", "shares", "channel_group", "importance", "compensation", "width_sequences")
+        without = ("strategy", "order", "shares", "channel_group", "importance", "compensation", "width_sequences",
+                   "freeze")  # fmt: skip
         base = {name: value for name, value in setting.identity.items() if name not in without}
         self._model = base | {"calibration": ""}
         self.identity = base | {
@@ -111,6 +112,8 @@ class ScheduleEngine:
             "measured": ",".join(self.measured),
             "latency": [recipe.latency_table, recipe.workload],
         }
+        if recipe.freeze is not None:
+            self.identity["freeze"] = recipe.freeze
         if self._repair == "bias":  # a schedule says no more than that there is a repair
             self.identity["repair"] = "bias"
         team.handle("evaluate", self._answer)

@@ -18,7 +18,7 @@ from multipruner.core.layout import Layout
 from multipruner.core.plan import PLAN_FORMAT
 from multipruner.storage.tensor_headers import StoredTensor, check_tied, json_object, stored_tensors
 
-from .recognise import check_wrapper, quantised, quantised_beside
+from .recognise import QUANTISED, check_wrapper, quantised, quantised_beside, unread
 from .spare import spare_names
 from .unknown import modules_met
 
@@ -44,13 +44,14 @@ _PARTS = {
 """What names of tensors without a place tell."""
 
 
-def read_config(folder: Path, name: str, trust: bool) -> Family:
+def read_config(folder: Path, name: str, trust: bool, *, packed: bool = False) -> Family:
     """Return the family of a folder's model, where its configuration says nothing that stands against pruning it.
 
     Args:
         folder: of the model.
         name: what to call it in errors.
         trust: whether the model's own code may be run.
+        packed: whether quantised weights of a format that is read are no hindrance.
 
     Raises:
         UnsupportedModelError: for another family or task, code of the model's own, quantised or pruned weights.
@@ -61,8 +62,8 @@ def read_config(folder: Path, name: str, trust: bool) -> Family:
     model_type = record.get("model_type")
     if "per_layer_config" in record or str(model_type).startswith("multipruner") or has_plan(folder):
         raise UnsupportedModelError(f"{name} is pruned already; start from the dense model, at a higher ratio")
-    if method := quantised(record):
-        raise UnsupportedModelError(f"{name} is quantised ({method}); start from the unquantised model")
+    if (method := quantised(record)) and not (packed and method in QUANTISED):
+        raise UnsupportedModelError(unread(name, method))
     check_wrapper(name, record)
     if not isinstance(model_type, str):
         raise UnsupportedModelError(
@@ -82,7 +83,9 @@ def read_config(folder: Path, name: str, trust: bool) -> Family:
     return spec
 
 
-def account(folder: Path, name: str, config: Any, spec: Family) -> dict[str, StoredTensor]:
+def account(
+    folder: Path, name: str, config: Any, spec: Family, stored: Mapping[str, StoredTensor] | None = None
+) -> dict[str, StoredTensor]:
     """Hold what a folder's weight files contain against what its configuration asks for.
 
     Args:
@@ -90,6 +93,7 @@ def account(folder: Path, name: str, config: Any, spec: Family) -> dict[str, Sto
         name: what to call it in errors.
         config: its configuration (:func:`build_config`).
         spec: its family.
+        stored: the tensors that there will be; default: those in the folder's files.
 
     Returns:
         The tensors that will be loaded, by name.
@@ -99,7 +103,7 @@ def account(folder: Path, name: str, config: Any, spec: Family) -> dict[str, Sto
         UnknownModelError: when files are missing or damaged.
         ConfigError: when no model can be built from the configuration.
     """
-    stored = stored_tensors(folder)
+    stored = stored_tensors(folder) if stored is None else stored
     spare = spare_names(config, spec)
     found = {key: tensor for key, tensor in stored.items() if not spare.search(key)}
     packed = [key for key, tensor in found.items() if tensor.dtype not in WIDE]

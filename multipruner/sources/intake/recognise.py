@@ -17,6 +17,9 @@ _PACKED = {
     "hf_quant_config.json": "ModelOpt",
 }
 """Files beside weights that say how these were quantised."""
+QUANTISED = ("awq", "bitsandbytes", "compressed-tensors", "fp8", "gptq", "mxfp4")
+"""What ``quantization_config.quant_method`` may say of weights that are read."""
+_WAYS_OUT = {"MLX": " (mlx_lm.convert --dequantize writes one)"}
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _OTHERS = {".onnx": "ONNX", ".h5": "TensorFlow", ".msgpack": "Flax", ".npz": "numpy", ".mlmodelc": "Core ML"}
 """Formats of weights that are not read, by the ending of their files."""
@@ -47,7 +50,7 @@ def check_files(model: str, files: Collection[str], read: Callable[[str], Mappin
         return
     packed = next((kind for name, kind in _PACKED.items() if name in names), None)
     if packed:
-        raise UnsupportedModelError(f"{model} is quantised ({packed}); start from the unquantised model")
+        raise UnsupportedModelError(unread(model, packed))
     other = sorted(name for name in names if name.endswith(".safetensors"))
     kind = f"weights under another name than {SINGLE} ({other[0]})" if other else _other_weights(files)
     raise UnknownModelError(
@@ -87,6 +90,21 @@ def quantised(record: Mapping[str, Any]) -> str | None:
             method = value.get("quant_method") if isinstance(value, dict) else value
             return str(method or ("MLX" if key == "quantization" else "unknown"))
     return None
+
+
+def unread(name: str, method: str) -> str:
+    """Return why quantised weights are not read, and the ways out.
+
+    Args:
+        name: of the model.
+        method: how they are quantised, by :func:`quantised` or :func:`quantised_beside`.
+    """
+    own = _WAYS_OUT.get(method.partition(":")[0], "")
+    return (
+        f"{name} is quantised ({method}), which is not read ({', '.join(QUANTISED)} in config.json are, and GGUF "
+        f"files): start from the unquantised model{own}, or save what transformers' model.dequantize() makes of it "
+        "where the quantiser's package is installed, and name that folder"
+    )
 
 
 def quantised_beside(files: Collection[str]) -> str | None:

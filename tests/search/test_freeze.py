@@ -1,0 +1,128 @@
+"""Blocks that are to stay whole are as wide as in the dense model, whoever looks for a structure. No torch."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import replace
+
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from multipruner.config.amounts import frozen_blocks
+from multipruner.config.recipe import Recipe
+from multipruner.core.axes import DIMENSIONS
+from multipruner.core.errors import ConfigError, InfeasibleError
+from multipruner.core.structure import Structure
+from multipruner.search import Grid, Limit, Task, allocate, candidates, replay, sequential_path
+from multipruner.search.genome import StructureSpace
+from multipruner.search.limits import Budget
+from multipruner.search.options import chains, levels
+from tests.support.toys import ANATOMY, COSTS, DENSE, Additive, problem
+
+KINDS = ("attention", "mlp")
+blocks = st.frozensets(st.tuples(st.sampled_from(["", *KINDS]), st.integers(0, 5)), max_size=5)
+
+
+def grid_with(frozen: frozenset[tuple[str, int]], **steps: int) -> Grid:
+    try:
+        return Grid({"channels": 8, "kv_groups": 1, **steps}, frozen=frozen).of_model(ANATOMY)
+    except ConfigError:
+        assume(False)
+        raise
+
+
+def kept(structure: Structure, grid: Grid) -> bool:
+    return all(size == place.dense for place, size in zip(ANATOMY, structure, strict=True) if grid.freezes(place))
+
+
+def parameters(limit: float) -> Limit:
+    def of_block(block: int, size: tuple[int, ...]) -> float:
+        return COSTS.parameters(DENSE.replace(block, size)) - COSTS.parameters(DENSE.replace(block, ()))
+
+    rest = COSTS.parameters(DENSE) - sum(of_block(block, size) for block, size in enumerate(DENSE))
+    return Limit.of_blocks("parameters", of_block, rest, limit)
+
+
+def by_program(grid: Grid, ratio: float, uniform: bool) -> Structure:
+    limit = parameters((1 - ratio) * COSTS.parameters(DENSE))
+    return allocate(Task(ANATOMY, grid, (limit,), uniform=uniform, rounds=1), Additive()).structure
+
+
+def by_path(grid: Grid, ratio: float) -> Structure:
+    asked = problem(ratio, grid=grid)
+    return replay(ANATOMY, sequential_path(asked, dict.fromkeys(DIMENSIONS, Additive())))
+
+
+def by_evolution(grid: Grid, ratio: float, seed: int) -> Iterator[Structure]:
+    rng, space = random.Random(seed), StructureSpace(ANATOMY, grid, Budget.from_ratio(COSTS, ratio, 0.02))
+    parents = [space.random(rng) for _ in range(2)]
+    yield from parents
+    yield from (space.mutate(parent, rng, 3) for parent in parents)
+    yield from space.mate(*parents, rng)
+    free = StructureSpace(ANATOMY, replace(grid, frozen=frozenset()), Budget.from_ratio(COSTS, ratio, 0.02))
+    yield space.admit(free.random(rng), rng)  # a seed of a run that froze nothing
+
+
+@settings(max_examples=25, deadline=None)
+@given(blocks, st.floats(0.05, 0.5), st.integers(0, 10**6), st.booleans())
+def test_a_frozen_block_is_as_wide_as_the_dense_one(
+    frozen: frozenset[tuple[str, int]], ratio: float, seed: int, uniform: bool
+) -> None:
+    grid = grid_with(frozen)
+    with suppress(InfeasibleError):
+        assert kept(by_program(grid, ratio, uniform), grid)
+    with suppress(InfeasibleError):
+        assert kept(by_path(grid, ratio), grid)
+    with suppress(InfeasibleError):
+        for structure in by_evolution(grid, ratio, seed):
+            assert kept(structure, grid)
+            assert abs(COSTS.ratio(structure) - ratio) <= 0.02 + 1e-9
+
+
+@given(blocks)
+def test_a_frozen_block_has_one_option(frozen: frozenset[tuple[str, int]]) -> None:
+    grid = grid_with(frozen, queries=1)
+    for place in ANATOMY:
+        if grid.freezes(place):
+            assert levels(place, grid) == (place.dense,) and chains(place, grid, place.dense) == ((place.dense,),)
+        else:
+            assert len(levels(place, grid)) > 2
+    moved = {move[0] for dimension in DIMENSIONS for move in candidates(dimension, DENSE, ANATOMY, grid)}
+    assert moved == {number for number, place in enumerate(ANATOMY) if not grid.freezes(place)}
+
+
+def test_steps_need_to_divide_what_may_change_alone() -> None:
+    odd = Grid({"channels": 24, "kv_groups": 1})
+    with pytest.raises(ConfigError, match="24 does not divide"):
+        odd.check(ANATOMY)
+    frozen = frozenset(("mlp", layer) for layer in range(6))
+    replace(odd, frozen=frozen).of_model(ANATOMY).check(ANATOMY)
+
+
+def test_what_is_typed() -> None:
+    assert frozen_blocks("0, 1,29") == {("", 0), ("", 1), ("", 29)}
+    assert frozen_blocks("attention:0-2,mlp:29") == {*(("attention", n) for n in range(3)), ("mlp", 29)}
+    assert frozen_blocks(None) == frozenset()
+    assert Recipe.build({"model": "a", "freeze": [0, "mlp:3"]}).freeze == "0,mlp:3"
+    assert Recipe.build({"model": "a", "freeze": 29}).freeze == "29"
+    again = Recipe.build(Recipe.build({"model": "a", "freeze": "1,attention:0-3"}).model_dump())
+    assert again.freeze == "1,attention:0-3"
+
+
+@pytest.mark.parametrize("text", ["", "x", "1,", "3-1", "-1", "1:2", "heads:0", "mlp:", "attention:a-b"])
+def test_what_cannot_be_meant_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="freeze"):
+        Recipe.build({"model": "a", "freeze": text})
+
+
+@pytest.mark.parametrize(
+    ("frozen", "message"),
+    [({("", 6)}, "no layer 6; its layers are 0 to 5"), ({("mixer", 0)}, "no mixer block in layer 0"),
+     ({("", layer) for layer in range(6)}, "all blocks of the model")],
+)  # fmt: skip
+def test_blocks_that_no_model_has_are_refused(frozen: set[tuple[str, int]], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Grid({"channels": 8}, frozen=frozenset(frozen)).of_model(ANATOMY)
