@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from multipruner.core.errors import NumericsError, UnsupportedModelError
 
 Indices = NDArray[np.int64]
-_FLOATS = (GGMLQuantizationType.F16, GGMLQuantizationType.BF16, GGMLQuantizationType.F32)
+FLOATS = (GGMLQuantizationType.F16, GGMLQuantizationType.BF16, GGMLQuantizationType.F32)
+"""Types that are not quantised."""
 _WIDER = (GGMLQuantizationType.Q8_0, GGMLQuantizationType.F16)
 """What takes the place of a type that cannot be made here or does not fit the rows, the smaller first."""
 _TOGETHER = 1 << 22
@@ -138,7 +139,7 @@ def common_kind(pieces: tuple[Piece, ...]) -> GGMLQuantizationType:
                 f"{piece.tensor.name} is of type {piece.kind.name}, which cannot be read here and does not stay whole; "
                 "take a file of another type"
             )
-    if kinds <= set(_FLOATS):
+    if kinds <= set(FLOATS):
         return GGMLQuantizationType.F32
     own = [pieces[0].kind] if len(kinds) == 1 and _writable(pieces[0].kind) else []
     return next(kind for kind in (*own, *_WIDER) if pieces[0].width % GGML_QUANT_SIZES[kind][0] == 0)

@@ -14,6 +14,7 @@ from multipruner.console.say import teller
 from multipruner.core.errors import ConfigError, OutputError
 from multipruner.core.plan import PruningPlan
 from multipruner.engine.fingerprint import fingerprint
+from multipruner.export.from_gguf.blocks import FLOATS
 from multipruner.export.from_gguf.cut import CutModel, cut_model, write_cut
 from multipruner.export.from_gguf.source import GgufSource, open_source
 from multipruner.export.gguf_model import sizes_by_layer
@@ -123,7 +124,8 @@ def is_of(source: GgufSource, plan: PruningPlan, tick: Callable[[int], object]) 
         return found.to(first).to(then)
 
     unpacked = [(torch.bfloat16, dtype) for dtype in (torch.bfloat16, torch.float32, torch.float16)]
-    tried = dict.fromkeys([*unpacked, *((dtype, dtype) for dtype in LOADED)])
+    floats = all(piece.kind in FLOATS for piece in source.pieces.values())
+    tried = dict.fromkeys([*unpacked, *((dtype, dtype) for dtype in LOADED if floats)])
     return any(
         fingerprint(model, lambda weight, types=types: values(weight, *types)) == plan.fingerprint for types in tried
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +11,23 @@ import pytest
 import torch
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFReader, GGUFWriter
 from gguf.quants import dequantize, quantize
-from transformers import PreTrainedModel
+from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedModel
 
 from multipruner.checkpoint.cut import apply_plan
 from multipruner.checkpoint.save import save
 from multipruner.commands.main import main
+from multipruner.config.recipe import Recipe
 from multipruner.core.families import anatomy_of
 from multipruner.core.plan import PruningPlan
 from multipruner.core.structure import Structure
 from multipruner.engine.fingerprint import fingerprint
+from multipruner.engine.prunable import Prunable
+from multipruner.export.from_gguf.source import open_source
 from multipruner.export.gguf import export_gguf
+from multipruner.importance.table import rank
 from multipruner.jobs.apply.from_gguf import cut_gguf
-from multipruner.sources.gguf import from_file
+from multipruner.recipes import mapping_for
+from multipruner.sources.gguf import file_of_package, from_file
 from tests.support import tiny
 from tests.support.gguf_cases import MIXED, UNIFORM, VOCABULARY, byte_level
 from tests.support.layers import structure_of
@@ -286,3 +292,60 @@ def test_what_does_not_fit_is_refused_in_one_line(tmp_path: Path, capsys: pytest
         assert said in refused(tmp_path / "small.gguf")
     assert not (tmp_path / "small.gguf").exists()
     assert not [path.name for path in tmp_path.iterdir() if "partial" in path.name]
+
+
+def _layer(number: int) -> tuple[int, int, int]:
+    """Whole layers, narrower ones, ones without a block, and one that is gone: about a fifth of SmolLM2."""
+    heads = {5: (6, 2), 9: (3, 1), 12: (6, 3), 20: (0, 0), 22: (0, 0), 25: (0, 0)}.get(number, (9, 3))
+    channels = {20: 0, 24: 0}.get(number, 1152 if number % 2 else 1120 if not number % 4 else 1536)
+    return (*heads, channels)
+
+
+def _error(found: np.ndarray, expected: np.ndarray) -> float:
+    """Mean difference of log-probabilities over their spread."""
+    return float(np.abs(found - expected[-len(found) :]).mean() / expected.std())
+
+
+@pytest.mark.slow
+def test_smollm2_is_cut_in_its_own_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The real Q4_1 file: what llama.cpp and transformers compute of the cut file is the cut of its own numbers."""
+    monkeypatch.delenv("MULTIPRUNER_CACHE")
+    recipe = Recipe.build(mapping_for("llama"))
+    assert recipe.fallback is not None
+    dense = file_of_package(recipe.fallback, tmp_path, print)
+    model = LlamaForCausalLM.from_pretrained(from_file(dense, print), dtype=torch.float32).eval()
+    structures = {
+        "mixed": structure_of(*map(_layer, range(30))),
+        "alike": structure_of(*[(0, 0, 0) if number in (20, 21) else (6, 2, 1280) for number in range(30)]),
+    }
+    tokenizer = AutoTokenizer.from_pretrained(from_file(dense, print))
+    ids = tokenizer(
+        "The capital of France is Paris, and the river that runs through it is", return_tensors="pt"
+    ).input_ids
+    anatomy, ranking = anatomy_of(model.config), rank("magnitude", Prunable.of(model))
+    mark = fingerprint(copy.deepcopy(model).to(torch.bfloat16))
+    errors: dict[str, float] = {}
+    for name, structure in structures.items():
+        plan = PruningPlan.from_structure(
+            structure, ranking, anatomy, model="SmolLM2", model_type="llama", fingerprint=mark
+        )
+        (tmp_path / f"{name}.json").write_text(plan.to_json())
+        assert apply(tmp_path / f"{name}.json", dense, tmp_path / f"{name}.gguf") == 0
+        source = open_source(dense, plan)
+        exact = {key: torch.from_numpy(source.values(key)) for key in source.pieces}
+        model.load_state_dict(exact, strict=False)
+        expected = log_probabilities(apply_plan(model, plan), ids)
+        with opened(tmp_path / f"{name}.gguf") as llama:
+            errors[name] = _error(llama.everywhere(ids[0].tolist(), 49152, ids.shape[1] - 2), expected)
+    with opened(dense) as llama:
+        errors["dense"] = _error(
+            llama.everywhere(ids[0].tolist(), 49152, ids.shape[1] - 2), log_probabilities(model, ids)
+        )
+    again = LlamaForCausalLM.from_pretrained(from_file(tmp_path / "alike.gguf", print), dtype=torch.float32)
+    errors["read again"] = _error(log_probabilities(again, ids), expected)
+    print(errors)
+    (_, before), (facts, after) = read(dense), read(tmp_path / "mixed.gguf")
+    assert facts["general.architecture"] == "deci"
+    for name in ("token_embd.weight", "output_norm.weight", "blk.2.ffn_down.weight", "blk.2.attn_q.weight"):
+        assert after[name].data.tobytes() == before[name].data.tobytes(), name
+    assert all(error < 0.1 for error in errors.values()), errors
