@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -41,24 +41,41 @@ def pruned_weights(
         ConfigError: when the weights do not have the shapes that the plan was made for.
         UnsupportedModelError: when the residual stream becomes narrower, and the row does not say how a tensor lies.
     """
+    result: dict[str, Tensor] = {}
+    for name, (old, cut) in what_stays({key: tuple(one.shape) for key, one in weights.items()}, plan, spec, constants):
+        result[name] = own(take(weights[old], cut)) if cut else weights[old]
+    return {**result, **_rescaled(result, weights, plan, spec)}
+
+
+def what_stays(
+    shapes: Mapping[str, tuple[int, ...]], plan: PruningPlan, spec: Family, constants: Counts
+) -> Iterator[tuple[str, tuple[str, Cut]]]:
+    """Yield what a plan leaves of every dense tensor, wherever the tensors are: the name that it has afterwards, the
+    name in the dense model, and what stays of its sides.
+
+    Args:
+        shapes: of the dense tensors, by their names in the stock model.
+        plan, spec, constants: see :func:`pruned_weights`.
+
+    Raises:
+        ConfigError, UnsupportedModelError: see :func:`pruned_weights`.
+    """
     pattern = re.compile(rf"^({re.escape(spec.decoder)}\.{re.escape(spec.layers)})\.(\d+)\.(.+)$")
     renumbered = {old: new for new, old in enumerate(plan.layers)}
     found = _all_cuts(plan, spec, constants)
     gone = _removed_paths(plan, spec)
-    result: dict[str, Tensor] = {}
-    for name, tensor in weights.items():
+    for name, there in shapes.items():
         match = pattern.match(name)
         if match is None:
-            result[name] = _outside(name, tensor, plan, spec)
+            yield name, (name, _outside(name, there, plan, spec))
             continue
         number, inner = int(match[2]), match[3]
         if number not in renumbered or inner.startswith(gone.get(number, ())):
             continue
-        shape, cut = found.get((number, inner), (tuple(tensor.shape), {}))
-        if tensor.shape != shape:
-            raise ConfigError(f"{name} is {tuple(tensor.shape)}, the plan was made for a model where it is {shape}")
-        result[f"{match[1]}.{renumbered[number]}.{inner}"] = own(take(tensor, cut)) if cut else tensor
-    return {**result, **_rescaled(result, weights, plan, spec)}
+        shape, cut = found.get((number, inner), (there, {}))
+        if there != shape:
+            raise ConfigError(f"{name} is {there}, the plan was made for a model where it is {shape}")
+        yield f"{match[1]}.{renumbered[number]}.{inner}", (name, cut)
 
 
 def _rescaled(
@@ -91,20 +108,20 @@ def _all_cuts(plan: PruningPlan, spec: Family, constants: Counts) -> dict[tuple[
     return found
 
 
-def _outside(name: str, tensor: Tensor, plan: PruningPlan, spec: Family) -> Tensor:
-    """Return what stays of a tensor outside the decoder layers.
+def _outside(name: str, shape: tuple[int, ...], plan: PruningPlan, spec: Family) -> Cut:
+    """Return what stays of the sides of a tensor outside the decoder layers.
 
     Raises:
         UnsupportedModelError: when it is as wide as a residual stream that becomes narrower, and nothing says where.
     """
     if plan.stream is None:
-        return tensor
+        return {}
     side = spec.stream_side(name)
-    if side is None and plan.hidden in tensor.shape and name != f"{spec.head}.bias":
+    if side is None and plan.hidden in shape and name != f"{spec.head}.bias":
         raise UnsupportedModelError(
             f"{spec.model_type}: {name} may lie along the residual stream: give no --hidden-size"
         )
-    return tensor if side is None else take(tensor, {side: torch.tensor(plan.stream)})
+    return {} if side is None else {side: torch.tensor(plan.stream)}
 
 
 def _removed_paths(plan: PruningPlan, spec: Family) -> dict[int, tuple[str, ...]]:

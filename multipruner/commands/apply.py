@@ -28,11 +28,15 @@ everything else in it stays as it is, byte for byte, and transformers open it as
 is the folder of a run, the text tower is that of the run, with its repair. Layers must be alike (--layout uniform);
 --text-only writes the cut text model alone, of any plan.
 
+From a .gguf file to a .gguf file nothing is unpacked: tensors that stay whole, and rows of the others, keep their
+stored numbers bit for bit. Columns that are no whole blocks of a quantised type are rounded anew, which is said.
+
 examples
   python -m multipruner apply runs/llama-0.2 --model llama --output small
   python -m multipruner apply me/llama-small@v1 --model HuggingFaceTB/SmolLM2-135M --output small
   python -m multipruner apply runs/llama-0.2/plan.json --model ./my-finetune --any-weights --output small-finetune
-  python -m multipruner apply runs/text --model google/gemma-3-4b-it --output whole"""
+  python -m multipruner apply runs/text --model google/gemma-3-4b-it --output whole
+  python -m multipruner apply runs/llama-0.2 --model ./model-Q4_K_M.gguf --any-weights --output small.gguf"""
 
 
 def make_parser() -> Parser:
@@ -45,7 +49,9 @@ def make_parser() -> Parser:
     )
     parser.add_argument("plan", metavar="PLAN", help="a plan's file, a folder with one, or a Hub id")
     parser.add_argument("--model", metavar="NAME", required=True, help="the dense model: recipe, Hub id or folder")
-    parser.add_argument("--output", type=Path, metavar="DIR", required=True, help="the folder to write")
+    parser.add_argument(
+        "--output", type=Path, metavar="DIR", required=True, help="the folder to write, or of a .gguf file another one"
+    )
     parser.add_argument("--any-weights", action="store_true", default=False,
                         help="do not compare the weights with those that the plan was made of")  # fmt: skip
     parser.add_argument("--text-only", action="store_true", default=False,
@@ -67,10 +73,16 @@ def run(arguments: Sequence[str]) -> int:
     plan, output = typed.pop("plan"), typed.pop("output")
     options = {name: typed.pop(name) for name in ("any_weights", "overwrite", "reopen", "text_only")}
     with on_screen(typed, "apply") as console:
+        from multipruner.jobs.apply.from_gguf import cut_gguf
         from multipruner.jobs.apply.run import stream_plan
         from multipruner.jobs.prune.given_plan import NO_BUDGET
+        from multipruner.storage.files import path_of
 
         recipe = recipe_of(typed, {**NO_BUDGET, "repair": "none"})
         command = shlex.join(["python", "-m", "multipruner", "apply", *arguments])
-        stream_plan(plan, recipe, output, console=console, command=command, **options)
+        if output.suffix == ".gguf" and (dense := path_of(recipe.model)).suffix == ".gguf":
+            how = {name: options[name] for name in ("any_weights", "overwrite")}
+            cut_gguf(plan, dense, output, console=console, **how)
+        else:
+            stream_plan(plan, recipe, output, console=console, command=command, **options)
     return 0

@@ -47,9 +47,7 @@ class Recipe(Frozen):
     trust_remote_code: bool = Field(
         default=False, description="run code that the checkpoint brings", json_schema_extra=shown(MODEL)
     )
-    dtype: DType = Field(
-        "auto", description="type of the weights; auto: as the checkpoint has them", json_schema_extra=shown(MODEL)
-    )
+    dtype: DType = Field("auto", description="type of weights; auto: the checkpoint's", json_schema_extra=shown(MODEL))
     compute_dtype: DType = Field(
         default="auto",
         description="type that is computed in, while the weights keep theirs on disk and in the result; auto: float32 "
@@ -67,7 +65,10 @@ class Recipe(Frozen):
         json_schema_extra=shown(MODEL),
     )
     max_host_memory: Annotated[float, Field(gt=0)] | None = Field(
-        None, description="GiB that auto has to do with; none: what is free", json_schema_extra=shown(MODEL, "NUMBER")
+        None, description="GiB that a run may take; none: what is free", json_schema_extra=shown(MODEL, "NUMBER")
+    )
+    max_device_memory: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="the same of a GPU's memory", json_schema_extra=shown(MODEL, "NUMBER")
     )
 
     ratio: Annotated[float, Field(gt=0, lt=1)] | None = Field(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,22 @@ from gguf import GGMLQuantizationType, GGUFValueType, GGUFWriter, LlamaFileType
 from multipruner.checkpoint.save import check_space
 from multipruner.config.choices import QUANTS
 from multipruner.core.errors import ConfigError, OutputError
+from multipruner.core.families import Family
 from multipruner.storage.files import whole_file
 from multipruner.storage.tensor_headers import check_tied, stored_tensors
 
 from .gguf_model import GgufModel, read_model
 from .gguf_quant import Share, fallbacks, quantised, quantiser
-from .gguf_tensors import OUTTYPES, TensorJob, Weights, numbers_of, tensor_jobs, written_sizes
+from .gguf_tensors import (
+    OUTTYPES,
+    Architecture,
+    LayerSizes,
+    TensorJob,
+    Weights,
+    numbers_of,
+    tensor_jobs,
+    written_sizes,
+)
 from .gguf_tokenizer import Field, copied_fields, tokenizer_fields
 from .target import target_of
 
@@ -126,7 +136,7 @@ def export_gguf(
         writer = GGUFWriter(exact, model.architecture.name)
         _add_general(writer, folder, outtype)
         _add_model(writer, model)
-        _add_fields(writer, tokenizer)
+        add_fields(writer, tokenizer)
         _write(writer, jobs, weights, kind)
         shares = quantised(exact, partial, quant) if quant else []
     wide = sum(len(job.shape) > 1 and job.type(kind) != kind for job in jobs)
@@ -135,7 +145,7 @@ def export_gguf(
 
 
 def _jobs(model: GgufModel, weights: Weights) -> list[TensorJob]:
-    jobs = tensor_jobs(model.spec, model.layers, model.shape, weights)
+    jobs = tensor_jobs(model.spec, model.layers, model.shape, weights.shapes)
     if model.rope_factors:
         jobs.insert(1, TensorJob("rope_freqs.weight", (len(model.rope_factors),), values=model.rope_factors))
     return jobs
@@ -180,18 +190,7 @@ def _card(folder: Path) -> dict[str, Any]:
 def _add_model(writer: GGUFWriter, model: GgufModel) -> None:
     """Write the sizes: arrays for layers that differ, single numbers for the family's own architecture."""
     config, head_dim = model.config, model.shape.head_dim
-    layers = [
-        numbers_of(model.spec, written_sizes(number, sizes, model.architecture.whole))
-        for number, sizes in enumerate(model.layers)
-    ]
-    for add, key in (
-        (writer.add_head_count, "num_attention_heads"),
-        (writer.add_head_count_kv, "num_key_value_heads"),
-        (writer.add_feed_forward_length, "intermediate_size"),
-    ):
-        values = [numbers[key] for numbers in layers]
-        add(values if model.architecture.per_layer else values[0])
-    writer.add_block_count(len(layers))
+    add_layer_sizes(writer, model.spec, model.layers, model.architecture)
     writer.add_context_length(model.window or config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
     writer.add_vocab_size(config.vocab_size)
@@ -204,7 +203,20 @@ def _add_model(writer: GGUFWriter, model: GgufModel) -> None:
         writer.add_rope_scaling_attn_factors(model.rope_scale)
 
 
-def _add_fields(writer: GGUFWriter, fields: list[Field]) -> None:
+def add_layer_sizes(writer: GGUFWriter, spec: Family, layers: Sequence[LayerSizes], architecture: Architecture) -> None:
+    """Write how many layers there are and what they keep: arrays where the architecture reads sizes per layer."""
+    numbers = [numbers_of(spec, written_sizes(n, sizes, architecture.whole)) for n, sizes in enumerate(layers)]
+    for add, key in (
+        (writer.add_head_count, "num_attention_heads"),
+        (writer.add_head_count_kv, "num_key_value_heads"),
+        (writer.add_feed_forward_length, "intermediate_size"),
+    ):
+        values = [one[key] for one in numbers]
+        add(values if architecture.per_layer else values[0])
+    writer.add_block_count(len(layers))
+
+
+def add_fields(writer: GGUFWriter, fields: list[Field]) -> None:
     """Add what is not said yet: the folder's own card goes before what another file says."""
     for key, value, kind, sub_type in fields:
         if key in writer.kv_data[0]:

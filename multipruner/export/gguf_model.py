@@ -7,6 +7,7 @@ Mistral and Qwen2 fit it as well; ``openelm`` computes what a Qwen3 with tied em
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -101,9 +102,9 @@ def read_model(folder: Path) -> GgufModel:
     model_type = str(record.get("model_type")).removeprefix(MODEL_TYPE)
     family = GGUF_FAMILIES.get(model_type)
     if family is None or model_type not in FAMILIES:
-        raise UnsupportedModelError(_refusal(model_type, "auto_map" not in record))
+        raise UnsupportedModelError(refusal(model_type, "auto_map" not in record))
     layers, head_dim = (
-        _by_layer(*sizes_in(record, FAMILIES[model_type])),
+        sizes_by_layer(*sizes_in(record, FAMILIES[model_type])),
         FAMILIES[model_type].counts(record)["head_dim"],
     )
     for key in ("model_type", "architectures", "auto_map", "per_layer_config", "transformers_version"):
@@ -115,21 +116,29 @@ def read_model(folder: Path) -> GgufModel:
     if config.hidden_act != "silu":
         raise UnsupportedModelError(f"hidden_act {config.hidden_act!r}: llama.cpp's architectures here compute silu")
     factors, scale = _rotary(config, head_dim)
-    architecture = _architecture(model_type, family, config, layers, head_dim, plain=not factors and scale == 1.0)
+    architecture = architecture_for(model_type, family, config, layers, head_dim, plain=not factors and scale == 1.0)
     tied = bool(config.tie_word_embeddings)
     shape = Shape(config.hidden_size, head_dim, config.vocab_size, tied, architecture, family.head_norms)
     return GgufModel(FAMILIES[model_type], config, layers, architecture, shape, factors, scale)
 
 
-def _by_layer(anatomy: Anatomy, structure: Structure) -> tuple[LayerSizes, ...]:
-    """Return what each layer keeps, by the kinds of its blocks."""
+def sizes_by_layer(
+    anatomy: Anatomy, structure: Structure, layers: Sequence[int] | None = None
+) -> tuple[LayerSizes, ...]:
+    """Return what each layer keeps, by the kinds of its blocks.
+
+    Args:
+        anatomy: the blocks.
+        structure: their sizes.
+        layers: the layers that count; default: all.
+    """
     return tuple(
         {anatomy[number].kind: structure[number] for number in anatomy.of_layer(layer)}
-        for layer in range(anatomy.layers)
+        for layer in (range(anatomy.layers) if layers is None else layers)
     )
 
 
-def _architecture(
+def architecture_for(
     model_type: str, family: GgufFamily, config: Any, layers: tuple[LayerSizes, ...], head_dim: int, plain: bool
 ) -> Architecture:
     """Return the family's own architecture where it can say this model, else the one for layers that differ.
@@ -162,7 +171,13 @@ def _architecture(
     )
 
 
-def _refusal(model_type: str, stock: bool) -> str:
+def refusal(model_type: str, stock: bool) -> str:
+    """Return why a family has no such file, and what works instead.
+
+    Args:
+        model_type: of the family.
+        stock: whether the checkpoint is one that other converters know.
+    """
     instead = (
         "this folder is a stock checkpoint: llama.cpp's own convert_hf_to_gguf.py may know the family"
         if stock

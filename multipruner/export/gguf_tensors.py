@@ -7,7 +7,7 @@ stands in for a removed block there.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -47,6 +47,7 @@ _STAND_IN: dict[str, Size] = {"attention": (1, 1), "mlp": (32,)}
 """Sizes of blocks of zeros: one head; as many channels as a block of Q8_0 holds."""
 LayerSizes = Mapping[str, Size]
 """What one layer keeps, by the kinds of its blocks."""
+Shapes = Mapping[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,27 +207,36 @@ class Shape:
     head_norms: tuple[tuple[str, str], ...] = ()
 
 
-def tensor_jobs(spec: Family, layers: Sequence[LayerSizes], shape: Shape, weights: Weights) -> list[TensorJob]:
+def tensor_jobs(spec: Family, layers: Sequence[LayerSizes], shape: Shape, shapes: Shapes) -> list[TensorJob]:
     """Return every tensor of the file, in order; checked against the checkpoint.
 
     Args:
         spec: the family's row.
         layers: what each layer has.
         shape: the rest of the dimensions, and the architecture.
-        weights: the checkpoint.
+        shapes: of the checkpoint's tensors, by their names.
 
     Raises:
         ConfigError: when the checkpoint lacks a tensor, has one too many, or one of another shape.
     """
+    head = f"{spec.head}.weight"
+    jobs = named_jobs(spec, layers, shape, shapes)
+    _check(jobs, shapes, ignored={head} if shape.tied_embeddings else set())
+    return jobs
+
+
+def named_jobs(spec: Family, layers: Sequence[LayerSizes], shape: Shape, names: Container[str]) -> list[TensorJob]:
+    """Return every tensor of a file, in order.
+
+    ``names`` are those of the checkpoint's tensors, among which biases may be; for the rest see :func:`tensor_jobs`.
+    """
     table, vector = (shape.vocab_size, shape.hidden_size), (shape.hidden_size,)
     jobs = [_job("token_embd.weight", table, f"{spec.decoder}.{spec.embeddings}.weight")]
     for number, sizes in enumerate(layers):
-        jobs += _layer_jobs(spec, number, sizes, shape, weights)
+        jobs += _layer_jobs(spec, number, sizes, shape, names)
     jobs.append(_job("output_norm.weight", vector, f"{spec.decoder}.{spec.final_norm}.weight"))
-    head = f"{spec.head}.weight"
     if not shape.tied_embeddings:
-        jobs.append(_job("output.weight", table, head))
-    _check(jobs, weights, ignored={head} if shape.tied_embeddings else set())
+        jobs.append(_job("output.weight", table, f"{spec.head}.weight"))
     return jobs
 
 
@@ -234,15 +244,15 @@ def _job(name: str, shape: tuple[int, ...], source: str, heads: int = 0, fill: f
     return TensorJob(name, shape, ((source, shape[0]),), heads, fill)
 
 
-def _layer_jobs(spec: Family, number: int, sizes: LayerSizes, shape: Shape, weights: Weights) -> Iterator[TensorJob]:
-    prefix, written = f"{spec.decoder}.{spec.layers}.{number}", written_sizes(number, sizes, shape.architecture.whole)
+def _layer_jobs(spec: Family, layer: int, sizes: LayerSizes, shape: Shape, has: Container[str]) -> Iterator[TensorJob]:
+    prefix, written = f"{spec.decoder}.{spec.layers}.{layer}", written_sizes(layer, sizes, shape.architecture.whole)
     for block in spec.blocks:
         if not written[block.kind]:
             continue
         real = sizes[block.kind] != GONE
-        jobs = list(_block_jobs(block, f"blk.{number}", prefix, written[block.kind], shape))
+        jobs = list(_block_jobs(block, f"blk.{layer}", prefix, written[block.kind], shape))
         for job in _fuse(jobs) if shape.architecture.fused else jobs:
-            if job.name.endswith(".bias") and not (real and job.sources[0][0] in weights.shapes):
+            if job.name.endswith(".bias") and not (real and job.sources[0][0] in has):
                 continue
             yield job if real else replace(job, sources=(), heads=0)
 
@@ -279,11 +289,11 @@ def _block_jobs(block: BlockSpec, target: str, prefix: str, size: Size, shape: S
     yield _job(f"{target}.{output}.bias", (shape.hidden_size,), f"{source}.bias")
 
 
-def _check(jobs: Sequence[TensorJob], weights: Weights, ignored: set[str]) -> None:
+def _check(jobs: Sequence[TensorJob], shapes: Shapes, ignored: set[str]) -> None:
     wanted = {name: (rows, *job.shape[1:]) for job in jobs for name, rows in job.sources}
-    missing = sorted(set(wanted) - set(weights.shapes))
-    extra = sorted(set(weights.shapes) - set(wanted) - ignored)
-    wrong = sorted(name for name in set(wanted) & set(weights.shapes) if wanted[name] != weights.shapes[name])
+    missing = sorted(set(wanted) - set(shapes))
+    extra = sorted(set(shapes) - set(wanted) - ignored)
+    wrong = sorted(name for name in set(wanted) & set(shapes) if wanted[name] != shapes[name])
     faults = {"missing": missing, "unexpected": extra, "of another shape": wrong}
     told = [f"{len(names)} {what}, such as {names[0]}" for what, names in faults.items() if names]
     if told:

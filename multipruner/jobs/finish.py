@@ -126,6 +126,9 @@ def finish(
             check=lambda folder: check_reopened(folder, pruned, setting.calibration.ids),
         )  # fmt: skip
     console.print(render(report, output, comparison.table()))
+    peak = report.get("forecast", {}).get("memory", {}).get("peak_bytes")
+    if setting.forecast is not None and peak and (beyond := setting.forecast.beyond(peak)):
+        say(beyond)
     say(next_commands(output))
     tell(console, "result", **result_of(report, output))
     return Run(output, plan, report, pruned, setting.tokenizer)

@@ -30,7 +30,8 @@ from multipruner.sources.calibration import CalibrationSet, CalibrationText, hel
 from multipruner.sources.dense import device_of, load_dense, stored_otherwise
 from multipruner.sources.resolve import resolve
 
-from .forecast.run import Forecast, forecast, say_forecast
+from .forecast.bounds import Fitting
+from .forecast.run import Forecast, forecast, idle_of, say_forecast, unwritten_of
 from .forecast.walks import layers_on_disk, said, together_in, walking
 from .narrow import check_asked, narrowed, ordered
 from .record import timed
@@ -98,6 +99,11 @@ def prepare(
         prunable = Prunable.of(model, precision.stored)
         copied = partial(stored_otherwise, source, name_of(precision.stored))
         layers = layers_on_disk(recipe, prunable, precision.computed, walks=walks, copied=copied)
+        if first and output is not None:
+            idle = idle_of(model) if model.device.type == "cpu" else 0
+            unwritten = unwritten_of(model, tokenizer)
+            fitting = Fitting(prunable, precision.computed, idle, walks, copied, unwritten)
+            recipe, layers = fitting.fit(recipe, layers, say)
         if layers:
             recipe = walking(recipe)
             say(said(prunable, precision.computed))

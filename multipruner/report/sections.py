@@ -227,6 +227,8 @@ def _foretold(found: Mapping[str, Mapping[str, Any]]) -> Html:
     memory = found.get("memory", {})
     most, peak = memory.get("predicted_bytes"), memory.get("peak_bytes")
     rows.append(row("memory", most, peak, lambda size: amount("weight_bytes", size)))
+    if finite(allowed := memory.get("allowed_bytes")):
+        rows.append(["memory that was allowed", amount("weight_bytes", allowed), "–", "–", "–"])
     return table(("", "expected", "actual", "error", "token-layers"), rows)
 
 

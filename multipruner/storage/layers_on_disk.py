@@ -3,16 +3,26 @@
 A weight that was loaded as it is stored is a view of its file, mapped: it takes no memory that the system could not
 take back at once. What takes memory is a layer that is computed with, in the type that is computed in, its units in
 another order. So a layer comes in when something asks for it, and goes when something asks for another one.
+
+Meanwhile a thread reads the pages of the layer that is expected next, so that they are in the system's cache of files
+when it comes in. That changes nothing and keeps nothing: a wrong guess costs a read.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
+from threading import Event
 
 import torch
 from torch import Tensor, nn
+
+_PAGE = 4096
+"""Bytes that a system reads at least; where its pages are larger, some are touched twice."""
+_TOGETHER = 1 << 24
+"""Bytes of a weight that are touched in one go."""
 
 
 class LayersOnDisk:
@@ -24,14 +34,20 @@ class LayersOnDisk:
     Args:
         layers: in their order, every weight a view of its file.
         cast: makes of a weight what is computed with.
+        ahead: whether the layer that is expected next is read while one is used.
     """
 
-    def __init__(self, layers: Sequence[nn.Module], cast: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, layers: Sequence[nn.Module], cast: Callable[[Tensor], Tensor], ahead: bool = True) -> None:
         self._layers, self._cast = list(layers), cast
         self._files: list[tuple[nn.Parameter, Tensor]] = []
         self._here: int | None = None
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
         self._arrange: Callable[[int], None] | None = None
+        self._last, self._step = -1, 1
+        self._reader: ThreadPoolExecutor | None = None
+        self._reading: Future[None] | None = None
+        self._unwanted = Event()
+        self.ahead = ahead
         self.read = 0
         """How many layers have come in so far."""
 
@@ -42,6 +58,8 @@ class LayersOnDisk:
 
     def begin(self) -> None:
         """Have layers come in from now on; until then, and after :meth:`end`, their weights are as they are stored."""
+        if self.ahead and self._reader is None and len(self._layers) > 1:
+            self._reader = ThreadPoolExecutor(1, "read-ahead")
         for number, layer in enumerate(self._layers):
             self._hooks.append(layer.register_forward_pre_hook(partial(self._asked, number)))
 
@@ -51,6 +69,10 @@ class LayersOnDisk:
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()
+        if self._reader is not None:
+            self._unwanted.set()
+            self._reader.shutdown(cancel_futures=True)
+            self._reader = self._reading = None
 
     def _asked(self, number: int, module: nn.Module, args: tuple[object, ...]) -> None:
         self.enter(number)
@@ -80,7 +102,21 @@ class LayersOnDisk:
             self.read += 1
             if self._arrange is not None:
                 self._arrange(number)
+        self._read_ahead(number)
         return True
+
+    def _read_ahead(self, number: int) -> None:
+        """Have the neighbour on the way that layers are asked for read, from the end the first one."""
+        self._step = number - self._last if abs(number - self._last) == 1 else self._step
+        self._last, expected = number, number + self._step
+        if self._reader is None or expected < 0:
+            return
+        if self._reading is not None and not self._reading.done():  # nobody waits for a guess
+            self._unwanted.set()
+            self._reading.result()
+        self._unwanted.clear()
+        stored = [weight.data for weight in self._layers[expected % len(self._layers)].parameters()]
+        self._reading = self._reader.submit(_touch, stored, self._unwanted)
 
     def leave(self) -> None:
         """Have no layer in memory; what somebody still holds of one stays with them."""
@@ -88,3 +124,14 @@ class LayersOnDisk:
             weight.data = stored
         self._files.clear()
         self._here = None
+
+
+def _touch(stored: Sequence[Tensor], unwanted: Event) -> None:
+    """Read a byte of every page of some tensors, until nobody wants that any more."""
+    for tensor in stored:
+        if not tensor.numel() or not tensor.is_contiguous():
+            continue
+        for part in tensor.detach().view(-1).view(torch.uint8).split(_TOGETHER):
+            if unwanted.is_set():
+                return
+            part[::_PAGE].max()

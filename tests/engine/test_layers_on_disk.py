@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from multipruner.importance.table import rank
 from multipruner.repair.final_norm import GainFit
 from multipruner.repair.scoring import Repair
 from multipruner.repair.stream import accumulated
+from multipruner.storage import layers_on_disk
 from multipruner.storage.layers_on_disk import LayersOnDisk
 from multipruner.storage.tensors_on_disk import mapped
 from tests.support.tiny import MORE, VARIANTS, plan_for, random_ids, random_structure, tiny_model
@@ -170,3 +172,27 @@ def test_a_mapped_tensor_is_a_tensor(dtype: torch.dtype) -> None:
     other[0] = 7
     assert other[0].tolist() == [7, 7, 7] and source[0].tolist() == [0, 1, 2, 3]
     assert mapped(source[:0]).shape == (0, 4)
+
+
+def test_the_layer_that_comes_next_is_read_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forth and back, its stored weights and no others; what comes in, and when, is the same without."""
+    layers = [nn.Linear(3, 3, bias=False) for _ in range(4)]
+    owner = {layer.weight.data_ptr(): number for number, layer in enumerate(layers)}
+    seen: list[int] = []
+
+    def touched(stored: list[Tensor], unwanted: Event) -> None:
+        seen.extend(owner[tensor.data_ptr()] for tensor in stored)
+
+    monkeypatch.setattr(layers_on_disk, "_touch", touched)
+    for ahead in (True, False):
+        on_disk = LayersOnDisk(layers, lambda weight: weight.double(), ahead)
+        on_disk.begin()
+        for number in (0, 1, 2, 3, 2, 1, 0):
+            assert on_disk.enter(number)
+            assert [layer.weight.dtype == torch.float64 for layer in layers] == [n == number for n in range(4)]
+            if on_disk._reading is not None:
+                on_disk._reading.result()
+        on_disk.end()
+        assert on_disk.read == 7 and all(layer.weight.data_ptr() in owner for layer in layers)
+        assert seen == ([1, 2, 3, 0, 1, 0] if ahead else [])
+        seen.clear()

@@ -41,7 +41,7 @@ class _Here:
     def __init__(self) -> None:
         self.commands: list[str] = []
 
-    def run(self, arguments: Sequence[str], marks: Path) -> dict[str, int | None]:
+    def run(self, arguments: Sequence[str], marks: Path, limit: float | None = None) -> dict[str, int | None]:
         assert main(list(arguments)) == 0
         self.commands.append(" ".join(arguments))
         return {"own": 1 << 30, "all": 2 << 30, "allocated": None, "reserved": None}
@@ -131,12 +131,14 @@ def test_gpu_names_what_it_does_not_know(capsys: pytest.CaptureFixture[str]) -> 
 def test_scale_measures_both_ways(here: _Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scale, path = _module("scale"), tmp_path / "scale.json"
     monkeypatch.setattr(scale, "text", lambda folder: _module("random_models").text(folder, 4096))
+    monkeypatch.setattr(scale, "timed_pass", lambda model, asked, *, ahead: 2.0 - ahead)
     scale.main(["--shapes", "llama-tiny", "--work", str(tmp_path / "work"), "--record", str(path), *SMALL])
     found = _module("results").read(path)
     assert [row[0] for row in found["rows"]] == ["llama-tiny, none", "llama-tiny, disk"]
     none, disk = found["rows"]
     assert none[7] is None and disk[7] > 5, "walks over the layers"
     assert none[1] == disk[1] and none[6] == 2.0
+    assert list(found["setting"]["passes_without_and_with_read_ahead"]) == ["llama-tiny"]
 
 
 @pytest.mark.slow
@@ -151,3 +153,19 @@ def test_processes_of_their_own_tell_their_memory(tmp_path: Path, monkeypatch: p
                                                    for batch in (1, 8)}  # fmt: skip
     with pytest.raises(SystemExit, match="the run ended with 2"):
         _module("alone").run(["--model", str(tmp_path / "nothing")], tmp_path / "marks.json")
+
+
+@pytest.mark.slow
+def test_scale_keeps_processes_to_their_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As 7 billion parameters would, in small: layers on disk, a limit that suffices and one that does not."""
+    monkeypatch.setenv("MULTIPRUNER_CACHE", str(tmp_path / "cache"))
+    scale, path = _module("scale"), tmp_path / "scale.json"
+    monkeypatch.setattr(scale, "text", lambda folder: _module("random_models").text(folder, 4096))
+    asked = ["--shapes", "0.01b", "--offload", "disk", "--work", str(tmp_path / "work"), "--record", str(path), *SMALL]
+    scale.main([*asked, "--limit", "4"])
+    found = _module("results").read(path)
+    (row,) = found["rows"]
+    (passes,) = found["setting"]["passes_without_and_with_read_ahead"].values()
+    assert 0 < row[5] < 4 and len(passes) == 2 and min(passes) > 0
+    with pytest.raises(SystemExit, match="the run ended with 3"):
+        scale.main([*asked, "--limit", "0.1"])

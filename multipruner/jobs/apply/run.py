@@ -131,8 +131,8 @@ def _check_output(output: Path, overwrite: bool) -> None:
     """Refuse an output that is no folder for a model, or may not be replaced."""
     if output.suffix == ".gguf":
         raise ConfigError(
-            f"{output}: a folder of safetensors is written; name one, then make the file of it with "
-            "`multipruner export FOLDER --format gguf`"
+            f"{output}: of a model that is no .gguf file a folder of safetensors is written; name one, then make the "
+            "file of it with `multipruner export FOLDER --format gguf`"
         )
     check_target(output.absolute().resolve(), overwrite)
 

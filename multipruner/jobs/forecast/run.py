@@ -15,7 +15,6 @@ from multipruner.config.recipe import Recipe
 from multipruner.console.events import tell
 from multipruner.console.plain_lines import spoken
 from multipruner.console.say import Say, teller
-from multipruner.engine.objective import STATE_BYTES
 from multipruner.engine.precision import TYPES, Precision, choose, name_of, product_rates
 from multipruner.engine.prunable import Prunable
 from multipruner.jobs.reachable import check_reachable
@@ -25,17 +24,16 @@ from multipruner.sources.sampled_text import unsampled
 from multipruner.storage.cache import cache_folder
 from multipruner.storage.memory import free_memory, peak_memory, size_text
 
+from .bounds import Allowed, Fitting, memory_of
 from .count import Searched, Unwritten, budgets_of, shape_of, texts_for, work_of
 from .efforts import quicker
-from .memory import Sizes, grams, peaks
+from .memory import grams
 from .needs import Fetch, model_of, texts_of
 from .rates import Rates, measured
 from .stand_in import meta_model, stand_in
 from .walks import layers_on_disk, said, walking, walks_of
 from .work import Texts, Work
 
-_LAYERS = 2
-"""Layers from disk that are in memory: one, and what it is made of, or leaves of it."""
 _LIBRARIES = 256 << 20
 """Bytes of what a run imports on its way."""
 _LONG = 600.0
@@ -55,6 +53,7 @@ class Forecast:
         budgets: what the budgets mean, one fact a line.
         fetches: what is not on this machine, or is.
         efforts: seconds at every quicker effort, by its name.
+        allowed: the memory that the run may take, where somebody said so.
     """
 
     work: Mapping[str, Work]
@@ -64,6 +63,7 @@ class Forecast:
     budgets: tuple[str, ...]
     fetches: tuple[Fetch, ...] = ()
     efforts: Mapping[str, float] = field(default_factory=dict)
+    allowed: Allowed | None = None
 
     @property
     def seconds(self) -> dict[str, float]:
@@ -80,10 +80,26 @@ class Forecast:
                 for stage, one in self.work.items()
             },
             "memory": {"predicted_bytes": max(self.memory.values(), default=0), "peak_bytes": peak,
-                       "by_stage": dict(self.memory)},
+                       "by_stage": dict(self.memory), **self._allowed()},
             "disk_bytes": dict(self.disk),
             "rates": self.rates.to_json(),
         }  # fmt: skip
+
+    def _allowed(self) -> dict[str, int]:
+        return {} if self.allowed is None else {"allowed_bytes": self.allowed.nbytes}
+
+    def beyond(self, peak: int) -> str | None:
+        """Return what is said of a run that took more memory than it was allowed; ``None`` of one that did not.
+
+        Args:
+            peak: bytes that it had at most.
+        """
+        if self.allowed is None or peak <= self.allowed.nbytes:
+            return None
+        return (
+            f"note: the run took {size_text(peak)} of memory at most, and {self.allowed.flag} allowed "
+            f"{size_text(self.allowed.nbytes)}; {self._most()} were foretold"
+        )
 
     def brief(self) -> list[str]:
         """Return the first lines of a run."""
@@ -158,32 +174,23 @@ def forecast(
         fetched: bytes that will lie in the cache folder besides.
         on_disk: whether decoder layers stay on disk.
     """
-    costs, model = prunable.costs, prunable.model
+    model = prunable.model
     item = prunable.head_weight.element_size() if computed is None else computed
-    kept = None if tokenizer is None else lambda n, length, seed: unsampled(model, tokenizer, n, length, seed)
+    kept = unwritten_of(model, tokenizer)
     texts = texts_for(recipe, prunable, kept)
-    shape, (by_stage, searched) = shape_of(prunable), _stages(recipe, prunable, texts, on_disk)
+    by_stage, searched = _stages(recipe, prunable, texts, on_disk)
     clock = prunable if measures_on is None else measures_on
     rates = measured(
         clock, layers=prunable.anatomy.layers, length=texts.length, long=texts.evaluated_length if texts.evaluated else
         texts.length, samples=bool(texts.sampled), place=_existing(output), sequences=recipe.calibration.batch_size,
     )  # fmt: skip
-    parameters = costs.parameters(prunable.dense)
-    both = costs.bytes_per_parameter if item < costs.bytes_per_parameter else 0  # what is narrowed is kept besides
-    kv = costs.kv_bytes_per_token(prunable.dense) * item // costs.bytes_per_parameter
+    there = 0 if model.device.type != "cpu" else idle_of(model, measures_on)
+    memory = memory_of(recipe, prunable, texts, by_stage, searched, item, idle=there, on_disk=on_disk)
     result = int(by_stage["writing"].disk)
-    held = costs.constant + _LAYERS * costs.backbone_parameters(prunable.dense) // prunable.anatomy.layers
-    weights = held * item if on_disk else parameters * (item + both)
-    sizes = Sizes(weights, result, item, kv, len(prunable.head_weight), STATE_BYTES, recipe.moments == "memory",
-                  on_disk)  # fmt: skip
-    there = 0 if model.device.type != "cpu" else _idle(model, measures_on)
-    options = [one for round_ in searched.rounds for one in round_] if recipe.repair_stage == "search" else []
-    found = peaks(by_stage, texts, shape, sizes, searched.base, options)
     efforts = {name: _seconds(other, prunable, rates, kept, on_disk) for name, other in quicker(recipe).items()}
-    cache = fetched + (grams(texts, shape) if recipe.moments == "disk" else 0) + 2 * result * on_disk
+    cache = fetched + (grams(texts, shape_of(prunable)) if recipe.moments == "disk" else 0) + 2 * result * on_disk
     disk = {str(output): int(1.05 * result)} | ({str(cache_folder()): cache} if cache else {})
-    return Forecast(by_stage, rates, {name: there + size for name, size in found.items()}, disk,
-                    budgets_of(recipe, prunable), fetches, efforts)  # fmt: skip
+    return Forecast(by_stage, rates, memory, disk, budgets_of(recipe, prunable), fetches, efforts, Allowed.of(recipe))
 
 
 def _stages(recipe: Recipe, prunable: Prunable, texts: Texts, on_disk: bool) -> tuple[dict[str, Work], Searched]:
@@ -199,14 +206,20 @@ def _seconds(recipe: Recipe, prunable: Prunable, rates: Rates, kept: Unwritten |
     return sum(map(rates.seconds, by_stage.values()))
 
 
-def _idle(model: Any, measures_on: Prunable | None) -> int:
+def unwritten_of(model: Any, tokenizer: Any) -> Unwritten | None:
+    """Return what tells how many sequences of a loaded model's own are not in the cache yet."""
+    return None if tokenizer is None else lambda n, length, seed: unsampled(model, tokenizer, n, length, seed)
+
+
+def idle_of(model: Any, measures_on: Prunable | None = None) -> int:
     """Return bytes that the process has beside the model's weights, and will have once their file is read."""
     import psutil
 
     loaded = model if measures_on is None else measures_on.model
     weights = sum(weight.numel() * weight.element_size() for weight in loaded.parameters())
     more = 0 if measures_on is None else _LIBRARIES + sum(w.numel() * w.element_size() for w in model.parameters())
-    return max(0, psutil.Process().memory_info().rss - weights) + more
+    least = _LIBRARIES if measures_on is None else 0  # of weights in files not all may be in memory
+    return max(least, psutil.Process().memory_info().rss - weights) + more
 
 
 def say_forecast(found: Forecast, say: Say, console: Console) -> None:
@@ -248,10 +261,12 @@ def foretell(recipe: Recipe, output: Path, console: Console) -> Forecast | None:
     prunable = Prunable.of(model, stored)
     check_reachable(recipe, prunable)
     layers = layers_on_disk(recipe, prunable, computed)
+    small = Prunable.of(stand_in(model, prunable.spec, computed, device), stored)
+    idle = idle_of(model, small) if device.type == "cpu" else 0
+    recipe, layers = Fitting(prunable, computed, idle).fit(recipe, layers, say)
     if layers:
         recipe = walking(recipe)
         say(said(prunable, computed))
-    small = Prunable.of(stand_in(model, prunable.spec, computed, device), stored)
     found = forecast(
         recipe, prunable, output, measures_on=small, computed=computed.itemsize, fetches=fetches,
         fetched=unpacked + (0 if fetch.here else fetch.size or 0), on_disk=bool(layers),

@@ -43,14 +43,15 @@ class GgufContent:
     rope: Mapping[str, Any] | None
 
 
-def read_content(path: Path) -> GgufContent:
-    """Read a file's metadata and the names of its tensors; refuse what would be read wrongly.
+def opened(path: Path) -> tuple[Any, dict[str, Any], dict[str, Any]]:
+    """Open a file of a whole language model, of whose tensors nothing is read before somebody asks.
+
+    Returns:
+        The reader, the metadata without the tokenizer's, and the tensors by their names.
 
     Raises:
         UnknownModelError: for a pointer in place of the file.
-        UnsupportedModelError: for one part of several, a file that is damaged or of another family, and rotary scaling
-            that no configuration can say exactly.
-        MemoryShortError: when the unpacked weights do not fit into memory.
+        UnsupportedModelError: for one part of several, and a file that is damaged.
     """
     import gguf
 
@@ -69,14 +70,27 @@ def read_content(path: Path) -> GgufContent:
         raise UnsupportedModelError(
             f"{path.name} has no {lost[0]}, so it is no whole language model; take another file"
         )
-    layers = _layers(path, facts[f"{architecture}.block_count"], tensors)
+    _check_layers(path, facts[f"{architecture}.block_count"], tensors)
+    return reader, facts, tensors
+
+
+def read_content(path: Path) -> GgufContent:
+    """Read a file's metadata and the names of its tensors; refuse what would be read wrongly.
+
+    Raises:
+        UnknownModelError, UnsupportedModelError: see :func:`opened`; also for a file of another family, and rotary
+            scaling that no configuration can say exactly.
+        MemoryShortError: when the unpacked weights do not fit into memory.
+    """
+    _, facts, tensors = opened(path)
+    architecture = str(facts.get("general.architecture"))
     check_memory(
         f"the weights of {path.name}, unpacked,",
         sum(4 * int(t.n_elements) for t in tensors.values()) // 2,
         free_memory(),
     )
     rope = _rope(path, architecture, facts, tensors)
-    return GgufContent(architecture, layers, frozenset(tensors), rope)
+    return GgufContent(architecture, int(facts[f"{architecture}.block_count"]), frozenset(tensors), rope)
 
 
 def check_places(name: str, content: GgufContent, places: Iterable[str], missing: Iterable[str]) -> None:
@@ -122,14 +136,13 @@ def _check_one_part(path: Path, facts: Mapping[str, Any]) -> None:
         )
 
 
-def _layers(path: Path, said: Any, tensors: Iterable[str]) -> int:
+def _check_layers(path: Path, said: Any, tensors: Iterable[str]) -> None:
     numbers = {int(match[1]) for name in tensors if (match := re.match(r"blk\.(\d{1,9})\.", name))}
     if not isinstance(said, int) or said < 1 or numbers != set(range(min(said, len(numbers) + 1))):
         raise UnsupportedModelError(
             f"{path.name} says {said} layers (block_count) and holds {len(numbers)}; it is damaged, or a part "
             "of a model"
         )
-    return said
 
 
 def _rope(path: Path, architecture: str, facts: Mapping[str, Any], tensors: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -1,0 +1,1 @@
+"""A dense GGUF file cut into a smaller one."""
