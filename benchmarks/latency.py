@@ -5,9 +5,12 @@ heads and channels removed, 5 % to 50 % of the parameters) of the real model are
 timed whole, in alternation with the dense model. Without ``--table``, every workload is measured just before its
 structures.
 
+A table of another runtime (``latency --runtime llama.cpp``) is compared with structures that are exported and timed
+there, beside the dense model.
+
 ``python benchmarks/latency.py --check FOLDER --dense DENSE``: the finished run of a ``--max-latency`` budget and the
-dense model's folder, both opened by plain transformers in this process, timed in alternation, against what the run's
-report predicted.
+dense model's folder, both opened by plain transformers in this process (or exported for the runtime of the run's table,
+and opened there), timed in alternation, against what the run's report predicted.
 
 On a GPU, times are device events in the stream (one line that measures a table and checks it; ``--compile`` compiles
 every block; captured graphs are not supported):
@@ -24,22 +27,24 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from latency_check import CHECKED, check
-from latency_structures import Results, compare
+from latency_structures import Results, Timed, compare, in_runtime, whole_models
 from results import Cell, flag, record
 from transformers import PreTrainedModel
 
 from multipruner.config.recipe import Recipe
 from multipruner.console.quiet import quiet_libraries
 from multipruner.core.errors import MultiprunerError
-from multipruner.core.latency_table import LatencyTable, Workload
+from multipruner.core.latency_table import USUAL, LatencyTable, Workload
 from multipruner.engine.prunable import Prunable
 from multipruner.latency.bench import measure_table, shapes_of
 from multipruner.latency.environment import environment_of
 from multipruner.latency.timing import room_for_sizes
 from multipruner.recipes import mapping_for
+from multipruner.runtimes.served import environment_in
 from multipruner.sources.dense import load_dense
 from multipruner.sources.resolve import resolve
 
@@ -48,13 +53,13 @@ COMPARED = (("workload", "{}"), ("structures", "{}"), ("of the milliseconds, med
             ("of the ratio to dense, median / worst", "{:.1%} / {:.1%}"))  # fmt: skip
 
 
-def load_model(arguments: argparse.Namespace) -> PreTrainedModel:
+def load_model(arguments: argparse.Namespace) -> tuple[PreTrainedModel, Any]:
     flags = {name: getattr(arguments, name) for name in ("device", "dtype") if getattr(arguments, name)}
     recipe = Recipe.build(mapping_for(arguments.model), flags)
-    model, _ = load_dense(resolve(recipe, print), recipe)
+    model, tokenizer = load_dense(resolve(recipe, print), recipe)
     if arguments.attn_implementation:
         model.set_attn_implementation(arguments.attn_implementation)
-    return model
+    return model, tokenizer
 
 
 def parsed() -> argparse.Namespace:
@@ -102,10 +107,14 @@ def main() -> int:
 
 def compare_all(arguments: argparse.Namespace) -> list[list[Cell]]:
     """Random structures for every workload."""
-    model = load_model(arguments)
-    environment = environment_of(model, compiled=arguments.compile)
-    print(", ".join(f"{name} {value}" for name, value in environment.items()))
+    model, tokenizer = load_model(arguments)
     table = LatencyTable.read(arguments.table) if arguments.table else None
+    timed: Timed = whole_models
+    environment = environment_of(model, compiled=arguments.compile)
+    if table is not None and table.runtime != USUAL:
+        timed = in_runtime(table, tokenizer, arguments.threads or torch.get_num_threads())
+        environment = environment_in(table.runtime, str(table.environment["dtype"]), torch.get_num_threads())
+    print(", ".join(f"{name} {value}" for name, value in environment.items()))
     workloads = [table.row(name).workload for name in table.workloads] if table else WORKLOADS
     results, rows = Results(arguments.results), []
     with room_for_sizes(arguments.compile):
@@ -116,7 +125,7 @@ def compare_all(arguments: argparse.Namespace) -> list[list[Cell]]:
                 warning = measured.warning(environment)
                 if warning:
                     print(f"warning: {warning}")
-                rows.append(compare(Prunable.of(model), measured, workload, arguments, results))
+                rows.append(compare(Prunable.of(model), measured, workload, arguments, results, timed))
     return rows
 
 

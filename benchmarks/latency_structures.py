@@ -6,9 +6,11 @@ import argparse
 import copy
 import random
 import statistics
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from results import Cell
@@ -21,6 +23,7 @@ from multipruner.core.plan import PruningPlan, Ranking
 from multipruner.core.structure import GONE, Anatomy, Size, Structure
 from multipruner.engine.prunable import Prunable
 from multipruner.latency.timing import Timing, compile_blocks, time_side_by_side
+from multipruner.runtimes.served import Served, alternating, check_runtime, exported, row_for, settings_for
 from multipruner.storage.journal import Journal
 
 
@@ -44,11 +47,20 @@ def _without(size: Size, units: int) -> Size:
     return (size[0] - units, *size[1:]) if size and size[0] > units else GONE
 
 
-def smaller_model(model: PreTrainedModel, structure: Structure, anatomy: Anatomy) -> PreTrainedModel:
+Cut = tuple[PreTrainedModel, PruningPlan]
+"""A model, and what it keeps of the dense one."""
+
+
+def smaller_model(model: PreTrainedModel, structure: Structure, anatomy: Anatomy) -> Cut:
     """The dense model cut to a structure."""
+    plan = plan_of(model, structure, anatomy)
+    return apply_plan(model, plan).eval(), plan
+
+
+def plan_of(model: PreTrainedModel, structure: Structure, anatomy: Anatomy) -> PruningPlan:
+    """What keeps the first units of everything."""
     order, family = Ranking.identity(anatomy), model.config.model_type
-    plan = PruningPlan.from_structure(structure, order, anatomy, model="random", model_type=family)
-    return apply_plan(model, plan).eval()
+    return PruningPlan.from_structure(structure, order, anatomy, model="random", model_type=family)
 
 
 @dataclass(frozen=True)
@@ -95,6 +107,36 @@ class Results:
             self._journal.append([measured.to_json()])
 
 
+Timed = Callable[[Mapping[str, Cut], Workload, argparse.Namespace], dict[str, Timing]]
+"""Times models by name on a workload, in alternation."""
+
+
+def whole_models(models: Mapping[str, Cut], workload: Workload, arguments: argparse.Namespace) -> dict[str, Timing]:
+    """Time models by transformers."""
+    if arguments.compile:
+        for model, _ in models.values():
+            compile_blocks(model)
+    return time_side_by_side({name: model for name, (model, _) in models.items()}, workload, rounds=arguments.rounds)
+
+
+def in_runtime(table: LatencyTable, tokenizer: Any, threads: int) -> Timed:
+    """What times models in a table's runtime, exported as its were."""
+    runtime, outtype = table.runtime, str(table.environment["dtype"])
+    check_runtime(table, runtime, row_for(runtime, outtype)[1])
+
+    def timed(models: Mapping[str, Cut], workload: Workload, arguments: argparse.Namespace) -> dict[str, Timing]:
+        with TemporaryDirectory() as place, ExitStack() as stack:
+            takes = {}
+            for name, (model, plan) in models.items():
+                path = exported(model, plan, tokenizer, Path(place) / name, runtime, outtype)
+                settings = settings_for([workload], model.config.vocab_size, threads)
+                served = stack.enter_context(Served.opened(runtime, path, settings))
+                takes[name] = lambda one=served: one.sample(workload)
+            return {name: Timing.of(found) for name, found in alternating(takes, arguments.rounds).items()}
+
+    return timed
+
+
 def measure(
     prunable: Prunable,
     dense: PreTrainedModel,
@@ -102,6 +144,7 @@ def measure(
     number: int,
     arguments: argparse.Namespace,
     results: Results,
+    timed: Timed,
 ) -> Measured:
     """Build the random structure of this number and time it in alternation with dense."""
     ratio = 0.05 + 0.45 * number / max(arguments.structures - 1, 1)
@@ -109,25 +152,28 @@ def measure(
     known = results.find(workload, number, structure)
     if known:
         return known
-    models = {"dense": dense, "smaller": smaller_model(prunable.model, structure, prunable.anatomy)}
-    if arguments.compile:
-        for model in models.values():
-            compile_blocks(model)
-    timings = time_side_by_side(models, workload, rounds=arguments.rounds)
+    whole = plan_of(dense, prunable.dense, prunable.anatomy)
+    models = {"dense": (dense, whole), "smaller": smaller_model(prunable.model, structure, prunable.anatomy)}
+    timings = timed(models, workload, arguments)
     measured = Measured(workload.name, number, structure, timings["smaller"], timings["dense"])
     results.add(measured)
     return measured
 
 
 def compare(
-    prunable: Prunable, table: LatencyTable, workload: Workload, arguments: argparse.Namespace, results: Results
+    prunable: Prunable,
+    table: LatencyTable,
+    workload: Workload,
+    arguments: argparse.Namespace,
+    results: Results,
+    timed: Timed = whole_models,
 ) -> list[Cell]:
     """Predict and measure the random structures of one workload, and print the errors; they are the result's row."""
     print(f"\n{workload.name}\n{'removed':>8}{'predicted':>12}{'measured':>12}{'error':>9}{'of dense':>10}{'error':>9}")
     errors: dict[str, list[float]] = {"milliseconds": [], "ratio to dense": [], "least milliseconds": []}
     dense, copied = table.milliseconds(prunable.dense, prunable.anatomy, workload.name), copy.deepcopy(prunable.model)
     for number in range(arguments.structures):
-        found = measure(prunable, copied, workload, number, arguments, results)
+        found = measure(prunable, copied, workload, number, arguments, results, timed)
         predicted = table.milliseconds(found.structure, prunable.anatomy, workload.name)
         of_dense = found.smaller.median_ms / found.dense.median_ms
         error, ratio_error = predicted / found.smaller.median_ms - 1, predicted / dense / of_dense - 1

@@ -9,9 +9,10 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+from multipruner.config.choices import RUNTIMES
 from multipruner.config.counts import MOST, MOST_UNITS, check_counts
 from multipruner.core.errors import ConfigError, OutputError
-from multipruner.core.latency_table import FORMAT, LatencyTable, Workload
+from multipruner.core.latency_table import FORMAT, USUAL, LatencyTable, Workload
 
 from .base import Parser, add_fields, log_flags, on_screen
 
@@ -22,17 +23,19 @@ if TYPE_CHECKING:
 
 _HELP = """\
 Measure how long every attention and MLP option of a model takes on this machine, and write the look-up table from
-which the latency of any pruned structure is predicted.
+which the latency of any pruned structure is predicted. --runtime measures it in the program that will serve: exported
+models, of which one option is everywhere, beside the dense one.
 
 examples
   python -m multipruner latency --model llama --output table.json
   python -m multipruner latency --model llama --output table.json --phase prefill --prompt 512 --prompt 128
   python -m multipruner latency --model meta-llama/Llama-3.1-8B --output h100.json --device cuda --batch 8
+  python -m multipruner latency --model llama --output table.json --runtime llama.cpp --outtype q8_0
 
 Close other programs first. What was measured is kept in OUTPUT.partial: the same command goes on."""
 
 _OF_THE_RECIPE = ("dtype", "device", "revision", "trust_remote_code")
-_BOUNDS = {"batch": (1, MOST_UNITS), "channel_step": (1, MOST_UNITS), "threads": (1, 1024)}
+_BOUNDS = {"batch": (1, MOST_UNITS), "channel_step": (1, MOST_UNITS), "threads": (1, 1024), "repeats": (1, 1000)}
 RESTLESS = 0.15
 """Relative spread from which other programs must have been at work: a quiet machine's is a few per cent."""
 
@@ -52,6 +55,13 @@ def make_parser() -> Parser:
     cache.add_argument("--generate", type=int, metavar="TOKENS", help="decode: tokens generated behind the prompt; the "
                        "cache is measured half-way")  # fmt: skip
     cache.add_argument("--cached", type=int, metavar="TOKENS", help="decode: tokens in the cache (default 256)")
+    where = parser.add_argument_group("where")
+    where.add_argument("--runtime", choices=tuple(RUNTIMES), default=USUAL,
+                       help=f"what runs the model (default {USUAL}); others run exported ones, on the processor"
+                       )  # fmt: skip
+    where.add_argument("--outtype", choices=tuple(dict.fromkeys(t for row in RUNTIMES.values() for t in row.outtypes)),
+                       help="of exported matrices (default f16)")  # fmt: skip
+    where.add_argument("--repeats", type=int, metavar="N", help="samples of every exported model (default 7)")
     how = parser.add_argument_group("how")
     how.add_argument("--attn-implementation", metavar="NAME", help="transformers' name: sdpa, eager, flash_attention_2")
     how.add_argument("--compile", action="store_true", help="compile every block (torch.compile)")
@@ -82,9 +92,32 @@ def workloads_of(typed: argparse.Namespace) -> list[Workload]:
     return list(dict.fromkeys(found))
 
 
+def _check_runtime(typed: argparse.Namespace) -> None:
+    """Refuse flags that the runtime has no use for, and one that is not here.
+
+    Raises:
+        ConfigError: naming them.
+    """
+    served = typed.runtime != USUAL
+    theirs = {"--attn-implementation": typed.attn_implementation, "--compile": typed.compile, "--device": typed.device}
+    others = theirs if served else {"--outtype": typed.outtype, "--repeats": typed.repeats}
+    if wrong := [flag for flag, value in others.items() if value not in (None, False)]:
+        exporting = " or ".join(name for name, row in RUNTIMES.items() if row.export)
+        there, why = (
+            (USUAL, "others run what is exported for them, on the processor") if served
+            else (exporting, f"{USUAL} run the model as it is")
+        )  # fmt: skip
+        raise ConfigError(f"{' and '.join(wrong)}: with --runtime {there} only; {why}")
+    if served:
+        from multipruner.runtimes.served import row_for
+
+        row_for(typed.runtime, typed.outtype)
+
+
 def run(arguments: Sequence[str]) -> int:
     typed = make_parser().parse_args(arguments)
     check_counts(typed, _BOUNDS)
+    _check_runtime(typed)
     workloads = workloads_of(typed)
     partial = typed.output.with_name(typed.output.name + ".partial")
     _check_output(typed.output, partial, typed.overwrite)
@@ -99,11 +132,14 @@ def _make(typed: argparse.Namespace, workloads: list[Workload], partial: Path, c
     from multipruner.latency.probe_journal import discard
     from multipruner.storage.files import write_atomically
 
-    model = _load(typed, console)
+    model, tokenizer = _load(typed, console)
     _check_context(workloads, model.config)
     if typed.overwrite:
         discard(partial)
-    table = _measured(model, workloads, typed, partial, console)
+    if typed.runtime == USUAL:
+        table = _measured(model, workloads, typed, partial, console)
+    else:
+        table = _measured_served(model, tokenizer, workloads, typed, partial, console)
     write_atomically(typed.output, table.to_json())
     partial.unlink(missing_ok=True)
     console.print(_summary(table, model))
@@ -146,8 +182,8 @@ def _check_output(output: Path, partial: Path, overwrite: bool) -> None:
     check_journal(partial)
 
 
-def _load(typed: argparse.Namespace, console: Console) -> Any:
-    """Return the dense model, as the flags want it."""
+def _load(typed: argparse.Namespace, console: Console) -> tuple[Any, Any]:
+    """Return the dense model, as the flags want it, and its tokenizer."""
     import torch
 
     from multipruner.config.recipe import Recipe
@@ -165,13 +201,13 @@ def _load(typed: argparse.Namespace, console: Console) -> Any:
         torch.set_num_threads(typed.threads)
     say = lambda text: console.print(text, highlight=False, soft_wrap=True)  # noqa: E731
     with waiting_display(console, "loading the model"):
-        model, _ = load_dense(resolve(recipe, say), recipe)
+        model, tokenizer = load_dense(resolve(recipe, say), recipe)
     if typed.attn_implementation is not None:
         try:
             model.set_attn_implementation(typed.attn_implementation)
         except (ImportError, ValueError) as error:
             raise ConfigError(f"--attn-implementation {typed.attn_implementation}: {error}") from None
-    return model
+    return model, tokenizer
 
 
 def _measured(
@@ -187,6 +223,31 @@ def _measured(
             workloads,
             channel_step=typed.channel_step,
             compiled=typed.compile,
+            resume_from=partial,
+            progress=lambda name, share: show(name, share, 1),
+        )
+
+
+def _measured_served(
+    model: Any, tokenizer: Any, workloads: list[Workload], typed: argparse.Namespace, partial: Path, console: Console
+) -> LatencyTable:
+    """Measure in the program that will serve, and show how far it is."""
+    import torch
+
+    from multipruner.console.progress import sharing_display
+    from multipruner.runtimes.bench import REPEATS, measure_served
+
+    with sharing_display(console, "latency") as show:
+        return measure_served(
+            model,
+            tokenizer,
+            workloads,
+            typed.runtime,
+            place=typed.output,
+            outtype=typed.outtype,
+            threads=torch.get_num_threads(),
+            channel_step=typed.channel_step,
+            repeats=typed.repeats or REPEATS,
             resume_from=partial,
             progress=lambda name, share: show(name, share, 1),
         )
@@ -209,6 +270,7 @@ def _summary(table: LatencyTable, model: Any) -> Any:
     environment = table.environment
     threads = f", {environment['threads']} threads" if environment["device"] == "cpu" else ""
     title = f"milliseconds on {environment['device_name']}{threads}, {environment['dtype']}"
+    title += f", in {table.runtime}" if table.runtime != USUAL else ""
     view = Table(title=title, title_justify="left")
     kinds = [BLOCK_KINDS[kind].label for kind in anatomy.kinds]
     for column in ("workload", "dense", "constant", *kinds, "spread"):

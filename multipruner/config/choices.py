@@ -47,6 +47,21 @@ class Export:
 
 
 @dataclass(frozen=True, slots=True)
+class Runtime:
+    """A program that runs a finished model.
+
+    Attributes:
+        packages: what it needs, by the names of distributions; their modules are called the same, with underscores.
+        export: the row of :data:`EXPORTS` that it opens; empty where it opens the folder itself.
+        outtypes: of the matrices, those it is measured with; the first where none is asked for.
+    """
+
+    packages: tuple[str, ...]
+    export: str = ""
+    outtypes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Method:
     """How a structure is found, and the settings that go with it.
 
@@ -131,6 +146,12 @@ EXPORTS: dict[str, Export] = {
     "onnx": Export("multipruner.export.onnx:export_onnx", "f32", ("trust_remote_code",)),
     "openvino": Export("multipruner.export.openvino:export_openvino", "f16", ("trust_remote_code",)),
 }
+RUNTIMES: dict[str, Runtime] = {
+    "transformers": Runtime(("transformers",)),
+    "openvino": Runtime(("openvino", "openvino-genai"), "openvino", ("f16", "f32", "int8")),
+    "llama.cpp": Runtime(("xllamacpp",), "gguf", ("f16", "f32", "bf16", "q8_0")),
+}
+"""Where latency can be measured."""
 QUANTS = ("q2_k", "q3_k_s", "q3_k_m", "q3_k_l", "q4_k_s", "q4_k_m", "q5_k_s", "q5_k_m", "q6_k")
 """What llama.cpp's own quantiser makes of a GGUF file."""
 _PROGRAM, _GREEDY = "multipruner.jobs.prune.program:program", "multipruner.jobs.prune.greedy:greedy"

@@ -20,6 +20,8 @@ from .structure import Anatomy, Size, Structure
 
 FORMAT = "multipruner-latency"
 VERSION = 2
+USUAL = "transformers"
+"""What ran the model, where an environment names nothing else as its ``runtime``."""
 MOST = 2**31 - 1
 """Positions and sizes are 32-bit numbers in most of what runs models."""
 Phase = Literal["prefill", "decode"]
@@ -154,6 +156,11 @@ class LatencyTable:
     rows: Mapping[str, WorkloadTable]
 
     @property
+    def runtime(self) -> str:
+        """What ran the model."""
+        return str(self.environment.get("runtime", USUAL))
+
+    @property
     def workloads(self) -> tuple[str, ...]:
         """Names of the workloads, in the order of measurement."""
         return tuple(self.rows)
@@ -208,13 +215,10 @@ class LatencyTable:
             raise ConfigError(f"the latency table is of another model ({'; '.join(found)}); measure this one")
 
     def warning(self, environment: Mapping[str, Any]) -> str | None:
-        """Return one line that says how another machine or software differs from the table's; ``None`` when they
-        agree.
-        """
+        """Return a line that says how another machine or software differs from the table's; ``None`` for the same."""
         found = differences(self.environment, environment)
-        if not found:
-            return None
-        return f"the latency table was measured elsewhere ({'; '.join(found)}): its milliseconds may not hold here"
+        line = f"the latency table was measured elsewhere ({'; '.join(found)}): its milliseconds may not hold here"
+        return line if found else None
 
     def to_json(self) -> str:
         """Return JSON text, the same bytes for the same table."""

@@ -22,6 +22,7 @@ from multipruner.console.events import events_of
 from multipruner.core import __version__
 from multipruner.core.costs import COSTS, Costs, Measures
 from multipruner.core.errors import OutputError
+from multipruner.core.latency_table import USUAL
 from multipruner.core.plan import PruningPlan
 from multipruner.core.structure import Structure, picture
 from multipruner.eval import Comparison
@@ -161,21 +162,24 @@ def recorded_recipe(report: Mapping[str, Any], folder: Path, *settings: Mapping[
 
 
 def latency_record(setting: Setting, plan: PruningPlan, pruned: Any, say: Callable[[str], None]) -> dict[str, Any]:
-    """Return predicted milliseconds, and those of both models timed in alternation."""
+    """Return predicted milliseconds, and those of both models timed in alternation, where transformers run them."""
     assert setting.latency is not None, "asked for with a table only"
     table, workload = setting.latency
+    row = {
+        "predicted_ms": table.milliseconds(plan.structure, plan.anatomy, workload),
+        "predicted_dense_ms": table.milliseconds(plan.dense, plan.anatomy, workload),
+    }
+    predicted = row["predicted_ms"] / row["predicted_dense_ms"]
+    if table.runtime != USUAL:
+        say(f"{workload}: the table of {table.runtime} predicts {row['predicted_ms']:.1f} ms, {predicted:.3f}x, there")
+        return {"runtime": table.runtime, "outtype": table.environment["dtype"], "phases": {workload: row}}
     dense = setting.prunable.original.model
     with setting.held.released():  # what will be served is timed
         if warning := table.warning(environment_of(dense)):
             say(warning)
         measured = time_side_by_side({"dense": dense, "pruned": pruned}, table.row(workload).workload)
-    row = {
-        "predicted_ms": table.milliseconds(plan.structure, plan.anatomy, workload),
-        "predicted_dense_ms": table.milliseconds(plan.dense, plan.anatomy, workload),
-        "measured_ms": measured["pruned"].median_ms,
-        "dense_ms": measured["dense"].median_ms,
-    }
-    predicted, real = row["predicted_ms"] / row["predicted_dense_ms"], row["measured_ms"] / row["dense_ms"]
+    row |= {"measured_ms": measured["pruned"].median_ms, "dense_ms": measured["dense"].median_ms}
+    real = row["measured_ms"] / row["dense_ms"]
     say(
         f"{workload}: {row['dense_ms']:.1f} -> {row['measured_ms']:.1f} ms, {real:.3f}x; the table predicted "
         f"{row['predicted_ms']:.1f} ms, {predicted:.3f}x"

@@ -244,7 +244,7 @@ class _Bench:
 
     def _measure(self, sizes: Structure, stage: int, number: int) -> ProbeRecord:
         """Build one smaller model and time it, whole and block by block."""
-        model = apply_plan(self._model, _leading(self._model, sizes)).eval()
+        model = apply_plan(self._model, leading_plan(self._model, sizes)).eval()
         spec = spec_for(self._model.config)
         layers = f"{spec.decoder}.{spec.layers}"
         shown = self._shown(sizes)
@@ -290,7 +290,7 @@ def stack_size(model: PreTrainedModel) -> int:
     return min(anatomy.layers, max(8, all_kinds, math.ceil(STACK_BYTES / size)))
 
 
-def _leading(model: PreTrainedModel, structure: Structure) -> PruningPlan:
+def leading_plan(model: PreTrainedModel, structure: Structure) -> PruningPlan:
     """Return the plan that keeps the first units of everything: time does not depend on which."""
     anatomy, model_type = anatomy_of(model.config), spec_for(model.config).model_type
     order = Ranking.identity(anatomy)

@@ -94,6 +94,8 @@ def _rows(report: Any, latency: Mapping[str, Any] | None) -> Iterator[tuple[str,
         change = signed(pair.after / pair.before - 1) if pair.before else "–"
         yield label_of(cost), amount(cost, pair.before), amount(cost, pair.after), change
     for phase, row in (latency or {}).get("phases", {}).items():
+        if "measured_ms" not in row:  # of a program that did not run here
+            continue
         dense, pruned = row["dense_ms"], row["measured_ms"]
         yield f"{phase}, measured", f"{dense:.1f} ms", f"{pruned:.1f} ms", signed(pruned / dense - 1)
     for scores in report.scores:

@@ -22,7 +22,7 @@ FLOORS = {
     "engine": 2, "search": 2, "eval": 2, "recipes": 2,
     "sources": 3, "importance": 3, "repair": 3, "checkpoint": 3, "console": 3, "report": 3,
     "latency": 4, "export": 4, "publish": 4, "stream": 4, "vocabulary": 4,
-    "jobs": 5,
+    "jobs": 5, "runtimes": 5,
     "jobs.apply": 6, "jobs.prune": 6, "jobs.search": 6, "jobs.sweep": 6, "jobs.tune": 6,
     "jobs.vocabulary": 6,
     "commands": 7,

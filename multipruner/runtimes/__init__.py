@@ -1,0 +1,1 @@
+"""Programs that serve what was exported, and how long they take."""

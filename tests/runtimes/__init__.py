@@ -1,0 +1,1 @@
+"""Finished models in the programs that serve them."""
