@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from math import gcd, prod
 
-from multipruner.core.axes import AXES, BLOCK_KINDS, Axis, Dimension
+from multipruner.core.axes import AXES, Axis, Dimension
 from multipruner.core.errors import ConfigError
 from multipruner.core.structure import GONE, Anatomy, Place, Size, Structure
 
@@ -32,7 +32,7 @@ class Grid:
 
     def of_model(self, anatomy: Anatomy) -> Grid:
         """Return the same for one model: of the axes that its blocks have, and with what of them stays at least."""
-        names = {axis.name: axis for kind in anatomy.kinds for axis in BLOCK_KINDS[kind].axes}
+        names = {axis.name: axis for kind in anatomy.kinds for axis in anatomy.axes(kind)}
         steps = {name: step for name, step in self.steps.items() if name in names}
         least = {name: anatomy.least(name) for name, axis in names.items() if axis.active}
         return replace(self, steps=steps, partial=self.partial & set(names), least=least)
@@ -48,7 +48,7 @@ class Grid:
             ConfigError: naming the steps that would do.
         """
         for kind in anatomy.kinds:
-            for number, axis in enumerate(BLOCK_KINDS[kind].axes):
+            for number, axis in enumerate(anatomy.axes(kind)):
                 counts = sorted({place.dense[number] for place in anatomy if place.kind == kind})
                 if axis.name in self.steps:
                     self._check_axis(axis, counts)
@@ -87,8 +87,7 @@ class Grid:
 
     def of(self, place: Place) -> tuple[tuple[int, ...], ...]:
         """Return for every axis of a block the counts that it can have, ascending."""
-        axes = BLOCK_KINDS[place.kind].axes
-        return tuple(self.counts(axis, most) for axis, most in zip(axes, place.dense, strict=True))
+        return tuple(self.counts(axis, most) for axis, most in zip(place.axes, place.dense, strict=True))
 
     def to_json(self) -> dict[str, int | list[str]]:
         """Return what tells this grid from another."""
@@ -123,7 +122,7 @@ def _whole_blocks(structure: Structure, anatomy: Anatomy) -> Iterator[Move]:
 
 def _units(dimension: Dimension, structure: Structure, anatomy: Anatomy, grid: Grid) -> Iterator[Move]:
     for number, (place, size) in enumerate(zip(anatomy, structure, strict=True)):
-        for at, axis in enumerate(BLOCK_KINDS[place.kind].axes if size else ()):
+        for at, axis in enumerate(place.axes if size else ()):
             step = grid.steps.get(axis.name)
             if axis.dimension != dimension or step is None:
                 continue
@@ -150,7 +149,7 @@ def aligned(grid: Grid, anatomy: Anatomy, align: int) -> Grid:
         raise ConfigError(f"align {align}: give a number of at least 1, such as 64")
     steps = dict(grid.steps)
     for kind in anatomy.kinds:
-        for number, axis in enumerate(BLOCK_KINDS[kind].axes):
+        for number, axis in enumerate(anatomy.axes(kind)):
             counts = [place.dense[number] for place in anatomy if place.kind == kind]
             if axis.within or axis.name not in steps:
                 continue
@@ -160,7 +159,7 @@ def aligned(grid: Grid, anatomy: Anatomy, align: int) -> Grid:
             steps[axis.name] = _step(align // gcd(align, width), steps[axis.name], gcd(*counts))
     result = replace(grid, steps=steps, partial=frozenset())
     for kind in anatomy.kinds:
-        for number, axis in enumerate(BLOCK_KINDS[kind].axes):
+        for number, axis in enumerate(anatomy.axes(kind)):
             if axis.within and axis.name in steps:
                 step = _inner_step(result, [place for place in anatomy if place.kind == kind], anatomy, number, align)
                 steps = {name: value for name, value in steps.items() if name != axis.name}
@@ -182,7 +181,7 @@ def _inner_step(grid: Grid, places: list[Place], anatomy: Anatomy, number: int, 
     """Return the smallest step of an axis within another one, not below the grid's, with which every cut width is a
     multiple.
     """
-    axes = BLOCK_KINDS[places[0].kind].axes
+    axes = places[0].axes
     axis, outer = axes[number], next(a for a in axes if a.name == axes[number].within)
     most, width = max(2, *(place.dense[number] for place in places)), prod(anatomy.constants[n] for n in outer.width)
     wanted = grid.steps[axis.name]

@@ -72,6 +72,12 @@ class PruningPlan:
         return Structure(tuple(kept.size for kept in self.blocks), hidden)
 
     @property
+    def along(self) -> tuple[str, ...]:
+        """The axes that its sizes name besides those that every size does."""
+        axes = (axis for kind in self.anatomy.kinds for axis in self.anatomy.axes(kind))
+        return tuple(axis.name for axis in axes if axis.unsaid)
+
+    @property
     def hidden(self) -> int:
         """How many dimensions the dense model's residual stream has; 0 where the plan does not say."""
         return self.anatomy.constants.get(STREAM.axes[0].name, 0)
@@ -180,7 +186,7 @@ def _stream(record: Mapping[str, Any]) -> tuple[dict[str, int], tuple[int, ...] 
 
 def _block_record(place: Place, kept: BlockUnits) -> dict[str, Any]:
     """Return a block of a plan's file: units as ranges, those within others one text for each of them."""
-    names = BLOCK_KINDS[place.kind].names
+    names = [axis.name for axis in place.axes]
     chosen = {
         name: list(map(ranges_of, cast(tuple[tuple[int, ...], ...], units)))
         if units and isinstance(units[0], tuple)
@@ -195,7 +201,8 @@ def _blocks(record: Mapping[str, Any]) -> Iterable[tuple[Place, BlockUnits]]:
     for row in record["blocks"]:
         if row["kind"] not in BLOCK_KINDS:
             raise ConfigError(f"the plan has a block of kind {row['kind']!r}: a newer multipruner may know it")
-        names = BLOCK_KINDS[row["kind"]].names
+        kind = BLOCK_KINDS[row["kind"]]
+        names = [axis.name for axis in kind.axes if not axis.unsaid or axis.name in row["dense"]]
         units: tuple[Units, ...] = tuple(_units(row["kept"][name]) for name in (names if row["kept"] else ()))
         place = Place(_number(row["layer"]), row["kind"], tuple(_number(row["dense"][name]) for name in names))
         yield place, BlockUnits(units)
@@ -218,7 +225,7 @@ def _first_too_large(structure: Structure, anatomy: Anatomy) -> str:
     """Say where, such as ``: the MLP block of layer 3 would keep (50,) of (40,) MLP channels``; or both depths."""
     for place, size in zip(anatomy, structure, strict=False):
         if not Structure((size,)).fits_in(Structure((place.dense,))):
-            units = ", ".join(axis.label for axis in BLOCK_KINDS[place.kind].axes)
+            units = ", ".join(axis.label for axis in place.axes)
             return f": {place.name} would keep {size} of {place.dense} {units}"
     return f", which has {len(anatomy)} blocks: it has {len(structure)}"
 
@@ -226,10 +233,10 @@ def _first_too_large(structure: Structure, anatomy: Anatomy) -> str:
 def _check_block(place: Place, kept: BlockUnits) -> None:
     if not kept.axes:
         return
-    axes = BLOCK_KINDS[place.kind].axes
+    axes = place.axes
     if len(kept.axes) != len(axes):
         raise ConfigError(f"{place.name}: {len(kept.axes)} axes instead of {', '.join(a.name for a in axes)}")
-    by_name = dict(zip(BLOCK_KINDS[place.kind].names, kept.axes, strict=True))
+    by_name = dict(zip((axis.name for axis in axes), kept.axes, strict=True))
     for axis, units, limit in zip(axes, kept.axes, place.dense, strict=True):
         rows = units if axis.within else (units,)
         if axis.within and len(rows) != len(by_name[axis.within]):

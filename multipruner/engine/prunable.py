@@ -6,7 +6,7 @@ a decoder layer is called with (masks, rotary embeddings, positions) is recorded
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial, reduce
@@ -26,7 +26,7 @@ from multipruner.storage.layers_on_disk import LayersOnDisk
 from multipruner.storage.tensors_on_disk import mapped
 
 from .coefficients import costs_of, weight_of
-from .cutting import Projection, permute, replaced, scaled_norm, silenced, slim_block, with_output
+from .cutting import PartlyRead, Projection, permute, replaced, scaled_norm, silenced, slim_block, with_output
 from .grouped_attention import grouped_attention
 from .layer_calls import Beside, Inputs, State, input_of, read_by_next, recorded, stream_of
 
@@ -69,16 +69,17 @@ class Prunable:
     _slim: dict[tuple[int, Size], nn.Module] = field(default_factory=dict, repr=False)
 
     @classmethod
-    def of(cls, model: Any, stored: torch.dtype | None = None) -> Prunable:
+    def of(cls, model: Any, stored: torch.dtype | None = None, along: Collection[str] = ()) -> Prunable:
         """Look a model's family up and take its measure.
 
         Args:
             model: the dense model.
             stored: type of its weights on disk and in the result; default: the type that they are held in.
+            along: the axes that sizes name besides those that every size does, such as ``value_dim``.
 
         Raises:
             UnsupportedModelError: when its family has no row, or its weights have other shapes than the row says."""
-        spec, anatomy = spec_for(model.config), anatomy_of(model.config)
+        spec, anatomy = spec_for(model.config), anatomy_of(model.config, along)
         stored = stored or weight_of(model.get_submodule(spec.head)).dtype
         return cls(model, spec, anatomy, costs_of(model, spec, anatomy, stored), stored)
 
@@ -168,15 +169,14 @@ class Prunable:
         return Beside(stream, read_by_next(state)) if beside else stream
 
     def _run(self, module: nn.Module, state: State, inputs: Inputs, block: int) -> Tensor:
-        spec, place = self.block_spec(block), self.anatomy[block]
-        normed = self.read_by(state, block)
+        spec, normed = self.block_spec(block), self.read_by(state, block)
         if spec.steps:
             output = reduce(lambda x, step: getattr(module, step)(x), spec.steps, normed)
         elif not spec.arguments:
             output = module(normed)
         else:
             with grouped_attention(module, self.model):
-                output = module(hidden_states=normed, **inputs.arguments[place.layer])
+                output = module(hidden_states=normed, **inputs.arguments[self.anatomy[block].layer])
         return output[0] if isinstance(output, tuple) else output
 
     def read_by(self, state: State, block: int) -> Tensor:
@@ -197,8 +197,9 @@ class Prunable:
 
     def output_input(self, state: State, inputs: Inputs, block: int, size: Size) -> Tensor:
         """Return the inputs of the output projection of a block of a given size, [sequences, length, columns]."""
-        module = self._slimmed(block, size)
-        return input_of(self.output_of(block, size), lambda: self._run(module, state, inputs, block))
+        output = self.output_of(block, size)
+        x = input_of(output, lambda: self._run(self._slimmed(block, size), state, inputs, block))
+        return output.read(x) if isinstance(output, PartlyRead) else x
 
     def normed(self, hidden: Tensor) -> Tensor:
         """Return final hidden states after the last norm, scaled as the logits are: what the head multiplies."""

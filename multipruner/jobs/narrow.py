@@ -25,7 +25,7 @@ from multipruner.repair.scoring import Repair
 from multipruner.storage.tensors_on_disk import OnDisk
 
 from .reachable import check_reachable
-from .setting import Setting, grid_of
+from .setting import Setting, along_in, grid_of
 
 
 def check_asked(recipe: Recipe, prunable: Prunable) -> None:
@@ -37,6 +37,11 @@ def check_asked(recipe: Recipe, prunable: Prunable) -> None:
         InfeasibleError: naming the nearest budget that can be kept.
         UnsupportedModelError: when the family's configuration cannot say it.
     """
+    if along_in(recipe) and (recipe.latency_table is not None or recipe.layout == "uniform"):
+        raise ConfigError(
+            f"value_dim_step = {recipe.value_dim_step}: latency tables and stock checkpoints (--layout uniform) know "
+            "heads of one width; give none of these with it"
+        )
     hidden, whole, step = recipe.hidden_size, prunable.anatomy.constants["hidden"], recipe.hidden_step
     if hidden is not None:
         check_narrower(prunable.spec)
@@ -64,7 +69,7 @@ def ordered(setting: Setting, display: Show) -> Setting:
     place = OnDisk if recipe.moments == "disk" else dict
     shown = named(display, "moments")
     statistics = None if ids is None else gather(prunable, ids[: recipe.text.order_sequences], shown, place)
-    finer = any(AXES[name].within for name in grid_of(recipe, prunable).steps)
+    finer = [name for name in grid_of(recipe, prunable).steps if AXES[name].within]
     ranking = rank(recipe.importance, prunable, statistics, named(display, "order"), within=finer)
     repair = None
     if statistics is not None and recipe.repair != "none":

@@ -44,6 +44,11 @@ def grid_in(recipe: Recipe, **settings: int) -> Grid:
     return Grid({name: step for name, step in values.items() if step is not None}, frozenset(partial))
 
 
+def along_in(recipe: Recipe) -> tuple[str, ...]:
+    """Return the axes that a recipe has sizes name besides those that every size does."""
+    return tuple(a.name for a in AXES.values() if a.unsaid and a.setting and getattr(recipe, a.setting) is not None)
+
+
 def grid_of(recipe: Recipe, prunable: Prunable) -> Grid:
     """Tell how finely a recipe cuts a model.
 

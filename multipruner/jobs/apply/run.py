@@ -107,7 +107,7 @@ def stream_plan(
     text = text_tower(plan_name, pruned, wholes[0], any_weights=any_weights) if wholes else None
     say(f"note: {text.note if text else UNREPAIRED}")
     _say_types(found, say)
-    report = _report(source, recipe, plan, Prunable.of(dense), same, command)
+    report = _report(source, recipe, plan, Prunable.of(dense, along=plan.along), same, command)
     report["model"] |= place_of(recipe.model, output)
     report = about(wholes[0].tower, report, text) if text else report
 
