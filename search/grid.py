@@ -183,7 +183,7 @@ def _inner_step(grid: Grid, places: list[Place], anatomy: Anatomy, number: int, 
     """
     axes = places[0].axes
     axis, outer = axes[number], next(a for a in axes if a.name == axes[number].within)
-    most, width = max(2, *(place.dense[number] for place in places)), prod(anatomy.constants[n] for n in outer.width)
+    most, width = max(2, *(place.dense[number] for place in places)), prod(anatomy.constants[n] for n in axis.width)
     wanted = grid.steps[axis.name]
     if wanted >= most:
         return wanted  # what fits no unit, the grid's own check refuses
@@ -191,7 +191,7 @@ def _inner_step(grid: Grid, places: list[Place], anatomy: Anatomy, number: int, 
         finer = replace(grid, steps={**grid.steps, axis.name: step})
         # with fewer of the outer units than the dense block, their own width is a multiple already
         if all(
-            count * place.dense[axes.index(outer)] * width % align == 0
+            (count * place.dense[axes.index(outer)] * width if axis.width else count) % align == 0
             for place in set(places)
             for count in finer.counts(axis, place.dense[number])[:-1]
         ):

@@ -9,14 +9,16 @@ from typing import Any
 from huggingface_hub.errors import StrictDataclassClassValidationError
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from multipruner.core.axes import BLOCK_KINDS
-from multipruner.core.blocks import VALUES
+from multipruner.core.axes import BLOCK_KINDS, VALUES
 from multipruner.core.errors import ConfigError, UnsupportedModelError
 from multipruner.core.families import Family, anatomy_of, constants_of, spec_for
 from multipruner.core.plan import PruningPlan
 from multipruner.core.structure import GONE, Anatomy, Place, Structure
 
 from .classes import model_class
+
+VALUE_DIM = "value_head_dim"
+"""What a layer's entry calls the value dimensions that its heads keep, where some have left."""
 
 
 def pruned_config(config: Any, plan: PruningPlan, dense: PreTrainedModel | None = None) -> PreTrainedConfig:
@@ -258,13 +260,13 @@ def _skipped(structure: Structure, anatomy: Anatomy, layer: int) -> list[str]:
 
 
 def _values(structure: Structure, anatomy: Anatomy) -> list[dict[str, int]]:
-    """Return how many value dimensions every layer keeps, by that axis's name; nothing where none have left."""
+    """Return how many value dimensions every layer keeps, by their key; nothing where none have left."""
     whole = anatomy.constants.get(VALUES, 0)
     kept = [whole] * anatomy.layers
     for number, size in enumerate(structure):
         own = anatomy.counts(number, size or None).get(VALUES, whole)
         kept[anatomy[number].layer] = min(kept[anatomy[number].layer], own)
-    return [{VALUES: count} if min(kept) < whole else {} for count in kept]
+    return [{VALUE_DIM: count} if min(kept) < whole else {} for count in kept]
 
 
 def _overrides(numbers: Mapping[str, int], skip: list[str]) -> dict[str, Any]:
@@ -292,7 +294,7 @@ def sizes_in(record: Mapping[str, Any], spec: Family) -> tuple[Anatomy, Structur
     for number in range(int(record.get(spec.depth) or 0)):
         own = {**record, **table.get(number, {})}
         for kind, always in spec.sizes(own, number).items():
-            size = (*always, *(int(own[a.name]) for a in BLOCK_KINDS[kind].axes if a.unsaid and a.name in own))
+            size = (*always, int(own[VALUE_DIM])) if VALUE_DIM in own and spec.block(kind).valued else always
             places.append(Place(number, kind, size))
             sizes.append(GONE if kind in (own.get("skip") or ()) else size)
     return Anatomy(tuple(places)), Structure(tuple(sizes))

@@ -181,7 +181,7 @@ def pruned_layer(config: Any, number: int) -> nn.Module:
         attention = getattr(layer, parent, None)
         if not hasattr(attention, name):  # it was removed, or the layer mixes tokens in another way
             continue
-        kept, whole = getattr(own, "value_dim", None), attention.head_dim
+        kept, whole = getattr(own, "value_head_dim", None), attention.head_dim
         if kept is not None and kept < whole:
             setattr(attention, name, made(getattr(attention, name), kept, whole))
     for module in layer.modules():  # one object for all, so that set_attn_implementation() reaches every layer

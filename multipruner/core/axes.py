@@ -83,6 +83,8 @@ class Kind:
         return not any(axis.setting for axis in self.axes)
 
 
+VALUES = "value_dim"
+"""The axis of the dimensions of values, of which families' own code knows the number that the dense model has alone."""
 BLOCK_KINDS: dict[str, Kind] = {
     kind.name: kind
     for kind in (
@@ -91,9 +93,16 @@ BLOCK_KINDS: dict[str, Kind] = {
             "attention",
             (
                 Axis("kv_groups", "KV groups", step="KV group step", setting="kv_group_step", width=("head_dim",)),
-                Axis("queries", "query heads", "kv_groups", step="query head step", setting="query_head_step"),
                 Axis(
-                    "value_dim",
+                    "queries",
+                    "query heads",
+                    "kv_groups",
+                    step="query head step",
+                    setting="query_head_step",
+                    width=("head_dim",),
+                ),
+                Axis(
+                    VALUES,
                     "value dimensions",
                     "kv_groups",
                     step="value dim step",

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from math import prod
 from typing import NamedTuple
 
-from .axes import BLOCK_KINDS, STREAM, Counts
+from .axes import BLOCK_KINDS, STREAM, VALUES, Counts
 from .layout import Layout
 from .structure import Size, counts_of
 
@@ -49,8 +49,6 @@ class TensorSpec:
 Tensors = tuple[TensorSpec, ...]
 CONFIG = "config."
 """How an attribute of a module's configuration begins."""
-VALUES = "value_dim"
-"""The axis of the dimensions of values."""
 
 STATES = frozenset(("hidden", "query_latent", "latent"))
 """What matrices are from or to: the hidden states, and what queries, or keys and values, are made narrower to."""

@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from multipruner.core.axes import Counts, Kept
-from multipruner.core.blocks import CONFIG, VALUES, BlockSpec
+from multipruner.core.axes import VALUES, Counts, Kept
+from multipruner.core.blocks import CONFIG, BlockSpec
 from multipruner.core.layout import Layout
 
 Index = slice | Tensor

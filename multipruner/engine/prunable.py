@@ -241,9 +241,8 @@ class Prunable:
             if self._final_norm is not None:
                 stack.enter_context(replaced(self.decoder, self.spec.final_norm, self._final_norm))
             for number, size in enumerate(structure):
-                spec = self.block_spec(number)
-                if size:
-                    slim = self._slimmed(number, size)
+                spec, slim = self.block_spec(number), self._slimmed(number, size) if size else None
+                if slim is not None:
                     for path in spec.modules:
                         own = slim.get_submodule(path) if spec.steps else slim
                         stack.enter_context(replaced(self.layer_of(number), path, own))
