@@ -21,9 +21,10 @@ from .structure import Anatomy, Place, Structure, counts_of
 __all__ = ["BlockUnits", "PruningPlan", "Ranking", "Units"]
 
 PLAN_FORMAT = "multipruner-plan"
-PLAN_VERSION = 3
-_WITHOUT_STREAM = 2
-"""The version of plans that leave the residual stream alone: what reads no other still reads these."""
+PLAN_VERSION = 4
+_VERSIONS = {"plain": 2, "stream": 3}
+"""Those of plans whose sizes name what every size does, with the residual stream alone or not: what reads no other
+still reads these."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,8 @@ class PruningPlan:
             only where the stream becomes narrower.
         blocks: what stays of each of them, ascending.
         stream: the dimensions of the residual stream that stay, ascending; ``None``: all of them.
+        bases: the axes whose units are not those of the dense weights, but of bases that a run worked out of its text:
+            such a plan cuts the dense model with that run's moments alone.
 
     Raises:
         ConfigError: when indices are unsorted or out of range, or units keep unequal numbers of those within them.
@@ -51,6 +54,7 @@ class PruningPlan:
     anatomy: Anatomy
     blocks: tuple[BlockUnits, ...]
     stream: tuple[int, ...] | None = None
+    bases: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.stream is not None:
@@ -107,6 +111,7 @@ class PruningPlan:
         model_type: str,
         revision: str | None = None,
         fingerprint: str | None = None,
+        bases: tuple[str, ...] = (),
     ) -> PruningPlan:
         """Keep the most important units that a structure has room for.
 
@@ -114,7 +119,7 @@ class PruningPlan:
             structure: how much stays.
             ranking: the order of every dense block's units, and of the residual stream's dimensions.
             anatomy: the dense model's blocks, with the width of its residual stream where that becomes narrower.
-            model, model_type, revision, fingerprint: of the dense model, see :class:`PruningPlan`.
+            model, model_type, revision, fingerprint, bases: of the dense model, see :class:`PruningPlan`.
 
         Raises:
             ConfigError: when a block, or the residual stream, is larger than the dense one, or a block keeps fewer
@@ -129,16 +134,17 @@ class PruningPlan:
         kept = sorted((ranking.stream or range(structure.hidden or 0))[: structure.hidden]) if narrower else None
         constants = {axis: anatomy.constants[axis]} if narrower else {}
         stream = None if kept is None else tuple(kept)
-        return cls(model, revision, fingerprint, model_type, Anatomy(anatomy.places, constants), blocks, stream)
+        return cls(model, revision, fingerprint, model_type, Anatomy(anatomy.places, constants), blocks, stream, bases)
 
     def to_json(self) -> str:
         """Return JSON text, the same bytes for the same plan."""
         record = {
             "format": PLAN_FORMAT,
-            "version": _WITHOUT_STREAM if self.stream is None else PLAN_VERSION,
+            "version": PLAN_VERSION if self.along else _VERSIONS["plain" if self.stream is None else "stream"],
             "base_model": {"name": self.model, "revision": self.revision,
                            "fingerprint": self.fingerprint, "model_type": self.model_type},
             **({} if self.stream is None else {STREAM.name: _stream_record(self.hidden, self.stream)}),
+            **({"bases": list(self.bases)} if self.bases else {}),
             "blocks": [_block_record(p, kept) for p, kept in zip(self.anatomy, self.blocks, strict=True)],
         }  # fmt: skip
         return json.dumps(record, indent=1) + "\n"
@@ -157,7 +163,7 @@ class PruningPlan:
 
     @classmethod
     def _from_record(cls, record: dict[str, Any]) -> PruningPlan:
-        if record.get("format") != PLAN_FORMAT or record.get("version") not in (1, 2, PLAN_VERSION):
+        if record.get("format") != PLAN_FORMAT or record.get("version") not in (1, *_VERSIONS.values(), PLAN_VERSION):
             raise ConfigError(
                 f"plan format {record.get('format')!r} version {record.get('version')!r} is not "
                 f"{PLAN_FORMAT!r} version {PLAN_VERSION}: a newer multipruner may read it"
@@ -168,7 +174,7 @@ class PruningPlan:
         places, blocks = zip(*_blocks(earlier.plan(record) if record["version"] == 1 else record), strict=True)
         about = base["name"], base["revision"], base["fingerprint"], base["model_type"]
         width, stream = _stream(record)
-        return cls(*about, Anatomy(tuple(places), width), tuple(blocks), stream)
+        return cls(*about, Anatomy(tuple(places), width), tuple(blocks), stream, tuple(record.get("bases", ())))
 
 
 def _stream_record(dense: int, kept: tuple[int, ...]) -> dict[str, Any]:

@@ -10,16 +10,17 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple, Self, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from multipruner.core.axes import VALUES, Counts, Kept
 from multipruner.core.blocks import CONFIG, BlockSpec
 from multipruner.core.layout import Layout
+
+from .values.partial import PaddedValues, PartlyRead
 
 Index = slice | Tensor
 """What stays of a dimension: a slice gives views, a tensor of indices gives copies."""
@@ -61,44 +62,6 @@ class Projection(NamedTuple):
         target.weight.copy_(self.weight)
         if target.bias is not None and self.bias is not None:
             target.bias.copy_(self.bias)
-
-
-class _OfHeads(nn.Linear):
-    """A linear layer that has fewer dimensions for every head than the stock code around it, which knows heads of one
-    width. ``checkpoint/template.py``, which may import nothing from here, has the same.
-
-    Attributes:
-        kept, whole: how many of a head's dimensions it has, and how many there are around it.
-    """
-
-    kept: int
-    whole: int
-
-    @classmethod
-    def of(cls, linear: nn.Linear, kept: int, whole: int) -> Self:
-        """Return such a layer with the tensors of a linear layer, which has these dimensions already."""
-        layer = cls.__new__(cls)
-        layer.__dict__ = {**linear.__dict__, "kept": kept, "whole": whole}
-        return layer
-
-
-class PaddedValues(_OfHeads):
-    """Gives the first dimensions of every head, and zeros for the others."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        heads = super().forward(input).unflatten(-1, (-1, self.kept))
-        return F.pad(heads, (0, self.whole - self.kept)).flatten(-2)
-
-
-class PartlyRead(_OfHeads):
-    """Reads the first dimensions of every head."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        return super().forward(self.read(input))
-
-    def read(self, input: Tensor) -> Tensor:
-        """Return what it reads of its input, [..., heads * kept], of [..., heads * whole]."""
-        return input.unflatten(-1, (-1, self.whole))[..., : self.kept].flatten(-2)
 
 
 def cuts(block: BlockSpec, kept: Kept, dense: Counts) -> dict[str, Cut]:

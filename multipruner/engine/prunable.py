@@ -26,9 +26,11 @@ from multipruner.storage.layers_on_disk import LayersOnDisk
 from multipruner.storage.tensors_on_disk import mapped
 
 from .coefficients import costs_of, weight_of
-from .cutting import PartlyRead, Projection, permute, replaced, scaled_norm, silenced, slim_block, with_output
+from .cutting import Projection, replaced, scaled_norm, silenced, slim_block, with_output
 from .grouped_attention import grouped_attention
 from .layer_calls import Beside, Inputs, State, input_of, read_by_next, recorded, stream_of
+from .values.bases import arrange
+from .values.partial import PartlyRead
 
 OutputOf = Callable[[int, Size, Projection], Projection]
 """(block, size, whole output projection in ranked order) -> the projection of a block of that size."""
@@ -54,7 +56,8 @@ class Prunable:
         costs: what any structure costs, in the type that the weights are stored in.
         stored: that type, which the engine may compute in another than (:mod:`multipruner.precision`).
         wider: the dense model, where this one has a narrower residual stream: what it is measured against.
-        on_disk: has decoder layers in memory one at a time; then what goes over the model takes all text along."""
+        on_disk: has decoder layers in memory one at a time; then what goes over the model takes all text along.
+        bases: those that the values of a block's KV groups are in, within :meth:`in_order`, [groups, width, width]."""
 
     model: PreTrainedModel
     spec: Family
@@ -63,6 +66,7 @@ class Prunable:
     stored: torch.dtype
     wider: Wider | None = None
     on_disk: LayersOnDisk | None = field(default=None, repr=False)
+    bases: dict[int, Tensor] = field(default_factory=dict, repr=False)
     _repair: OutputOf | None = field(default=None, repr=False)
     _outputs: Outputs = field(default_factory=dict, repr=False)
     _final_norm: nn.Module | None = field(default=None, repr=False)
@@ -254,11 +258,7 @@ class Prunable:
     @contextmanager
     def in_order(self, ranking: Ranking, repair: OutputOf | None = None) -> Iterator[None]:
         """Reorder the units of every axis by a ranking, so that every size is a leading slice (of every leading unit,
-        for units within others); undone on leaving.
-
-        Args:
-            ranking: the orders.
-            repair: gives narrowed blocks another output projection than the leading slice of the whole one."""
+        for units within others), values in their bases; undone on leaving. A repair gives narrowed blocks' outputs."""
         orders = [ranking.all_of(number, place.kind) for number, place in enumerate(self.anatomy)]
         with ExitStack() as stack:
             stack.callback(self._slim.clear)
@@ -266,8 +266,7 @@ class Prunable:
                 stack.enter_context(self.on_disk.arranged(partial(self._arrange, orders)))
             else:
                 for block in range(len(self.anatomy)):
-                    self._permute(orders, block)
-                    stack.callback(self._permute, orders, block, back=True)
+                    stack.callback(self._permute(orders, block))
             self._repair = repair
             stack.callback(setattr, self, "_repair", None)
             yield
@@ -276,8 +275,9 @@ class Prunable:
         for block in self.anatomy.of_layer(layer):
             self._permute(orders, block)
 
-    def _permute(self, orders: Sequence[Kept], block: int, *, back: bool = False) -> None:
-        permute(self.module(block), self.block_spec(block), orders[block], self.counts(block), back=back)
+    def _permute(self, orders: Sequence[Kept], block: int) -> Callable[[], None]:
+        spec, basis = self.block_spec(block), self.bases.get(block)
+        return arrange(self.module(block), spec, orders[block], self.counts(block), basis)
 
     @contextmanager
     def with_outputs(self, outputs: Outputs, gain: Tensor | None = None) -> Iterator[None]:

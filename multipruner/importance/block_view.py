@@ -15,6 +15,7 @@ from multipruner.core.structure import Place, total
 from multipruner.engine.cutting import Projection
 from multipruner.engine.moments import Routes, Statistics
 from multipruner.engine.prunable import Prunable
+from multipruner.engine.values.bases import turned_columns
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,9 @@ class BlockView:
     def output(self) -> Tensor:
         """The output projection, float32 [hidden_size, columns]."""
         transposed = self.prunable.block_spec(self.number).transposed
-        return Projection.of(self.prunable.dense_output(self.number), transposed).weight.detach().float()
+        weight = Projection.of(self.prunable.dense_output(self.number), transposed).weight.detach().float()
+        basis = self.prunable.bases.get(self.number)
+        return weight if basis is None else turned_columns(weight, basis)
 
     @property
     def gram(self) -> Tensor:

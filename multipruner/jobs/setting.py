@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from multipruner.config.recipe import Recipe
-from multipruner.core.axes import AXES, ranges_of
+from multipruner.core.axes import AXES, VALUES, ranges_of
 from multipruner.core.plan import PruningPlan, Ranking
 from multipruner.core.structure import Structure
 from multipruner.engine.fingerprint import configuration
@@ -137,6 +137,7 @@ class Setting:
             revision=source.revision,
             fingerprint=self.fingerprint,
             model_type=prunable.spec.model_type,
+            bases=(VALUES,) if prunable.bases else (),
         )
 
     @cached_property

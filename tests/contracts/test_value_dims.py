@@ -25,10 +25,11 @@ from multipruner.engine.moments import gather
 from multipruner.engine.objective import CalibrationObjective, PlainObjective
 from multipruner.engine.prunable import Prunable
 from multipruner.importance.table import rank
+from multipruner.importance.value_bases import basis_of, turn_values
 from multipruner.jobs.prune.given_plan import leading
 from multipruner.repair.scoring import Repair
 from multipruner.repair.stream import accumulated
-from multipruner.repair.write import repair_outputs, write_outputs
+from multipruner.repair.write import repair_outputs, write_outputs, write_values
 from tests.support import tiny
 
 ALONG = ("value_dim",)
@@ -131,6 +132,55 @@ def test_scores_are_those_of_the_model_that_is_written(variant: str, repaired: s
     assert loss == pytest.approx(_loss(pruned, ids), rel=1e-4)
 
 
+@pytest.mark.parametrize("variant", ["llama-biased", "qwen2", "gemma2", "mixtral"])
+def test_turned_values_change_nothing_and_any_number_of_them_is_cut_as_it_is_scored(variant: str) -> None:
+    model, text, ids = _model(variant), tiny.random_ids(24, 20), tiny.random_ids(4, 14)
+    prunable, expected = Prunable.of(model, along=ALONG), _logits(_model(variant), ids)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    statistics = gather(prunable, text)
+    turn_values(prunable, statistics)
+    ranking = rank("second-order", prunable, statistics)
+    with prunable.in_order(ranking):
+        assert (_logits(model, ids) - expected).abs().max() < tiny.ROUNDING
+        again = gather(prunable, text)  # of groups in another order
+        assert sorted(again.grams[0].diagonal().tolist()) == pytest.approx(
+            sorted(statistics.grams[0].diagonal().tolist()), rel=1e-3, abs=1e-5
+        )
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    about: dict[str, Any] = {"model": "m", "model_type": prunable.spec.model_type, "bases": ALONG}
+    dense = PruningPlan.from_structure(prunable.dense, ranking, prunable.anatomy, **about)
+    whole = apply_plan(model, dense)
+    write_values(whole, prunable, dense)
+    assert (_logits(whole, ids) - expected).abs().max() < tiny.ROUNDING
+    structure = prunable.dense.replace(0, (2, 2, 5)).replace(2, (1, 2, 16)).replace(4, (2, 2, 11))
+    plan = PruningPlan.from_structure(structure, ranking, prunable.anatomy, **about)
+    assert PruningPlan.from_json(plan.to_json()) == plan
+    for repaired in (False, True):
+        pruned = apply_plan(model, plan)
+        write_values(pruned, prunable, plan)
+        with prunable.in_order(ranking, Repair(prunable, statistics, ranking) if repaired else None):
+            loss = CalibrationObjective(prunable, ids)(structure)
+        if repaired:
+            assert repair_outputs(pruned, prunable, plan, statistics, 1e-2) == 3
+        assert loss == pytest.approx(_loss(pruned, ids), rel=1e-4)
+
+
+def test_bases_are_the_best_for_every_number_of_dimensions() -> None:
+    """No other directions lose less: where all heads see the same moments the singular values say what is lost."""
+    generator = torch.Generator().manual_seed(0)
+    weights, mixed = (torch.randn(*shape, generator=generator) for shape in ((20, 3, 8), (8, 8)))
+    moments = mixed @ mixed.T
+    basis = basis_of(weights, moments)
+    assert torch.allclose(basis @ basis.T, torch.eye(8), atol=1e-5)
+    stacked = weights.flatten(0, 1)
+    lost = torch.linalg.svdvals(stacked @ torch.linalg.cholesky(moments)).square().flip(0).cumsum(0).flip(0)
+    for kept in range(1, 8):
+        rows = basis[:kept]
+        refitted = stacked @ moments @ rows.T @ torch.linalg.inv(rows @ moments @ rows.T) @ rows
+        error = (stacked - refitted) @ moments @ (stacked - refitted).T
+        assert float(error.trace()) == pytest.approx(float(lost[kept]), rel=1e-3)
+
+
 @pytest.mark.parametrize("name", IMPORTANCES)
 def test_a_dimension_that_does_nothing_leaves_first(name: str) -> None:
     model, ids = _model(), tiny.random_ids()
@@ -216,6 +266,8 @@ def test_the_command_takes_value_dimensions_out_of_groups(dense: Path, tmp_path:
     assert "32 of 128 value dimensions" in capsys.readouterr().out
     assert main(_arguments(dense, tmp_path / "again", *more, "--plan", str(output / "plan.json"))) == 0
     assert _finished(tmp_path / "again")[1] == plan
+    assert plan.bases == ALONG and main(["apply", str(output), "--model", str(tmp_path / "idle"), "--output", "o"]) == 2
+    assert "take the run's own folder" in capsys.readouterr().err
     assert main(["export", str(output), "--format", "gguf"]) == 2
     assert "fewer value dimensions than keys have" in capsys.readouterr().err
 

@@ -91,6 +91,11 @@ def _check(plan: PruningPlan, path: Path, setting: Setting) -> None:
         raise ConfigError(
             f"{path} is a plan for {plan.model} ({plan.model_type}), a model of other sizes than this one"
         )
+    if bool(plan.bases) != bool(setting.prunable.bases):
+        raise ConfigError(
+            f"{path}: its value dimensions are {'' if plan.bases else 'not '}those of bases worked out of text; prune "
+            f"{'with' if plan.bases else 'without'} moments (a repair, or an importance that asks for them)"
+        )
     if plan.fingerprint is not None and plan.fingerprint != setting.fingerprint:
         raise ConfigError(f"{path} is a plan for {plan.model}, whose weights differ from those loaded now")
     if setting.latency is not None:  # a table without its sizes is an error now, not after everything
