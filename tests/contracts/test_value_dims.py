@@ -275,7 +275,18 @@ def test_the_command_takes_value_dimensions_out_of_groups(dense: Path, tmp_path:
 
 
 def test_the_greedy_path_takes_them_too(dense: Path, tmp_path: Path) -> None:
-    more = ("--method", "paper", "--shares", "0:0:1", "--width-sequences", "2", "--ratio", "0.04")
+    more = (
+        "--method",
+        "paper",
+        "--shares",
+        "0:0:1",
+        "--width-sequences",
+        "2",
+        "--ratio",
+        "0.04",
+        "--kv-group-step",
+        "2",
+    )
     assert main(_arguments(dense, tmp_path / "run", *more)) == 0
     _, plan = _finished(tmp_path / "run")
     assert any(size and size[2] < 16 for size in (plan.structure[n] for n in plan.anatomy.of_kind("attention")))
@@ -285,7 +296,7 @@ def test_the_greedy_path_takes_them_too(dense: Path, tmp_path: Path) -> None:
     ("more", "expected"),
     [
         (("--value-dim-step", "16"), "value dim step 16 does not fit the 16 value dimensions"),
-        (("--layout", "uniform"), "value-dim-step"),
+        (("--layout", "uniform"), "value_dim_step = 4"),
     ],
 )
 def test_bad_input_is_one_line(more: tuple[str, ...], expected: str, dense: Path, tmp_path: Path, capsys) -> None:
@@ -300,3 +311,10 @@ def test_a_plan_of_other_sizes_is_refused() -> None:
     anatomy = anatomy_of(model.config, ALONG)
     with pytest.raises(ConfigError, match=r"would keep \(2, 2, 17\) of \(2, 2, 16\) KV groups, query heads, value dim"):
         tiny.plan_for(model, anatomy.dense.replace(0, (2, 2, 17)), 0, ALONG)
+
+
+def test_a_search_breeds_them(dense: Path, tmp_path: Path) -> None:
+    more = ("--population", "4", "--generations", "1", "--seeds", "program")
+    assert main(["search", *_arguments(dense, tmp_path / "run", *more)]) == 0
+    report, plan = _finished(tmp_path / "run")
+    assert plan.along == ALONG and report["ratio"] >= 0.06
