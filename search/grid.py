@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from math import gcd, prod
 from typing import Any
 
-from multipruner.core.axes import AXES, BLOCK_KINDS, Axis, Dimension
+from multipruner.core.axes import AXES, Axis, Dimension
 from multipruner.core.errors import ConfigError
 from multipruner.core.structure import GONE, Anatomy, Place, Size, Structure
 
@@ -39,7 +39,7 @@ class Grid:
         Raises:
             ConfigError: when a block that is to stay whole is none of the model's, or all are to.
         """
-        names = {axis.name: axis for kind in anatomy.kinds for axis in BLOCK_KINDS[kind].axes}
+        names = {axis.name: axis for kind in anatomy.kinds for axis in anatomy.axes(kind)}
         steps = {name: step for name, step in self.steps.items() if name in names}
         least = {name: anatomy.least(name) for name, axis in names.items() if axis.active}
         frozen = _frozen(self.frozen, anatomy)
@@ -60,7 +60,7 @@ class Grid:
             ConfigError: naming the steps that would do.
         """
         for kind in anatomy.kinds:
-            for number, axis in enumerate(BLOCK_KINDS[kind].axes):
+            for number, axis in enumerate(anatomy.axes(kind)):
                 free = (place for place in anatomy if place.kind == kind and not self.freezes(place))
                 counts = sorted({place.dense[number] for place in free})
                 if counts and axis.name in self.steps:
@@ -102,8 +102,7 @@ class Grid:
         """Return for every axis of a block the counts that it can have, ascending."""
         if self.freezes(place):
             return tuple((most,) for most in place.dense)
-        axes = BLOCK_KINDS[place.kind].axes
-        return tuple(self.counts(axis, most) for axis, most in zip(axes, place.dense, strict=True))
+        return tuple(self.counts(axis, most) for axis, most in zip(place.axes, place.dense, strict=True))
 
     def to_json(self) -> dict[str, Any]:
         """Return what tells this grid from another."""
@@ -158,7 +157,7 @@ def _whole_blocks(structure: Structure, anatomy: Anatomy, grid: Grid) -> Iterato
 
 def _units(dimension: Dimension, structure: Structure, anatomy: Anatomy, grid: Grid) -> Iterator[Move]:
     for number, (place, size) in enumerate(zip(anatomy, structure, strict=True)):
-        for at, axis in enumerate(BLOCK_KINDS[place.kind].axes if size and not grid.freezes(place) else ()):
+        for at, axis in enumerate(place.axes if size and not grid.freezes(place) else ()):
             step = grid.steps.get(axis.name)
             if axis.dimension != dimension or step is None:
                 continue
@@ -185,7 +184,7 @@ def aligned(grid: Grid, anatomy: Anatomy, align: int) -> Grid:
         raise ConfigError(f"align {align}: give a number of at least 1, such as 64")
     steps = dict(grid.steps)
     for kind in anatomy.kinds:
-        for number, axis in enumerate(BLOCK_KINDS[kind].axes):
+        for number, axis in enumerate(anatomy.axes(kind)):
             counts = [place.dense[number] for place in anatomy if place.kind == kind]
             if axis.within or axis.name not in steps:
                 continue
@@ -195,7 +194,7 @@ def aligned(grid: Grid, anatomy: Anatomy, align: int) -> Grid:
             steps[axis.name] = _step(align // gcd(align, width), steps[axis.name], gcd(*counts))
     result = replace(grid, steps=steps, partial=frozenset())
     for kind in anatomy.kinds:
-        for number, axis in enumerate(BLOCK_KINDS[kind].axes):
+        for number, axis in enumerate(anatomy.axes(kind)):
             if axis.within and axis.name in steps:
                 step = _inner_step(result, [place for place in anatomy if place.kind == kind], anatomy, number, align)
                 steps = {name: value for name, value in steps.items() if name != axis.name}
@@ -217,9 +216,9 @@ def _inner_step(grid: Grid, places: list[Place], anatomy: Anatomy, number: int, 
     """Return the smallest step of an axis within another one, not below the grid's, with which every cut width is a
     multiple.
     """
-    axes = BLOCK_KINDS[places[0].kind].axes
+    axes = places[0].axes
     axis, outer = axes[number], next(a for a in axes if a.name == axes[number].within)
-    most, width = max(2, *(place.dense[number] for place in places)), prod(anatomy.constants[n] for n in outer.width)
+    most, width = max(2, *(place.dense[number] for place in places)), prod(anatomy.constants[n] for n in axis.width)
     wanted = grid.steps[axis.name]
     if wanted >= most:
         return wanted  # what fits no unit, the grid's own check refuses
@@ -227,7 +226,7 @@ def _inner_step(grid: Grid, places: list[Place], anatomy: Anatomy, number: int, 
         finer = replace(grid, steps={**grid.steps, axis.name: step})
         # with fewer of the outer units than the dense block, their own width is a multiple already
         if all(
-            count * place.dense[axes.index(outer)] * width % align == 0
+            (count * place.dense[axes.index(outer)] * width if axis.width else count) % align == 0
             for place in set(places)
             for count in finer.counts(axis, place.dense[number])[:-1]
         ):

@@ -9,13 +9,16 @@ from typing import Any
 from huggingface_hub.errors import StrictDataclassClassValidationError
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from multipruner.core.axes import BLOCK_KINDS
+from multipruner.core.axes import BLOCK_KINDS, VALUES
 from multipruner.core.errors import ConfigError, UnsupportedModelError
 from multipruner.core.families import Family, anatomy_of, constants_of, spec_for
 from multipruner.core.plan import PruningPlan
 from multipruner.core.structure import GONE, Anatomy, Place, Structure
 
 from .classes import model_class
+
+VALUE_DIM = "value_head_dim"
+"""What a layer's entry calls the value dimensions that its heads keep, where some have left."""
 
 
 def pruned_config(config: Any, plan: PruningPlan, dense: PreTrainedModel | None = None) -> PreTrainedConfig:
@@ -30,8 +33,8 @@ def pruned_config(config: Any, plan: PruningPlan, dense: PreTrainedModel | None 
         ConfigError: when the plan was made for another model, or leaves nothing.
         UnsupportedModelError: when the family has no row.
     """
-    spec, whole = spec_for(config), anatomy_of(config)
     _check_plan(config, plan)
+    spec, whole = spec_for(config), anatomy_of(config, plan.along)
     hidden = whole.constants["hidden"] if plan.stream is None else len(plan.stream)
     layers = plan.layers
     record = config.to_dict()
@@ -61,7 +64,10 @@ def pruned_config(config: Any, plan: PruningPlan, dense: PreTrainedModel | None 
         record[width] = anatomy.constants["head_dim"]
     record |= _cache_slots(structure, anatomy, spec)
     skips = [_skipped(structure, anatomy, layer) for layer in range(len(layers))]
-    record["per_layer_config"] = {number: _overrides(*row) for number, row in enumerate(zip(rows, skips, strict=True))}
+    values = _values(structure, anatomy)
+    record["per_layer_config"] = {
+        number: {**_overrides(*row), **own} for number, (*row, own) in enumerate(zip(rows, skips, values, strict=True))
+    }
     config_class: Any = model_class(spec, dense).config_class
     return config_class(**record)
 
@@ -88,9 +94,9 @@ def _stock_config(
     has no words for them.
     """
     constants = constants_of(config)
-    whole = anatomy_of(config)
-    sizes = {place.kind: place.dense for place in whole}
-    cut = any(
+    sizes = {place.kind: place.dense for place in anatomy}
+    cut = any(_values(structure, anatomy))  # which no configuration says
+    cut |= any(
         spec.block(place.kind).resized and size != sizes[place.kind]
         for place, size in zip(anatomy, structure, strict=True)
     )  # a stock constructor knows such blocks in their dense size alone
@@ -166,15 +172,15 @@ def with_older_words(record: Mapping[str, Any]) -> dict[str, Any]:
 def _check_plan(config: Any, plan: PruningPlan) -> None:
     if plan.model_type != config.model_type:
         raise ConfigError(f"the plan was made for a {plan.model_type!r} model, this one is {config.model_type!r}")
-    if plan.anatomy != anatomy_of(config):
-        sizes = [_described(anatomy) for anatomy in (plan.anatomy, anatomy_of(config))]
+    if plan.anatomy != anatomy_of(config, plan.along):
+        sizes = [_described(anatomy) for anatomy in (plan.anatomy, anatomy_of(config, plan.along))]
         raise ConfigError(f"the plan was made for a model of {sizes[0]}; this one has {sizes[1]}")
     hidden = anatomy_of(config).constants["hidden"]
     if plan.stream is not None and plan.hidden != hidden:
         raise ConfigError(f"the plan was made for a model of hidden size {plan.hidden}; this one has {hidden}")
     if not plan.layers:
         raise ConfigError("the plan leaves no decoder layer")
-    anatomy_of(config).check(plan.structure)
+    anatomy_of(config, plan.along).check(plan.structure)
 
 
 def _described(anatomy: Anatomy) -> str:
@@ -253,6 +259,16 @@ def _skipped(structure: Structure, anatomy: Anatomy, layer: int) -> list[str]:
     return [anatomy[number].kind for number in anatomy.of_layer(layer) if not structure[number]]
 
 
+def _values(structure: Structure, anatomy: Anatomy) -> list[dict[str, int]]:
+    """Return how many value dimensions every layer keeps, by their key; nothing where none have left."""
+    whole = anatomy.constants.get(VALUES, 0)
+    kept = [whole] * anatomy.layers
+    for number, size in enumerate(structure):
+        own = anatomy.counts(number, size or None).get(VALUES, whole)
+        kept[anatomy[number].layer] = min(kept[anatomy[number].layer], own)
+    return [{VALUE_DIM: count} if min(kept) < whole else {} for count in kept]
+
+
 def _overrides(numbers: Mapping[str, int], skip: list[str]) -> dict[str, Any]:
     """Return one layer's entry of ``per_layer_config``; :func:`sizes_in` reads it.
 
@@ -277,7 +293,8 @@ def sizes_in(record: Mapping[str, Any], spec: Family) -> tuple[Anatomy, Structur
     places, sizes = [], []
     for number in range(int(record.get(spec.depth) or 0)):
         own = {**record, **table.get(number, {})}
-        for kind, size in spec.sizes(own, number).items():
+        for kind, always in spec.sizes(own, number).items():
+            size = (*always, int(own[VALUE_DIM])) if VALUE_DIM in own and spec.block(kind).valued else always
             places.append(Place(number, kind, size))
             sizes.append(GONE if kind in (own.get("skip") or ()) else size)
     return Anatomy(tuple(places)), Structure(tuple(sizes))

@@ -11,7 +11,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -21,12 +21,11 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils.hub import HF_MODULES_CACHE
 
-from multipruner.core.axes import BLOCK_KINDS
 from multipruner.core.errors import ConfigError, MultiprunerError, OutputError
 from multipruner.core.families import anatomy_of, spec_for
 from multipruner.core.identity import digest
 from multipruner.core.plan import PruningPlan, Ranking
-from multipruner.core.structure import GONE, Anatomy, Size, Structure
+from multipruner.core.structure import GONE, Anatomy, Place, Size, Structure
 from multipruner.storage.cache import cache_folder
 
 from .carry import SAMPLES, folder_of, ids_of, opens_as
@@ -60,12 +59,20 @@ class Rehearsal:
         model, tokenizer: the dense ones.
         path_or_id, revision: where they were loaded from.
         uniform: whether all layers of the result are to be alike.
+        along: the axes that sizes name besides those that every size does.
     """
 
     def __init__(
-        self, model: PreTrainedModel, tokenizer: Any, path_or_id: str, revision: str | None, *, uniform: bool
+        self,
+        model: PreTrainedModel,
+        tokenizer: Any,
+        path_or_id: str,
+        revision: str | None,
+        *,
+        uniform: bool,
+        along: Collection[str] = (),
     ) -> None:
-        self._model, self._tokenizer, self._uniform = model, tokenizer, uniform
+        self._model, self._tokenizer, self._uniform, self._along = model, tokenizer, uniform, along
         self._source = folder_of(path_or_id, revision)
         self._work = tempfile.TemporaryDirectory(prefix="multipruner-rehearsal-")
         self._process: subprocess.Popen[str] | None = None
@@ -85,7 +92,8 @@ class Rehearsal:
         """
         try:
             folders = {}
-            for number, structure in enumerate(structures(anatomy_of(self._model.config), uniform=self._uniform)):
+            anatomy = anatomy_of(self._model.config, self._along)
+            for number, structure in enumerate(structures(anatomy, uniform=self._uniform)):
                 folder = Path(self._work.name, f"structure-{number}")
                 folders[str(folder)] = self._rehearse(folder, structure)
             self._begin_elsewhere(folders)
@@ -129,7 +137,7 @@ class Rehearsal:
 
     def _attempt(self, model: PreTrainedModel, structure: Structure, folder: Path) -> tuple[PreTrainedModel, int]:
         """Make and write a smaller model without weights, and return it and the number of parameters when opened."""
-        empty: Any = empty_model(model, structure)
+        empty: Any = empty_model(model, structure, self._along)
         write_model(folder, empty, self._tokenizer, self._source, state_dict={})
         again = type(empty).config_class.from_pretrained(folder)
         with torch.device("meta"):
@@ -178,7 +186,7 @@ class Rehearsal:
 
     def _cure(self, structure: Structure) -> str:
         """Return what would work, if something does."""
-        anatomy = anatomy_of(self._model.config)
+        anatomy = anatomy_of(self._model.config, self._along)
         if all(structure) and len(set(zip((place.kind for place in anatomy), structure, strict=True))) == len(
             anatomy.kinds
         ):
@@ -246,7 +254,7 @@ def structures(anatomy: Anatomy, *, uniform: bool) -> list[Structure]:
         return Structure(
             tuple(
                 GONE if gone(place.layer, place.kind) else
-                _narrow(place.dense, anatomy.least(BLOCK_KINDS[place.kind].names[0]))
+                _narrow(place, anatomy.least(place.axes[0].name))
                 if narrow(place.layer, place.kind) else place.dense
                 for place in anatomy
             )
@@ -263,15 +271,19 @@ def structures(anatomy: Anatomy, *, uniform: bool) -> list[Structure]:
     ]
 
 
-def _narrow(size: Size, least: int) -> Size:
-    """Return fewer units of the first axis: half, or one less where there are few; no fewer than may stay."""
-    first, *rest = size
-    return (max(least, first // 2 if first > 16 else first - 1), *rest)
+def _narrow(place: Place, least: int) -> Size:
+    """Return fewer units of the first axis: half, or one less where there are few; no fewer than may stay. Of axes that
+    not every size names, half.
+    """
+    first, *rest = place.dense
+    narrow = max(least, first // 2 if first > 16 else first - 1)
+    pairs = zip(place.axes[1:], rest, strict=True)
+    return (narrow, *(-(-count // 2) if axis.unsaid else count for axis, count in pairs))
 
 
-def empty_model(model: PreTrainedModel, structure: Structure) -> PreTrainedModel:
+def empty_model(model: PreTrainedModel, structure: Structure, along: Collection[str] = ()) -> PreTrainedModel:
     """Return a smaller model of some structure without weights, on the meta device, in the dense model's type."""
-    anatomy = anatomy_of(model.config)
+    anatomy = anatomy_of(model.config, along)
     plan = PruningPlan.from_structure(
         structure, Ranking.identity(anatomy), anatomy, model="", model_type=spec_for(model.config).model_type
     )

@@ -26,6 +26,7 @@ DECODER, LAYERS, DEPTH = "model", "layers", "num_hidden_layers"
 BLOCKS = {"attention": ("self_attn", ("input_layernorm",)), "mlp": ("mlp", ("post_attention_layernorm",))}
 CACHE_SLOTS = {"attention": "layer_idx"}
 SETTINGS: dict[str, tuple[str, ...]] = {}
+VALUES: tuple[str, ...] = ("self_attn.v_proj", "self_attn.o_proj")
 ADDED_TO, PAIRED = False, False
 HEADS, KV_HEADS = "num_attention_heads", "num_key_value_heads"
 
@@ -64,6 +65,40 @@ class NoMLP(nn.Module):
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         nothing = hidden_states.new_zeros(hidden_states.shape if ADDED_TO else 1)
         return (nothing, None) if PAIRED else nothing
+
+
+class PaddedValues(nn.Module):
+    """Gives the first value dimensions of every head, and zeros for the others, which have left.
+
+    What is between it and the output projection is transformers' own, and knows heads of one width. It is no
+    ``nn.Linear``: other programs put layers of their own in the place of those.
+    """
+
+    def __init__(self, dense: Any, kept: int, whole: int) -> None:
+        super().__init__()
+        rows = dense.out_features // whole * kept
+        self.kept, self.whole = kept, whole
+        self.weight = nn.Parameter(dense.weight.detach()[:rows].clone())
+        self.bias = None if dense.bias is None else nn.Parameter(dense.bias.detach()[:rows].clone())
+
+    def forward(self, input: Tensor) -> Tensor:
+        heads = nn.functional.linear(input, self.weight, self.bias).unflatten(-1, (-1, self.kept))
+        return nn.functional.pad(heads, (0, self.whole - self.kept)).flatten(-2)
+
+
+class PartlyRead(nn.Module):
+    """An output projection that reads the first dimensions of every head."""
+
+    def __init__(self, dense: Any, kept: int, whole: int) -> None:
+        super().__init__()
+        columns = dense.in_features // whole * kept
+        self.kept, self.whole = kept, whole
+        self.weight = nn.Parameter(dense.weight.detach()[:, :columns].clone())
+        self.bias = None if dense.bias is None else nn.Parameter(dense.bias.detach().clone())
+
+    def forward(self, input: Tensor) -> Tensor:
+        heads = input.unflatten(-1, (-1, self.whole))[..., : self.kept]
+        return nn.functional.linear(heads.flatten(-2), self.weight, self.bias)
 
 
 class OwnSettings:
@@ -142,6 +177,14 @@ def pruned_layer(config: Any, number: int) -> nn.Module:
         setattr(layer.get_submodule(owner), name, NoHeads(config, number) if kind == "attention" else NoMLP())
         for norm in norms:
             setattr(layer, norm, nn.Identity())
+    for path, made in zip(VALUES, (PaddedValues, PartlyRead), strict=False):
+        parent, _, name = path.rpartition(".")
+        attention = getattr(layer, parent, None)
+        if not hasattr(attention, name):  # it was removed, or the layer mixes tokens in another way
+            continue
+        kept, whole = getattr(own, "value_head_dim", None), attention.head_dim
+        if kept is not None and kept < whole:
+            setattr(attention, name, made(getattr(attention, name), kept, whole))
     for module in layer.modules():  # one object for all, so that set_attn_implementation() reaches every layer
         if hasattr(module, "config"):
             module.config = config

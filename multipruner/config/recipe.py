@@ -166,6 +166,9 @@ class Recipe(Frozen):
         "none: whole KV groups leave and nothing else",
         json_schema_extra=shown(PARTS, "N"),
     )
+    value_dim_step: Units | None = Field(
+        None, description="value dimensions that leave together; none: they stay", json_schema_extra=shown(PARTS, "N")
+    )
     expert_step: Units = Field(
         1, description="experts that leave together; as many stay as a token takes", json_schema_extra=shown(PARTS, "N")
     )
@@ -219,18 +222,14 @@ class Recipe(Frozen):
     calibration: CalibrationSpec = CalibrationSpec()
     evaluation: EvaluationSpec = EvaluationSpec()
 
-    @field_validator("stages")
+    @field_validator("stages", "shares")
     @classmethod
-    def _check_stages(cls, value: tuple[Dimension, ...]) -> tuple[Dimension, ...]:
-        if sorted(value) != sorted(DIMENSIONS):
-            raise ValueError(f"name each of {', '.join(DIMENSIONS)} once, such as 'blocks,mlp,heads'")
-        return value
-
-    @field_validator("shares")
-    @classmethod
-    def _check_shares(cls, value: dict[Dimension, float]) -> dict[Dimension, float]:
-        if set(value) != set(DIMENSIONS) or not 0 < sum(value.values()) < float("inf"):
+    def _check_dimensions(cls, value: Any) -> Any:
+        every = sorted(value) == sorted(DIMENSIONS)
+        if isinstance(value, dict) and not (every and 0 < sum(value.values()) < float("inf")):
             raise ValueError("give three shares blocks:mlp:heads that add up to more than 0, such as 44:52:4")
+        if not every:
+            raise ValueError(f"name each of {', '.join(DIMENSIONS)} once, such as 'blocks,mlp,heads'")
         return value
 
     @model_validator(mode="after")

@@ -27,6 +27,8 @@ class Axis:
         dimension: the dimension of a sequential path that prunes it.
         active: the constant that says how many of the units a token goes through, such as the experts that it is routed
             to: no block keeps fewer. Empty where it goes through all of them.
+        unsaid: the constant that it is as long as in models that are not cut along it, whose sizes do not name it;
+            empty where every size does. Such axes are the last of their kind.
     """
 
     name: str
@@ -38,6 +40,7 @@ class Axis:
     partial: str = ""
     dimension: Dimension = "heads"
     active: str = ""
+    unsaid: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +57,34 @@ class Kind:
         return tuple(axis.name for axis in self.axes)
 
     @property
+    def always(self) -> tuple[Axis, ...]:
+        """The axes that every size names."""
+        return tuple(axis for axis in self.axes if not axis.unsaid)
+
+    def along(self, size: tuple[object, ...]) -> tuple[Axis, ...]:
+        """Return the axes that a size names, or units of all of them; of nothing, those that every size does.
+
+        Raises:
+            ValueError: when no size has so many counts.
+        """
+        named = self.axes[: len(size)] if size else self.always
+        if not len(self.always) <= len(named) == len(size or named):
+            raise ValueError(f"{size} is no size of a block of kind {self.name!r}, which has {', '.join(self.names)}")
+        return named
+
+    @property
+    def finest(self) -> Axis:
+        """The axis whose units its blocks are drawn and counted by: the last one that every size names."""
+        return self.always[-1]
+
+    @property
     def whole(self) -> bool:
         """Whether its blocks stay whole or leave whole."""
         return not any(axis.setting for axis in self.axes)
 
 
+VALUES = "value_dim"
+"""The axis of the dimensions of values, of which families' own code knows the number that the dense model has alone."""
 BLOCK_KINDS: dict[str, Kind] = {
     kind.name: kind
     for kind in (
@@ -67,7 +93,22 @@ BLOCK_KINDS: dict[str, Kind] = {
             "attention",
             (
                 Axis("kv_groups", "KV groups", step="KV group step", setting="kv_group_step", width=("head_dim",)),
-                Axis("queries", "query heads", "kv_groups", step="query head step", setting="query_head_step"),
+                Axis(
+                    "queries",
+                    "query heads",
+                    "kv_groups",
+                    step="query head step",
+                    setting="query_head_step",
+                    width=("head_dim",),
+                ),
+                Axis(
+                    VALUES,
+                    "value dimensions",
+                    "kv_groups",
+                    step="value dim step",
+                    setting="value_dim_step",
+                    unsaid="head_dim",
+                ),
             ),
         ),
         Kind(

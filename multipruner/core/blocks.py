@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from math import prod
 from typing import NamedTuple
 
-from .axes import BLOCK_KINDS, STREAM, Counts
+from .axes import BLOCK_KINDS, STREAM, VALUES, Counts
 from .layout import Layout
 from .structure import Size, counts_of
 
@@ -49,7 +49,6 @@ class TensorSpec:
 Tensors = tuple[TensorSpec, ...]
 CONFIG = "config."
 """How an attribute of a module's configuration begins."""
-
 
 STATES = frozenset(("hidden", "query_latent", "latent"))
 """What matrices are from or to: the hidden states, and what queries, or keys and values, are made narrower to."""
@@ -144,6 +143,14 @@ class BlockSpec:
     def gives(self) -> str:
         """The module of the layer that returns what it gives."""
         return self.within(self.output) if self.steps else self.path
+
+    @property
+    def valued(self) -> tuple[str, str] | None:
+        """The projections that give values and that read what attention makes of them, where value dimensions can
+        leave: the code between them knows heads of their dense width alone. ``None`` where they cannot.
+        """
+        rows = [t.path.rpartition(".")[0] for t in self._matrices if VALUES in t.dims[0].names]
+        return (rows[0], self.output) if rows else None
 
     @property
     def own_attributes(self) -> tuple[tuple[str, Layout], ...]:

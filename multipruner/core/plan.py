@@ -21,9 +21,10 @@ from .structure import Anatomy, Place, Structure, counts_of
 __all__ = ["BlockUnits", "PruningPlan", "Ranking", "Units"]
 
 PLAN_FORMAT = "multipruner-plan"
-PLAN_VERSION = 3
-_WITHOUT_STREAM = 2
-"""The version of plans that leave the residual stream alone: what reads no other still reads these."""
+PLAN_VERSION = 4
+_VERSIONS = {"plain": 2, "stream": 3}
+"""Those of plans whose sizes name what every size does, with the residual stream alone or not: what reads no other
+still reads these."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,8 @@ class PruningPlan:
             only where the stream becomes narrower.
         blocks: what stays of each of them, ascending.
         stream: the dimensions of the residual stream that stay, ascending; ``None``: all of them.
+        bases: the axes whose units are not those of the dense weights, but of bases that a run worked out of its text:
+            such a plan cuts the dense model with that run's moments alone.
 
     Raises:
         ConfigError: when indices are unsorted or out of range, or units keep unequal numbers of those within them.
@@ -51,6 +54,7 @@ class PruningPlan:
     anatomy: Anatomy
     blocks: tuple[BlockUnits, ...]
     stream: tuple[int, ...] | None = None
+    bases: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.stream is not None:
@@ -70,6 +74,12 @@ class PruningPlan:
         """The sizes that this plan leads to."""
         hidden = None if self.stream is None else len(self.stream)
         return Structure(tuple(kept.size for kept in self.blocks), hidden)
+
+    @property
+    def along(self) -> tuple[str, ...]:
+        """The axes that its sizes name besides those that every size does."""
+        axes = (axis for kind in self.anatomy.kinds for axis in self.anatomy.axes(kind))
+        return tuple(axis.name for axis in axes if axis.unsaid)
 
     @property
     def hidden(self) -> int:
@@ -101,6 +111,7 @@ class PruningPlan:
         model_type: str,
         revision: str | None = None,
         fingerprint: str | None = None,
+        bases: tuple[str, ...] = (),
     ) -> PruningPlan:
         """Keep the most important units that a structure has room for.
 
@@ -108,7 +119,7 @@ class PruningPlan:
             structure: how much stays.
             ranking: the order of every dense block's units, and of the residual stream's dimensions.
             anatomy: the dense model's blocks, with the width of its residual stream where that becomes narrower.
-            model, model_type, revision, fingerprint: of the dense model, see :class:`PruningPlan`.
+            model, model_type, revision, fingerprint, bases: of the dense model, see :class:`PruningPlan`.
 
         Raises:
             ConfigError: when a block, or the residual stream, is larger than the dense one, or a block keeps fewer
@@ -123,16 +134,17 @@ class PruningPlan:
         kept = sorted((ranking.stream or range(structure.hidden or 0))[: structure.hidden]) if narrower else None
         constants = {axis: anatomy.constants[axis]} if narrower else {}
         stream = None if kept is None else tuple(kept)
-        return cls(model, revision, fingerprint, model_type, Anatomy(anatomy.places, constants), blocks, stream)
+        return cls(model, revision, fingerprint, model_type, Anatomy(anatomy.places, constants), blocks, stream, bases)
 
     def to_json(self) -> str:
         """Return JSON text, the same bytes for the same plan."""
         record = {
             "format": PLAN_FORMAT,
-            "version": _WITHOUT_STREAM if self.stream is None else PLAN_VERSION,
+            "version": PLAN_VERSION if self.along else _VERSIONS["plain" if self.stream is None else "stream"],
             "base_model": {"name": self.model, "revision": self.revision,
                            "fingerprint": self.fingerprint, "model_type": self.model_type},
             **({} if self.stream is None else {STREAM.name: _stream_record(self.hidden, self.stream)}),
+            **({"bases": list(self.bases)} if self.bases else {}),
             "blocks": [_block_record(p, kept) for p, kept in zip(self.anatomy, self.blocks, strict=True)],
         }  # fmt: skip
         return json.dumps(record, indent=1) + "\n"
@@ -151,7 +163,7 @@ class PruningPlan:
 
     @classmethod
     def _from_record(cls, record: dict[str, Any]) -> PruningPlan:
-        if record.get("format") != PLAN_FORMAT or record.get("version") not in (1, 2, PLAN_VERSION):
+        if record.get("format") != PLAN_FORMAT or record.get("version") not in (1, *_VERSIONS.values(), PLAN_VERSION):
             raise ConfigError(
                 f"plan format {record.get('format')!r} version {record.get('version')!r} is not "
                 f"{PLAN_FORMAT!r} version {PLAN_VERSION}: a newer multipruner may read it"
@@ -162,7 +174,7 @@ class PruningPlan:
         places, blocks = zip(*_blocks(earlier.plan(record) if record["version"] == 1 else record), strict=True)
         about = base["name"], base["revision"], base["fingerprint"], base["model_type"]
         width, stream = _stream(record)
-        return cls(*about, Anatomy(tuple(places), width), tuple(blocks), stream)
+        return cls(*about, Anatomy(tuple(places), width), tuple(blocks), stream, tuple(record.get("bases", ())))
 
 
 def _stream_record(dense: int, kept: tuple[int, ...]) -> dict[str, Any]:
@@ -180,7 +192,7 @@ def _stream(record: Mapping[str, Any]) -> tuple[dict[str, int], tuple[int, ...] 
 
 def _block_record(place: Place, kept: BlockUnits) -> dict[str, Any]:
     """Return a block of a plan's file: units as ranges, those within others one text for each of them."""
-    names = BLOCK_KINDS[place.kind].names
+    names = [axis.name for axis in place.axes]
     chosen = {
         name: list(map(ranges_of, cast(tuple[tuple[int, ...], ...], units)))
         if units and isinstance(units[0], tuple)
@@ -195,7 +207,8 @@ def _blocks(record: Mapping[str, Any]) -> Iterable[tuple[Place, BlockUnits]]:
     for row in record["blocks"]:
         if row["kind"] not in BLOCK_KINDS:
             raise ConfigError(f"the plan has a block of kind {row['kind']!r}: a newer multipruner may know it")
-        names = BLOCK_KINDS[row["kind"]].names
+        kind = BLOCK_KINDS[row["kind"]]
+        names = [axis.name for axis in kind.axes if not axis.unsaid or axis.name in row["dense"]]
         units: tuple[Units, ...] = tuple(_units(row["kept"][name]) for name in (names if row["kept"] else ()))
         place = Place(_number(row["layer"]), row["kind"], tuple(_number(row["dense"][name]) for name in names))
         yield place, BlockUnits(units)
@@ -218,7 +231,7 @@ def _first_too_large(structure: Structure, anatomy: Anatomy) -> str:
     """Say where, such as ``: the MLP block of layer 3 would keep (50,) of (40,) MLP channels``; or both depths."""
     for place, size in zip(anatomy, structure, strict=False):
         if not Structure((size,)).fits_in(Structure((place.dense,))):
-            units = ", ".join(axis.label for axis in BLOCK_KINDS[place.kind].axes)
+            units = ", ".join(axis.label for axis in place.axes)
             return f": {place.name} would keep {size} of {place.dense} {units}"
     return f", which has {len(anatomy)} blocks: it has {len(structure)}"
 
@@ -226,10 +239,10 @@ def _first_too_large(structure: Structure, anatomy: Anatomy) -> str:
 def _check_block(place: Place, kept: BlockUnits) -> None:
     if not kept.axes:
         return
-    axes = BLOCK_KINDS[place.kind].axes
+    axes = place.axes
     if len(kept.axes) != len(axes):
         raise ConfigError(f"{place.name}: {len(kept.axes)} axes instead of {', '.join(a.name for a in axes)}")
-    by_name = dict(zip(BLOCK_KINDS[place.kind].names, kept.axes, strict=True))
+    by_name = dict(zip((axis.name for axis in axes), kept.axes, strict=True))
     for axis, units, limit in zip(axes, kept.axes, place.dense, strict=True):
         rows = units if axis.within else (units,)
         if axis.within and len(rows) != len(by_name[axis.within]):

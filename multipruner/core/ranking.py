@@ -35,14 +35,14 @@ class BlockUnits:
             tuple(
                 (tuple(range(counts[axis.name])),) * counts[axis.within] if axis.within else
                 tuple(range(counts[axis.name]))
-                for axis in BLOCK_KINDS[place.kind].axes
+                for axis in place.axes
             )
         )  # fmt: skip
 
     def by_axis(self, kind: str) -> Kept:
         """Return axis -> its units, those of an axis within another one in the order of that one's units."""
-        names = BLOCK_KINDS[kind].names
-        return dict(zip(names, self.axes or ((),) * len(names), strict=True))
+        axes = BLOCK_KINDS[kind].along(self.axes)
+        return dict(zip((axis.name for axis in axes), self.axes or ((),) * len(axes), strict=True))
 
     @property
     def size(self) -> Size:
@@ -75,12 +75,12 @@ class Ranking:
 
     def first(self, place: int, kind: str, size: Size) -> BlockUnits:
         """Return the most important units that a size has room for, in the dense order."""
-        return _sorted(self._first(place, kind, size), BLOCK_KINDS[kind].axes) if size else BlockUnits()
+        return _sorted(self._first(place, kind, size), BLOCK_KINDS[kind].along(size)) if size else BlockUnits()
 
     def _first(self, place: int, kind: str, size: Size | None) -> BlockUnits:
         orders, chosen = self.blocks[place].axes, dict[str, Units]()
         ends: Sequence[int | None] = size or (None,) * len(orders)
-        for axis, order, end in zip(BLOCK_KINDS[kind].axes, orders, ends, strict=True):
+        for axis, order, end in zip(BLOCK_KINDS[kind].along(orders), orders, ends, strict=True):
             outer = chosen[axis.within] if axis.within else ()
             nested = cast(tuple[tuple[int, ...], ...], order)
             chosen[axis.name] = (

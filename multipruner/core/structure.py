@@ -9,7 +9,7 @@ from math import prod
 from typing import Any
 
 from . import earlier
-from .axes import AXES, BLOCK_KINDS, STREAM
+from .axes import AXES, BLOCK_KINDS, STREAM, Axis
 from .errors import ConfigError
 
 Size = tuple[int, ...]
@@ -87,18 +87,18 @@ def _whole(count: Any) -> int:
 
 
 def counts_of(kind: str, size: Size) -> dict[str, int]:
-    """Tell how much of every axis of its kind a block of some size has: nothing where it is gone."""
-    names = BLOCK_KINDS[kind].names
-    return dict(zip(names, size or (0,) * len(names), strict=True))
+    """Tell how much of every axis that its size names a block has: nothing where it is gone."""
+    axes = BLOCK_KINDS[kind].along(size)
+    return dict(zip((axis.name for axis in axes), size or (0,) * len(axes), strict=True))
 
 
 def total(kind: str, size: Size, axis: str) -> int:
-    """Tell how many units of an axis a block has in all, in every unit of what it is within."""
+    """Tell how many units of an axis a block has in all, in every unit of what it is within; 0 of one not named."""
     counts = counts_of(kind, size)
-    chain = [axis]
-    while AXES[chain[-1]].within:
+    chain = [axis] if axis in counts else []
+    while chain and AXES[chain[-1]].within:
         chain.append(AXES[chain[-1]].within)
-    return prod(counts[name] for name in chain)
+    return prod(counts[name] for name in chain) if chain else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +114,11 @@ class Place:
     layer: int
     kind: str
     dense: Size
+
+    @property
+    def axes(self) -> tuple[Axis, ...]:
+        """The axes that its sizes name."""
+        return BLOCK_KINDS[self.kind].along(self.dense)
 
     @property
     def name(self) -> str:
@@ -204,6 +209,10 @@ class Anatomy:
             raise KeyError(f"layer {layer} has no {kind} block")
         return found[0]
 
+    def axes(self, kind: str) -> tuple[Axis, ...]:
+        """Return the axes that the sizes of its blocks of a kind name."""
+        return next((self.places[number].axes for number in self.of_kind(kind)), ())
+
     def least(self, axis: str) -> int:
         """Tell how many units of an axis a block that is there keeps at least: those that a token goes through."""
         return self.constants.get(AXES[axis].active, 1)
@@ -215,7 +224,7 @@ class Anatomy:
             ConfigError: naming the first of them.
         """
         for place, size in zip(self.places, structure, strict=True):
-            for axis, count in zip(BLOCK_KINDS[place.kind].axes if size else (), size, strict=True):
+            for axis, count in zip(place.axes if size else (), size, strict=True):
                 if count < (least := self.least(axis.name)):
                     raise ConfigError(
                         f"{place.name} would keep {count} {axis.label}, and a token goes through {least} of them: keep "
@@ -253,9 +262,7 @@ _BARS = " ▁▂▃▄▅▆▇█"
 
 def bar(part: int, whole: int) -> str:
     """Return one character whose height is the share that stays; a dot for nothing."""
-    if not part:
-        return "·"
-    return _BARS[max(1, round(8 * part / whole))]
+    return _BARS[max(1, round(8 * part / whole))] if part else "·"
 
 
 def picture(structure: Structure, anatomy: Anatomy) -> str:
@@ -263,20 +270,14 @@ def picture(structure: Structure, anatomy: Anatomy) -> str:
     ruler = "".join(str(number // 10 % 10) if number % 10 == 0 else " " for number in range(anatomy.layers)).rstrip()
     rows = {"layer": ruler} | {BLOCK_KINDS[kind].label: _row(structure, anatomy, kind) for kind in anatomy.kinds}
     wide = max(9, *map(len, rows))
-    return "\n".join((*(f"{name:{wide}}  {row}".rstrip() for name, row in rows.items()), *_kept(structure, anatomy)))
-
-
-def finest(kind: str) -> str:
-    """Return the axis whose units a block of a kind is drawn and counted by: the last one, within all that it is
-    within.
-    """
-    return BLOCK_KINDS[kind].names[-1]
+    kept = [f"{'' if row else 'kept:':6}{text}" for row, text in enumerate(kept_in_words(structure, anatomy))]
+    return "\n".join((*(f"{name:{wide}}  {row}".rstrip() for name, row in rows.items()), *kept))
 
 
 def _row(structure: Structure, anatomy: Anatomy, kind: str) -> str:
     marks = [" "] * anatomy.layers
     for number in anatomy.of_kind(kind):
-        place, axis = anatomy[number], finest(kind)
+        place, axis = anatomy[number], BLOCK_KINDS[kind].finest.name
         marks[place.layer] = bar(total(kind, structure[number], axis), total(kind, place.dense, axis))
     return "".join(marks)
 
@@ -285,16 +286,15 @@ def kept_in_words(structure: Structure, anatomy: Anatomy) -> list[str]:
     """Return what stays of every kind, such as ``30 of 30 attention blocks (200 of 270 query heads)``."""
     found = []
     for kind in anatomy.kinds:
-        axis = BLOCK_KINDS[kind].axes[-1]
         blocks = f"{anatomy.count(structure, kind)} of {anatomy.count(anatomy.dense, kind)}"
-        units = f"{anatomy.total(structure, axis.name):,} of {anatomy.total(anatomy.dense, axis.name):,}"
+        units = ", ".join(
+            f"{anatomy.total(structure, axis.name):,} of {anatomy.total(anatomy.dense, axis.name):,} {axis.label}"
+            for axis in anatomy.axes(kind)
+            if axis.unsaid or axis is BLOCK_KINDS[kind].finest
+        )
         text = f"{blocks} {BLOCK_KINDS[kind].label} blocks"
-        found.append(text if BLOCK_KINDS[kind].whole else f"{text} ({units} {axis.label})")
+        found.append(text if BLOCK_KINDS[kind].whole else f"{text} ({units})")
     if structure.hidden is not None:
         axis = STREAM.axes[0]
         found.append(f"{structure.hidden:,} of {anatomy.constants[axis.name]:,} {axis.label}")
     return found
-
-
-def _kept(structure: Structure, anatomy: Anatomy) -> list[str]:
-    return [f"{'kept: ' if not row else '      '}{text}" for row, text in enumerate(kept_in_words(structure, anatomy))]

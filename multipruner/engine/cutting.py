@@ -16,9 +16,11 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from multipruner.core.axes import Counts, Kept
+from multipruner.core.axes import VALUES, Counts, Kept
 from multipruner.core.blocks import CONFIG, BlockSpec
 from multipruner.core.layout import Layout
+
+from .values.partial import PaddedValues, PartlyRead
 
 Index = slice | Tensor
 """What stays of a dimension: a slice gives views, a tensor of indices gives copies."""
@@ -149,7 +151,16 @@ def slim_block(module: nn.Module, block: BlockSpec, counts: Counts, dense: Count
         if parameter == "weight":
             _tell_shape(child, value)
     set_size_attributes(slim, block, counts)
+    _tell_values(slim, block, counts, dense)
     return slim
+
+
+def _tell_values(slim: nn.Module, block: BlockSpec, counts: Counts, dense: Counts) -> None:
+    """Put projections in the place of a block's that make do with fewer value dimensions, where some have left."""
+    kept, whole = (each.get(VALUES, 0) for each in (counts, dense))
+    if block.valued is not None and kept < whole:
+        for path, made in zip(block.valued, (PaddedValues, PartlyRead), strict=True):
+            _set_submodule(slim, path, made.of(cast(nn.Linear, slim.get_submodule(path)), kept, whole))
 
 
 def _tell_shape(module: nn.Module, weight: Tensor) -> None:

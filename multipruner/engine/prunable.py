@@ -6,7 +6,7 @@ a decoder layer is called with (masks, rotary embeddings, positions) is recorded
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial, reduce
@@ -26,9 +26,11 @@ from multipruner.storage.layers_on_disk import LayersOnDisk
 from multipruner.storage.tensors_on_disk import mapped
 
 from .coefficients import costs_of, weight_of
-from .cutting import Projection, permute, replaced, scaled_norm, silenced, slim_block, with_output
+from .cutting import Projection, replaced, scaled_norm, silenced, slim_block, with_output
 from .grouped_attention import grouped_attention
 from .layer_calls import Beside, Inputs, State, input_of, read_by_next, recorded, stream_of
+from .values.bases import arrange
+from .values.partial import PartlyRead
 
 OutputOf = Callable[[int, Size, Projection], Projection]
 """(block, size, whole output projection in ranked order) -> the projection of a block of that size."""
@@ -54,7 +56,8 @@ class Prunable:
         costs: what any structure costs, in the type that the weights are stored in.
         stored: that type, which the engine may compute in another than (:mod:`multipruner.precision`).
         wider: the dense model, where this one has a narrower residual stream: what it is measured against.
-        on_disk: has decoder layers in memory one at a time; then what goes over the model takes all text along."""
+        on_disk: has decoder layers in memory one at a time; then what goes over the model takes all text along.
+        bases: those that the values of a block's KV groups are in, within :meth:`in_order`, [groups, width, width]."""
 
     model: PreTrainedModel
     spec: Family
@@ -63,22 +66,24 @@ class Prunable:
     stored: torch.dtype
     wider: Wider | None = None
     on_disk: LayersOnDisk | None = field(default=None, repr=False)
+    bases: dict[int, Tensor] = field(default_factory=dict, repr=False)
     _repair: OutputOf | None = field(default=None, repr=False)
     _outputs: Outputs = field(default_factory=dict, repr=False)
     _final_norm: nn.Module | None = field(default=None, repr=False)
     _slim: dict[tuple[int, Size], nn.Module] = field(default_factory=dict, repr=False)
 
     @classmethod
-    def of(cls, model: Any, stored: torch.dtype | None = None) -> Prunable:
+    def of(cls, model: Any, stored: torch.dtype | None = None, along: Collection[str] = ()) -> Prunable:
         """Look a model's family up and take its measure.
 
         Args:
             model: the dense model.
             stored: type of its weights on disk and in the result; default: the type that they are held in.
+            along: the axes that sizes name besides those that every size does, such as ``value_dim``.
 
         Raises:
             UnsupportedModelError: when its family has no row, or its weights have other shapes than the row says."""
-        spec, anatomy = spec_for(model.config), anatomy_of(model.config)
+        spec, anatomy = spec_for(model.config), anatomy_of(model.config, along)
         stored = stored or weight_of(model.get_submodule(spec.head)).dtype
         return cls(model, spec, anatomy, costs_of(model, spec, anatomy, stored), stored)
 
@@ -168,15 +173,14 @@ class Prunable:
         return Beside(stream, read_by_next(state)) if beside else stream
 
     def _run(self, module: nn.Module, state: State, inputs: Inputs, block: int) -> Tensor:
-        spec, place = self.block_spec(block), self.anatomy[block]
-        normed = self.read_by(state, block)
+        spec, normed = self.block_spec(block), self.read_by(state, block)
         if spec.steps:
             output = reduce(lambda x, step: getattr(module, step)(x), spec.steps, normed)
         elif not spec.arguments:
             output = module(normed)
         else:
             with grouped_attention(module, self.model):
-                output = module(hidden_states=normed, **inputs.arguments[place.layer])
+                output = module(hidden_states=normed, **inputs.arguments[self.anatomy[block].layer])
         return output[0] if isinstance(output, tuple) else output
 
     def read_by(self, state: State, block: int) -> Tensor:
@@ -197,8 +201,9 @@ class Prunable:
 
     def output_input(self, state: State, inputs: Inputs, block: int, size: Size) -> Tensor:
         """Return the inputs of the output projection of a block of a given size, [sequences, length, columns]."""
-        module = self._slimmed(block, size)
-        return input_of(self.output_of(block, size), lambda: self._run(module, state, inputs, block))
+        output = self.output_of(block, size)
+        x = input_of(output, lambda: self._run(self._slimmed(block, size), state, inputs, block))
+        return output.read(x) if isinstance(output, PartlyRead) else x
 
     def normed(self, hidden: Tensor) -> Tensor:
         """Return final hidden states after the last norm, scaled as the logits are: what the head multiplies."""
@@ -240,9 +245,8 @@ class Prunable:
             if self._final_norm is not None:
                 stack.enter_context(replaced(self.decoder, self.spec.final_norm, self._final_norm))
             for number, size in enumerate(structure):
-                spec = self.block_spec(number)
-                if size:
-                    slim = self._slimmed(number, size)
+                spec, slim = self.block_spec(number), self._slimmed(number, size) if size else None
+                if slim is not None:
                     for path in spec.modules:
                         own = slim.get_submodule(path) if spec.steps else slim
                         stack.enter_context(replaced(self.layer_of(number), path, own))
@@ -254,11 +258,7 @@ class Prunable:
     @contextmanager
     def in_order(self, ranking: Ranking, repair: OutputOf | None = None) -> Iterator[None]:
         """Reorder the units of every axis by a ranking, so that every size is a leading slice (of every leading unit,
-        for units within others); undone on leaving.
-
-        Args:
-            ranking: the orders.
-            repair: gives narrowed blocks another output projection than the leading slice of the whole one."""
+        for units within others), values in their bases; undone on leaving. A repair gives narrowed blocks' outputs."""
         orders = [ranking.all_of(number, place.kind) for number, place in enumerate(self.anatomy)]
         with ExitStack() as stack:
             stack.callback(self._slim.clear)
@@ -266,8 +266,7 @@ class Prunable:
                 stack.enter_context(self.on_disk.arranged(partial(self._arrange, orders)))
             else:
                 for block in range(len(self.anatomy)):
-                    self._permute(orders, block)
-                    stack.callback(self._permute, orders, block, back=True)
+                    stack.callback(self._permute(orders, block))
             self._repair = repair
             stack.callback(setattr, self, "_repair", None)
             yield
@@ -276,8 +275,9 @@ class Prunable:
         for block in self.anatomy.of_layer(layer):
             self._permute(orders, block)
 
-    def _permute(self, orders: Sequence[Kept], block: int, *, back: bool = False) -> None:
-        permute(self.module(block), self.block_spec(block), orders[block], self.counts(block), back=back)
+    def _permute(self, orders: Sequence[Kept], block: int) -> Callable[[], None]:
+        spec, basis = self.block_spec(block), self.bases.get(block)
+        return arrange(self.module(block), spec, orders[block], self.counts(block), basis)
 
     @contextmanager
     def with_outputs(self, outputs: Outputs, gain: Tensor | None = None) -> Iterator[None]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from multipruner.checkpoint.classes import MODEL_TYPE
-from multipruner.checkpoint.config import sizes_in
+from multipruner.checkpoint.config import VALUE_DIM, sizes_in
 from multipruner.core.errors import UnknownModelError, UnsupportedModelError
 from multipruner.core.families import FAMILIES, Family
 from multipruner.core.structure import Anatomy, Structure
@@ -103,6 +103,11 @@ def read_model(folder: Path) -> GgufModel:
     family = GGUF_FAMILIES.get(model_type)
     if family is None or model_type not in FAMILIES:
         raise UnsupportedModelError(refusal(model_type, "auto_map" not in record))
+    if any(VALUE_DIM in entry for entry in (record.get("per_layer_config") or {}).values()):
+        raise UnsupportedModelError(
+            f"{folder} has heads with fewer value dimensions than keys have, which no architecture of llama.cpp reads "
+            "by the layer. What works instead: load the folder with transformers; or prune without --value-dim-step"
+        )
     layers, head_dim = (
         sizes_by_layer(*sizes_in(record, FAMILIES[model_type])),
         FAMILIES[model_type].counts(record)["head_dim"],

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from multipruner.core.axes import BLOCK_KINDS, Axis
+from multipruner.core.axes import Axis
 from multipruner.core.layout import Layout
 from multipruner.core.plan import BlockUnits, Units
 from multipruner.core.structure import Place, total
 from multipruner.engine.cutting import Projection
 from multipruner.engine.moments import Routes, Statistics
 from multipruner.engine.prunable import Prunable
+from multipruner.engine.values.bases import turned_columns
 
 
 @dataclass(frozen=True)
@@ -24,8 +25,8 @@ class BlockView:
     prunable: Prunable
     number: int
     statistics: Statistics | None
-    within: bool = False
-    """Whether units within others, such as the query heads of a KV group, are to be ordered as well."""
+    within: Collection[str] = ()
+    """The axes within others whose units are to be ordered as well, such as the query heads of every KV group."""
 
     @property
     def place(self) -> Place:
@@ -50,7 +51,9 @@ class BlockView:
     def output(self) -> Tensor:
         """The output projection, float32 [hidden_size, columns]."""
         transposed = self.prunable.block_spec(self.number).transposed
-        return Projection.of(self.prunable.dense_output(self.number), transposed).weight.detach().float()
+        weight = Projection.of(self.prunable.dense_output(self.number), transposed).weight.detach().float()
+        basis = self.prunable.bases.get(self.number)
+        return weight if basis is None else turned_columns(weight, basis)
 
     @property
     def gram(self) -> Tensor:
@@ -65,6 +68,13 @@ class BlockView:
             return None
         assert self.statistics is not None
         return self.statistics.routes[self.number]
+
+    def side_by_side(self, axis: str) -> Tensor:
+        """Return the columns of the output projection in an order in which those of every unit of an axis are
+        neighbours, unit by unit, as indices.
+        """
+        units = self.prunable.block_spec(self.number).columns.units(axis, self.prunable.counts(self.number))
+        return torch.tensor(units, device=self.gram.device).flatten()
 
     def by_unit(self, axis: str, columns: Tensor) -> Tensor:
         """Sum of the scores of the columns that leave with every unit of an axis, [units]."""
@@ -82,7 +92,7 @@ class BlockView:
             order: the name of an axis -> all its units, counted through where they are within others.
         """
         found: list[Units] = []
-        for axis, whole in zip(BLOCK_KINDS[self.place.kind].axes, BlockUnits.whole(self.place).axes, strict=True):
+        for axis, whole in zip(self.place.axes, BlockUnits.whole(self.place).axes, strict=True):
             if axis.within and not self._orders(axis):
                 found.append(whole)
             elif axis.within:
@@ -93,7 +103,7 @@ class BlockView:
 
     def _orders(self, axis: Axis) -> bool:
         """Tell whether that is wanted, and the block has such units in its output."""
-        return self.within and axis.name in self.prunable.block_spec(self.number).columns.axes
+        return axis.name in self.within and axis.name in self.prunable.block_spec(self.number).columns.axes
 
     def _nested(self, axis: Axis, order: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
         """Return for every unit of the axis that an axis is within, its units in the order in which all of them

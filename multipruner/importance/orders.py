@@ -54,7 +54,13 @@ def by_second_order(block: BlockView) -> BlockUnits:
     if block.routes is not None:
         saliency = block.routes.mean
         return block.ordered(lambda axis: _descending(saliency))
-    return block.ordered(lambda axis: elimination_order(block.output, block.gram, groups=block.units(axis)))
+
+    def order(axis: str) -> tuple[int, ...]:
+        columns = block.side_by_side(axis)
+        gram = block.gram[columns][:, columns]
+        return elimination_order(block.output[:, columns], gram, groups=block.units(axis))
+
+    return block.ordered(order)
 
 
 def as_it_is(block: BlockView) -> BlockUnits:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import torch
 
@@ -22,7 +22,7 @@ def rank(
     statistics: Statistics | None = None,
     progress: Callable[[int, int], None] | None = None,
     *,
-    within: bool = False,
+    within: Collection[str] = (),
 ) -> Ranking:
     """Order the units of every dense block by the importance of this name.
 
@@ -31,8 +31,8 @@ def rank(
         prunable: the dense model.
         statistics: its second moments, for importances that look at them.
         progress: called with (blocks done, blocks in all).
-        within: order units within others, such as the query heads of every KV group, as well; they stay in the dense
-            order otherwise.
+        within: the axes within others whose units are ordered as well, such as the query heads of every KV group; they
+            stay in the dense order otherwise.
 
     Raises:
         ConfigError: when there is no such importance, or it needs moments and gets none.

@@ -22,7 +22,7 @@ from multipruner.console.say import Say, teller
 from multipruner.core.plan import PruningPlan
 from multipruner.engine.prunable import Outputs
 from multipruner.eval import Comparison, Evaluation, compare, evaluate
-from multipruner.repair.write import repair_outputs, write_outputs
+from multipruner.repair.write import repair_outputs, write_outputs, write_values
 from multipruner.report import notebook
 from multipruner.report.card import model_card
 from multipruner.report.summary import next_commands, render
@@ -141,6 +141,7 @@ def cut_model(setting: Setting, plan: PruningPlan, outputs: Outputs, gain: torch
     prunable = setting.prunable
     own = torch.clone if prunable.on_disk is None else mapped
     pruned = apply_plan(prunable.original.model, plan, None if prunable.wider is None else prunable.model, own)
+    write_values(pruned, prunable, plan)
     if outputs:  # they cover every block that stays
         write_outputs(pruned, setting.prunable, plan, setting.ranking, outputs, gain)
     elif setting.repair is not None and setting.statistics is not None:

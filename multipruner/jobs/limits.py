@@ -93,7 +93,7 @@ def latency_table_of(recipe: Recipe, prunable: Prunable) -> Timed:
         raise ConfigError(f"{recipe.latency_table} has no workload: measure anew")
     workload = recipe.workload or table.workloads[0]
     for kind, entries in table.row(workload).blocks.items():
-        for number, axis in enumerate(BLOCK_KINDS[kind].axes):
+        for number, axis in enumerate(BLOCK_KINDS[kind].always):
             counts = {size[number] for size in entries if size}
             if axis.within and getattr(recipe, axis.setting) is not None and len(counts) == 1 < max(counts):
                 raise ConfigError(

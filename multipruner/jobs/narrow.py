@@ -11,7 +11,7 @@ from multipruner.checkpoint.config import check_narrower
 from multipruner.checkpoint.cut import apply_plan
 from multipruner.config.recipe import Recipe
 from multipruner.console.progress import Show, named
-from multipruner.core.axes import AXES
+from multipruner.core.axes import AXES, VALUES
 from multipruner.core.errors import ConfigError
 from multipruner.core.plan import PruningPlan
 from multipruner.core.structure import Structure
@@ -20,12 +20,13 @@ from multipruner.engine.precision import Held, Together
 from multipruner.engine.prunable import Prunable, Wider
 from multipruner.importance.hidden_dims import order_of_stream
 from multipruner.importance.table import rank
+from multipruner.importance.value_bases import turn_values
 from multipruner.repair.narrowing import fit_to_wider
 from multipruner.repair.scoring import Repair
 from multipruner.storage.tensors_on_disk import OnDisk
 
 from .reachable import check_reachable
-from .setting import Setting, grid_of
+from .setting import Setting, along_in, grid_of
 
 
 def check_asked(recipe: Recipe, prunable: Prunable) -> None:
@@ -37,6 +38,11 @@ def check_asked(recipe: Recipe, prunable: Prunable) -> None:
         InfeasibleError: naming the nearest budget that can be kept.
         UnsupportedModelError: when the family's configuration cannot say it.
     """
+    if along_in(recipe) and (recipe.latency_table is not None or recipe.layout == "uniform"):
+        raise ConfigError(
+            f"value_dim_step = {recipe.value_dim_step}: latency tables and stock checkpoints (--layout uniform) know "
+            "heads of one width; give none of these with it"
+        )
     hidden, whole, step = recipe.hidden_size, prunable.anatomy.constants["hidden"], recipe.hidden_step
     if hidden is not None:
         check_narrower(prunable.spec)
@@ -64,7 +70,10 @@ def ordered(setting: Setting, display: Show) -> Setting:
     place = OnDisk if recipe.moments == "disk" else dict
     shown = named(display, "moments")
     statistics = None if ids is None else gather(prunable, ids[: recipe.text.order_sequences], shown, place)
-    finer = any(AXES[name].within for name in grid_of(recipe, prunable).steps)
+    finer = [name for name in grid_of(recipe, prunable).steps if AXES[name].within]
+    if VALUES in finer and statistics is not None:  # in bases in which the order is the one that they lie in
+        turn_values(prunable, statistics)
+        finer.remove(VALUES)
     ranking = rank(recipe.importance, prunable, statistics, named(display, "order"), within=finer)
     repair = None
     if statistics is not None and recipe.repair != "none":

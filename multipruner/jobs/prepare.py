@@ -35,7 +35,7 @@ from .forecast.run import Forecast, forecast, idle_of, say_forecast, unwritten_o
 from .forecast.walks import layers_on_disk, said, together_in, walking
 from .narrow import check_asked, narrowed, ordered
 from .record import timed
-from .setting import Setting
+from .setting import Setting, along_in
 
 _TEXT_ONLY = (
     "note: the result is a text-only model; where its layers are alike (--layout uniform), `multipruner apply` with "
@@ -96,7 +96,7 @@ def prepare(
         model, tokenizer = load_dense(source, recipe, mapped=walks and recipe.offload != "none")
         mark, precision = fingerprint(model), Precision.of(model, recipe.compute_dtype, rates)
         say(precision.line())
-        prunable = Prunable.of(model, precision.stored)
+        prunable = Prunable.of(model, precision.stored, along_in(recipe))
         copied = partial(stored_otherwise, source, name_of(precision.stored))
         layers = layers_on_disk(recipe, prunable, precision.computed, walks=walks, copied=copied)
         if first and output is not None:
@@ -117,7 +117,8 @@ def prepare(
         rehearsal = nullcontext()
         if first:
             uniform = recipe.layout == "uniform"
-            rehearsal = Rehearsal(model, tokenizer, source.path_or_id, source.revision, uniform=uniform)
+            about = source.path_or_id, source.revision
+            rehearsal = Rehearsal(model, tokenizer, *about, uniform=uniform, along=along_in(recipe))
     expected = _foretold(recipe, prunable, tokenizer, output, console) if first and output is not None else None
     with rehearsal, counting_display(console, "text") as display:
         with timed(seconds, "text"):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from multipruner.config.amounts import frozen_blocks
 from multipruner.config.recipe import Recipe
-from multipruner.core.axes import AXES, ranges_of
+from multipruner.core.axes import AXES, VALUES, ranges_of
 from multipruner.core.plan import PruningPlan, Ranking
 from multipruner.core.structure import Structure
 from multipruner.engine.fingerprint import configuration
@@ -44,6 +44,11 @@ def grid_in(recipe: Recipe, **settings: int) -> Grid:
     partial = (axis.name for axis in AXES.values() if axis.partial and getattr(recipe, axis.partial))
     steps = {name: step for name, step in values.items() if step is not None}
     return Grid(steps, frozenset(partial), frozen=frozen_blocks(recipe.freeze))
+
+
+def along_in(recipe: Recipe) -> tuple[str, ...]:
+    """Return the axes that a recipe has sizes name besides those that every size does."""
+    return tuple(a.name for a in AXES.values() if a.unsaid and a.setting and getattr(recipe, a.setting) is not None)
 
 
 def grid_of(recipe: Recipe, prunable: Prunable) -> Grid:
@@ -134,6 +139,7 @@ class Setting:
             revision=source.revision,
             fingerprint=self.fingerprint,
             model_type=prunable.spec.model_type,
+            bases=(VALUES,) if prunable.bases else (),
         )
 
     @cached_property

@@ -21,7 +21,7 @@ from pathlib import Path
 from transformers import PreTrainedModel
 
 from multipruner.checkpoint.cut import apply_plan
-from multipruner.core.axes import BLOCK_KINDS
+from multipruner.core.axes import AXES, BLOCK_KINDS
 from multipruner.core.families import anatomy_of, spec_for
 from multipruner.core.latency_table import LatencyTable, Shapes, Workload, WorkloadTable, interpolate
 from multipruner.core.plan import PruningPlan, Ranking
@@ -69,7 +69,8 @@ def shapes_of(model: PreTrainedModel) -> Shapes:
     """Return what a model's block times depend on, besides the size of the block."""
     anatomy, model_type = anatomy_of(model.config), spec_for(model.config).model_type
     counts = {name: count for sizes in _largest(anatomy).items() for name, count in counts_of(*sizes).items()}
-    return {"model_type": model_type, **anatomy.constants, **counts, "vocab_size": model.config.vocab_size}
+    constants = {name: count for name, count in anatomy.constants.items() if name not in AXES}
+    return {"model_type": model_type, **constants, **counts, "vocab_size": model.config.vocab_size}
 
 
 def _largest(anatomy: Anatomy) -> dict[str, Size]:
@@ -151,7 +152,7 @@ def first_options(kind: str, full: Size, step: int, anatomy: Anatomy) -> list[Si
         _spread(anatomy.least(axis.name), most) if axis.active else
         sorted({1, (most + 1) // 2, most}) if axis.within else
         [*range(1, most + 1)] if axis.width else coarse_grid(most, step)
-        for axis, most in zip(BLOCK_KINDS[kind].axes, full, strict=True)
+        for axis, most in zip(BLOCK_KINDS[kind].along(full), full, strict=True)
     ]  # fmt: skip
     return [GONE, *product(*counts)]
 
@@ -188,7 +189,7 @@ class _Bench:
         gaps = {
             kind: list(pairwise(coarse_grid(*full, step)))
             for kind, full in self._full.items()
-            if not any(axis.width or axis.within for axis in BLOCK_KINDS[kind].axes) and len(full) == 1
+            if not any(axis.width or axis.within for axis in BLOCK_KINDS[kind].along(full)) and len(full) == 1
         }
         stage, worst = 0, 0.0
         while middles := self._middles(gaps, step):

@@ -5,10 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from multipruner.core.axes import VALUES
 from multipruner.core.plan import PruningPlan, Ranking
 from multipruner.engine.cutting import Projection, kept_columns, scaled_norm
 from multipruner.engine.moments import Statistics
 from multipruner.engine.prunable import Outputs, Prunable
+from multipruner.engine.values.bases import turned_columns, turned_rows
 
 from .columns import How, repaired
 
@@ -42,6 +44,8 @@ def repair_outputs(
         columns = kept_columns(spec.columns, plan.kept(block), prunable.counts(block))
         gram = statistics.grams[block]
         whole = Projection.of(prunable.dense_output(block), spec.transposed)
+        if block in prunable.bases:
+            whole = whole._replace(weight=turned_columns(whole.weight, prunable.bases[block]))
         if how == "bias" and whole.bias is None:
             continue
         mean = statistics.means.get(block)
@@ -53,9 +57,39 @@ def repair_outputs(
 
 def _output_in(pruned: nn.Module, prunable: Prunable, plan: PruningPlan, block: int) -> nn.Module:
     """Return the output projection of a block in a pruned model, whose layers are numbered anew."""
-    spec, place = prunable.spec, plan.anatomy[block]
-    new, own = plan.layers.index(place.layer), prunable.block_spec(block)
-    return pruned.get_submodule(f"{spec.decoder}.{spec.layers}.{new}.{own.within(own.output)}")
+    return _module_in(pruned, prunable, plan, block).get_submodule(prunable.block_spec(block).output)
+
+
+def _module_in(pruned: nn.Module, prunable: Prunable, plan: PruningPlan, block: int) -> nn.Module:
+    """Return a block of a pruned model."""
+    spec, layer = prunable.spec, plan.layers.index(plan.anatomy[block].layer)
+    return pruned.get_submodule(f"{spec.decoder}.{spec.layers}.{layer}").get_submodule(prunable.block_spec(block).path)
+
+
+@torch.no_grad()
+def write_values(pruned: nn.Module, prunable: Prunable, plan: PruningPlan) -> None:
+    """Put values in their bases, and output projections that read them there, into a pruned model, block by block.
+
+    Args:
+        pruned: what :func:`multipruner.apply_plan` made of the dense model by ``plan``, which takes the first rows of
+            every basis.
+        prunable: the dense model, not in order.
+        plan: what stays; the value dimensions of a block are numbers of rows of its bases.
+    """
+    for block, basis in prunable.bases.items():
+        if not plan.structure[block]:
+            continue
+        kept, dense, spec = plan.kept(block), prunable.counts(block), prunable.block_spec(block)
+        parameters = dict(prunable.module(block).named_parameters())
+        target = dict(_module_in(pruned, prunable, plan, block).named_parameters())
+        for tensor in spec.tensors:
+            sides = [side for side, layout in enumerate(tensor.dims) if VALUES in layout.axes]
+            if sides and tensor.path in parameters:
+                turn = turned_columns if sides == [1] else turned_rows
+                whole = turn(parameters[tensor.path].detach(), basis)
+                index = tensor.dims[sides[0]].index(kept, dense)
+                rows = torch.arange(index.stop) if isinstance(index, slice) else torch.tensor(index)
+                target[tensor.path].copy_(whole.index_select(sides[0], rows.to(whole.device)))
 
 
 @torch.no_grad()

@@ -193,7 +193,7 @@ def _summary(report: Mapping[str, Any], model: str) -> str:
 def _removed(plan: PruningPlan, picture: Any, figure: str | None) -> str:
     anatomy, both = plan.anatomy, (plan.dense, plan.structure)
     rows = [(f"{BLOCK_KINDS[kind].label} blocks", *(anatomy.count(s, kind) for s in both)) for kind in anatomy.kinds]
-    axes = [axis for kind in anatomy.kinds for axis in reversed(BLOCK_KINDS[kind].axes)]
+    axes = [axis for kind in anatomy.kinds for axis in reversed(anatomy.axes(kind))]
     rows += [(axis.label, *(anatomy.total(s, axis.name) for s in both)) for axis in axes]
     if plan.stream is not None:
         rows.append((STREAM.axes[0].label, plan.hidden, len(plan.stream)))

@@ -181,7 +181,7 @@ def test_scores_are_those_of_the_model_that_is_written(variant: str, repaired: s
     model, text, ids = _model(variant), tiny.random_ids(24, 20), tiny.random_ids(4, 14)
     prunable = Prunable.of(model)
     statistics = gather(prunable, text)
-    ranking = rank("second-order", prunable, statistics, within=True)
+    ranking = rank("second-order", prunable, statistics, within=["queries"])
     structure = structure_of((4, 2, 30), (9, 3, 40), (2, 1, 11))
     plan = _plan(structure, ranking, prunable.anatomy, prunable.spec.model_type)
     pruned = apply_plan(model, plan)
@@ -209,7 +209,7 @@ def test_a_head_that_does_nothing_leaves_its_group_first(name: str) -> None:
     statistics = gather(prunable, tiny.random_ids(batch=12, length=20))
     blocks, attention = rank(name, prunable, statistics).blocks, prunable.anatomy.of_kind("attention")
     assert all(_inside(blocks[n]) == (tuple(range(4)),) * 3 for n in attention), "only where it is wanted"
-    ranking = rank(name, prunable, statistics, within=True)
+    ranking = rank(name, prunable, statistics, within=["queries"])
     for layer, number in enumerate(attention):
         for group, heads in enumerate(_inside(ranking.blocks[number])):
             assert sorted(heads) == [0, 1, 2, 3]

@@ -15,7 +15,8 @@ LAYOUTS = (
     "hidden", "3", "experts", "channels", "channels + channels", "channels * 2", "2 * channels", "kv_groups",
     "kv_groups * head_dim", "kv_groups * queries * head_dim", "kv_groups * (queries + 2) * head_dim",
     "kv_groups * queries * head_dim + kv_groups * head_dim + kv_groups * head_dim",
-    "kv_groups * (queries * head_dim + head_dim + head_dim)", "kv_groups * 3 * head_dim + channels + hidden",
+    "kv_groups * value_dim", "kv_groups * queries * value_dim", "kv_groups * 3 * head_dim + channels + hidden",
+    "kv_groups * (queries * head_dim + head_dim + head_dim)",
 )  # fmt: skip
 layouts = st.sampled_from(LAYOUTS).map(Layout)
 counts = st.fixed_dictionaries(
@@ -23,6 +24,7 @@ counts = st.fixed_dictionaries(
         "kv_groups": st.integers(1, 4),
         "queries": st.integers(1, 4),
         "head_dim": st.integers(1, 3),
+        "value_dim": st.integers(1, 3),
         "channels": st.integers(1, 9),
         "experts": st.integers(1, 6),
         "mixers": st.just(1),
@@ -38,7 +40,9 @@ def selections(draw: st.DrawFn, dense: dict[str, int]) -> dict[str, Any]:
     channels = draw(st.lists(st.integers(0, dense["channels"] - 1), unique=True))
     queries = draw(st.integers(0, dense["queries"]))
     inside = [draw(st.permutations(range(dense["queries"])))[:queries] for _ in groups]
-    return {"kv_groups": groups, "queries": inside, "channels": channels}
+    few = draw(st.integers(0, dense["value_dim"]))
+    values = [draw(st.permutations(range(dense["value_dim"])))[:few] for _ in groups]
+    return {"kv_groups": groups, "queries": inside, "value_dim": values, "channels": channels}
 
 
 def numbers(layout: Layout, kept: Any, dense: dict[str, int]) -> list[int]:
@@ -50,10 +54,13 @@ def after(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
     """What stays where one selection is made of what another one left."""
     return {
         "kv_groups": [first["kv_groups"][group] for group in second["kv_groups"]],
-        "queries": [
-            [first["queries"][group][query] for query in inside]
-            for group, inside in zip(second["kv_groups"], second["queries"], strict=True)
-        ],
+        **{
+            name: [
+                [first[name][group][unit] for unit in inside]
+                for group, inside in zip(second["kv_groups"], second[name], strict=True)
+            ]
+            for name in ("queries", "value_dim")
+        },
         "channels": [first["channels"][channel] for channel in second["channels"]],
     }
 

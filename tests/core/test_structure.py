@@ -29,12 +29,15 @@ structures = st.lists(st.lists(st.integers(1, 60), max_size=3).map(tuple), max_s
 
 
 @st.composite
-def anatomies(draw: st.DrawFn) -> Anatomy:
-    """Dense models whose layers differ, some of them with one block only; not all are of every kind."""
-    places = []
+def anatomies(draw: st.DrawFn, *, along: bool | None = None) -> Anatomy:
+    """Dense models whose layers differ, some of them with one block only; not all are of every kind. Sizes name every
+    axis or those that every size does.
+    """
+    places, every = [], draw(st.booleans()) if along is None else along
     for layer in range(draw(st.integers(1, 5))):
         for kind in draw(st.sampled_from([("attention", "mlp"), ("mlp", "attention"), ("attention",), ("mlp",)])):
-            size = tuple(draw(st.integers(1, 40 if kind == "mlp" else 4)) for _ in BLOCK_KINDS[kind].axes)
+            axes = BLOCK_KINDS[kind].axes if every else BLOCK_KINDS[kind].always
+            size = tuple(draw(st.integers(1, 40 if kind == "mlp" else 4)) for _ in axes)
             places.append(Place(layer, kind, size))
     return Anatomy(tuple(places), {"head_dim": 16})
 
@@ -42,7 +45,7 @@ def anatomies(draw: st.DrawFn) -> Anatomy:
 @st.composite
 def plans(draw: st.DrawFn, *, partial: bool = True) -> PruningPlan:
     """Plans of random rankings of random anatomies; without ``partial`` all query heads of a group stay."""
-    anatomy, seed = draw(anatomies()), draw(st.integers(0, 10**6))
+    anatomy, seed = draw(anatomies(along=None if partial else False)), draw(st.integers(0, 10**6))
     structure = random_structure(anatomy, seed, partial=partial, drop=0.4)
     ranking = random_ranking(anatomy, seed)
     return PruningPlan.from_structure(structure, ranking, anatomy, model="m", model_type="llama")
@@ -134,13 +137,13 @@ def test_units_are_nested(anatomy: Anatomy, seed: int, data: st.DataObject) -> N
         if place.kind == "mlp":
             assert set(few.axes[0]) <= set(many.axes[0])
             continue
-        inside = dict(zip(*many.axes, strict=True))
-        for group, queries in zip(*few.axes, strict=True):
-            assert set(queries) <= set(inside[group])  # type: ignore[arg-type]
         order = ranking.blocks[anatomy.at(place.layer, place.kind)].axes
         assert set(few.axes[0]) == set(order[0][: len(few.axes[0])])
-        for group, queries in zip(*few.axes, strict=True):
-            assert set(queries) == set(order[1][group][: few.size[1]])  # type: ignore[arg-type, index]
+        for axis in range(1, len(few.axes)):
+            inside = dict(zip(many.axes[0], many.axes[axis], strict=True))
+            for group, units in zip(few.axes[0], few.axes[axis], strict=True):
+                assert set(units) <= set(inside[group])  # type: ignore[arg-type]
+                assert set(units) == set(order[axis][group][: few.size[axis]])  # type: ignore[arg-type, index]
 
 
 def test_sizes_that_cannot_be_are_refused() -> None:

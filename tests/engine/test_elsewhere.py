@@ -52,7 +52,7 @@ def _worked_through(model: Any, device: ShamDevice | None) -> _Found:
     def steps() -> Iterator[tuple[str, Any]]:
         moments = gather(prunable, ids)
         yield "moments", [_inner(moments.grams[block]) for block in range(len(prunable.anatomy))]
-        ranking = rank("second-order", prunable, moments, within=True)
+        ranking = rank("second-order", prunable, moments, within=["queries"])
         yield "order", ranking
         yield "sensitivities", sensitivities(prunable, ids[:3])
         repair = Repair(prunable, moments, ranking)

@@ -47,7 +47,7 @@ def test_parts_that_share_a_matrix_are_ordered_each_by_itself(monkeypatch: pytes
         fused[:, 40:80] *= 2
         fused[:, 8:16] *= 0.01
         wide[:, [7, 47]] *= 0.01
-    attention, mlp = rank("magnitude", Prunable.of(model), within=True).blocks[:2]
+    attention, mlp = rank("magnitude", Prunable.of(model), within=["queries"]).blocks[:2]
     groups, inside = attention.axes
     assert groups == (1, 0)
     assert inside[0][-1] == 1  # pyright: ignore[reportIndexIssue]

@@ -42,7 +42,7 @@ def _best_first(scores: list[float]) -> tuple[int, ...]:
 @torch.no_grad()
 def test_magnitude_is_the_l1_norm_of_what_feeds_a_channel_or_a_group(prunable: Prunable) -> None:
     squares_differ = False
-    ranking = rank("magnitude", prunable, within=True)
+    ranking = rank("magnitude", prunable, within=["queries"])
     for number, layer in enumerate(prunable.layers):
         (kv_groups, inside), (found,) = (ranking.blocks[prunable.anatomy.at(number, k)].axes for k in KINDS)
         gate, up = _weight(layer, "mlp.gate_proj"), _weight(layer, "mlp.up_proj")

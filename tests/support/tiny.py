@@ -286,9 +286,9 @@ def random_ranking(anatomy: Anatomy, seed: int) -> Ranking:
     return Ranking(tuple(BlockUnits(tuple(map(shuffled, block.axes))) for block in whole.blocks))
 
 
-def plan_for(model: PreTrainedModel, structure: Structure, seed: int = 0) -> PruningPlan:
-    """A plan that keeps randomly ranked parts of a model in a given structure."""
-    anatomy = anatomy_of(model.config)
+def plan_for(model: PreTrainedModel, structure: Structure, seed: int = 0, along: tuple[str, ...] = ()) -> PruningPlan:
+    """A plan that keeps randomly ranked parts of a model in a given structure, whose sizes name these axes as well."""
+    anatomy = anatomy_of(model.config, along)
     ranking = random_ranking(anatomy, seed)
     model_type = spec_for(model.config).model_type
     return PruningPlan.from_structure(structure, ranking, anatomy, model="tiny", model_type=model_type)
@@ -369,10 +369,12 @@ def _columns(plan: PruningPlan, block: int, width: int) -> Iterator[int]:
     if place.kind == "mixer":
         yield from range(width)
         return
-    for group, queries in zip(*kept, strict=True):  # pyright: ignore
+    wide = width * prod(place.dense[2:])
+    for number, (group, queries) in enumerate(zip(*kept[:2], strict=True)):  # pyright: ignore
         for query in queries:  # pyright: ignore
             head = group * place.dense[1] + query
-            yield from range(head * width, (head + 1) * width)
+            values: Any = kept[2][number] if len(kept) == 3 else range(wide)
+            yield from (head * wide + value for value in values)
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:

@@ -6,7 +6,7 @@ A new family is a new row in one of the modules here (and a tiny-model fixture i
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from inspect import signature
 from typing import Any
 
@@ -85,14 +85,28 @@ def cache_argument(model: Any) -> str:
 def constants_of(config: Any) -> dict[str, int]:
     """Read a dense model's configuration for the numbers that no structure changes, by their names in layouts."""
     counts = spec_for(config).counts(_values(config))
-    return {name: count for name, count in counts.items() if name not in AXES}
+    return {name: count for name, count in counts.items() if name not in AXES or AXES[name].unsaid}
 
 
-def anatomy_of(config: Any) -> Anatomy:
-    """Return the residual blocks of a dense model, from its configuration."""
+def anatomy_of(config: Any, along: Collection[str] = ()) -> Anatomy:
+    """Return the residual blocks of a dense model, from its configuration.
+
+    Args:
+        config: of the model.
+        along: the axes that sizes name besides those that every size does, such as ``value_dim``.
+
+    Raises:
+        UnsupportedModelError: when the family's blocks cannot be cut along these.
+    """
     family, constants, values = spec_for(config), constants_of(config), _values(config)
+    for name in set(along) - {axis.name for axis in family.further}:
+        raise UnsupportedModelError(
+            f"{family.model_type}: {AXES[name].label} cannot leave in this family, whose values are made in one matrix "
+            f"with others or have another width; give no {AXES[name].step} ({AXES[name].setting})"
+        )
     layers = range(getattr(config, family.depth))
-    rows = (Place(layer, kind, size) for layer in layers for kind, size in family.sizes(values, layer).items() if size)
+    sizes = ((layer, family.sizes(values, layer, along)) for layer in layers)
+    rows = (Place(layer, kind, size) for layer, found in sizes for kind, size in found.items() if size)
     return Anatomy(tuple(rows), constants)
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any
 
-from multipruner.core.axes import BLOCK_KINDS
+from multipruner.core.axes import BLOCK_KINDS, Axis
 from multipruner.core.blocks import BlockSpec
 from multipruner.core.errors import ConfigError
 from multipruner.core.layout import Layout
@@ -177,7 +177,7 @@ class Family:
                 raise ConfigError(f"{key} = {value}: of {self.model_type} only models with {layout.text} can be pruned")
             if layout.size(known) != value:
                 raise ConfigError(f"{key} = {value} is no multiple of the rest of {layout.text} ({known})")
-        axes = [axis for kind in self.kinds for axis in BLOCK_KINDS[kind].axes]
+        axes = [axis for kind in self.kinds for axis in BLOCK_KINDS[kind].always]
         said_of = {name for text in self.config.values() for name in Layout(text).names}
         known = {**{axis.name: 1 for axis in axes if axis.within or axis.name not in said_of}, **known}
         known |= {name: Layout(text).size(known) for name, text in self.unsaid.items() if name not in known}
@@ -187,7 +187,14 @@ class Family:
         if "head_dim" not in known and {"kv_groups", "queries"} <= set(known):
             heads = self.config.get(self.heads_keys[0], "kv_groups * queries")
             known["head_dim"] = known["hidden"] // max(Layout(heads).size(known), 1)
-        return known
+        return known | {axis.name: known[axis.unsaid] for axis in self.further if axis.unsaid in known}
+
+    @property
+    def further(self) -> tuple[Axis, ...]:
+        """The axes that sizes name only in models that are cut along them, of those that its tensors lie over."""
+        names = {n for block in self.blocks for tensor in block.tensors for side in tensor.dims for n in side.names}
+        axes = (axis for kind in self.kinds for axis in BLOCK_KINDS[kind].axes)
+        return tuple(axis for axis in axes if axis.unsaid and axis.name in names)
 
     def reading(self, config: str) -> dict[str, str]:
         """Return the Python expression of every size that :meth:`counts` reads, of a configuration object of this
@@ -202,7 +209,7 @@ class Family:
                 each = layout.size(dict.fromkeys(layout.names, 1))  # a number in it
                 parts = [f"{config}.{key}", *rest, *([str(each)] if each > 1 else [])]
                 known[name] = " // ".join(parts) if name == unknown[0] else "1"
-        axes = (axis.name for kind in self.kinds for axis in BLOCK_KINDS[kind].axes)
+        axes = (axis.name for kind in self.kinds for axis in BLOCK_KINDS[kind].always)
         return {**{name: "1" for name in axes if name not in known}, **known}
 
     def numbers(self, counts: Mapping[str, int]) -> dict[str, int]:
@@ -226,10 +233,18 @@ class Family:
         heads = next(filter(None, map(self.key, _HEADS)), "")
         return heads, self.key("kv_groups") or self.key("groups") or heads
 
-    def sizes(self, values: Mapping[str, Any], layer: int = 0) -> dict[str, Size]:
+    def sizes(self, values: Mapping[str, Any], layer: int = 0, along: Collection[str] = ()) -> dict[str, Size]:
         """Return the sizes of a whole layer's blocks by their kinds, from a configuration's values; see
         :meth:`counts`.
+
+        Args:
+            values: of the configuration.
+            layer: which one.
+            along: the axes that sizes name besides those that every size does.
         """
         counts = self.counts(values)
-        kinds = self.kinds_in(values, layer)
-        return {kind: tuple(counts[name] for name in BLOCK_KINDS[kind].names) for kind in kinds}
+        named = {
+            kind: [axis.name for axis in BLOCK_KINDS[kind].axes if not axis.unsaid or axis.name in along]
+            for kind in self.kinds_in(values, layer)
+        }
+        return {kind: tuple(counts[name] for name in names) for kind, names in named.items()}

@@ -9,6 +9,8 @@ from multipruner.core.blocks import BlockSpec, Tensors, TensorSpec, linear
 from multipruner.core.layout import Layout
 
 HEADS, GROUPS = "kv_groups * queries * head_dim", "kv_groups * head_dim"
+VALUES, MIXED = "kv_groups * value_dim", "kv_groups * queries * value_dim"
+"""What values are, and what attention makes of them, where nothing but attention lies between their projections."""
 TOGETHER = ("kv_groups * heads * head_dim", "kv_groups * groups * head_dim")
 """Queries and keys of attention whose heads are one unit."""
 INTERLEAVED, STACKED = "kv_groups * 3 * head_dim", f"{GROUPS} + {GROUPS} + {GROUPS}"
@@ -44,11 +46,13 @@ def attention(
         matrix: what the projections are.
         attributes, **rest: see :class:`~multipruner.core.blocks.BlockSpec`.
     """
-    layouts = (asked or heads, groups, groups) if len(inputs) == 3 else (fused or f"{heads} + {groups} + {groups}",)
+    plain = len(inputs) == 3 and (heads, groups, asked) == (HEADS, GROUPS, "") and not rest.get("resized")
+    values, mixed = (VALUES, MIXED) if plain else (groups, heads)
+    layouts = (asked or heads, groups, values) if len(inputs) == 3 else (fused or f"{heads} + {groups} + {groups}",)
     return BlockSpec(
         kind="attention",
         tensors=(*(each for name, rows in zip(inputs, layouts, strict=True) for each in matrix(name, rows, "hidden")),
-                 *matrix(output, "hidden", heads), *more),
+                 *matrix(output, "hidden", mixed), *more),
         output=output,
         attributes=attributes,
         arguments=True,

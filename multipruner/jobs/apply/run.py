@@ -94,6 +94,11 @@ def stream_plan(
     say, began, trust = teller(console), time.perf_counter(), trusts(recipe.trust_remote_code)
     _check_output(output, overwrite)
     plan = find_plan(plan_name)
+    if plan.bases:
+        raise ConfigError(
+            f"{plan_name}: its value dimensions are those of bases that the run worked out of its calibration text; "
+            "take the run's own folder, or prune with --plan and the run's recipe"
+        )
     wholes: list[Whole] = []
     put_back = (lambda wrapper, name: None) if text_only else (lambda *it: wholes.append(whole_of(plan, *it)))
     source = resolve(recipe, say, put_back)
@@ -107,7 +112,7 @@ def stream_plan(
     text = text_tower(plan_name, pruned, wholes[0], any_weights=any_weights) if wholes else None
     say(f"note: {text.note if text else UNREPAIRED}")
     _say_types(found, say)
-    report = _report(source, recipe, plan, Prunable.of(dense), same, command)
+    report = _report(source, recipe, plan, Prunable.of(dense, along=plan.along), same, command)
     report["model"] |= place_of(recipe.model, output)
     report = about(wholes[0].tower, report, text) if text else report
 

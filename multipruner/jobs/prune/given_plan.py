@@ -13,7 +13,7 @@ from rich.console import Console
 from multipruner.config.recipe import Recipe
 from multipruner.config.spellings import FOUND_BY
 from multipruner.console.progress import waiting_display
-from multipruner.core.axes import BLOCK_KINDS
+from multipruner.core.axes import AXES
 from multipruner.core.errors import ConfigError, NumericsError
 from multipruner.core.identity import digest
 from multipruner.core.plan import BlockUnits, PruningPlan, Ranking
@@ -57,7 +57,7 @@ def apply_given_plan(
     """
     console = console or Console(quiet=True)
     plan = read_plan(plan_path)
-    recipe = Recipe.build({**recipe.model_dump(), **NO_BUDGET})
+    recipe = Recipe.build({**recipe.model_dump(), **NO_BUDGET, **_along(plan, recipe)})
     with Workspace(output, recipe.model) as workspace:
         seconds = Clock(console)
         setting = prepare(recipe, console, seconds, stream=plan.stream, walks=plan.stream is None)
@@ -78,12 +78,23 @@ def apply_given_plan(
     return run
 
 
+def _along(plan: PruningPlan, recipe: Recipe) -> dict[str, int | None]:
+    """Return the recipe's steps of axes that not every size names: those that the plan is of have one."""
+    axes = (axis for axis in AXES.values() if axis.unsaid)
+    return {axis.setting: getattr(recipe, axis.setting) or 1 if axis.name in plan.along else None for axis in axes}
+
+
 def _check(plan: PruningPlan, path: Path, setting: Setting) -> None:
     """Check that the plan is of the very model that was loaded, and of sizes that the latency table knows, if any."""
     narrower = plan.stream is not None and plan.hidden != setting.prunable.original.anatomy.constants["hidden"]
     if narrower or plan.anatomy != setting.prunable.anatomy or plan.model_type != setting.prunable.spec.model_type:
         raise ConfigError(
             f"{path} is a plan for {plan.model} ({plan.model_type}), a model of other sizes than this one"
+        )
+    if bool(plan.bases) != bool(setting.prunable.bases):
+        raise ConfigError(
+            f"{path}: its value dimensions are {'' if plan.bases else 'not '}those of bases worked out of text; prune "
+            f"{'with' if plan.bases else 'without'} moments (a repair, or an importance that asks for them)"
         )
     if plan.fingerprint is not None and plan.fingerprint != setting.fingerprint:
         raise ConfigError(f"{path} is a plan for {plan.model}, whose weights differ from those loaded now")
@@ -116,9 +127,9 @@ def leading(plan: PruningPlan, ranking: Ranking) -> Ranking:
 def _first(order: BlockUnits, kept: BlockUnits, place: Place) -> BlockUnits:
     """Return an order in which what is kept stands first on every axis."""
     found: dict[str, Any] = {}
-    for axis, whole, stays in zip(BLOCK_KINDS[place.kind].axes, order.axes, kept.axes, strict=True):
+    for axis, whole, stays in zip(place.axes, order.axes, kept.axes, strict=True):
         if axis.within:
-            outer: Any = dict(zip(BLOCK_KINDS[place.kind].names, kept.axes, strict=True))[axis.within]
+            outer: Any = kept.by_axis(place.kind)[axis.within]
             inside: dict[int, Any] = dict(zip(outer, stays, strict=True))
             found[axis.name] = tuple(_before(row, inside.get(unit, ())) for unit, row in enumerate(whole))
         else:

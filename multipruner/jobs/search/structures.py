@@ -18,7 +18,7 @@ from multipruner.engine.objective import Work
 from multipruner.engine.processes import Team
 from multipruner.eval import evaluate as run_evaluation
 from multipruner.jobs.remembered import RememberedObjective
-from multipruner.jobs.setting import Found, Setting, task_of
+from multipruner.jobs.setting import Found, Setting, along_in, task_of
 from multipruner.search import allocate
 from multipruner.search.genome import StructureSpace
 
@@ -179,6 +179,11 @@ class StructureEngine:
             raise ConfigError(
                 f"{path} was made from {plan.model}, whose weights are not those of {self.setting.source.name}: "
                 "--seeds-from takes runs of the same dense model"
+            )
+        if plan.along != along_in(self.setting.recipe):
+            raise ConfigError(
+                f"{path} was pruned with another --value-dim-step, or without: --seeds-from takes runs whose sizes are "
+                "counted alike"
             )
         if plan.stream is not None:
             raise ConfigError(

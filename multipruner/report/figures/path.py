@@ -26,7 +26,7 @@ _MARKERS = {"blocks": "o", "mlp": "s", "heads": "^"}
 def parts_of(anatomy: Anatomy) -> list[str]:
     """Return what steps can remove of a model: blocks of every kind, and the units that each kind is counted by."""
     kinds = [BLOCK_KINDS[kind] for kind in anatomy.kinds]
-    return [*(f"{kind.label} block" for kind in kinds), *(kind.axes[-1].label for kind in kinds)]
+    return [*(f"{kind.label} block" for kind in kinds), *(kind.finest.label for kind in kinds)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ class Removal:
         if not self.step.size:
             return self.part
         changed = []
-        for axis in reversed(BLOCK_KINDS[kind].axes):
+        for axis in reversed(BLOCK_KINDS[kind].along(self.before)):
             old, new = (total(kind, size, axis.name) for size in (self.before, self.step.size))
             if old != new:
                 changed.append(f"{old - new:,} of {old:,} {axis.label}")

@@ -12,7 +12,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from multipruner.core.axes import BLOCK_KINDS, Axis
-from multipruner.core.structure import Anatomy, finest, total
+from multipruner.core.structure import Anatomy, total
 from multipruner.report.inputs import RunFiles
 
 from .drawing import EMPTY, KIND, MUTED, NARROW, Drawing, canvas, drawing, printable
@@ -22,7 +22,7 @@ _GAP = 0.14  # between two columns, as a share of a column
 
 def _axes_of(anatomy: Anatomy) -> list[tuple[str, Axis]]:
     """Return (kind, axis) of everything that blocks of a model can be cut along."""
-    return [(kind, axis) for kind in anatomy.kinds for axis in BLOCK_KINDS[kind].axes]
+    return [(kind, axis) for kind in anatomy.kinds for axis in anatomy.axes(kind)]
 
 
 def _column(axis: Axis) -> str:
@@ -39,7 +39,7 @@ def _kept(run: RunFiles, block: int) -> list[int]:
     """Return the units of the finest axis that a block keeps, counted through in the dense model's numbering."""
     kind = run.anatomy[block].kind
     chosen: Any = run.plan.kept(block)
-    last = BLOCK_KINDS[kind].axes[-1]
+    last = BLOCK_KINDS[kind].finest
     if not last.within:
         return list(chosen[last.name])
     each = run.anatomy.counts(block)[last.name]
@@ -95,7 +95,7 @@ def _wings(run: RunFiles, width: float) -> Figure:
     ticks: list[tuple[float, str]] = []
     wings = _Wings(axes)
     for column, kind in enumerate(anatomy.kinds):
-        unit, left = finest(kind), column * (1 + _GAP)
+        unit, left = BLOCK_KINDS[kind].finest.name, column * (1 + _GAP)
         numbers = anatomy.of_kind(kind)
         most = max(total(kind, anatomy[number].dense, unit) for number in numbers)
         for number in numbers:
@@ -108,7 +108,7 @@ def _wings(run: RunFiles, width: float) -> Figure:
             ticks += [(left + 0.5 / most, "head 0"), (left + 1 - 0.5 / most, f"head {most - 1}")]
         else:
             ticks += [(left + share, f"{most * share:,g}") for share in (0, 0.5, 1)]
-        label = BLOCK_KINDS[kind].axes[-1].label
+        label = BLOCK_KINDS[kind].finest.label
         axes.text(left + 0.5, -0.95, label, ha="center", va="bottom", color=KIND[kind], weight="bold")
     wings.finish()
     axes.set_xlim(-0.01, len(anatomy.kinds) * (1 + _GAP) - _GAP + 0.01)
@@ -175,7 +175,7 @@ def structures_figure(runs: Sequence[RunFiles], name: str) -> Drawing:
             ]
             rows.append((run.label, layer, *counts))
     columns = [name for _, axis in axes for name in (_column(axis), f"dense_{_column(axis)}")]
-    up, *down = (BLOCK_KINDS[kind].axes[-1].label for kind in runs[0].anatomy.kinds)
+    up, *down = (BLOCK_KINDS[kind].finest.label for kind in runs[0].anatomy.kinds)
     return drawing(
         lambda width: _strips(runs, width),
         name=name,
@@ -223,6 +223,6 @@ def _shares(run: RunFiles, kind: str) -> dict[int, float]:
     found = {}
     for number in run.anatomy.of_kind(kind):
         place = run.anatomy[number]
-        dense = total(kind, place.dense, finest(kind))
-        found[place.layer] = total(kind, run.structure[number], finest(kind)) / dense
+        dense = total(kind, place.dense, BLOCK_KINDS[kind].finest.name)
+        found[place.layer] = total(kind, run.structure[number], BLOCK_KINDS[kind].finest.name) / dense
     return found
