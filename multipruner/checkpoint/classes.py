@@ -22,7 +22,8 @@ from transformers.utils.hub import HF_MODULES_CACHE
 from multipruner.core.axes import BLOCK_KINDS
 from multipruner.core.blocks import BlockSpec
 from multipruner.core.errors import ConfigError
-from multipruner.core.families import FAMILIES, Family, row_for
+from multipruner.core.families import Family, first_row, row_for
+from multipruner.core.families.tasks import CAUSAL_LM, Task
 from multipruner.core.layout import Layout
 
 MODEL_TYPE = "multipruner_"
@@ -44,6 +45,7 @@ DECODER, LAYERS, DEPTH = {decoder!r}, {layers!r}, {depth!r}
 {note}BLOCKS = {blocks!r}
 CACHE_SLOTS = {cache!r}
 SETTINGS: dict[str, tuple[str, ...]] = {settings!r}
+MODEL_SETTINGS: dict[str, Any] = {model_settings!r}
 ADDED_TO, PAIRED = {added_to!r}, {paired!r}
 HEADS, KV_HEADS = {heads!r}, {kv_heads!r}
 
@@ -99,6 +101,7 @@ def modeling_source(spec: Family, dense: PreTrainedModel | None = None) -> str:
         ConfigError: when such a family's dense model is missing.
     """
     text = _TEMPLATE.read_text(encoding="utf-8").replace("Llama", spec.prefix).replace("llama", spec.model_type)
+    text = text.replace(CAUSAL_LM.ending, spec.task.ending)
     return _FAMILY.sub(lambda _: _family(spec, dense), text)
 
 
@@ -116,7 +119,7 @@ def _family(spec: Family, dense: PreTrainedModel | None) -> str:
         cache={block.kind: block.cache for block in spec.blocks if block.cache}, heads=heads, kv_heads=kv_heads,
         added_to=any(block.added_to for block in spec.blocks), paired=any(block.paired for block in spec.blocks),
         settings={block.path: block.settings for block in spec.blocks if block.settings},
-        note=_SWITCHED if any(block.routed for block in spec.blocks) else "",
+        model_settings=dict(spec.model_settings), note=_SWITCHED if any(block.routed for block in spec.blocks) else "",
     )  # fmt: skip
     resized = [block for block in spec.blocks if block.resized]
     text = _CUT_TO_SIZE if resized else _AS_IT_IS
@@ -133,7 +136,7 @@ def _imports(spec: Family, dense: PreTrainedModel | None) -> str:
     """
     if not spec.remote_code:
         stock = {"Config": f"{spec.infix}Config", "Model": f"{spec.infix}{spec.model}", "DecoderLayer": spec.layer,
-                 "ForCausalLM": spec.causal_lm}  # fmt: skip
+                 spec.task.ending: spec.causal_lm}  # fmt: skip
         as_ours = {
             end: f"{spec.prefix}{own}" if own == end else f"{spec.prefix}{own} as {spec.prefix}{end}"
             for end, own in stock.items()
@@ -141,7 +144,7 @@ def _imports(spec: Family, dense: PreTrainedModel | None) -> str:
         module = spec.model_type.removesuffix(f"_{spec.infix.lower()}") if spec.infix else spec.model_type
         return _STOCK.format(
             module=module, config=as_ours["Config"], model=as_ours["Model"], layer=as_ours["DecoderLayer"],
-            causal_lm=as_ours["ForCausalLM"],
+            causal_lm=as_ours[spec.task.ending],
         )  # fmt: skip
     if dense is None:
         raise ConfigError(f"{spec.model_type}: the code travels with the model; load the folder with trust_remote_code")
@@ -177,7 +180,7 @@ def _sizes(spec: Family, resized: list[BlockSpec]) -> dict[str, Any]:
 
 
 def model_class(spec: Family, dense: PreTrainedModel | None = None) -> type[PreTrainedModel]:
-    """Return the pruned causal language model of a family; its ``config_class`` is the pruned configuration.
+    """Return the pruned model of a family; its ``config_class`` is the pruned configuration.
 
     Args:
         spec: the family's row.
@@ -189,7 +192,9 @@ def model_class(spec: Family, dense: PreTrainedModel | None = None) -> type[PreT
     files = {modeling_file(spec): modeling_source(spec, dense)}
     if spec.remote_code:
         files |= _code_of(type(dense)) | _code_of(type(dense.config))  # pyright: ignore[reportOptionalMemberAccess]
-    return _load_class(f"{modeling_file(spec)[:-3]}.Pruned{spec.prefix}ForCausalLM", tuple(sorted(files.items())))
+    return _load_class(
+        f"{modeling_file(spec)[:-3]}.Pruned{spec.prefix}{spec.task.ending}", tuple(sorted(files.items()))
+    )
 
 
 def _code_of(defined: type) -> dict[str, str]:
@@ -220,5 +225,12 @@ def family_of(config: Any) -> Family | None:
     one's.
     """
     model_type = config.get("model_type") if isinstance(config, dict) else getattr(config, "model_type", None)
-    first = FAMILIES.get(str(model_type).removeprefix(MODEL_TYPE)) if str(model_type).startswith(MODEL_TYPE) else None
+    first = first_row(str(model_type).removeprefix(MODEL_TYPE)) if str(model_type).startswith(MODEL_TYPE) else None
     return None if first is None else row_for(first, config if isinstance(config, dict) else vars(config))
+
+
+def task_of(config: Any) -> Task:
+    """Return what a model is for, dense or pruned, by its configuration object: a language model where nobody knows."""
+    model_type = str(getattr(config, "model_type", None)).removeprefix(MODEL_TYPE)
+    row = first_row(model_type)
+    return CAUSAL_LM if row is None else row.task

@@ -26,6 +26,7 @@ DECODER, LAYERS, DEPTH = "model", "layers", "num_hidden_layers"
 BLOCKS = {"attention": ("self_attn", ("input_layernorm",)), "mlp": ("mlp", ("post_attention_layernorm",))}
 CACHE_SLOTS = {"attention": "layer_idx"}
 SETTINGS: dict[str, tuple[str, ...]] = {}
+MODEL_SETTINGS: dict[str, Any] = {}
 ADDED_TO, PAIRED = False, False
 HEADS, KV_HEADS = "num_attention_heads", "num_key_value_heads"
 
@@ -172,7 +173,7 @@ class PrunedLlamaModel(LlamaModel):
 
     def __init__(self, config: PrunedLlamaConfig) -> None:
         with without_layers(config):
-            super().__init__(config)
+            super().__init__(config, **MODEL_SETTINGS)
         rotary: Any = getattr(self, "rotary_emb", None)
         if rotary is not None:  # some read the number of heads, and the width off the dense model's
             rotary.config = config.per_layer_config[0]

@@ -22,10 +22,12 @@ from multipruner.console.say import Say, teller
 from multipruner.core.plan import PruningPlan
 from multipruner.engine.prunable import Outputs
 from multipruner.eval import Comparison, Evaluation, compare, evaluate
+from multipruner.eval.accuracy import classes_of, judged
 from multipruner.repair.write import repair_outputs, write_outputs
 from multipruner.report import notebook
 from multipruner.report.card import model_card
 from multipruner.report.summary import next_commands, render
+from multipruner.sources.pictures import PictureFiles
 from multipruner.storage.tensors_on_disk import mapped
 
 from .forecast.run import outcome
@@ -146,7 +148,9 @@ def cut_model(setting: Setting, plan: PruningPlan, outputs: Outputs, gain: torch
 
 
 def _evaluate(setting: Setting, pruned: Any, console: Console) -> Comparison:
-    """Evaluate dense and pruned model on the same text and tasks."""
+    """Evaluate dense and pruned model on the same text and tasks, or pictures."""
+    if isinstance(setting.held_out, PictureFiles):
+        return _right_answers(setting, setting.held_out, pruned, console)
     ids, name = (setting.held_out.ids, f"held-out {setting.held_out.name}") if setting.held_out else (None, "")
 
     def judge(model: Any, who: str, say: Say) -> Evaluation:
@@ -162,3 +166,15 @@ def _evaluate(setting: Setting, pruned: Any, console: Console) -> Comparison:
     with setting.precision.computing(pruned, layers):
         dense = judge(setting.prunable.original.model, "dense", teller(console))
         return compare(dense, judge(pruned, "pruned", lambda text: None))
+
+
+def _right_answers(setting: Setting, pictures: PictureFiles, pruned: Any, console: Console) -> Comparison:
+    """Return how many pictures dense and pruned model get right."""
+    answers = {}
+    with setting.precision.computing(pruned):
+        for who, model in (("dense", setting.prunable.original.model), ("pruned", pruned)):
+            with judging_display(console, who) as display:
+                answers[who] = classes_of(model, pictures.pixels, len(pictures), display)
+    dense = answers["dense"]
+    found = (judged(f"pictures of {pictures.name}", each, pictures.labels, dense) for each in answers.values())
+    return compare(*found)

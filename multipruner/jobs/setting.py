@@ -14,7 +14,7 @@ from multipruner.core.axes import AXES, ranges_of
 from multipruner.core.plan import PruningPlan, Ranking
 from multipruner.core.structure import Structure
 from multipruner.engine.fingerprint import configuration
-from multipruner.engine.moments import Statistics
+from multipruner.engine.moments import Statistics, positions_of
 from multipruner.engine.objective import Work
 from multipruner.engine.precision import Held, Precision, Together
 from multipruner.engine.processes import Team
@@ -26,6 +26,7 @@ from multipruner.search.grid import aligned
 from multipruner.search.options import FIRST, FIRST_ON_CURVES
 from multipruner.search.program import Table
 from multipruner.sources.calibration import CalibrationSet
+from multipruner.sources.pictures import PictureFiles
 from multipruner.sources.resolve import ResolvedModel
 
 from .limits import Timed, latency_table_of, limits_of
@@ -97,7 +98,7 @@ class Setting:
     prunable: Prunable
     tokenizer: Any
     calibration: CalibrationSet
-    held_out: CalibrationSet | None
+    held_out: CalibrationSet | PictureFiles | None
     statistics: Statistics | None
     statistics_ids: Tensor | None
     ranking: Ranking
@@ -167,7 +168,7 @@ class Setting:
         def estimated(task: Task) -> Table:
             assert self.statistics_ids is not None, "there are no errors without moments"
             if not self.sensitivities:
-                few = self.statistics_ids[: max(1, TOKENS // self.statistics_ids.shape[1])]
+                few = self.statistics_ids[: max(1, TOKENS // positions_of(self.prunable, self.statistics_ids))]
                 seed, shown = self.recipe.calibration.seed, partial(display, "energies")
                 self.sensitivities.extend(sensitivities(self.prunable, few, seed=seed, progress=shown))
             return first_tables(task, self.sensitivities)

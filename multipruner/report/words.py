@@ -91,6 +91,8 @@ def duration(seconds: float) -> str:
 
 def tokens_of(calibration: Mapping[str, Any]) -> str:
     """Tell how much text decided, after its name: for scores, and beside it for order and repair, and held out."""
+    if (pictures := calibration.get("pictures")) is not None:
+        return f", {pictures:,} pictures for scores"
     keys = {"tokens": "tokens for scores", "moments_tokens": "for order and repair", "held_out_tokens": "held out"}
     counts = {key: count for key in keys if isinstance(count := calibration.get(key), int) and count}
     if set(counts) == {"tokens"}:

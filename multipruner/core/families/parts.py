@@ -53,8 +53,8 @@ def attention(
         attributes=attributes,
         arguments=True,
         scores=(Layout(heads), Layout(heads)),
-        cache="layer_idx",
-        **{"path": "self_attn", "before": "input_layernorm", "cached": (Layout(groups), Layout(groups)), **rest},
+        **{"path": "self_attn", "before": "input_layernorm", "cache": "layer_idx",
+           "cached": (Layout(groups), Layout(groups)), **rest},
     )  # fmt: skip
 
 
