@@ -165,7 +165,7 @@ def write_model(
 
 
 @contextmanager
-def _saveable(model: PreTrainedModel) -> Iterator[None]:
+def _saveable(model: Any) -> Iterator[None]:
     """Put generation settings that can be saved in the place of the model's own, which may be none that can."""
     own, model.generation_config = getattr(model, "generation_config", None), GenerationConfig()
     try:

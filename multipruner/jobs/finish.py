@@ -128,7 +128,7 @@ def finish(
             check=lambda folder: check_reopened(folder, pruned, setting.calibration.ids),
         )  # fmt: skip
     console.print(render(report, output, comparison.table()))
-    say(next_commands(output))
+    say(next_commands(output, task=setting.prunable.spec.task))
     tell(console, "result", **result_of(report, output))
     return Run(output, plan, report, pruned, setting.tokenizer)
 
@@ -175,6 +175,6 @@ def _right_answers(setting: Setting, pictures: PictureFiles, pruned: Any, consol
         for who, model in (("dense", setting.prunable.original.model), ("pruned", pruned)):
             with judging_display(console, who) as display:
                 answers[who] = classes_of(model, pictures.pixels, len(pictures), display)
-    dense = answers["dense"]
-    found = (judged(f"pictures of {pictures.name}", each, pictures.labels, dense) for each in answers.values())
-    return compare(*found)
+    name, dense = f"pictures of {pictures.name}", answers["dense"]
+    before, after = (judged(name, answers[who], pictures.labels, dense) for who in ("dense", "pruned"))
+    return compare(before, after)
