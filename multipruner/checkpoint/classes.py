@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import sys
 import tempfile
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,12 @@ from transformers.utils.hub import HF_MODULES_CACHE
 
 from multipruner.core.axes import BLOCK_KINDS
 from multipruner.core.blocks import BlockSpec
-from multipruner.core.errors import ConfigError
+from multipruner.core.errors import ConfigError, OutputError, UnsupportedModelError
 from multipruner.core.families import Family, first_row, row_for
 from multipruner.core.families.tasks import CAUSAL_LM, Task
 from multipruner.core.layout import Layout
+
+from .run_folder import read_json
 
 MODEL_TYPE = "multipruner_"
 """Prefix of a pruned model's ``config.model_type``; the rest is the family's own."""
@@ -229,8 +232,29 @@ def family_of(config: Any) -> Family | None:
     return None if first is None else row_for(first, config if isinstance(config, dict) else vars(config))
 
 
+def check_reads_text(folder: str | Path, what: str) -> None:
+    """Refuse a folder of an image classifier where language models alone can go on; one without a readable
+    configuration is for others to refuse.
+
+    Args:
+        folder: of a model, dense or pruned.
+        what: what is asked for.
+
+    Raises:
+        UnsupportedModelError: naming both.
+    """
+    record: dict[str, Any] = {}
+    with suppress(OutputError):
+        record = read_json(Path(folder) / "config.json")
+    task = task_of(record)
+    if not task.reads_text:
+        raise UnsupportedModelError(f"{folder} is an {task.what}: {what} is for language models alone")
+
+
 def task_of(config: Any) -> Task:
-    """Return what a model is for, dense or pruned, by its configuration object: a language model where nobody knows."""
-    model_type = str(getattr(config, "model_type", None)).removeprefix(MODEL_TYPE)
-    row = first_row(model_type)
+    """Return what a model is for, dense or pruned, by its configuration (object or dictionary): a language model where
+    nobody knows.
+    """
+    model_type = config.get("model_type") if isinstance(config, dict) else getattr(config, "model_type", None)
+    row = first_row(str(model_type).removeprefix(MODEL_TYPE))
     return CAUSAL_LM if row is None else row.task

@@ -13,6 +13,7 @@ from typing import Any
 
 from rich.console import Console
 
+from multipruner.checkpoint.classes import check_reads_text
 from multipruner.checkpoint.load import load_run
 from multipruner.checkpoint.run_folder import check_name, is_written, read_json
 from multipruner.config.recipe import EvaluationSpec, Recipe
@@ -69,6 +70,8 @@ def judge_folders(
     say = teller(console)
     reports = {folder: _read_report(folder) for folder in folders}
     asked, settings = settings, suite_settings(suite, settings)
+    for folder in folders:
+        check_reads_text(folder, "eval")
     recipe = _recipe(against, reports, settings)
     check_settings(recipe.evaluation)
     check_output(output)

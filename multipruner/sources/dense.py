@@ -116,11 +116,7 @@ def accounted(
     """
     name, trust = resolved.name, trusts(recipe.trust_remote_code)
     folder = small_files(resolved.path_or_id, resolved.revision)
-    spec = read_config(folder, name, trust)
-    if not (pictures or spec.task.reads_text):
-        raise Unsupported(
-            f"{name} is an {spec.task.what}: `multipruner --model` prunes it; this is for language models alone"
-        )
+    spec = read_config(folder, name, trust, pictures=pictures)
     how = {"trust_remote_code": trust} if spec.remote_code else {"attn_implementation": attention_of(spec)}
     config = build_config(name, folder, **how)
     reads = spec.task.reads_text

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from multipruner.config.recipe import Recipe
-from multipruner.core.errors import CalibrationError, ConfigError
+from multipruner.core.errors import CalibrationError, ConfigError, UnsupportedModelError
+from multipruner.sources.dense import load_dense
 from multipruner.sources.pictures import EACH, Pictures, files_in, pictures_of
-from tests.support.pictures import CLASSES, SIDE, processor, tiny_classifier, write_pictures
+from multipruner.sources.resolve import resolve
+from tests.support.pictures import CLASSES, SIDE, processor, tiny_classifier, write_classifier, write_pictures
 
 CONFIG = tiny_classifier("vit").config
 
@@ -116,3 +120,49 @@ def test_what_only_texts_have_is_refused(more: dict[str, Any], named: str, tmp_p
     with pytest.raises(ConfigError, match=named):
         _pictures(write_pictures(tmp_path / "p", 4), **more)
     assert CLASSES == 5
+
+
+def _with_pooler(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    tensors = {**load_file(path), "vit.pooler.dense.weight": torch.ones(48, 48)}
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+def _with_two_heads(folder: Path) -> None:
+    record = json.loads((folder / "config.json").read_text())
+    record["architectures"] = ["DeiTForImageClassificationWithTeacher"]
+    (folder / "config.json").write_text(json.dumps(record))
+
+
+def _without_size(folder: Path) -> None:
+    record = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**record, "image_size": "large"}))
+
+
+def _load(folder: Path, **how: Any) -> Any:
+    recipe = Recipe.build({"model": str(folder)})
+    return load_dense(resolve(recipe, lambda text: None), recipe, **how)
+
+
+def test_a_classifier_is_loaded_with_its_processor_where_pictures_will_do(tmp_path: Path) -> None:
+    folder = write_classifier(tmp_path / "vit")
+    _with_pooler(folder)  # base models have it, and classifiers do not run it
+    model, found = _load(folder, pictures=True)
+    assert type(model).__name__ == "ViTForImageClassification" and found.size == processor().size
+    with pytest.raises(UnsupportedModelError, match=r"vit is an image classifier, .* this is for language models"):
+        _load(folder)
+
+
+@pytest.mark.parametrize(
+    ("family", "change", "said"),
+    [
+        ("deit", _with_two_heads, "not the image classifier DeiTForImageClassification"),
+        ("vit", _without_size, "config.json"),
+    ],
+)
+def test_other_classifiers_are_one_line(family: str, change: Callable[[Path], None], said: str, tmp_path: Path) -> None:
+    folder = write_classifier(tmp_path / family, family)
+    change(folder)
+    with pytest.raises((UnsupportedModelError, ConfigError), match=said) as caught:
+        _load(folder, pictures=True)
+    assert "\n" not in str(caught.value)

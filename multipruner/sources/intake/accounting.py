@@ -44,13 +44,14 @@ _PARTS = {
 """What names of tensors without a place tell."""
 
 
-def read_config(folder: Path, name: str, trust: bool) -> Family:
+def read_config(folder: Path, name: str, trust: bool, *, pictures: bool = False) -> Family:
     """Return the family of a folder's model, where its configuration says nothing that stands against pruning it.
 
     Args:
         folder: of the model.
         name: what to call it in errors.
         trust: whether the model's own code may be run.
+        pictures: whether an image classifier will do.
 
     Raises:
         UnsupportedModelError: for another family or task, code of the model's own, quantised or pruned weights.
@@ -73,6 +74,8 @@ def read_config(folder: Path, name: str, trust: bool) -> Family:
     except UnsupportedModelError as error:
         met = "" if first_row(model_type) else modules_met(folder)
         raise UnsupportedModelError(f"{error}{met}") from None
+    if not (pictures or spec.task.reads_text):
+        raise UnsupportedModelError(f"{name} is an {spec.task.what}, which can be pruned; this is for language models")
     _check_class(name, record, spec)
     if spec.remote_code and not trust:
         raise ConfigError(
