@@ -66,7 +66,8 @@ def train(folder: Path, pictures: Path, epochs: int, seed: int = 0, **sizes: int
     torch.manual_seed(seed)
     processor = DeiTImageProcessorPil(size={"height": 8, "width": 8}, do_center_crop=False)
     pixels, labels = pixels_of(pictures, processor)
-    model = DeiTForImageClassification(DeiTConfig(**{**SIZES, **SHAPE, **sizes}))
+    settings: dict[str, Any] = {**SIZES, **SHAPE, **sizes}
+    model = DeiTForImageClassification(DeiTConfig(**settings))
     steps = epochs * -(-len(pixels) // BATCH)
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=steps)

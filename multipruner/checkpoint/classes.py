@@ -243,12 +243,16 @@ def check_reads_text(folder: str | Path, what: str) -> None:
     Raises:
         UnsupportedModelError: naming both.
     """
+    if not (task := task_in(folder)).reads_text:
+        raise UnsupportedModelError(f"{folder} is an {task.what}: {what} is for language models alone")
+
+
+def task_in(folder: str | Path) -> Task:
+    """Return what the model in a folder is for: a language model where nobody knows."""
     record: dict[str, Any] = {}
     with suppress(OutputError):
         record = read_json(Path(folder) / "config.json")
-    task = task_of(record)
-    if not task.reads_text:
-        raise UnsupportedModelError(f"{folder} is an {task.what}: {what} is for language models alone")
+    return task_of(record)
 
 
 def task_of(config: Any) -> Task:

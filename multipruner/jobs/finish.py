@@ -46,7 +46,7 @@ class Run:
         folder: where the pruned model is.
         plan: what of the dense model stayed.
         report: what ``report.json`` holds.
-        model, tokenizer: the pruned model in memory.
+        model, tokenizer: the pruned model in memory; of an image classifier with its image processor.
     """
 
     folder: Path
@@ -149,8 +149,8 @@ def cut_model(setting: Setting, plan: PruningPlan, outputs: Outputs, gain: torch
 
 def _evaluate(setting: Setting, pruned: Any, console: Console) -> Comparison:
     """Evaluate dense and pruned model on the same text and tasks, or pictures."""
-    if isinstance(setting.held_out, PictureFiles):
-        return _right_answers(setting, setting.held_out, pruned, console)
+    if setting.pictures is not None:
+        return _right_answers(setting, setting.pictures, pruned, console)
     ids, name = (setting.held_out.ids, f"held-out {setting.held_out.name}") if setting.held_out else (None, "")
 
     def judge(model: Any, who: str, say: Say) -> Evaluation:

@@ -93,7 +93,7 @@ def prepare(
         pictures: whether the job at hand can do with an image classifier.
     """
     say = teller(console)
-    _check_text(recipe)
+    check_text(recipe)
     with timed(seconds, "load"), waiting_display(console, "loading the model"):
         source = resolve(recipe, say)
         if source.wrapper is not None:
@@ -131,6 +131,7 @@ def prepare(
         setting = Setting(
             recipe, source, prunable, tokenizer, parts.calibration, parts.held_out, None, parts.moments,
             Ranking.identity(prunable.anatomy), None, mark, precision, held, parts.record, forecast=expected,
+            pictures=parts.pictures,
         )  # fmt: skip
         hidden = len(stream) if stream is not None else recipe.hidden_size
         with timed(seconds, "moments"):
@@ -145,9 +146,10 @@ class _Parts(NamedTuple):
     """What a run reads: for scores, for the comparison at the end, for the moments; and what the report says of it."""
 
     calibration: CalibrationSet
-    held_out: CalibrationSet | PictureFiles | None
+    held_out: CalibrationSet | None
     moments: torch.Tensor | None
     record: Mapping[str, Any]
+    pictures: PictureFiles | None = None
 
 
 def _texts(recipe: Recipe, prunable: Prunable, tokenizer: Any, say: Callable[[str], None], display: Show) -> _Parts:
@@ -164,10 +166,10 @@ def _pictures(recipe: Recipe, prunable: Prunable, processor: Any, name: str, say
     blank = torch.zeros(1, *shape_of(name, config))
     found = pictures_of(recipe, config, processor, name, positions_of(prunable, blank))
     say(found.line())
-    return _Parts(found.calibration, found.held_out, found.moments, found.record())
+    return _Parts(found.calibration, None, found.moments, found.record(), found.held_out)
 
 
-def _check_text(recipe: Recipe) -> None:
+def check_text(recipe: Recipe) -> None:
     """Check what the evaluation reads; a folder may be one of pictures, for an image classifier."""
     text = recipe.evaluation.text
     if text is None or not Path(text).expanduser().is_dir():

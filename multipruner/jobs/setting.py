@@ -87,7 +87,8 @@ def problem_of(recipe: Recipe, prunable: Prunable) -> Problem:
 class Setting:
     """What the stages of a run share; ``texts`` is what :meth:`.CalibrationText.record` gives, ``forecast`` what was
     foretold (:class:`multipruner.jobs.forecast.run.Forecast`), if anything was, ``sensitivities`` those of the blocks
-    (:func:`multipruner.importance.energies.sensitivities`), computed when first tables need them.
+    (:func:`multipruner.importance.energies.sensitivities`), computed when first tables need them, ``pictures`` what an
+    image classifier is judged on.
 
     What follows from these values is computed when it is first asked for, once; a setting with another recipe
     (:func:`dataclasses.replace`) computes its own.
@@ -98,7 +99,7 @@ class Setting:
     prunable: Prunable
     tokenizer: Any
     calibration: CalibrationSet
-    held_out: CalibrationSet | PictureFiles | None
+    held_out: CalibrationSet | None
     statistics: Statistics | None
     statistics_ids: Tensor | None
     ranking: Ranking
@@ -110,6 +111,7 @@ class Setting:
     team: Team = field(default_factory=Team, repr=False)
     forecast: Any = field(default=None, repr=False)
     sensitivities: list[float] = field(default_factory=list, repr=False)
+    pictures: PictureFiles | None = field(default=None, repr=False)
 
     @property
     def search_repair(self) -> Repair | None:

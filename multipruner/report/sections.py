@@ -157,9 +157,8 @@ def _loading(run: RunFiles) -> list[Html]:
     parts = [element("h4", "How to load it", style="margin-top:1.2rem"), element("pre", element("code", code))]
     if run.report.command:
         parts += [element("h4", "How it was made"), element("pre", element("code", run.report.command))]
-    if not task.reads_text:
-        return parts
-    again = f"python -m multipruner eval {shlex.quote(folder)} --tasks ppl,piqa,arc_easy"
+    on = "--tasks ppl,piqa,arc_easy" if task.reads_text else "--eval-text FOLDER_OF_PICTURES"
+    again = f"python -m multipruner eval {shlex.quote(folder)} {on}"
     return [*parts, element("h4", "How to evaluate it"), element("pre", element("code", again))]
 
 

@@ -63,12 +63,12 @@ def next_commands(folder: Path, *, whole: bool = False, task: Task = CAUSAL_LM) 
                 f"push      python -m multipruner push {quoted} USER/NAME",
             )
         )
-    judge = (f"evaluate  python -m multipruner eval {quoted} --tasks ppl,piqa,arc_easy",) if task.reads_text else ()
+    on = "--tasks ppl,piqa,arc_easy" if task.reads_text else "--eval-text FOLDER_OF_PICTURES"
     return "\n".join(
         (
             f"load      multipruner.load({str(folder)!r})",
             f"          {task.auto_class}.from_pretrained({str(folder)!r}, trust_remote_code=True)",
-            *judge,
+            f"evaluate  python -m multipruner eval {quoted} {on}",
             f"report    python -m multipruner report {quoted}",
             f"push      python -m multipruner push {quoted} USER/NAME",
         )

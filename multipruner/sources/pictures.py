@@ -127,26 +127,49 @@ def pictures_of(recipe: Recipe, config: Any, processor: Any, name: str, position
         ConfigError: when the recipe asks for what only texts have.
     """
     _check(recipe, name)
-    spec, shape = recipe.text, shape_of(name, config)
-    read = _Reader(processor, shape, name)
-    found = files_in(recipe.calibration.source, config, read)
-    order = np.random.default_rng(spec.seed).permutation(len(found)).tolist()
-    found = found.some(order)
+    read = _Reader(processor, shape_of(name, config), name)
+    scores, moments, rest = _dealt(recipe, files_in(recipe.calibration.source, config, read), positions)
     other = recipe.evaluation.text
-    few = max(1, len(found) // _SHARE)
+    held_out = _some_of(recipe, files_in(other, config, read) if other else rest)
+    calibration = PictureSet(scores.pixels(), scores.name)
+    if not recipe.text.moments_sequences:
+        return Pictures(calibration, held_out, None)
+    return Pictures(calibration, held_out, moments.pixels() if len(moments) else calibration.ids)
+
+
+def judging_pictures(recipe: Recipe, config: Any, processor: Any, name: str, positions: int) -> PictureFiles:
+    """Return what a recipe's dense and pruned model are compared on; nothing is read yet.
+
+    Args and errors as for :func:`pictures_of`.
+    """
+    _check(recipe, name)
+    read = _Reader(processor, shape_of(name, config), name)
+    if other := recipe.evaluation.text:
+        return _some_of(recipe, files_in(other, config, read))
+    return _some_of(recipe, _dealt(recipe, files_in(recipe.calibration.source, config, read), positions)[2])
+
+
+def _dealt(recipe: Recipe, found: PictureFiles, positions: int) -> tuple[PictureFiles, PictureFiles, PictureFiles]:
+    """Return the pictures that score, those for moments, and those that are held out."""
+    spec, count = recipe.text, len(found)
+    found = found.some(np.random.default_rng(spec.seed).permutation(count).tolist())
+    few = max(1, count // _SHARE)
     score = min(EACH * spec.sequences, few)
     wanted = math.ceil(spec.moments_sequences * spec.length / positions)
-    moments = min(wanted, len(found) - score - (0 if other else few))
-    scores, rest = found.some(range(score)), found.some(range(score, len(found)))
-    held_out = files_in(other, config, read) if other else rest.some(range(max(moments, 0), len(rest)))
-    if recipe.evaluation.limit is not None:
-        held_out = held_out.some(range(min(recipe.evaluation.limit, len(held_out))))
+    end = score + max(0, min(wanted, count - score - (0 if recipe.evaluation.text else few)))
+    return found.some(range(score)), found.some(range(score, end)), found.some(range(end, count))
+
+
+def _some_of(recipe: Recipe, held_out: PictureFiles) -> PictureFiles:
+    """Return as many held-out pictures as a recipe asks for.
+
+    Raises:
+        CalibrationError: when there is none.
+    """
     if not len(held_out):
-        raise CalibrationError(f"{found.name} holds {len(found)} pictures, too few to hold some out; give more")
-    calibration = PictureSet(scores.pixels(), found.name)
-    if wanted and moments < 1:
-        return Pictures(calibration, held_out, calibration.ids)
-    return Pictures(calibration, held_out, rest.pixels(0, moments) if wanted else None)
+        raise CalibrationError(f"{held_out.name} holds too few pictures to hold some out; give more")
+    most = recipe.evaluation.limit
+    return held_out if most is None else held_out.some(range(min(most, len(held_out))))
 
 
 def _check(recipe: Recipe, name: str) -> None:

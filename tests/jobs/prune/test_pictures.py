@@ -1,4 +1,4 @@
-"""An image classifier from a folder to a folder: stock classes open it, accuracy is in the report, a run goes on."""
+"""An image classifier from folder to folder: stock classes open it, accuracy is in the report, a plan does it again."""
 
 from __future__ import annotations
 
@@ -68,6 +68,9 @@ def test_a_plan_gives_the_same_model_and_pages_are_made(work: Path, tmp_path: Pa
     assert plans[0].structure == plans[1].structure
     weights = [multipruner.load(tmp_path / name).state_dict() for name in ("out", "again")]
     assert all(torch.equal(weight, weights[1][name]) for name, weight in weights[0].items())
+    assert main(["eval", str(tmp_path / "out"), "--eval-text", str(work / "train"), "--limit", "40"]) == 0
+    (later,) = json.loads((tmp_path / "out" / "report.json").read_text())["evaluations"]
+    assert later["tasks"]["pictures of train"]["acc"]["examples"] == 40
     assert main(["report", str(tmp_path / "out")]) == 0
     page = (tmp_path / "out" / "report.html").read_text()
     assert "AutoModelForImageClassification" in page and "AutoTokenizer" not in page
