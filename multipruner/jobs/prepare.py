@@ -123,11 +123,7 @@ def prepare(
     expected = _foretold(recipe, prunable, tokenizer, output, console) if first and text and output else None
     with rehearsal, counting_display(console, "text") as display:
         with timed(seconds, "text" if text else "pictures"):
-            parts = (
-                _texts(recipe, prunable, tokenizer, say, display)
-                if text
-                else _pictures(recipe, prunable, tokenizer, source.name, say)
-            )
+            parts = _read(recipe, prunable, tokenizer, source.name, say, display)
         setting = Setting(
             recipe, source, prunable, tokenizer, parts.calibration, parts.held_out, None, parts.moments,
             Ranking.identity(prunable.anatomy), None, mark, precision, held, parts.record, forecast=expected,
@@ -152,7 +148,12 @@ class _Parts(NamedTuple):
     pictures: PictureFiles | None = None
 
 
-def _texts(recipe: Recipe, prunable: Prunable, tokenizer: Any, say: Callable[[str], None], display: Show) -> _Parts:
+def _read(
+    recipe: Recipe, prunable: Prunable, tokenizer: Any, name: str, say: Callable[[str], None], display: Show
+) -> _Parts:
+    """Return the text of a recipe, or the pictures; ``tokenizer`` then is the image processor, ``name`` the model's."""
+    if not prunable.spec.task.reads_text:
+        return _pictures(recipe, prunable, tokenizer, name, say)
     texts = CalibrationText(recipe.text, tokenizer, prunable.model, say=say, progress=named(display, "text"))
     calibration, held_out = texts.part("calibration"), held_out_text(recipe, texts)
     _check_loss(recipe, prunable, tokenizer, calibration)

@@ -15,7 +15,7 @@ import torch
 from filelock import FileLock, Timeout
 from rich.console import Console
 
-from multipruner.checkpoint.classes import check_reads_text, family_of
+from multipruner.checkpoint.classes import family_of
 from multipruner.checkpoint.reopen import check_reopened
 from multipruner.checkpoint.run_folder import check_name, read_run
 from multipruner.checkpoint.save import check_space, check_target, save
@@ -79,7 +79,6 @@ def tune(
     if find_spec("peft") is None:
         raise ConfigError(EXTRA)
     run, target, console = read_run(folder), Path(output), console or Console(quiet=True)
-    check_reads_text(run.path, "tune")
     if not isinstance(run.report.get("model"), Mapping):
         raise OutputError(f"{run.path}/report.json is damaged: it names no model; make the run again")
     folder_of_state = _check_output(run.path, target, overwrite)
