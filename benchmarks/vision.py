@@ -39,7 +39,7 @@ GROUP = 8
 """MLP channels that leave together."""
 REPAIRS = {"repaired": "lstsq", "cut alone": "none"}
 COLUMNS = (("", "{}"), ("removed", "{:.1f} %"), ("of the layers", "{:.1f} %"), ("KL, nats", "{:.4f}"),
-           ("right", "{:.1f} %"), ("± standard error", "{:.1f}"))  # fmt: skip
+           ("right", "{:.1f} ± {:.1f} %"), ("difference", "{:+.1f} ± {:.1f}"))  # fmt: skip
 
 
 def write_digits(folder: Path) -> None:
@@ -105,10 +105,15 @@ def table(work: Path, ratios: list[float], flags: list[str]) -> Iterator[list[Ce
             report = pruned(work, ratio, repair, flags)
             (found,) = next(iter(report["tasks"].values())).values()
             if first:
-                yield ["dense", 0.0, 0.0, 0.0, 100 * found["dense"], 100 * found["dense_stderr"]]
+                yield ["dense", 0.0, 0.0, 0.0, _percent(found, "dense"), None]
             first = False
             yield [f"{ratio:.0%}, {name}", 100 * report["ratio"], 100 * report["backbone_ratio"],
-                   report["search"]["loss"], 100 * found["pruned"], 100 * found["pruned_stderr"]]  # fmt: skip
+                   report["search"]["loss"], _percent(found, "pruned"), _percent(found, "difference")]  # fmt: skip
+
+
+def _percent(found: dict[str, float], what: str) -> list[float]:
+    """A share and its standard error."""
+    return [100 * found[what], 100 * found[f"{what}_stderr"]]
 
 
 def parser() -> argparse.ArgumentParser:
