@@ -38,7 +38,7 @@ BATCH, RATE = 32, 2e-3
 GROUP = 8
 """MLP channels that leave together."""
 REPAIRS = {"repaired": "lstsq", "cut alone": "none"}
-COLUMNS = (("", "{}"), ("removed", "{:.1f} %"), ("of the layers", "{:.1f} %"), ("KL, nats", "{:.4f}"),
+COLUMNS = (("", "{}"), ("removed", "{:.1f} %"), ("of the layers", "{:.1f} %"), ("KL, nats", "{:.5f}"),
            ("right", "{:.1f} ± {:.1f} %"), ("difference", "{:+.1f} ± {:.1f}"))  # fmt: skip
 
 
