@@ -34,6 +34,7 @@ from multipruner.core.blocks import BlockSpec
 from multipruner.core.costs import COSTS
 from multipruner.core.families import FAMILIES, Family
 from multipruner.core.families.towers import TOWERS
+from multipruner.core.families.vision import CLASSIFIERS
 from multipruner.recipes import catalogue
 
 MARK = re.compile(r"^<!-- generated: ([\w-]+) -->$", re.MULTILINE)
@@ -127,6 +128,16 @@ def towers() -> str:
         for name, row in TOWERS.items()
     )  # fmt: skip
     return table(("model type", "class", "the tower's tensors", "pruned as another family"), rows)
+
+
+def classifiers() -> str:
+    """One row per family of image classifiers."""
+    rows = (
+        (code(name), code(spec.class_name), *(_block(spec.block(kind)) for kind in spec.kinds))
+        for name, spec in CLASSIFIERS.items()
+    )
+    labels = (BLOCK_KINDS[kind].label for kind in next(iter(CLASSIFIERS.values())).kinds)
+    return table(("model type", "class", *(f"{label[0].upper()}{label[1:]}" for label in labels)), rows)
 
 
 def _only(spec: Family) -> str:
@@ -318,6 +329,7 @@ def _plain(text: str | None) -> str:
 PARTS: dict[str, Callable[[], str]] = {
     "families": families,
     "towers": towers,
+    "classifiers": classifiers,
     "recipes": recipes,
     "keys": keys,
     "methods": methods,

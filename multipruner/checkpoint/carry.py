@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
@@ -14,7 +14,7 @@ from huggingface_hub import try_to_load_from_cache
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel
 from transformers.utils import logging
 
-from .run_folder import TOKENIZER
+from .run_folder import PROCESSOR, TOKENIZER
 
 GENERATION = "generation_config.json"
 _SAME = ("pad_token_id", "bos_token_id", "eos_token_id", "unk_token_id", "padding_side", "chat_template")
@@ -50,8 +50,8 @@ def write_generation(folder: Path, model: PreTrainedModel, source: Path | None) 
     if source is not None:
         if (source / GENERATION).is_file():
             shutil.copyfile(source / GENERATION, path)
-    elif isinstance(model.generation_config, GenerationConfig):
-        path.write_text(model.generation_config.to_json_string(use_diff=True), encoding="utf-8")
+    elif isinstance(settings := getattr(model, "generation_config", None), GenerationConfig):
+        path.write_text(settings.to_json_string(use_diff=True), encoding="utf-8")
 
 
 def write_tokenizer(folder: Path, tokenizer: Any, source: Path | None) -> None:
@@ -98,9 +98,17 @@ def _quiet() -> Iterator[None]:
         logging.set_verbosity(before)
 
 
-def ids_of(tokenizer: Any) -> list[list[int]]:
-    """Return the token ids of texts that tell tokenizers apart."""
-    return [list(tokenizer(text)["input_ids"]) for text in SAMPLES]
+def ids_of(tokenizer: Any, texts: Sequence[str] = SAMPLES) -> list[list[int]]:
+    """Return the token ids of texts, by default of those that tell tokenizers apart."""
+    return [list(tokenizer(text)["input_ids"]) for text in texts]
+
+
+def write_processor(folder: Path, processor: Any, source: Path | None) -> None:
+    """Copy the file of an image processor; save it where there is none."""
+    if source is not None and (source / PROCESSOR).is_file():
+        shutil.copyfile(source / PROCESSOR, folder / PROCESSOR)
+    else:
+        processor.save_pretrained(folder)
 
 
 def _copied(folder: Path, source: Path) -> list[Path]:

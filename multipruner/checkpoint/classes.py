@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import sys
 import tempfile
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,12 @@ from transformers.utils.hub import HF_MODULES_CACHE
 
 from multipruner.core.axes import BLOCK_KINDS
 from multipruner.core.blocks import BlockSpec
-from multipruner.core.errors import ConfigError
-from multipruner.core.families import FAMILIES, Family, row_for
+from multipruner.core.errors import ConfigError, OutputError, UnsupportedModelError
+from multipruner.core.families import Family, first_row, row_for
+from multipruner.core.families.tasks import CAUSAL_LM, Task
 from multipruner.core.layout import Layout
+
+from .run_folder import read_json
 
 MODEL_TYPE = "multipruner_"
 """Prefix of a pruned model's ``config.model_type``; the rest is the family's own."""
@@ -45,6 +49,7 @@ DECODER, LAYERS, DEPTH = {decoder!r}, {layers!r}, {depth!r}
 CACHE_SLOTS = {cache!r}
 SETTINGS: dict[str, tuple[str, ...]] = {settings!r}
 VALUES: tuple[str, ...] = {values!r}
+MODEL_SETTINGS: dict[str, Any] = {model_settings!r}
 ADDED_TO, PAIRED = {added_to!r}, {paired!r}
 HEADS, KV_HEADS = {heads!r}, {kv_heads!r}
 
@@ -100,6 +105,7 @@ def modeling_source(spec: Family, dense: PreTrainedModel | None = None) -> str:
         ConfigError: when such a family's dense model is missing.
     """
     text = _TEMPLATE.read_text(encoding="utf-8").replace("Llama", spec.prefix).replace("llama", spec.model_type)
+    text = text.replace(CAUSAL_LM.ending, spec.task.ending)
     return _FAMILY.sub(lambda _: _family(spec, dense), text)
 
 
@@ -118,7 +124,7 @@ def _family(spec: Family, dense: PreTrainedModel | None) -> str:
         added_to=any(block.added_to for block in spec.blocks), paired=any(block.paired for block in spec.blocks),
         values=next((tuple(map(block.within, block.valued)) for block in spec.blocks if block.valued), ()),
         settings={block.path: block.settings for block in spec.blocks if block.settings},
-        note=_SWITCHED if any(block.routed for block in spec.blocks) else "",
+        model_settings=dict(spec.model_settings), note=_SWITCHED if any(block.routed for block in spec.blocks) else "",
     )  # fmt: skip
     resized = [block for block in spec.blocks if block.resized]
     text = _CUT_TO_SIZE if resized else _AS_IT_IS
@@ -135,7 +141,7 @@ def _imports(spec: Family, dense: PreTrainedModel | None) -> str:
     """
     if not spec.remote_code:
         stock = {"Config": f"{spec.infix}Config", "Model": f"{spec.infix}{spec.model}", "DecoderLayer": spec.layer,
-                 "ForCausalLM": spec.causal_lm}  # fmt: skip
+                 spec.task.ending: spec.causal_lm}  # fmt: skip
         as_ours = {
             end: f"{spec.prefix}{own}" if own == end else f"{spec.prefix}{own} as {spec.prefix}{end}"
             for end, own in stock.items()
@@ -143,7 +149,7 @@ def _imports(spec: Family, dense: PreTrainedModel | None) -> str:
         module = spec.model_type.removesuffix(f"_{spec.infix.lower()}") if spec.infix else spec.model_type
         return _STOCK.format(
             module=module, config=as_ours["Config"], model=as_ours["Model"], layer=as_ours["DecoderLayer"],
-            causal_lm=as_ours["ForCausalLM"],
+            causal_lm=as_ours[spec.task.ending],
         )  # fmt: skip
     if dense is None:
         raise ConfigError(f"{spec.model_type}: the code travels with the model; load the folder with trust_remote_code")
@@ -179,7 +185,7 @@ def _sizes(spec: Family, resized: list[BlockSpec]) -> dict[str, Any]:
 
 
 def model_class(spec: Family, dense: PreTrainedModel | None = None) -> type[PreTrainedModel]:
-    """Return the pruned causal language model of a family; its ``config_class`` is the pruned configuration.
+    """Return the pruned model of a family; its ``config_class`` is the pruned configuration.
 
     Args:
         spec: the family's row.
@@ -191,7 +197,9 @@ def model_class(spec: Family, dense: PreTrainedModel | None = None) -> type[PreT
     files = {modeling_file(spec): modeling_source(spec, dense)}
     if spec.remote_code:
         files |= _code_of(type(dense)) | _code_of(type(dense.config))  # pyright: ignore[reportOptionalMemberAccess]
-    return _load_class(f"{modeling_file(spec)[:-3]}.Pruned{spec.prefix}ForCausalLM", tuple(sorted(files.items())))
+    return _load_class(
+        f"{modeling_file(spec)[:-3]}.Pruned{spec.prefix}{spec.task.ending}", tuple(sorted(files.items()))
+    )
 
 
 def _code_of(defined: type) -> dict[str, str]:
@@ -222,5 +230,37 @@ def family_of(config: Any) -> Family | None:
     one's.
     """
     model_type = config.get("model_type") if isinstance(config, dict) else getattr(config, "model_type", None)
-    first = FAMILIES.get(str(model_type).removeprefix(MODEL_TYPE)) if str(model_type).startswith(MODEL_TYPE) else None
+    first = first_row(str(model_type).removeprefix(MODEL_TYPE)) if str(model_type).startswith(MODEL_TYPE) else None
     return None if first is None else row_for(first, config if isinstance(config, dict) else vars(config))
+
+
+def check_reads_text(folder: str | Path, what: str) -> None:
+    """Refuse a folder of an image classifier where language models alone can go on; one without a readable
+    configuration is for others to refuse.
+
+    Args:
+        folder: of a model, dense or pruned.
+        what: what is asked for.
+
+    Raises:
+        UnsupportedModelError: naming both.
+    """
+    if not (task := task_in(folder)).reads_text:
+        raise UnsupportedModelError(f"{folder} is an {task.what}: {what} is for language models alone")
+
+
+def task_in(folder: str | Path) -> Task:
+    """Return what the model in a folder is for: a language model where nobody knows."""
+    record: dict[str, Any] = {}
+    with suppress(OutputError):
+        record = read_json(Path(folder) / "config.json")
+    return task_of(record)
+
+
+def task_of(config: Any) -> Task:
+    """Return what a model is for, dense or pruned, by its configuration (object or dictionary): a language model where
+    nobody knows.
+    """
+    model_type = config.get("model_type") if isinstance(config, dict) else getattr(config, "model_type", None)
+    row = first_row(str(model_type).removeprefix(MODEL_TYPE))
+    return CAUSAL_LM if row is None else row.task

@@ -77,7 +77,7 @@ def _per_layer_lists(record: Mapping[str, Any], layers: int) -> list[str]:
     return [
         key
         for key, value in record.items()
-        if isinstance(value, list) and len(value) == layers and not re.search(r"token|label|arch|lang", key)
+        if isinstance(value, list) and len(value) == layers and not re.search(r"token|label|arch|lang|image|patch", key)
     ]
 
 
@@ -129,6 +129,8 @@ def check_narrower(spec: Family) -> tuple[str, str]:
     Raises:
         UnsupportedModelError: when it cannot say one without the other.
     """
+    if not spec.task.reads_text:
+        raise _unrepaired(spec, "the embeddings of pictures")
     width, own = spec.key("hidden"), spec.key("head_dim")
     if any(BLOCK_KINDS[block.kind].whole for block in spec.blocks):
         raise _unrepaired(spec, "mixers of tokens")

@@ -47,8 +47,8 @@ def apply_plan(
         raise UnsupportedModelError("quantised or offloaded weights cannot be cut; load the model in full precision")
     weights = pruned_weights(dense, left, spec, constants, own)
     cls = model_class(spec, model) if family_of(config) else type(model)
-    pruned = _with_weights(cls, config, _apart(weights, dense, own), model)
-    pruned.generation_config = copy.deepcopy(model.generation_config)
+    pruned: Any = _with_weights(cls, config, _apart(weights, dense, own), model)
+    pruned.generation_config = copy.deepcopy(getattr(model, "generation_config", None))
     if cls is type(model) and any(block.routed for block in spec.blocks):
         _written_like(model, pruned)
     return pruned

@@ -6,12 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+import transformers
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils.hub import cached_file
 
 from multipruner.config.precedence import trusts
 from multipruner.core.errors import ConfigError, MultiprunerError, OutputError, UnknownModelError, UnsupportedModelError
-from multipruner.core.families import FAMILIES
+from multipruner.core.families import first_row
+from multipruner.core.families.tasks import CAUSAL_LM
 from multipruner.core.families.towers import TOWERS
 from multipruner.storage.tensor_headers import check_tied, stored_tensors
 
@@ -47,7 +49,7 @@ def load(source: str | Path, **kwargs: Any) -> PreTrainedModel:
     spec = family_of(config)
     _check_heads(Path(source), config)
     if spec is None and _is_stock_result(str(source), config, options):
-        return _whole(AutoModelForCausalLM, str(source), trust_remote_code=False, **kwargs)
+        return _whole(_stock_opener(config), str(source), trust_remote_code=False, **kwargs)
     if spec is None and (tower := TOWERS.get(str(config.get("model_type")))) is not None:
         raise UnsupportedModelError(
             f"{str(source)!r} is a model of several modalities ({tower.model_type}); open it with "
@@ -56,18 +58,24 @@ def load(source: str | Path, **kwargs: Any) -> PreTrainedModel:
     if spec is None:
         raise UnsupportedModelError(
             f"{str(source)!r} is not a pruned model (model_type {config.get('model_type')!r}); "
-            "load it with transformers.AutoModelForCausalLM.from_pretrained"
+            f"load it with transformers.{_stock_opener(config).__name__}.from_pretrained"
         )
     if not spec.remote_code:
         return _whole(model_class(spec), str(source), **kwargs)
     if not trust:
         raise ConfigError(f"{spec.model_type}: the model's code is part of the checkpoint; pass trust_remote_code=True")
-    return _whole(AutoModelForCausalLM, str(source), trust_remote_code=True, **kwargs)
+    return _whole(transformers.AutoModelForCausalLM, str(source), trust_remote_code=True, **kwargs)
+
+
+def _stock_opener(config: Mapping[str, Any]) -> Any:
+    """Return the class of transformers that opens stock models of a configuration's family."""
+    row = first_row(config.get("model_type"))
+    return getattr(transformers, (CAUSAL_LM if row is None else row.task).auto_class)
 
 
 def _check_heads(folder: Path, config: Mapping[str, Any]) -> None:
     """Refuse a folder that somebody made, or an older version: tied, but with a head of its own in the file."""
-    spec = family_of(config) or FAMILIES.get(str(config.get("model_type")))
+    spec = family_of(config) or first_row(config.get("model_type"))
     if spec is not None and (folder / "config.json").is_file() and config.get("tie_word_embeddings"):
         embeddings = f"{spec.decoder}.{spec.embeddings}.weight"
         check_tied(str(folder), stored_tensors(folder), embeddings, f"{spec.head}.weight")
@@ -109,7 +117,7 @@ def load_run(folder: str | Path, **kwargs: Any) -> Any:
 def _is_stock_result(source: str, config: Mapping[str, Any], options: Mapping[str, Any]) -> bool:
     """Tell whether this is a stock checkpoint that a plan was applied to (see :func:`multipruner.apply_plan`), or one
     with fewer tokens (``multipruner vocabulary``)."""
-    family = FAMILIES.get(str(config.get("model_type")))
+    family = first_row(config.get("model_type"))
     if family is None or family.remote_code:
         return False
     return any(_has(source, name, options) for name in (PLAN_FILE, VOCABULARY))

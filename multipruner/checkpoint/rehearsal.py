@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+import transformers
+from transformers import PreTrainedModel
 from transformers.utils.hub import HF_MODULES_CACHE
 
 from multipruner.core.errors import ConfigError, MultiprunerError, OutputError
@@ -29,7 +30,7 @@ from multipruner.core.structure import GONE, Anatomy, Place, Size, Structure
 from multipruner.storage.cache import cache_folder
 
 from .carry import SAMPLES, folder_of, ids_of, opens_as
-from .classes import family_of, model_class
+from .classes import family_of, model_class, task_of
 from .config import pruned_config
 from .save import write_model
 
@@ -37,14 +38,15 @@ _ELSEWHERE = """
 import json, sys
 sys.modules["multipruner"] = None
 import torch, transformers
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig
 task = json.load(sys.stdin)
+opener, reader = (getattr(transformers, name) for name in task["classes"])
 for folder, parameters in task["folders"].items():
     config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=True)
+        model = opener.from_config(config, trust_remote_code=True)
     assert model.num_parameters() == parameters, "another number of parameters"
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=task["trust"])
+    tokenizer = reader.from_pretrained(folder, trust_remote_code=task["trust"])
     assert [tokenizer(text)["input_ids"] for text in task["texts"]] == task["ids"], "another tokenizer"
 """
 """What a stock program does with a folder; weights, which are not there, stay on the meta device."""
@@ -56,7 +58,7 @@ class Rehearsal:
     Entering does what this process can, and starts the new process; leaving waits for that.
 
     Args:
-        model, tokenizer: the dense ones.
+        model, tokenizer: the dense ones, or an image classifier and its image processor.
         path_or_id, revision: where they were loaded from.
         uniform: whether all layers of the result are to be alike.
         along: the axes that sizes name besides those that every size does.
@@ -73,6 +75,7 @@ class Rehearsal:
         along: Collection[str] = (),
     ) -> None:
         self._model, self._tokenizer, self._uniform, self._along = model, tokenizer, uniform, along
+        self._task = task_of(model.config)
         self._source = folder_of(path_or_id, revision)
         self._work = tempfile.TemporaryDirectory(prefix="multipruner-rehearsal-")
         self._process: subprocess.Popen[str] | None = None
@@ -131,7 +134,7 @@ class Rehearsal:
             empty, count = self._attempt(self._model, structure, folder)
         if count != empty.num_parameters():
             raise ConfigError(_unopened("the smaller configuration says another size when read again", ""))
-        if not opens_as(folder, self._tokenizer) and not self._own_code(folder):
+        if self._task.reads_text and not opens_as(folder, self._tokenizer) and not self._own_code(folder):
             raise ConfigError(_unopened("the tokenizer is another one when it is read again", str(self._source)))
         return count
 
@@ -174,7 +177,7 @@ class Rehearsal:
         for key in sorted(set(config.to_diff_dict()) - {"model_type", "transformers_version", "architectures"}):
             try:
                 with torch.device("meta"):
-                    other = AutoModelForCausalLM.from_config(
+                    other = getattr(transformers, self._task.auto_class).from_config(
                         type(config)(**{name: value for name, value in record.items() if name != key})
                     )
             except Exception:  # no model without it
@@ -205,7 +208,9 @@ class Rehearsal:
         if self._known.exists():
             return
         trust = any(self._own_code(Path(folder)) for folder in folders)
-        task = {"folders": folders, "texts": SAMPLES, "ids": ids_of(self._tokenizer), "trust": trust}
+        texts = SAMPLES if self._task.reads_text else ()
+        task = {"folders": folders, "texts": texts, "ids": ids_of(self._tokenizer, texts), "trust": trust,
+                "classes": (self._task.auto_class, self._task.reader)}  # fmt: skip
         modules = {"HF_MODULES_CACHE": str(Path(self._work.name, "modules")), "HF_HUB_OFFLINE": "1"}
         self._process = subprocess.Popen(
             [sys.executable, "-c", _ELSEWHERE], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
@@ -291,7 +296,7 @@ def empty_model(model: PreTrainedModel, structure: Structure, along: Collection[
     cls: Any = model_class(spec_for(model.config), model) if family_of(config) else type(model)
     with torch.device("meta"):
         empty = cls(config).to(model.dtype)
-    empty.generation_config = model.generation_config
+    empty.generation_config = getattr(model, "generation_config", None)
     return empty
 
 

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from multipruner.core.errors import OutputError
 
+from .classes import task_of
 from .load import load
 
 SEQUENCES, LENGTH = 2, 128
@@ -25,7 +26,7 @@ def check_reopened(folder: Path, model: PreTrainedModel, ids: Tensor) -> None:
     Args:
         folder: what was written.
         model: what it should hold.
-        ids: token ids, int64 [sequences, length]; the first few are used.
+        ids: token ids, int64 [sequences, length], or pixels; the first few are used.
 
     Raises:
         OutputError: when it cannot be opened, or differs beyond the rounding of its type.
@@ -41,7 +42,7 @@ def check_reopened(folder: Path, model: PreTrainedModel, ids: Tensor) -> None:
             f"what was written cannot be opened again ({type(error).__name__}: {reason}); the disk or the installed "
             "transformers may be at fault: run the same command again, it does not search again"
         ) from error
-    few = ids[:SEQUENCES, :LENGTH].to(model.device)
+    few = ids[:SEQUENCES, :LENGTH].to(model.device)  # of pictures, all channels
     ours, theirs = (_loss(one, few) for one in (model, again))
     rounding = max(1e-5, 2 * torch.finfo(model.dtype).eps)
     if again.dtype != model.dtype or not (ours == theirs or isclose(ours, theirs, rel_tol=rounding, abs_tol=rounding)):
@@ -53,7 +54,12 @@ def check_reopened(folder: Path, model: PreTrainedModel, ids: Tensor) -> None:
 
 @torch.no_grad()
 def _loss(model: PreTrainedModel, ids: Tensor) -> float:
-    """Return mean loss of the next token in nats; one that is not finite counts as infinite."""
-    logits = model(input_ids=ids, use_cache=False).logits[:, :-1].float()
-    loss = cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten()).item()
+    """Return mean loss in nats, of the next token or of some class; one that is not finite counts as infinite."""
+    task = task_of(model.config)
+    if task.reads_text:
+        logits, labels = model(input_ids=ids, use_cache=False).logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten()
+    else:
+        logits = model(**{task.inputs: ids}).logits
+        labels = torch.arange(len(logits), device=logits.device) % logits.shape[1]
+    loss = cross_entropy(logits.float(), labels).item()
     return loss if loss == loss else float("inf")

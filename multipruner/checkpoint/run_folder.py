@@ -26,10 +26,12 @@ TOKENIZER = (
     "tekken.json", "*.tiktoken", "chat_template.jinja", "chat_template.json", "additional_chat_templates/*.jinja",
 )  # fmt: skip
 """What tokenizers of transformers are read from."""
+PROCESSOR = "preprocessor_config.json"
+"""What image processors of transformers are read from."""
 _LATER = ("report.html", "report_files/*.png", "report_files/*.csv")
 """What ``multipruner report`` adds to a finished run."""
 _KNOWN = (
-    *REQUIRED, VOCABULARY, INDEX, *TOKENIZER, *_LATER, "README.md", "trajectory.jsonl", "measurements.jsonl",
+    *REQUIRED, VOCABULARY, INDEX, *TOKENIZER, PROCESSOR, *_LATER, "README.md", "trajectory.jsonl", "measurements.jsonl",
     "search.jsonl", "front.json", "front.png", "convergence.png", "generation_config.json",
 )  # fmt: skip
 _OURS = ("*.safetensors", INDEX, "modeling_multipruner_*.py")

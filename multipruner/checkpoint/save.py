@@ -18,7 +18,8 @@ from multipruner.core.plan import PruningPlan
 from multipruner.storage.files import open_to_others, whole_folder
 from multipruner.storage.partial import header_of
 
-from .carry import write_generation, write_tokenizer
+from .carry import write_generation, write_processor, write_tokenizer
+from .classes import task_of
 from .config import with_older_words
 from .run_folder import is_ours, is_written, written
 
@@ -147,7 +148,8 @@ def write_model(
 
     Args:
         folder: that is there already.
-        model, tokenizer: what is written; no tokenizer is written where there is none.
+        model, tokenizer: what is written (of an image classifier its image processor); no tokenizer is written where
+            there is none.
         source: the dense model's folder, see :func:`save`.
         options: for transformers' ``save_pretrained``.
     """
@@ -158,13 +160,14 @@ def write_model(
     path.write_text(json.dumps(record, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     write_generation(folder, model, source)
     if tokenizer is not None:
-        write_tokenizer(folder, tokenizer, source)
+        write = write_tokenizer if task_of(model.config).reads_text else write_processor
+        write(folder, tokenizer, source)
 
 
 @contextmanager
-def _saveable(model: PreTrainedModel) -> Iterator[None]:
+def _saveable(model: Any) -> Iterator[None]:
     """Put generation settings that can be saved in the place of the model's own, which may be none that can."""
-    own, model.generation_config = model.generation_config, GenerationConfig()
+    own, model.generation_config = getattr(model, "generation_config", None), GenerationConfig()
     try:
         yield
     finally:

@@ -27,6 +27,7 @@ BLOCKS = {"attention": ("self_attn", ("input_layernorm",)), "mlp": ("mlp", ("pos
 CACHE_SLOTS = {"attention": "layer_idx"}
 SETTINGS: dict[str, tuple[str, ...]] = {}
 VALUES: tuple[str, ...] = ("self_attn.v_proj", "self_attn.o_proj")
+MODEL_SETTINGS: dict[str, Any] = {}
 ADDED_TO, PAIRED = False, False
 HEADS, KV_HEADS = "num_attention_heads", "num_key_value_heads"
 
@@ -216,7 +217,7 @@ class PrunedLlamaModel(LlamaModel):
 
     def __init__(self, config: PrunedLlamaConfig) -> None:
         with without_layers(config):
-            super().__init__(config)
+            super().__init__(config, **MODEL_SETTINGS)
         rotary: Any = getattr(self, "rotary_emb", None)
         if rotary is not None:  # some read the number of heads, and the width off the dense model's
             rotary.config = config.per_layer_config[0]

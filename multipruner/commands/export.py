@@ -63,10 +63,12 @@ def run(arguments: Sequence[str]) -> int:
     if typed.quant and (typed.format != "gguf" or typed.outtype):
         raise ConfigError("--quant goes with --format gguf, and in place of --outtype: it says the type itself")
     with on_screen(vars(typed), "export") as console:
+        from multipruner.checkpoint.classes import check_reads_text
         from multipruner.console.progress import waiting_display
         from multipruner.console.say import teller
 
         say = teller(console)
+        check_reads_text(typed.folder, f"export --format {typed.format}")
         options = {name: say if name == "say" else getattr(typed, name) for name in row.options}
         with waiting_display(console, "export"):
             done = loaded(row.by)(typed.folder, typed.output, outtype=outtype, overwrite=typed.overwrite, **options)

@@ -68,7 +68,7 @@ class CalibrationSpec(Frozen):
     source: Annotated[str, ListsTexts(TEXTS)] = Field(
         default="alpaca",
         description="{texts}; several joined by + share the sequences evenly (alpaca+self) or by weights "
-        "(alpaca:1+self:3)",
+        "(alpaca:1+self:3); of an image classifier, a folder of pictures",
         json_schema_extra=shown(
             TEXT,
             "TEXT",
@@ -140,7 +140,7 @@ class EvaluationSpec(Frozen):
     )
     text: str | None = Field(
         default=None,
-        description="a text file for ppl instead of WikiText-2",
+        description="a text file for ppl instead of WikiText-2; of an image classifier, a folder of pictures",
         json_schema_extra=shown(SCORES, "FILE", flag="--eval-text"),
     )
     length: Length = Field(default=2048, description="tokens per sequence of that text; at most the model's context")

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple, cast
 
 from torch import Tensor, nn
 
+from multipruner.core.families import Family
+
 from .cutting import replaced
 
 
@@ -44,18 +46,18 @@ class Inputs:
     arguments: tuple[dict[str, Any], ...]
 
 
-def recorded(decoder: nn.Module, layers: str, output: str, ids: Tensor) -> Inputs:
-    """Embed token ids [sequences, length] and record how a stock decoder calls its layers.
+def recorded(decoder: nn.Module, spec: Family, ids: Tensor) -> Inputs:
+    """Embed what a model reads and record how the stock decoder calls its layers, which do not run.
 
     Args:
         decoder: the stock module.
-        layers: path of its layers, which do not run.
-        output: what a layer returns (see :class:`~multipruner.core.families.Family`).
-        ids: token ids.
+        spec: its family's row.
+        ids: token ids [sequences, length], or pixels [pictures, channels, height, width].
     """
-    recorders = [Recorder(layer, output) for layer in cast(nn.ModuleList, decoder.get_submodule(layers))]
-    with replaced(decoder, layers, nn.ModuleList(recorders)):
-        decoder(input_ids=ids, use_cache=False)
+    layers = cast(nn.ModuleList, decoder.get_submodule(spec.layers))
+    recorders = [Recorder(layer, spec.layer_output) for layer in layers]
+    with replaced(decoder, spec.layers, nn.ModuleList(recorders)):
+        decoder(**{spec.task.inputs: ids}, **({"use_cache": False} if spec.task.reads_text else {}))
     arguments = tuple(dict(recorder.called_with) for recorder in recorders)
     hidden = arguments[0]["hidden"]
     for row in arguments:

@@ -100,7 +100,7 @@ def gather(prunable: Prunable, ids: Tensor, progress: Progress | None = None, pl
         place: where second moments, and what is repaired with them, are kept.
     """
     hashed = hashlib.sha256(ids.contiguous().numpy().tobytes()).hexdigest()
-    moments = Statistics(place(), ids.numel(), hashed, place=place)
+    moments = Statistics(place(), len(ids) * positions_of(prunable, ids), hashed, place=place)
     for block, found in stream(prunable, ids):
         if isinstance(found, Moments):
             moments.grams[block], moments.means[block] = found.second(), found.first()
@@ -137,8 +137,18 @@ def _gathering(prunable: Prunable, block: int) -> Moments | Routing:
 
 def embedded(prunable: Prunable, ids: Tensor, tokens: int | None = None) -> list[Inputs]:
     """Return token ids as batches that are ready for the first block, of ``BATCH_TOKENS`` or so many tokens each."""
-    rows = max(1, (tokens or BATCH_TOKENS) // ids.shape[1])
+    rows = max(1, (tokens or BATCH_TOKENS) // positions_of(prunable, ids))
     return [prunable.inputs(batch.to(prunable.model.device)) for batch in ids.split(rows)]
+
+
+@torch.no_grad()
+def positions_of(prunable: Prunable, ids: Tensor) -> int:
+    """Return how many positions one row of what a model reads has: the tokens of a text, or what stands for a
+    picture.
+    """
+    if prunable.spec.task.reads_text:
+        return ids.shape[1]
+    return prunable.inputs(ids[:1].to(prunable.model.device)).hidden.shape[1]
 
 
 class _Gathering:

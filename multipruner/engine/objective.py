@@ -26,8 +26,9 @@ from multipruner.core.objective import Choice, best_two
 from multipruner.core.structure import Anatomy, Structure
 
 from .layer_calls import Inputs, State, stream_of
+from .moments import positions_of
 from .prunable import Prunable
-from .token_losses import DivergenceFromDense, NegativeLogLikelihood, Scores, TokenLoss, label_weights, tokens_at_once
+from .token_losses import DivergenceFromDense, NegativeLogLikelihood, Scored, Scores, TokenLoss, tokens_at_once
 
 STATE_BYTES = 1 << 30
 """Default memory for the hidden states of the base structure; above it they are recomputed batch by batch."""
@@ -69,8 +70,7 @@ class _Batch:
 
     inputs: Inputs
     loss: TokenLoss
-    weights: Tensor  # [scored], float64: what each token counts in the loss
-    scored: Tensor  # indices of the labels that count, into the flattened [sequences * (length - 1)] positions
+    scored: Scored
     states: list[State] = field(default_factory=list)  # input of every block, then the output of the last one
 
 
@@ -81,7 +81,7 @@ class CalibrationObjective:
 
     Args:
         prunable: the model, its weights in ranked order (inside :meth:`Prunable.in_order`).
-        ids: calibration token ids, [sequences, length].
+        ids: calibration token ids [sequences, length], or pixels [pictures, channels, height, width].
         ignore_id: a label that is not scored (the official code skips the end-of-sequence token).
         batch_size: sequences that run together at most.
         loss: ``"nll"``, or ``"kl"``: the divergence from the model as it is when the objective is made.
@@ -101,23 +101,24 @@ class CalibrationObjective:
         state_bytes: int = STATE_BYTES,
     ) -> None:
         self.prunable, self.base = prunable, prunable.dense
-        self.tokens = ids.numel()
+        length = positions_of(prunable, ids)
+        self.tokens = len(ids) * length
         self.work = Work.on(prunable.anatomy)
         self._scores = Scores(prunable.head, prunable.cap)
-        per_sequence, self._walks = prunable.state_bytes(ids.shape[1]), prunable.on_disk is not None
+        per_sequence, self._walks = prunable.state_bytes(length), prunable.on_disk is not None
         self._hold = self._walks or per_sequence * len(ids) <= state_bytes
         batch_size = batch_size if self._hold else max(1, min(batch_size, state_bytes // per_sequence))
         self._prepare(ids, ignore_id, batch_size, loss)
 
     @torch.inference_mode()
     def _prepare(self, ids: Tensor, ignore_id: int | None, batch_size: int, loss: str) -> None:
+        if loss == "nll" and not self.prunable.spec.task.reads_text:
+            raise UnsupportedModelError("pictures are judged by the divergence from the dense model: --objective kl")
         self._batches: list[_Batch] = []
         parts = ids.to(self.prunable.model.device).split(batch_size)
         for rows in parts:
-            weights = label_weights(rows, ignore_id) / len(ids)
-            scored = weights.flatten().nonzero().flatten()
-            judge = NegativeLogLikelihood(rows[:, 1:].flatten()[scored])
-            self._batches.append(_Batch(self.prunable.inputs(rows), judge, weights.flatten()[scored], scored))
+            scored = Scored.of(rows, ignore_id, self.prunable.spec.task.position, len(ids))
+            self._batches.append(_Batch(self.prunable.inputs(rows), NegativeLogLikelihood(scored.labels), scored))
         if loss == "kl":
             self._describe_dense(parts)
         self.work = Work.on(self.prunable.anatomy)
@@ -134,7 +135,7 @@ class CalibrationObjective:
             else:
                 finals = [_dense_end(original, ids) for _, ids in part]
             for (batch, _), final in zip(part, finals, strict=True):
-                normed = original.normed(self._scored(stream_of(final), batch))
+                normed = original.normed(batch.scored.among(stream_of(final)))
                 batch.loss = DivergenceFromDense.of(original.head, normed, self._chunk, self.prunable.head)
 
     def _together(self, items: list[Any]) -> list[list[Any]]:
@@ -231,19 +232,13 @@ class CalibrationObjective:
     def _chunk(self) -> int:
         return tokens_at_once(self.prunable.head_weight)
 
-    @staticmethod
-    def _scored(hidden: Tensor, batch: _Batch) -> Tensor:
-        """Return the positions that count, [scored, hidden_size]."""
-        flat = hidden[:, :-1].flatten(0, 1)
-        return flat[batch.scored] if len(batch.scored) < len(flat) else flat
-
     def _token_losses(self, hidden: Tensor, batch: _Batch, bound: float) -> float:
         """Return weighted loss of a batch, logits reduced in chunks; past the bound it stops, but waits for no GPU."""
-        flat, chunk, on_cpu, total = self._scored(hidden, batch), self._chunk, hidden.device.type == "cpu", 0.0
+        flat, chunk, on_cpu, total = batch.scored.among(hidden), self._chunk, hidden.device.type == "cpu", 0.0
         for begin in range(0, len(flat), chunk):
             part = slice(begin, begin + chunk)
             normed = self.prunable.normed(flat[part])
-            loss = batch.loss(self._scores, normed, part).double() @ batch.weights[part]
+            loss = batch.loss(self._scores, normed, part).double() @ batch.scored.weights[part]
             total = total + (float(loss) if on_cpu else loss)
             self.work.head_tokens += len(normed)
             if on_cpu and total > bound:
@@ -266,8 +261,8 @@ class PlainObjective:
             for rows in self.ids.to(device).split(self.batch_size):
                 logits = self.prunable.model(input_ids=rows, use_cache=False).logits[:, :-1].float()
                 nll = F.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten(), reduction="none")
-                weights = label_weights(rows, self.ignore_id).flatten() / len(self.ids)
-                total += float(nll.double() @ weights)
+                scored = Scored.of(rows, self.ignore_id, None, len(self.ids))
+                total += float(nll[scored.places].double() @ scored.weights)
                 self.work.token_blocks += rows.numel() * len(structure)
                 self.work.head_tokens += rows.numel()
         self.work.evaluations += 1

@@ -47,7 +47,7 @@ class Wider(NamedTuple):
 
 @dataclass
 class Prunable:
-    """The pruning engine's view of a dense causal language model.
+    """The pruning engine's view of a dense model.
 
     Attributes:
         model: the stock model, in evaluation mode.
@@ -159,8 +159,8 @@ class Prunable:
         return (len(self.anatomy) + 1) * length * self.head_weight.shape[1] * self.head_weight.element_size()
 
     def inputs(self, ids: Tensor) -> Inputs:
-        """Embed token ids [sequences, length] and record how the stock decoder calls its layers."""
-        return recorded(self.decoder, self.spec.layers, self.spec.layer_output, ids)
+        """Embed token ids [sequences, length], or pixels, and record how the stock decoder calls its layers."""
+        return recorded(self.decoder, self.spec, ids)
 
     def block(self, state: State, inputs: Inputs, block: int, size: Size) -> State:
         """Return the residual stream after one block of a given size, from that before it."""

@@ -7,7 +7,7 @@ the vocabulary at a time, whose logits are reduced while they are in the process
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -189,6 +189,45 @@ def drawn(probabilities: Tensor, draws: Tensor) -> Tensor:
     cumulated = probabilities.cumsum(-1)
     target = draws.to(cumulated.device) * cumulated[:, -1:]
     return torch.searchsorted(cumulated, target, right=True).clamp(max=cumulated.shape[-1] - 1)
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Which positions of a batch count in the loss, and how much.
+
+    Attributes:
+        weights: what each of them counts, float64 [scored].
+        labels: the next tokens, [scored]; empty of pictures.
+        places: their indices into the positions that may count, one sequence after the other.
+        position: the one of every sequence that may; ``None``: all but the last.
+    """
+
+    weights: Tensor
+    labels: Tensor
+    places: Tensor
+    position: int | None = None
+
+    @classmethod
+    def of(cls, rows: Tensor, ignore_id: int | None, position: int | None, of_all: int) -> Self:
+        """Tell it of a batch.
+
+        Args:
+            rows: token ids [sequences, length], or pixels with the pictures in the first dimension.
+            ignore_id: a label that is not scored.
+            position: the one of every sequence that is scored, where there is one.
+            of_all: sequences that the loss is the mean of.
+        """
+        if position is not None:
+            places = torch.arange(len(rows), device=rows.device)
+            return cls(torch.full_like(places, 1 / of_all, dtype=torch.float64), places[:0], places, position)
+        weights = label_weights(rows, ignore_id).flatten() / of_all
+        places = weights.nonzero().flatten()
+        return cls(weights[places], rows[:, 1:].flatten()[places], places)
+
+    def among(self, hidden: Tensor) -> Tensor:
+        """Return the positions that count, [scored, hidden_size], of [sequences, length, hidden_size]."""
+        flat = hidden[:, :-1].flatten(0, 1) if self.position is None else hidden[:, self.position]
+        return flat[self.places] if len(self.places) < len(flat) else flat
 
 
 def label_weights(ids: Tensor, ignore_id: int | None) -> Tensor:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from multipruner.engine.layer_calls import Beside, Inputs, State, stream_of
+from multipruner.engine.moments import positions_of
 from multipruner.engine.prunable import Prunable
 from multipruner.engine.token_losses import tokens_at_once
 from multipruner.search import Task
@@ -35,7 +36,8 @@ Progress = Callable[[int, int], None]
 
 
 def sensitivities(prunable: Prunable, ids: Tensor, *, seed: int = 0, progress: Progress | None = None) -> list[float]:
-    """Return for every block by how many nats per token the divergence grows with the squared error of its output.
+    """Return for every block by how many nats per token, or picture, the divergence grows with the squared error of its
+    output.
 
     The states at the input of every block are kept for one sequence at a time, and blocks run again one by one on the
     way back, so that memory holds the activations of one block. Where layers are on disk, all sequences go together,
@@ -43,7 +45,7 @@ def sensitivities(prunable: Prunable, ids: Tensor, *, seed: int = 0, progress: P
 
     Args:
         prunable: the dense model.
-        ids: token ids, [sequences, length].
+        ids: token ids [sequences, length], or pixels [pictures, channels, height, width].
         seed: of the cotangents.
         progress: called with (sequences done, sequences in all).
     """
@@ -57,7 +59,9 @@ def sensitivities(prunable: Prunable, ids: Tensor, *, seed: int = 0, progress: P
             if progress is not None:
                 progress(number * together + len(rows), len(ids))
     means = (_cut_off(torch.cat(one)) for one in energies)
-    return [FACTOR / 2 * mean / prunable.head_weight.shape[1] for mean in means]
+    # as many errors as there are positions meet in every one that is scored
+    met = 1 if prunable.spec.task.position is None else positions_of(prunable, ids)
+    return [FACTOR / 2 * met * mean / prunable.head_weight.shape[1] for mean in means]
 
 
 def first_tables(task: Task, factors: Sequence[float]) -> Table:
@@ -141,9 +145,21 @@ def _like(state: State, parts: Sequence[Tensor]) -> State:
 
 
 def _of_logits(prunable: Prunable, hidden: Tensor, generator: torch.Generator) -> Tensor:
-    """Return the gradient behind the last block, for one draw of the cotangent at every token; same shape as hidden."""
+    """Return the gradient behind the last block, for one draw of the cotangent at every token that is scored; same
+    shape as hidden.
+    """
+    at = prunable.spec.task.position
+    if at is not None:
+        whole = torch.zeros_like(hidden)
+        whole[:, at] = _at_all(prunable, hidden[:, at], generator)
+        return whole
+    return _at_all(prunable, hidden[0], generator)[None]
+
+
+def _at_all(prunable: Prunable, hidden: Tensor, generator: torch.Generator) -> Tensor:
+    """Return the gradient of every position, [positions, hidden_size]."""
     parts = []
-    for part in hidden[0].split(tokens_at_once(prunable.head_weight)):
+    for part in hidden.split(tokens_at_once(prunable.head_weight)):
         with torch.enable_grad():
             states = part.detach().requires_grad_()
             logits = prunable.head(prunable.normed(states)).float()
@@ -153,4 +169,4 @@ def _of_logits(prunable: Prunable, hidden: Tensor, generator: torch.Generator) -
         drawn = root * torch.randn(root.shape, generator=generator, device=root.device)
         cotangent = drawn - root.square() * drawn.sum(dim=1, keepdim=True)
         parts += torch.autograd.grad(logits, states, cotangent)
-    return torch.cat(parts)[None]
+    return torch.cat(parts)

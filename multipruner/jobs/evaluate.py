@@ -6,13 +6,15 @@ import gc
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 
+from multipruner.checkpoint.classes import task_of
 from multipruner.checkpoint.load import load_run
 from multipruner.checkpoint.run_folder import check_name, is_written, read_json
 from multipruner.config.recipe import EvaluationSpec, Recipe
@@ -21,17 +23,23 @@ from multipruner.console.progress import counting_display, judging_display, wait
 from multipruner.console.say import teller
 from multipruner.core.errors import ConfigError, OutputError, UnknownModelError, UnsupportedModelError
 from multipruner.engine.fingerprint import fingerprint
+from multipruner.engine.moments import positions_of
 from multipruner.engine.precision import Precision
-from multipruner.eval import Comparison, Evaluation, check_settings, compare, evaluate
+from multipruner.engine.prunable import Prunable
+from multipruner.eval import Comparison, Evaluation, compare, evaluate
+from multipruner.eval.accuracy import classes_of, judged
 from multipruner.eval.kept import Kept
 from multipruner.recipes import mapping_for
 from multipruner.sources.calibration import CalibrationSet, CalibrationText, held_out_text
 from multipruner.sources.dense import load_dense
+from multipruner.sources.intake.processor import shape_of
+from multipruner.sources.pictures import PictureFiles, judging_pictures
 from multipruner.sources.resolve import resolve
 from multipruner.storage.files import write_atomically
 from multipruner.storage.partial import header_of
 from multipruner.storage.run_report import check_numbers
 
+from .prepare import check_text
 from .record import recorded_recipe
 from .suite import SuiteRun, kept_scores, suite_settings, with_prose
 
@@ -70,18 +78,22 @@ def judge_folders(
     reports = {folder: _read_report(folder) for folder in folders}
     asked, settings = settings, suite_settings(suite, settings)
     recipe = _recipe(against, reports, settings)
-    check_settings(recipe.evaluation)
+    check_text(recipe)
     check_output(output)
     for folder in folders:  # a name that is wrong is said before anything is evaluated
         if not Path(folder).exists():
             mapping_for(folder)
     with waiting_display(console, "loading the model"):
-        model, tokenizer = load_dense(resolve(recipe, say), recipe)
+        source = resolve(recipe, say)
+        model, tokenizer = load_dense(source, recipe, pictures=True)
         _check_same_base(reports, fingerprint(model))
         precision = Precision.of(model, recipe.compute_dtype)
     say(precision.line())
-    kept = kept_scores(model, tokenizer, precision, fresh=fresh)
-    judge = _Judge.of(recipe, model, tokenizer, precision, console, suite, "tasks" in asked.get("evaluation", {}))
+    if task_of(model.config).reads_text:
+        kept = kept_scores(model, tokenizer, precision, fresh=fresh)
+        judge = _Judge.of(recipe, model, tokenizer, precision, console, suite, "tasks" in asked.get("evaluation", {}))
+    else:
+        kept, judge = Kept(), _OnPictures.of(recipe, model, tokenizer, precision, console, suite, source.name)
     dense = judge(model, "dense", kept)
     if kept.found:
         say(f"dense, as it was measured before: {', '.join(kept.found)} (--fresh measures anew)")
@@ -153,6 +165,38 @@ class _Judge:
                 progress=display, kept=kept, optional=self.optional,
             )  # fmt: skip
             return self.suite.measured(model, self.tokenizer, found, kept, display) if self.suite else found
+
+
+@dataclass
+class _OnPictures:
+    """Evaluates one image classifier after another in the same way, the dense one first."""
+
+    pictures: PictureFiles
+    precision: Precision
+    console: Console
+    dense: list[int] = field(default_factory=list)
+    optional: dict[str, bool] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls, recipe: Recipe, model: Any, processor: Any, precision: Precision, console: Console, suite: str | None,
+        name: str,
+    ) -> _OnPictures:  # fmt: skip
+        """Find the pictures.
+
+        Raises:
+            ConfigError: for a suite, which is of texts.
+        """
+        if suite is not None:
+            raise ConfigError(f"{name} is an image classifier: give no --suite, which is of texts")
+        positions = positions_of(Prunable.of(model), torch.zeros(1, *shape_of(name, model.config)))
+        return cls(judging_pictures(recipe, model.config, processor, name, positions), precision, console)
+
+    def __call__(self, model: Any, who: str, kept: Kept) -> Evaluation:
+        with self.precision.computing(model), judging_display(self.console, who) as display:
+            found = classes_of(model, self.pictures.pixels, len(self.pictures), display)
+        self.dense = self.dense or found
+        return judged(f"pictures of {self.pictures.name}", found, self.pictures.labels, self.dense)
 
 
 def as_record(folders: Sequence[str], results: Sequence[Comparison]) -> dict[str, Any]:

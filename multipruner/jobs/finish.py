@@ -22,10 +22,12 @@ from multipruner.console.say import Say, teller
 from multipruner.core.plan import PruningPlan
 from multipruner.engine.prunable import Outputs
 from multipruner.eval import Comparison, Evaluation, compare, evaluate
+from multipruner.eval.accuracy import classes_of, judged
 from multipruner.repair.write import repair_outputs, write_outputs, write_values
 from multipruner.report import notebook
 from multipruner.report.card import model_card
 from multipruner.report.summary import next_commands, render
+from multipruner.sources.pictures import PictureFiles
 from multipruner.storage.tensors_on_disk import mapped
 
 from .forecast.run import outcome
@@ -44,7 +46,7 @@ class Run:
         folder: where the pruned model is.
         plan: what of the dense model stayed.
         report: what ``report.json`` holds.
-        model, tokenizer: the pruned model in memory.
+        model, tokenizer: the pruned model in memory; of an image classifier with its image processor.
     """
 
     folder: Path
@@ -129,7 +131,7 @@ def finish(
     peak = report.get("forecast", {}).get("memory", {}).get("peak_bytes")
     if setting.forecast is not None and peak and (beyond := setting.forecast.beyond(peak)):
         say(beyond)
-    say(next_commands(output))
+    say(next_commands(output, task=setting.prunable.spec.task))
     tell(console, "result", **result_of(report, output))
     return Run(output, plan, report, pruned, setting.tokenizer)
 
@@ -150,7 +152,9 @@ def cut_model(setting: Setting, plan: PruningPlan, outputs: Outputs, gain: torch
 
 
 def _evaluate(setting: Setting, pruned: Any, console: Console) -> Comparison:
-    """Evaluate dense and pruned model on the same text and tasks."""
+    """Evaluate dense and pruned model on the same text and tasks, or pictures."""
+    if setting.pictures is not None:
+        return _right_answers(setting, setting.pictures, pruned, console)
     ids, name = (setting.held_out.ids, f"held-out {setting.held_out.name}") if setting.held_out else (None, "")
 
     def judge(model: Any, who: str, say: Say) -> Evaluation:
@@ -166,3 +170,15 @@ def _evaluate(setting: Setting, pruned: Any, console: Console) -> Comparison:
     with setting.precision.computing(pruned, layers):
         dense = judge(setting.prunable.original.model, "dense", teller(console))
         return compare(dense, judge(pruned, "pruned", lambda text: None))
+
+
+def _right_answers(setting: Setting, pictures: PictureFiles, pruned: Any, console: Console) -> Comparison:
+    """Return how many pictures dense and pruned model get right."""
+    answers = {}
+    with setting.precision.computing(pruned):
+        for who, model in (("dense", setting.prunable.original.model), ("pruned", pruned)):
+            with judging_display(console, who) as display:
+                answers[who] = classes_of(model, pictures.pixels, len(pictures), display)
+    name, dense = f"pictures of {pictures.name}", answers["dense"]
+    before, after = (judged(name, answers[who], pictures.labels, dense) for who in ("dense", "pruned"))
+    return compare(before, after)

@@ -26,7 +26,8 @@ def refitted(
     assert setting.statistics_ids is not None
     recipe, ids = setting.recipe, setting.statistics_ids
     ridge = None if recipe.accumulate_ridge == "auto" else recipe.accumulate_ridge
-    fit = GainFit(setting.prunable, ids.numel(), recipe.calibration.seed) if recipe.final_norm == "refit" else None
+    refit = recipe.final_norm == "refit" and setting.prunable.spec.task.reads_text  # one position is too little to fit
+    fit = GainFit(setting.prunable, ids.numel(), recipe.calibration.seed) if refit else None
     outputs = accumulated(
         setting.prunable, structure, ids, share=recipe.accumulate, ridge=ridge, progress=progress, ends=fit and fit.see
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from math import ceil
 
 import torch
 
@@ -23,6 +24,7 @@ from multipruner.importance.table import rank
 from multipruner.importance.value_bases import turn_values
 from multipruner.repair.narrowing import fit_to_wider
 from multipruner.repair.scoring import Repair
+from multipruner.sources.calibration import CalibrationSet
 from multipruner.storage.tensors_on_disk import OnDisk
 
 from .reachable import check_reachable
@@ -69,7 +71,7 @@ def ordered(setting: Setting, display: Show) -> Setting:
     recipe, prunable, ids = setting.recipe, setting.prunable, setting.statistics_ids
     place = OnDisk if recipe.moments == "disk" else dict
     shown = named(display, "moments")
-    statistics = None if ids is None else gather(prunable, ids[: recipe.text.order_sequences], shown, place)
+    statistics = None if ids is None else gather(prunable, _for_order(recipe, ids, setting.calibration), shown, place)
     finer = [name for name in grid_of(recipe, prunable).steps if AXES[name].within]
     if VALUES in finer and statistics is not None:  # in bases in which the order is the one that they lie in
         turn_values(prunable, statistics)
@@ -80,6 +82,14 @@ def ordered(setting: Setting, display: Show) -> Setting:
         repair = Repair(prunable, statistics, ranking, recipe.ridge, recipe.repair)
     ranking = replace(ranking, stream=setting.ranking.stream)
     return replace(setting, statistics=statistics, ranking=ranking, repair=repair)
+
+
+def _for_order(recipe: Recipe, ids: torch.Tensor, of: CalibrationSet) -> torch.Tensor:
+    """Return the rows that the order takes: of pictures, which are no sequences, the same share."""
+    wanted = recipe.text.order_sequences
+    if wanted is not None and of.each > 1:
+        wanted = ceil(len(ids) * min(1, wanted / recipe.text.moments_sequences))
+    return ids[:wanted]
 
 
 def narrowed(setting: Setting, hidden: int, display: Show, stream: Sequence[int] | None = None) -> Setting:

@@ -8,19 +8,19 @@ from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from rich.console import Console
 
 from multipruner.checkpoint.rehearsal import Rehearsal
 from multipruner.config.recipe import Recipe
-from multipruner.console.progress import counting_display, named, waiting_display
+from multipruner.console.progress import Show, counting_display, named, waiting_display
 from multipruner.console.say import teller
 from multipruner.core.errors import NumericsError
 from multipruner.core.plan import Ranking
 from multipruner.engine.fingerprint import fingerprint
-from multipruner.engine.moments import Statistics, seldom_routed
+from multipruner.engine.moments import Statistics, positions_of, seldom_routed
 from multipruner.engine.precision import TYPES, Precision, name_of, product_rates
 from multipruner.engine.processes import Team
 from multipruner.engine.prunable import Prunable
@@ -28,6 +28,8 @@ from multipruner.eval import check_settings, evaluate, perplexity
 from multipruner.repair.scoring import unrepaired
 from multipruner.sources.calibration import CalibrationSet, CalibrationText, held_out_text
 from multipruner.sources.dense import device_of, load_dense, stored_otherwise
+from multipruner.sources.intake.processor import shape_of
+from multipruner.sources.pictures import PictureFiles, pictures_of
 from multipruner.sources.resolve import resolve
 
 from .forecast.bounds import Fitting
@@ -54,12 +56,14 @@ def prepared(
     output: Path | None = None,
     *,
     walks: bool = False,
+    pictures: bool = False,
 ) -> Setting:
     """Call :func:`prepare` in every process of a job: rank 0 first, for what lands in the cache; the same
     everywhere."""
     # what is fastest must be the same everywhere, so one process measures
     rates = None if team.size == 1 else team.told(lambda: product_rates(device_of(recipe.device), TYPES))
-    work = partial(prepare, recipe, console, seconds, rates, first=not team.rank, output=output, walks=walks)
+    work = partial(prepare, recipe, console, seconds, rates, first=not team.rank, output=output, walks=walks,
+                   pictures=pictures)  # fmt: skip
     setting = team.one_first(work, lambda found: json.dumps(found.identity))
     return replace(setting, team=team)
 
@@ -74,6 +78,7 @@ def prepare(
     output: Path | None = None,
     stream: tuple[int, ...] | None = None,
     walks: bool = False,
+    pictures: bool = False,
 ) -> Setting:
     """Load model and calibration, rank the widths, refuse what cannot be reached before any search.
 
@@ -86,20 +91,23 @@ def prepare(
         output: folder of a run whose stages are to be foretold.
         stream: the dimensions of the residual stream that stay, where a plan says so.
         walks: whether decoder layers may stay on disk, as the recipe says.
+        pictures: whether the job at hand can do with an image classifier.
     """
     say = teller(console)
-    check_settings(recipe.evaluation)
+    check_text(recipe)
     with timed(seconds, "load"), waiting_display(console, "loading the model"):
         source = resolve(recipe, say)
         if source.wrapper is not None:
             say(_TEXT_ONLY)
-        model, tokenizer = load_dense(source, recipe, mapped=walks and recipe.offload != "none")
+        disk = walks and recipe.offload != "none"
+        model, tokenizer = load_dense(source, recipe, mapped=disk, pictures=pictures)
         mark, precision = fingerprint(model), Precision.of(model, recipe.compute_dtype, rates)
         say(precision.line())
         prunable = Prunable.of(model, precision.stored, along_in(recipe))
         copied = partial(stored_otherwise, source, name_of(precision.stored))
         layers = layers_on_disk(recipe, prunable, precision.computed, walks=walks, copied=copied)
-        if first and output is not None:
+        text = prunable.spec.task.reads_text
+        if first and text and output is not None:
             idle = idle_of(model) if model.device.type == "cpu" else 0
             unwritten = unwritten_of(model, tokenizer)
             fitting = Fitting(prunable, precision.computed, idle, walks, copied, unwritten)
@@ -119,18 +127,14 @@ def prepare(
             uniform = recipe.layout == "uniform"
             about = source.path_or_id, source.revision
             rehearsal = Rehearsal(model, tokenizer, *about, uniform=uniform, along=along_in(recipe))
-    expected = _foretold(recipe, prunable, tokenizer, output, console) if first and output is not None else None
+    expected = _foretold(recipe, prunable, tokenizer, output, console) if first and text and output else None
     with rehearsal, counting_display(console, "text") as display:
-        with timed(seconds, "text"):
-            text = named(display, "text")
-            texts = CalibrationText(recipe.text, tokenizer, model, say=say, progress=text)
-            calibration, held_out = texts.part("calibration"), held_out_text(recipe, texts)
-            _check_loss(recipe, prunable, tokenizer, calibration)
-            more = _moments_text(recipe, texts, say)
-            say(texts.line())
+        with timed(seconds, "text" if text else "pictures"):
+            parts = _read(recipe, prunable, tokenizer, source.name, say, display)
         setting = Setting(
-            recipe, source, prunable, tokenizer, calibration, held_out, None, more, Ranking.identity(prunable.anatomy),
-            None, mark, precision, held, texts.record(), forecast=expected,
+            recipe, source, prunable, tokenizer, parts.calibration, parts.held_out, None, parts.moments,
+            Ranking.identity(prunable.anatomy), None, mark, precision, held, parts.record, forecast=expected,
+            pictures=parts.pictures,
         )  # fmt: skip
         hidden = len(stream) if stream is not None else recipe.hidden_size
         with timed(seconds, "moments"):
@@ -139,6 +143,45 @@ def prepare(
             )
             _say_seldom_routed(setting.statistics, prunable, say)
     return setting
+
+
+class _Parts(NamedTuple):
+    """What a run reads: for scores, for the comparison at the end, for the moments; and what the report says of it."""
+
+    calibration: CalibrationSet
+    held_out: CalibrationSet | None
+    moments: torch.Tensor | None
+    record: Mapping[str, Any]
+    pictures: PictureFiles | None = None
+
+
+def _read(
+    recipe: Recipe, prunable: Prunable, tokenizer: Any, name: str, say: Callable[[str], None], display: Show
+) -> _Parts:
+    """Return the text of a recipe, or the pictures; ``tokenizer`` then is the image processor, ``name`` the model's."""
+    if not prunable.spec.task.reads_text:
+        return _pictures(recipe, prunable, tokenizer, name, say)
+    texts = CalibrationText(recipe.text, tokenizer, prunable.model, say=say, progress=named(display, "text"))
+    calibration, held_out = texts.part("calibration"), held_out_text(recipe, texts)
+    _check_loss(recipe, prunable, tokenizer, calibration)
+    more = _moments_text(recipe, texts, say)
+    say(texts.line())
+    return _Parts(calibration, held_out, more, texts.record())
+
+
+def _pictures(recipe: Recipe, prunable: Prunable, processor: Any, name: str, say: Callable[[str], None]) -> _Parts:
+    config = prunable.model.config
+    blank = torch.zeros(1, *shape_of(name, config))
+    found = pictures_of(recipe, config, processor, name, positions_of(prunable, blank))
+    say(found.line())
+    return _Parts(found.calibration, None, found.moments, found.record(), found.held_out)
+
+
+def check_text(recipe: Recipe) -> None:
+    """Check what the evaluation reads; a folder may be one of pictures, for an image classifier."""
+    text = recipe.evaluation.text
+    if text is None or not Path(text).expanduser().is_dir():
+        check_settings(recipe.evaluation)
 
 
 def _foretold(recipe: Recipe, prunable: Prunable, tokenizer: Any, output: Path, console: Console) -> Forecast:

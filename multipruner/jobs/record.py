@@ -94,7 +94,7 @@ def record(
         **described(setting.source, setting.recipe, costs, plan, setting.fingerprint, command),
         "precision": setting.precision.to_json(),
         "calibration": {"name": setting.calibration.name, "hash": setting.calibration.hash,
-                        "tokens": setting.calibration.ids.numel(), "sequences": len(setting.calibration.ids),
+                        "tokens": setting.calibration.tokens, "sequences": len(setting.calibration.ids),
                         **setting.texts},
         "search": {
             "method": path.by or ("greedy" if setting.recipe.greedy else "program"),

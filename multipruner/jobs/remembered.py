@@ -17,13 +17,15 @@ from multipruner.search import Memo
 from .setting import Setting
 
 
-def objective_of(setting: Setting, sequences: int) -> CalibrationObjective:
-    """Return the recipe's loss on the first sequences of the calibration text (inside :meth:`Prunable.in_order`)."""
+def objective_of(setting: Setting, rows: int) -> CalibrationObjective:
+    """Return the recipe's loss on the first rows of the calibration text, or pictures (inside
+    :meth:`Prunable.in_order`).
+    """
     return CalibrationObjective(
         setting.prunable,
-        setting.calibration.head(sequences).ids,
+        setting.calibration.head(rows).ids,
         ignore_id=setting.calibration.ignore_id,
-        batch_size=setting.recipe.calibration.batch_size,
+        batch_size=setting.recipe.calibration.batch_size * setting.calibration.each,
         loss=setting.recipe.objective,
     )
 
@@ -105,12 +107,12 @@ class RememberedObjective:
 def remembered(setting: Setting, path: Path, sequences: int | None = None) -> RememberedObjective:
     """Return the recipe's loss on the first sequences of the calibration text (``None``: on all), kept in a file."""
     count, part = len(setting.calibration.ids), {}
-    if sequences is not None and sequences < count:
-        count, part = sequences, {"sequences": sequences}
+    if sequences is not None and (rows := sequences * setting.calibration.each) < count:
+        count, part = rows, {"sequences": sequences}
     return RememberedObjective(objective_of(setting, count), Memo(path, digest(setting.identity | part)))
 
 
 def rough_of(setting: Setting, path: Path) -> RememberedObjective | None:
     """Return what measures the first tables of the program, where that is less text than all of it."""
     few = setting.recipe.calibration.width_sequences
-    return remembered(setting, path, few) if few < len(setting.calibration.ids) else None
+    return remembered(setting, path, few) if few * setting.calibration.each < len(setting.calibration.ids) else None

@@ -15,7 +15,7 @@ from multipruner.core.axes import AXES, VALUES, ranges_of
 from multipruner.core.plan import PruningPlan, Ranking
 from multipruner.core.structure import Structure
 from multipruner.engine.fingerprint import configuration
-from multipruner.engine.moments import Statistics
+from multipruner.engine.moments import Statistics, positions_of
 from multipruner.engine.objective import Work
 from multipruner.engine.precision import Held, Precision, Together
 from multipruner.engine.processes import Team
@@ -27,6 +27,7 @@ from multipruner.search.grid import aligned
 from multipruner.search.options import FIRST, FIRST_ON_CURVES
 from multipruner.search.program import Table
 from multipruner.sources.calibration import CalibrationSet
+from multipruner.sources.pictures import PictureFiles
 from multipruner.sources.resolve import ResolvedModel
 
 from .limits import Timed, latency_table_of, limits_of
@@ -93,7 +94,8 @@ def problem_of(recipe: Recipe, prunable: Prunable) -> Problem:
 class Setting:
     """What the stages of a run share; ``texts`` is what :meth:`.CalibrationText.record` gives, ``forecast`` what was
     foretold (:class:`multipruner.jobs.forecast.run.Forecast`), if anything was, ``sensitivities`` those of the blocks
-    (:func:`multipruner.importance.energies.sensitivities`), computed when first tables need them.
+    (:func:`multipruner.importance.energies.sensitivities`), computed when first tables need them, ``pictures`` what an
+    image classifier is judged on.
 
     What follows from these values is computed when it is first asked for, once; a setting with another recipe
     (:func:`dataclasses.replace`) computes its own.
@@ -116,6 +118,7 @@ class Setting:
     team: Team = field(default_factory=Team, repr=False)
     forecast: Any = field(default=None, repr=False)
     sensitivities: list[float] = field(default_factory=list, repr=False)
+    pictures: PictureFiles | None = field(default=None, repr=False)
 
     @property
     def search_repair(self) -> Repair | None:
@@ -175,7 +178,7 @@ class Setting:
         def estimated(task: Task) -> Table:
             assert self.statistics_ids is not None, "there are no errors without moments"
             if not self.sensitivities:
-                few = self.statistics_ids[: max(1, TOKENS // self.statistics_ids.shape[1])]
+                few = self.statistics_ids[: max(1, TOKENS // positions_of(self.prunable, self.statistics_ids))]
                 seed, shown = self.recipe.calibration.seed, partial(display, "energies")
                 self.sensitivities.extend(sensitivities(self.prunable, few, seed=seed, progress=shown))
             return first_tables(task, self.sensitivities)

@@ -14,23 +14,18 @@ import yaml
 from multipruner.config.spellings import respelled
 from multipruner.core.axes import BLOCK_KINDS, STREAM
 from multipruner.core.errors import ConfigError
-from multipruner.core.families import FAMILIES
+from multipruner.core.families.tasks import CAUSAL_LM, Task
 from multipruner.core.plan import PruningPlan
 from multipruner.eval import Comparison
 
 from .markup import code, command_without_places, fenced, front_matter, one_line, plain, without_places
-from .words import UNREPAIRED, finite, measured, tokens_of, whole_loading
+from .words import UNREPAIRED, finite, loading, measured, task_named, tokens_of, whole_loading
 
 LOCAL_NAME = "path/to/this/folder"
 """What the loading example opens as long as the checkpoint has no address."""
 REFITTED = "`plan.json` says what was cut; the output projections of what stays were then refitted in closed form."
 _SEAL = re.compile(r"\n<!-- multipruner wrote this card: ([0-9a-f]{16}) -->\n\Z")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-_REMOTE_CODE = (
-    "The code of this family travels with the checkpoint and is written for older versions of transformers.\n"
-    "multipruner has run it only with a tiny stand-in of the same shape, not with the official code:\n"
-    "compare logits before you rely on this model."
-)
 
 
 def model_card(
@@ -58,16 +53,18 @@ def model_card(
     report = respelled("report", report)
     base = base_model(report, plan)
     short = one_line(plan.model.rstrip("/").rpartition("/")[2])
+    task = task_named(plan.model_type)
+    pipeline = "image-text-to-text" if "whole" in report else task.name
     title = name.rpartition("/")[2] if _HUB_ID.fullmatch(name) else f"{short}, pruned"
     parts = [
-        _metadata(base, license, languages, model_index(report, title), "whole" in report),
+        _metadata(base, license, languages, model_index(report, title, task.name), pipeline),
         f"# {plain(title)}",
         # a folder on somebody's disk is nobody else's business
-        _summary(report, base or short),
+        _summary(report, base or short, task.data),
         _removed(plan, report.get("picture"), figure),
-        whole_loading(name) if "whole" in report else _loading(plan, name, stock),
+        whole_loading(name) if "whole" in report else loading(plan.model_type, name, stock=stock),
         _numbers(report),
-        _limits(report),
+        _limits(report, task),
         _reproduction(report),
     ]
     return _sealed("\n\n".join(part for part in parts if part) + "\n")
@@ -123,11 +120,11 @@ def _metadata(
     license: str | Mapping[str, str] | None,
     languages: tuple[str, ...],
     index: list[dict[str, Any]],
-    whole: bool,
+    pipeline: str,
 ) -> str:
     known: dict[str, Any] = {
         "library_name": "transformers",
-        "pipeline_tag": "image-text-to-text" if whole else "text-generation",
+        "pipeline_tag": pipeline,
         "tags": ["pruned", "multipruner"],
     }
     if base_model:
@@ -144,7 +141,7 @@ def _metadata(
     return f"---\n{yaml.safe_dump(known, sort_keys=True)}---"
 
 
-def model_index(report: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
+def model_index(report: Mapping[str, Any], name: str, task: str = CAUSAL_LM.name) -> list[dict[str, Any]]:
     """Return a report's evaluation results as the Hub's ``model-index``: one result per text and per task; the last one
     of several measurements of the same thing counts. Empty without results.
 
@@ -159,7 +156,7 @@ def model_index(report: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
             if rows:
                 dataset = {"type": re.sub(r"[^\w.-]+", "-", data), "name": one_line(data)}
                 known = {**dataset, "args": {"limit": limit}} if limit and data not in texts else dataset
-                results[data] = {"task": {"type": "text-generation"}, "dataset": known, "metrics": rows}
+                results[data] = {"task": {"type": task}, "dataset": known, "metrics": rows}
     return [{"name": one_line(name), "results": list(results.values())}] if results else []
 
 
@@ -176,9 +173,9 @@ def _settings(entry: Mapping[str, Any]) -> Mapping[str, Any]:
     return entry.get("settings") or (recipe.get("evaluation") if isinstance(recipe, Mapping) else None) or {}
 
 
-def _summary(report: Mapping[str, Any], model: str) -> str:
+def _summary(report: Mapping[str, Any], model: str, data: str) -> str:
     counts = report.get("parameters") or {}
-    text = f"A smaller {code(model)}, made with multipruner from calibration text alone: no weight was trained."
+    text = f"A smaller {code(model)}, made with multipruner from calibration {data} alone: no weight was trained."
     if counts.get("before") and counts.get("after"):
         text += f" {counts['after'] / 1e6:,.1f} of {counts['before'] / 1e6:,.1f} million parameters are left"
         shares = [
@@ -205,42 +202,6 @@ def _removed(plan: PruningPlan, picture: Any, figure: str | None) -> str:
     return f"{text}\n\n{fenced(str(picture).rstrip())}" if picture else text
 
 
-_OWN = """\
-Layers differ in size, so the checkpoint brings its modelling code (needs torch and transformers>=5.14; continuous
-batching, which asks for layers that are alike, does not work):"""
-_STOCK = """\
-Layers are all alike: this is an ordinary checkpoint of its family, for whatever opens the dense one (tried with
-transformers 4.57 and newer):"""
-
-
-def _loading(plan: PruningPlan, name: str, stock: bool) -> str:
-    remote = plan.model_type in FAMILIES and FAMILIES[plan.model_type].remote_code
-    option = ", trust_remote_code=True" if remote else ""
-    trusted, how, other = ", trust_remote_code=True", _OWN, "With" if remote else "Or, running no code from it, with"
-    untrusted = "" if stock else ", trust_remote_code=False"  # not given, transformers ask, as the model has code
-    if stock:
-        trusted, how, other = "", _STOCK, "Or with"
-    return f"""\
-## How to load it
-
-{how}
-
-```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-model = AutoModelForCausalLM.from_pretrained("{name}"{trusted})
-tokenizer = AutoTokenizer.from_pretrained("{name}"{option or untrusted})
-```
-
-{other} the package multipruner:
-
-```python
-import multipruner
-
-model = multipruner.load("{name}"{option})
-```{chr(10) * 2 + _REMOTE_CODE if remote else ""}"""
-
-
 def _numbers(report: Mapping[str, Any]) -> str:
     rows = [
         f"| {plain(name)} | {measured(both.get('dense'))} | {measured(both.get('pruned'))} |"
@@ -258,15 +219,16 @@ def _numbers(report: Mapping[str, Any]) -> str:
     return "\n\n".join(["## Numbers", *parts]) if parts else ""
 
 
-def _limits(report: Mapping[str, Any]) -> str:
+def _limits(report: Mapping[str, Any], task: Task) -> str:
     judged = report.get("perplexity") or report.get("tasks") or report.get("evaluations")
     calibration = (report.get("calibration") or {}).get("name")
-    text = code(calibration) if calibration else "a small calibration text"
+    text = code(calibration) if calibration else "a small calibration text" if task.reads_text else "a few pictures"
+    others = "other languages and domains" if task.reads_text else "other kinds of pictures"
     text = "text that the dense model wrote itself" if calibration == "self" else text
     lines = [
         "Nothing was trained after the cut. The model knows less than the dense one and may be wrong more often, also "
         "where the dense one is right; further training can win some of that back.",
-        f"What could go was decided on {text}: other languages and domains may have lost more than the numbers show.",
+        f"What could go was decided on {text}: {others} may have lost more than the numbers show.",
         "Whatever the dense model's card says about bias, safety and intended use holds here too, and refusals learned "
         "by the dense model may be weaker.",
         "Fewer parameters mean less memory; how much faster it is depends on the device, so measure it there.",
@@ -282,7 +244,8 @@ def _reproduction(report: Mapping[str, Any]) -> str:
         lines.append(fenced(command_without_places(report["command"]), "sh"))
     if (calibration := report.get("calibration") or {}).get("name"):
         digest = f", hash `{calibration['hash']}`" if calibration.get("hash") else ""
-        lines.append(f"Calibration text: {plain(calibration['name'])}{tokens_of(calibration)}{digest}.")
+        data = "pictures" if "pictures" in calibration else "text"
+        lines.append(f"Calibration {data}: {plain(calibration['name'])}{tokens_of(calibration)}{digest}.")
     recipe = report.get("recipe")
     seed = (recipe.get("calibration") or {}).get("seed") if isinstance(recipe, Mapping) else None
     if seed is not None:

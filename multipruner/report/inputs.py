@@ -47,7 +47,7 @@ class Base:
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """The text that decided."""
+    """The text that decided, or the pictures."""
 
     name: str | None = None
     hash: str | None = None
@@ -55,6 +55,7 @@ class Calibration:
     sequences: int | None = None
     moments_tokens: int | None = None
     held_out_tokens: int | None = None
+    pictures: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

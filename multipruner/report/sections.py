@@ -17,7 +17,7 @@ from multipruner.report.figures.structure import structure_figure
 
 from .html import Html, element, facts, figure, join, table
 from .inputs import Front, RunFiles
-from .words import amount, contrast_cells, duration, finite, label_of, number, signed, tokens_of
+from .words import amount, contrast_cells, duration, finite, label_of, number, signed, task_named, tokens_of
 
 _SWATCHES = {**STAGE, "blocks": "var(--blue)"}
 SHOWN = 12
@@ -134,7 +134,9 @@ def _about(run: RunFiles) -> Html:
         digest = f", hash {text.hash[:12]}…" if text.hash else ""
         rows.append(("calibration", f"{text.name}{tokens_of(asdict(text))}{digest}"))
     if report.search.loss is not None:
-        rows.append(("calibration loss", f"{report.search.loss:.4f} nats per token"))
+        rows.append(
+            ("calibration loss", f"{report.search.loss:.4f} nats per {'picture' if text.pictures else 'token'}")
+        )
     if report.seconds:
         spent = ", ".join(f"{name} {duration(value)}" for name, value in report.seconds.items())
         rows.append(("time", f"{duration(sum(report.seconds.values()))} ({spent})"))
@@ -146,16 +148,17 @@ def _about(run: RunFiles) -> Html:
 
 
 def _loading(run: RunFiles) -> list[Html]:
-    folder = str(run.folder)
+    folder, task = str(run.folder), task_named(run.plan.model_type)
     code = (
-        "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-        f"model = AutoModelForCausalLM.from_pretrained({folder!r}, trust_remote_code=True)\n"
-        f"tokenizer = AutoTokenizer.from_pretrained({folder!r})"
+        f"from transformers import {task.auto_class}, {task.reader}\n\n"
+        f"model = {task.auto_class}.from_pretrained({folder!r}, trust_remote_code=True)\n"
+        f"{task.reader_name.rpartition(' ')[2]} = {task.reader}.from_pretrained({folder!r})"
     )
     parts = [element("h4", "How to load it", style="margin-top:1.2rem"), element("pre", element("code", code))]
     if run.report.command:
         parts += [element("h4", "How it was made"), element("pre", element("code", run.report.command))]
-    again = f"python -m multipruner eval {shlex.quote(folder)} --tasks ppl,piqa,arc_easy"
+    on = "--tasks ppl,piqa,arc_easy" if task.reads_text else "--eval-text FOLDER_OF_PICTURES"
+    again = f"python -m multipruner eval {shlex.quote(folder)} {on}"
     return [*parts, element("h4", "How to evaluate it"), element("pre", element("code", again))]
 
 

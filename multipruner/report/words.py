@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from multipruner.core.costs import reported_as
+from multipruner.core.families import first_row
+from multipruner.core.families.tasks import CAUSAL_LM, Task
 from multipruner.eval.comparison import Contrast
 
 UNREPAIRED = (
@@ -30,9 +32,72 @@ processor = AutoProcessor.from_pretrained("{name}")
 ```"""
 
 
+_REMOTE_CODE = (
+    "The code of this family travels with the checkpoint and is written for older versions of transformers.\n"
+    "multipruner has run it only with a tiny stand-in of the same shape, not with the official code:\n"
+    "compare logits before you rely on this model."
+)
+_OWN = """\
+Layers differ in size, so the checkpoint brings its modelling code (needs torch and transformers>=5.14; continuous
+batching, which asks for layers that are alike, does not work):"""
+_STOCK = """\
+Layers are all alike: this is an ordinary checkpoint of its family, for whatever opens the dense one (tried with
+transformers 4.57 and newer):"""
+
+
+_OWN_PICTURES = """\
+Layers differ in size, so the checkpoint brings its modelling code (needs torch and transformers>=5.14):"""
+_STOCK_PICTURES = """\
+Layers are all alike: this is an ordinary checkpoint of its family (where heads left, `config.json` says their width,
+which transformers>=5.14 read):"""
+
+
+def task_named(model_type: str) -> Task:
+    """Return what models of a type are for: language models where there is no row."""
+    row = first_row(model_type)
+    return CAUSAL_LM if row is None else row.task
+
+
 def whole_loading(name: str) -> str:
     """Return how a model of several modalities is loaded, by its folder or Hub id."""
     return _WHOLE.format(name=name)
+
+
+def loading(model_type: str, name: str, *, stock: bool) -> str:
+    """Return how a checkpoint is loaded.
+
+    Args:
+        model_type: of the dense model.
+        name: its folder or Hub id.
+        stock: whether a stock class opens it.
+    """
+    row, task = first_row(model_type), task_named(model_type)
+    remote = row is not None and row.remote_code
+    option = ", trust_remote_code=True" if remote else ""
+    own, alike = (_OWN, _STOCK) if task.reads_text else (_OWN_PICTURES, _STOCK_PICTURES)
+    trusted, how, other = ", trust_remote_code=True", own, "With" if remote else "Or, running no code from it, with"
+    untrusted = "" if stock else ", trust_remote_code=False"  # not given, transformers ask, as the model has code
+    if stock:
+        trusted, how, other = "", alike, "Or with"
+    return f"""\
+## How to load it
+
+{how}
+
+```python
+from transformers import {task.auto_class}, {task.reader}
+
+model = {task.auto_class}.from_pretrained("{name}"{trusted})
+{task.reader_name.rpartition(" ")[2]} = {task.reader}.from_pretrained("{name}"{option or untrusted})
+```
+
+{other} the package multipruner:
+
+```python
+import multipruner
+
+model = multipruner.load("{name}"{option})
+```{chr(10) * 2 + _REMOTE_CODE if remote else ""}"""
 
 
 def label_of(cost: str) -> str:
@@ -91,6 +156,8 @@ def duration(seconds: float) -> str:
 
 def tokens_of(calibration: Mapping[str, Any]) -> str:
     """Tell how much text decided, after its name: for scores, and beside it for order and repair, and held out."""
+    if (pictures := calibration.get("pictures")) is not None:
+        return f", {pictures:,} pictures for scores"
     keys = {"tokens": "tokens for scores", "moments_tokens": "for order and repair", "held_out_tokens": "held out"}
     counts = {key: count for key in keys if isinstance(count := calibration.get(key), int) and count}
     if set(counts) == {"tokens"}:

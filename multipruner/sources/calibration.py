@@ -41,11 +41,18 @@ class CalibrationSet:
         ids: int64 [sequences, length], on the CPU.
         name: where the text is from, such as ``"alpaca"`` or a file's name.
         ignore_id: label that is not scored (the official code's: EOS), or ``None``.
+        each: how many rows of ``ids`` count as one sequence of a recipe.
     """
 
     ids: torch.Tensor
     name: str
     ignore_id: int | None = None
+    each: int = 1
+
+    @property
+    def tokens(self) -> int:
+        """How many there are."""
+        return self.ids.numel()
 
     @cached_property
     def hash(self) -> str:
@@ -54,9 +61,9 @@ class CalibrationSet:
         digest.update(self.ids.to(torch.int64).contiguous().numpy().tobytes())
         return digest.hexdigest()
 
-    def head(self, sequences: int) -> CalibrationSet:
-        """Return the first sequences only (all, where there are fewer)."""
-        return replace(self, ids=self.ids[:sequences])
+    def head(self, rows: int) -> CalibrationSet:
+        """Return the first rows only (all, where there are fewer)."""
+        return replace(self, ids=self.ids[:rows])
 
 
 class CalibrationText:

@@ -18,20 +18,21 @@ from multipruner.storage.tensor_headers import TORCH_NAMES, StoredTensor, stored
 from .intake.accounting import account, build_config, needed_bytes, read_config, reason_of
 from .intake.fetch import small_files, weights
 from .intake.finite import check_finite
+from .intake.processor import load_processor, shape_of
 from .intake.spare import spare_names
 from .intake.tokenizer import check_rows, load_tokenizer
 from .resolve import ResolvedModel
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
 _TRIAL_TOKENS = 8
 
 
 def load_dense(
-    resolved: ResolvedModel, recipe: Recipe, *, mapped: bool = False
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    resolved: ResolvedModel, recipe: Recipe, *, mapped: bool = False, pictures: bool = False
+) -> tuple[PreTrainedModel, Any]:
     """Load model and tokenizer, in evaluation mode, on the recipe's device, every tensor accounted for.
 
     Args:
@@ -39,6 +40,7 @@ def load_dense(
         recipe: its ``dtype``, ``device`` and ``trust_remote_code`` count.
         mapped: whether memory for all weights is not needed: on a CPU those that have their type on disk are views of
             their file.
+        pictures: whether the job at hand can do with an image classifier; then the second is its image processor.
 
     Raises:
         UnsupportedModelError: before any weight is loaded, for what cannot be pruned as it is: a family without a row,
@@ -50,14 +52,14 @@ def load_dense(
         UnknownModelError: when files are missing or damaged.
     """
     device = device_of(recipe.device)
-    found = accounted(resolved, recipe)
+    found = accounted(resolved, recipe, pictures=pictures)
     views = mapped and device.type == "cpu" and not any(block.routed for block in found.spec.blocks)
     wanted = str(found.config.dtype).removeprefix("torch.") if recipe.dtype == "auto" else recipe.dtype
     copied = [tensor for tensor in found.stored.values() if not (views and TORCH_NAMES.get(tensor.dtype) == wanted)]
     _check_room(found.name, needed_bytes(copied, recipe.dtype), device)
     model = _load(found, recipe.dtype, device)
     check_finite(model)
-    _check_computes(found.name, model)
+    _check_computes(found.name, model, found.spec)
     return model.eval(), found.tokenizer
 
 
@@ -83,7 +85,7 @@ class Accounted:
         spec: its family.
         config: its configuration.
         how: what transformers are told when they open it.
-        tokenizer: what lies beside it.
+        tokenizer: what lies beside it; of an image classifier its image processor.
         stored: its tensors on disk, by the names that they have in the model's class or in the family's checkpoints.
     """
 
@@ -92,17 +94,21 @@ class Accounted:
     spec: Family
     config: Any
     how: Mapping[str, Any]
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: Any
     stored: Mapping[str, StoredTensor]
 
 
 def accounted(
-    resolved: ResolvedModel, recipe: Recipe, before: Callable[[Any, Family], object] = lambda config, spec: None
+    resolved: ResolvedModel,
+    recipe: Recipe,
+    before: Callable[[Any, Family], object] = lambda config, spec: None,
+    *,
+    pictures: bool = False,
 ) -> Accounted:
     """Check a dense checkpoint as far as that is possible without loading a weight.
 
     Args:
-        resolved, recipe: as for :func:`load_dense`.
+        resolved, recipe, pictures: as for :func:`load_dense`.
         before: called with configuration and family before weights are fetched from the Hub, to refuse them.
 
     Raises:
@@ -110,14 +116,16 @@ def accounted(
     """
     name, trust = resolved.name, trusts(recipe.trust_remote_code)
     folder = small_files(resolved.path_or_id, resolved.revision)
-    spec = read_config(folder, name, trust)
+    spec = read_config(folder, name, trust, pictures=pictures)
     how = {"trust_remote_code": trust} if spec.remote_code else {"attn_implementation": attention_of(spec)}
     config = build_config(name, folder, **how)
-    tokenizer = load_tokenizer(folder, name, config, trust)
+    reads = spec.task.reads_text
+    tokenizer = load_tokenizer(folder, name, config, trust) if reads else load_processor(folder, name)
     before(config, spec)
     weights(resolved.path_or_id, resolved.revision, folder)
     stored = account(folder, name, config, spec)
-    check_rows(name, tokenizer, stored, spec)
+    if reads:
+        check_rows(name, tokenizer, stored, spec)
     return Accounted(name, folder, spec, config, how, tokenizer, stored)
 
 
@@ -155,11 +163,11 @@ def _check_room(name: str, needed: int, device: torch.device) -> None:
 
 def _load(found: Accounted, dtype: str, device: torch.device) -> PreTrainedModel:
     """Load the weights, and believe nothing that transformers does not say of them."""
-    from transformers import AutoModelForCausalLM
+    import transformers
 
     how: dict[str, Any] = {**found.how, "config": found.config, "dtype": dtype}
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = getattr(transformers, found.spec.task.auto_class).from_pretrained(
             found.folder, use_safetensors=True, device_map={"": device}, output_loading_info=True, **how
         )
     except Exception as error:  # of every kind: transformers meets files that nobody checked
@@ -187,21 +195,26 @@ def check_told(name: str, spec: Family, model: PreTrainedModel, told: Mapping[st
     return model
 
 
-def _check_computes(name: str, model: PreTrainedModel) -> None:
-    """Run a few tokens through the model: what a configuration says wrongly shows here, not after an hour.
+def _check_computes(name: str, model: PreTrainedModel, spec: Family) -> None:
+    """Run a few tokens, or a blank picture, through the model: what a configuration says wrongly shows here, not after
+    an hour.
 
     Raises:
         ConfigError: with what the forward pass says.
     """
     import torch
 
-    ids = torch.arange(_TRIAL_TOKENS, device=model.device)[None] % model.config.vocab_size
+    if spec.task.reads_text:
+        rows = torch.arange(_TRIAL_TOKENS, device=model.device)[None] % model.config.vocab_size
+        right = (1, _TRIAL_TOKENS, model.config.vocab_size)
+    else:
+        rows, right = torch.zeros(1, *shape_of(name, model.config), device=model.device), (1, model.config.num_labels)
     try:
         with torch.inference_mode():
-            shape = tuple(model(input_ids=ids).logits.shape)
+            shape = tuple(model(**{spec.task.inputs: rows}).logits.shape)
     except Exception as error:  # of every kind: any value of the configuration may be at fault
         if shortage := memory_shortage(error):
             raise shortage from error
         raise ConfigError(f"{name} cannot compute with its config.json: {reason_of(error)}") from error
-    if shape != (1, _TRIAL_TOKENS, model.config.vocab_size):
-        raise ConfigError(f"{name} gives logits of shape {list(shape)}, not one for each of its tokens")
+    if shape != right or not right[-1]:
+        raise ConfigError(f"{name} gives logits of shape {list(shape)}, not one for each of its tokens or classes")

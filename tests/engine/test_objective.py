@@ -12,8 +12,9 @@ from multipruner.checkpoint.weights import pruned_weights
 from multipruner.core.errors import NumericsError, UnsupportedModelError
 from multipruner.core.plan import PruningPlan
 from multipruner.core.structure import GONE
-from multipruner.engine.objective import CalibrationObjective, PlainObjective, label_weights
+from multipruner.engine.objective import CalibrationObjective, PlainObjective
 from multipruner.engine.prunable import Prunable
+from multipruner.engine.token_losses import label_weights
 from tests.support.layers import structure_of
 from tests.support.tiny import VARIANTS, random_ids, random_ranking, random_structure, tiny_model
 

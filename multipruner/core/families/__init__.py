@@ -20,9 +20,10 @@ from .experts import EXPERTS
 from .family import Family
 from .hybrids import HYBRIDS
 from .latent import LATENT
+from .vision import CLASSIFIERS
 
 FAMILIES: dict[str, Family] = {row.model_type: row for row in (*DENSE, *EXPERTS, *LATENT, *HYBRIDS)}
-"""The families that can be pruned, by ``config.model_type``."""
+"""The families of language models that can be pruned, by ``config.model_type``."""
 REFUSED: dict[str, str] = {**dense.REFUSED, **hybrids.REFUSED}
 """Model types that no row can describe, and why."""
 
@@ -35,14 +36,22 @@ def spec_for(config: Any) -> Family:
     """
     values: Mapping[str, Any] = config if isinstance(config, Mapping) else vars(config)
     model_type = str(values.get("model_type") or getattr(config, "model_type", None) or "?")
-    if model_type in FAMILIES:
-        return row_for(FAMILIES[model_type], values)
+    if (first := first_row(model_type)) is not None:
+        return row_for(first, values)
     check_refused(model_type)
     raise UnsupportedModelError(
         f"model family {model_type!r} is not supported{did_you_mean(model_type, FAMILIES)}; "
-        f"supported: {', '.join(sorted(FAMILIES))}. A family is one row in multipruner/core/families/: see "
+        f"supported: {', '.join(sorted(FAMILIES))}, and image classifiers: "
+        f"{', '.join(sorted(CLASSIFIERS))}. A family is one row in multipruner/core/families/: see "
         "docs/adding-a-family.md."
     )
+
+
+def first_row(model_type: Any) -> Family | None:
+    """Return the first row of a model type, of language models or of image classifiers; ``None`` where there is
+    none.
+    """
+    return FAMILIES.get(str(model_type)) or CLASSIFIERS.get(str(model_type))
 
 
 def check_refused(model_type: Any) -> None:

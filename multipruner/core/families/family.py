@@ -15,6 +15,7 @@ from multipruner.core.structure import Size
 
 from .parts import attention, mlp
 from .patterns import Listed, Pattern, Wording
+from .tasks import CAUSAL_LM, Task
 
 GROUPED_HEADS: dict[str, str] = {
     "hidden_size": "hidden",
@@ -36,7 +37,8 @@ class Family:
         model_type: ``config.model_type`` of the family.
         prefix: the stock classes are ``{prefix}Config``, ``{prefix}Model``, ``{prefix}ForCausalLM`` ...
         infix: what stands between the prefix and ``Config`` and ``Model``.
-        causal_lm, layer: how the names of the causal language model and of the decoder layer end.
+        task: what its models are for.
+        causal_lm, layer: how the names of the whole model, of that task, and of the decoder layer end.
         model: how the name of the class that holds the decoder layers ends.
         blocks: the residual blocks of a layer, in the order in which they run; Llama's where nothing is said.
         config: keys of the configuration that say sizes -> what they are the size of.
@@ -62,6 +64,7 @@ class Family:
         pattern: which of its layers have which of two kinds of blocks; nothing where all have all of them.
         mixing: likewise, which layers mix tokens by attention and which otherwise.
         wording: how a configuration says sizes in words of its own; nothing where every key means what it says.
+        model_settings: what the class that holds the layers is built with beside the configuration.
     """
 
     model_type: str
@@ -92,6 +95,8 @@ class Family:
     pattern: Pattern | None = None
     mixing: Pattern | Listed | None = None
     wording: Wording | None = None
+    task: Task = CAUSAL_LM
+    model_settings: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def fits(self, values: Mapping[str, Any]) -> bool:
         """Tell whether the row is right for a configuration's values."""
@@ -99,7 +104,7 @@ class Family:
 
     @property
     def class_name(self) -> str:
-        """The stock causal language model."""
+        """The stock class of the whole model."""
         return f"{self.prefix}{self.causal_lm}"
 
     def leaving(self, block: BlockSpec) -> tuple[str, ...]:

@@ -57,8 +57,8 @@ def attention(
         attributes=attributes,
         arguments=True,
         scores=(Layout(heads), Layout(heads)),
-        **{"path": "self_attn", "before": "input_layernorm", "cached": (Layout(groups), Layout(groups)),
-           "cache": "layer_idx", **rest},
+        **{"path": "self_attn", "before": "input_layernorm", "cache": "layer_idx",
+           "cached": (Layout(groups), Layout(groups)), **rest},
     )  # fmt: skip
 
 

@@ -60,7 +60,7 @@ def apply_given_plan(
     recipe = Recipe.build({**recipe.model_dump(), **NO_BUDGET, **_along(plan, recipe)})
     with Workspace(output, recipe.model) as workspace:
         seconds = Clock(console)
-        setting = prepare(recipe, console, seconds, stream=plan.stream, walks=plan.stream is None)
+        setting = prepare(recipe, console, seconds, stream=plan.stream, walks=plan.stream is None, pictures=True)
         _check(plan, plan_path, setting)
         setting = _ordered_by(setting, plan)
         identity = setting.identity | {"plan": hashlib.sha256(plan.to_json().encode()).hexdigest()}

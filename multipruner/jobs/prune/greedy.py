@@ -35,7 +35,7 @@ _Judge = CalibrationObjective | SpreadObjective
 def _path_objectives(setting: Setting) -> Mapping[Dimension, _Judge]:
     """Return blocks are judged on all sequences, widths on the first few: they have many more candidates."""
     blocks = objective_of(setting, len(setting.calibration.ids))
-    widths = objective_of(setting, setting.recipe.calibration.width_sequences)
+    widths = objective_of(setting, setting.recipe.calibration.width_sequences * setting.calibration.each)
     if setting.team.size == 1:
         return {"blocks": blocks, "mlp": widths, "heads": widths}
     spread = SpreadObjective(setting.team, "widths", widths)

@@ -49,7 +49,7 @@ def prune_recipe(
     team = Team.from_environment()
     recipe = recipe.model_copy(update={"device": team.device(recipe.device)})
     if team.rank:  # computes what rank 0 asks for, and writes nothing
-        lend_a_hand(prepared(recipe, team, Console(quiet=True), {}))
+        lend_a_hand(prepared(recipe, team, Console(quiet=True), {}, pictures=True))
         raise SystemExit(0)
     with Workspace(output, recipe.model) as workspace:
         run = _run(recipe, team, workspace, console, command, overwrite)
@@ -62,7 +62,8 @@ def _run(
 ) -> Run:
     say = teller(console)
     seconds = Clock(console)
-    setting = prepared(recipe, team, console, seconds, workspace.output, walks=team.size == 1)
+    walks = team.size == 1
+    setting = prepared(recipe, team, console, seconds, workspace.output, walks=walks, pictures=True)
     with timed(seconds, "search"):
         if recipe.hidden_size == "auto":
             setting, found = by_hidden_size(setting, workspace, console, say, overwrite)

@@ -11,6 +11,7 @@ import torch
 from rich.console import Console
 from transformers import AutoTokenizer
 
+from multipruner.checkpoint.classes import check_reads_text
 from multipruner.checkpoint.load import load_run
 from multipruner.checkpoint.run_folder import RunFolder
 from multipruner.config.precedence import trusts
@@ -109,6 +110,7 @@ def prepare(
 
     Args as for :func:`.run.tune`; ``partial`` is the folder of the state.
     """
+    check_reads_text(run.path, "tune")
     seconds = Clock(console)
     where = _device(device)
     with timed(seconds, "load"), waiting_display(console, "loading the model"):

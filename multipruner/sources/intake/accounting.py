@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from multipruner.core.errors import ConfigError, UnknownModelError, UnsupportedModelError
-from multipruner.core.families import FAMILIES, Family, spec_for
+from multipruner.core.families import FAMILIES, Family, first_row, spec_for
 from multipruner.core.layout import Layout
 from multipruner.core.plan import PLAN_FORMAT
 from multipruner.storage.tensor_headers import StoredTensor, check_tied, json_object, stored_tensors
@@ -44,7 +44,7 @@ _PARTS = {
 """What names of tensors without a place tell."""
 
 
-def read_config(folder: Path, name: str, trust: bool, *, packed: bool = False) -> Family:
+def read_config(folder: Path, name: str, trust: bool, *, packed: bool = False, pictures: bool = False) -> Family:
     """Return the family of a folder's model, where its configuration says nothing that stands against pruning it.
 
     Args:
@@ -52,6 +52,7 @@ def read_config(folder: Path, name: str, trust: bool, *, packed: bool = False) -
         name: what to call it in errors.
         trust: whether the model's own code may be run.
         packed: whether quantised weights of a format that is read are no hindrance.
+        pictures: whether an image classifier will do.
 
     Raises:
         UnsupportedModelError: for another family or task, code of the model's own, quantised or pruned weights.
@@ -72,8 +73,10 @@ def read_config(folder: Path, name: str, trust: bool, *, packed: bool = False) -
     try:
         spec = spec_for(record)
     except UnsupportedModelError as error:
-        met = "" if model_type in FAMILIES else modules_met(folder)
+        met = "" if first_row(model_type) else modules_met(folder)
         raise UnsupportedModelError(f"{error}{met}") from None
+    if not (pictures or spec.task.reads_text):
+        raise UnsupportedModelError(f"{name} is an {spec.task.what}, which can be pruned; this is for language models")
     _check_class(name, record, spec)
     if spec.remote_code and not trust:
         raise ConfigError(
@@ -119,9 +122,10 @@ def account(
     _check_layers(name, config.num_hidden_layers, spec, found)
     if spec.remote_code:
         return found  # what its own code builds is known when it has run
+    tied = spec.task.reads_text and bool(config.tie_word_embeddings)
     expected = max(_expected(name, config, spec), key=lambda shapes: len(shapes.keys() & found.keys()))
-    _compare(name, found, expected, spec, tied=bool(config.tie_word_embeddings))
-    if config.tie_word_embeddings:
+    _compare(name, found, expected, spec, tied=tied)
+    if tied:
         check_tied(name, found, f"{spec.decoder}.{spec.embeddings}.weight", f"{spec.head}.weight")
     return found
 
@@ -160,14 +164,14 @@ def has_plan(folder: Path) -> bool:
 
 
 def _check_class(name: str, record: Mapping[str, Any], spec: Family) -> None:
-    """Check that the checkpoint's own word for its class is the family's stock language model."""
+    """Check that the checkpoint's own word for its class is the family's stock class of its task."""
     stock = spec.class_name
     classes = record.get("architectures") or [stock]
     if not isinstance(classes, list) or not all(isinstance(each, str) for each in classes):
         raise ConfigError(f"config.json of {name}: architectures must be a list such as [{stock!r}], not {classes!r}")
     own = record.get("auto_map") if not spec.remote_code else None
     if own:
-        code = own.get("AutoModelForCausalLM") or next(iter(own.values()), "?") if isinstance(own, dict) else own
+        code = own.get(spec.task.auto_class) or next(iter(own.values()), "?") if isinstance(own, dict) else own
         raise UnsupportedModelError(
             f"{name} has modelling code of its own ({code}), which may compute another function than {stock}, the "
             "class that is pruned; where the code is the stock one, take auto_map out of config.json, with "
@@ -175,7 +179,7 @@ def _check_class(name: str, record: Mapping[str, Any], spec: Family) -> None:
         )
     if stock.casefold() not in [each.casefold() for each in classes]:
         raise UnsupportedModelError(
-            f"{name} is a {', '.join(classes)}, not the causal language model {stock} (architectures in config.json): "
+            f"{name} is a {', '.join(classes)}, not the {spec.task.what} {stock} (architectures in config.json): "
             "its head would be lost; where it is that class under another name, say so in config.json"
         )
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from multipruner.core.errors import UnknownModelError, UnsupportedModelError
-from multipruner.core.families import FAMILIES, check_refused
+from multipruner.core.families import FAMILIES, check_refused, first_row
 from multipruner.core.families.towers import TOWERS
 from multipruner.storage.tensor_headers import INDEX, SINGLE
 
@@ -71,7 +71,7 @@ def check_wrapper(model: str, record: Mapping[str, Any]) -> None:
     """
     check_refused(record.get("model_type"))
     inner = record.get("text_config") or record.get("llm_config") or record.get("language_config")
-    if str(record.get("model_type")) in FAMILIES or not isinstance(inner, dict):
+    if first_row(record.get("model_type")) or not isinstance(inner, dict):
         return
     raise UnsupportedModelError(
         f"{model} is a model of several modalities ({record.get('model_type')}), whose language model "

@@ -17,9 +17,11 @@ _MOST_AHEAD = 64
 
 def spare_names(config: Any, spec: Family) -> re.Pattern[str]:
     """Return what tensors are called that a checkpoint may hold and the stock model has no place for: harmless ones,
-    and layers behind the others that predict further tokens.
+    layers behind the others that predict further tokens, and the pooler of a model of pictures, which a classifier
+    lacks.
     """
     more = min(int(getattr(config, spec.ahead, 0) or 0), _MOST_AHEAD) if spec.ahead else 0
     first = getattr(config, spec.depth)
     layers = "".join(rf"|^({spec.decoder}\.)?{spec.layers}\.{first + number}\." for number in range(more))
-    return re.compile(f"{HARMLESS.pattern}{layers}")
+    pooler = "" if spec.task.reads_text else rf"|^({spec.decoder}\.)?pooler\."
+    return re.compile(f"{HARMLESS.pattern}{layers}{pooler}")
