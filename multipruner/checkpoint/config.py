@@ -64,10 +64,8 @@ def pruned_config(config: Any, plan: PruningPlan, dense: PreTrainedModel | None 
         record[width] = anatomy.constants["head_dim"]
     record |= _cache_slots(structure, anatomy, spec)
     skips = [_skipped(structure, anatomy, layer) for layer in range(len(layers))]
-    values = _values(structure, anatomy)
-    record["per_layer_config"] = {
-        number: {**_overrides(*row), **own} for number, (*row, own) in enumerate(zip(rows, skips, values, strict=True))
-    }
+    said = enumerate(zip(rows, skips, _values(structure, anatomy), strict=True))
+    record["per_layer_config"] = {n: {**_overrides(numbers, skip), **own} for n, (numbers, skip, own) in said}
     config_class: Any = model_class(spec, dense).config_class
     return config_class(**record)
 

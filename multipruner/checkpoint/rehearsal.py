@@ -65,15 +65,9 @@ class Rehearsal:
     """
 
     def __init__(
-        self,
-        model: PreTrainedModel,
-        tokenizer: Any,
-        path_or_id: str,
-        revision: str | None,
-        *,
-        uniform: bool,
+        self, model: PreTrainedModel, tokenizer: Any, path_or_id: str, revision: str | None, *, uniform: bool,
         along: Collection[str] = (),
-    ) -> None:
+    ) -> None:  # fmt: skip
         self._model, self._tokenizer, self._uniform, self._along = model, tokenizer, uniform, along
         self._task = task_of(model.config)
         self._source = folder_of(path_or_id, revision)
