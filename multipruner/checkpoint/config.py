@@ -63,10 +63,10 @@ def pruned_config(config: Any, plan: PruningPlan, dense: PreTrainedModel | None 
     if (width := spec.key("head_dim")) is not None:
         record[width] = anatomy.constants["head_dim"]
     record |= _cache_slots(structure, anatomy, spec)
-    skips = [_skipped(structure, anatomy, layer) for layer in range(len(layers))]
     values = _values(structure, anatomy)
     record["per_layer_config"] = {
-        number: {**_overrides(*row), **own} for number, (*row, own) in enumerate(zip(rows, skips, values, strict=True))
+        number: {**_overrides(row, _skipped(structure, anatomy, number)), **values[number]}
+        for number, row in enumerate(rows)
     }
     config_class: Any = model_class(spec, dense).config_class
     return config_class(**record)
