@@ -44,7 +44,7 @@ DECODER, LAYERS, DEPTH = {decoder!r}, {layers!r}, {depth!r}
 {note}BLOCKS = {blocks!r}
 CACHE_SLOTS = {cache!r}
 SETTINGS: dict[str, tuple[str, ...]] = {settings!r}
-ADDED_TO, PAIRED = {added_to!r}, {paired!r}
+ADDED_TO, PAIRED, HANDED = {added_to!r}, {paired!r}, {handed!r}
 HEADS, KV_HEADS = {heads!r}, {kv_heads!r}
 
 
@@ -115,6 +115,7 @@ def _family(spec: Family, dense: PreTrainedModel | None) -> str:
         decoder=spec.decoder, layers=spec.layers, depth=spec.depth, blocks=blocks,
         cache={block.kind: block.cache for block in spec.blocks if block.cache}, heads=heads, kv_heads=kv_heads,
         added_to=any(block.added_to for block in spec.blocks), paired=any(block.paired for block in spec.blocks),
+        handed=any(block.handed for block in spec.blocks),
         settings={block.path: block.settings for block in spec.blocks if block.settings},
         note=_SWITCHED if any(block.routed for block in spec.blocks) else "",
     )  # fmt: skip

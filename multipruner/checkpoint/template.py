@@ -26,7 +26,7 @@ DECODER, LAYERS, DEPTH = "model", "layers", "num_hidden_layers"
 BLOCKS = {"attention": ("self_attn", ("input_layernorm",)), "mlp": ("mlp", ("post_attention_layernorm",))}
 CACHE_SLOTS = {"attention": "layer_idx"}
 SETTINGS: dict[str, tuple[str, ...]] = {}
-ADDED_TO, PAIRED = False, False
+ADDED_TO, PAIRED, HANDED = False, False, False
 HEADS, KV_HEADS = "num_attention_heads", "num_key_value_heads"
 
 
@@ -55,14 +55,14 @@ class NoHeads(nn.Module):
         if hidden_states is None:  # never: it is there to be read
             interface: Any = ALL_ATTENTION_FUNCTIONS["sdpa"]
             return interface(self, *args, **kwargs)
-        return hidden_states.new_zeros(1), None
+        return args[0] if HANDED else hidden_states.new_zeros(1), None
 
 
 class NoMLP(nn.Module):
     """Stands where an MLP, experts or a mixer of tokens were removed and adds nothing to the residual stream."""
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-        nothing = hidden_states.new_zeros(hidden_states.shape if ADDED_TO else 1)
+        nothing = args[0] if HANDED else hidden_states.new_zeros(hidden_states.shape if ADDED_TO else 1)
         return (nothing, None) if PAIRED else nothing
 
 

@@ -26,9 +26,9 @@ from multipruner.storage.layers_on_disk import LayersOnDisk
 from multipruner.storage.tensors_on_disk import mapped
 
 from .coefficients import costs_of, weight_of
-from .cutting import Projection, permute, replaced, scaled_norm, silenced, slim_block, with_output
+from .cutting import Projection, permute, replaced, scaled_norm, silencing, slim_block, with_output
 from .grouped_attention import grouped_attention
-from .layer_calls import Beside, Inputs, State, input_of, read_by_next, recorded, stream_of
+from .layer_calls import Beside, Inputs, State, handed, input_of, read_by_next, recorded, stream_of
 
 OutputOf = Callable[[int, Size, Projection], Projection]
 """(block, size, whole output projection in ranked order) -> the projection of a block of that size."""
@@ -173,10 +173,10 @@ class Prunable:
         if spec.steps:
             output = reduce(lambda x, step: getattr(module, step)(x), spec.steps, normed)
         elif not spec.arguments:
-            output = module(normed)
+            output = module(normed, **handed(spec, normed))
         else:
             with grouped_attention(module, self.model):
-                output = module(hidden_states=normed, **inputs.arguments[place.layer])
+                output = module(hidden_states=normed, **handed(spec, normed), **inputs.arguments[place.layer])
         return output[0] if isinstance(output, tuple) else output
 
     def read_by(self, state: State, block: int) -> Tensor:
@@ -247,7 +247,7 @@ class Prunable:
                         own = slim.get_submodule(path) if spec.steps else slim
                         stack.enter_context(replaced(self.layer_of(number), path, own))
                 else:
-                    silent = self.layer_of(number).get_submodule(spec.gives).register_forward_hook(silenced)
+                    silent = self.layer_of(number).get_submodule(spec.gives).register_forward_hook(silencing(spec))
                     stack.callback(silent.remove)
             yield
 
