@@ -50,7 +50,7 @@ CACHE_SLOTS = {cache!r}
 SETTINGS: dict[str, tuple[str, ...]] = {settings!r}
 VALUES: tuple[str, ...] = {values!r}
 MODEL_SETTINGS: dict[str, Any] = {model_settings!r}
-ADDED_TO, PAIRED = {added_to!r}, {paired!r}
+ADDED_TO, PAIRED, HANDED = {added_to!r}, {paired!r}, {handed!r}
 HEADS, KV_HEADS = {heads!r}, {kv_heads!r}
 
 
@@ -123,6 +123,7 @@ def _family(spec: Family, dense: PreTrainedModel | None) -> str:
         cache={block.kind: block.cache for block in spec.blocks if block.cache}, heads=heads, kv_heads=kv_heads,
         added_to=any(block.added_to for block in spec.blocks), paired=any(block.paired for block in spec.blocks),
         values=next((tuple(map(block.within, block.valued)) for block in spec.blocks if block.valued), ()),
+        handed=any(block.handed for block in spec.blocks),
         settings={block.path: block.settings for block in spec.blocks if block.settings},
         model_settings=dict(spec.model_settings), note=_SWITCHED if any(block.routed for block in spec.blocks) else "",
     )  # fmt: skip

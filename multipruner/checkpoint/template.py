@@ -28,7 +28,7 @@ CACHE_SLOTS = {"attention": "layer_idx"}
 SETTINGS: dict[str, tuple[str, ...]] = {}
 VALUES: tuple[str, ...] = ("self_attn.v_proj", "self_attn.o_proj")
 MODEL_SETTINGS: dict[str, Any] = {}
-ADDED_TO, PAIRED = False, False
+ADDED_TO, PAIRED, HANDED = False, False, False
 HEADS, KV_HEADS = "num_attention_heads", "num_key_value_heads"
 
 
@@ -57,14 +57,14 @@ class NoHeads(nn.Module):
         if hidden_states is None:  # never: it is there to be read
             interface: Any = ALL_ATTENTION_FUNCTIONS["sdpa"]
             return interface(self, *args, **kwargs)
-        return hidden_states.new_zeros(1), None
+        return args[0] if HANDED else hidden_states.new_zeros(1), None
 
 
 class NoMLP(nn.Module):
     """Stands where an MLP, experts or a mixer of tokens were removed and adds nothing to the residual stream."""
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-        nothing = hidden_states.new_zeros(hidden_states.shape if ADDED_TO else 1)
+        nothing = args[0] if HANDED else hidden_states.new_zeros(hidden_states.shape if ADDED_TO else 1)
         return (nothing, None) if PAIRED else nothing
 
 

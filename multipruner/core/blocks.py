@@ -101,6 +101,8 @@ class BlockSpec:
             rather than what that block leaves.
         recurrent: whether it goes through a text piece by piece, with a state that each hands on to the next.
         added_to: whether the layer adds in place to what its module returns, which then has to be of full shape.
+        handed: whether its module is also given the residual stream (``residual``, behind the hidden states), and
+            returns that with what it adds.
         paired: whether its module, called with hidden states alone, returns them with something that nobody reads.
     """
 
@@ -119,6 +121,7 @@ class BlockSpec:
     resized: bool = False
     parallel: bool = False
     added_to: bool = False
+    handed: bool = False
     paired: bool = False
     steps: tuple[str, ...] = ()
     routed: str = ""

@@ -8,7 +8,7 @@ prefix of the ranked weights, so nothing is copied); the checkpoint takes the *w
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar, cast
 
@@ -234,3 +234,12 @@ def replaced(root: nn.Module, path: str, child: nn.Module) -> Iterator[None]:
 def silenced(module: nn.Module, args: Any, output: Any) -> Any:
     """Return a forward hook that silences a block."""
     return (output[0] * 0, *output[1:]) if isinstance(output, tuple) else output * 0
+
+
+def silencing(block: BlockSpec) -> Callable[[nn.Module, Any, Any], Any]:
+    """Return the forward hook that silences a block, which may be handed the residual stream as its second argument."""
+    return _handing_on if block.handed else silenced
+
+
+def _handing_on(module: nn.Module, args: Any, output: Any) -> Any:
+    return (args[1], *output[1:]) if isinstance(output, tuple) else args[1]

@@ -8,8 +8,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
+import torch
 from torch import Tensor, nn
 
+from multipruner.core.blocks import BlockSpec
 from multipruner.core.families import Family
 
 from .cutting import replaced
@@ -114,3 +116,10 @@ def input_of(module: nn.Module, run: Callable[[], object]) -> Tensor:
     finally:
         hook.remove()
     return seen[0]
+
+
+def handed(block: BlockSpec, hidden: Tensor) -> dict[str, Tensor]:
+    """Return what a block is called with besides hidden states of this shape: in place of the residual stream nothing,
+    so that it returns what it adds alone.
+    """
+    return {"residual": torch.zeros_like(hidden)} if block.handed else {}

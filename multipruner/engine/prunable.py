@@ -26,9 +26,9 @@ from multipruner.storage.layers_on_disk import LayersOnDisk
 from multipruner.storage.tensors_on_disk import mapped
 
 from .coefficients import costs_of, weight_of
-from .cutting import Projection, replaced, scaled_norm, silenced, slim_block, with_output
+from .cutting import Projection, replaced, scaled_norm, silencing, slim_block, with_output
 from .grouped_attention import grouped_attention
-from .layer_calls import Beside, Inputs, State, input_of, read_by_next, recorded, stream_of
+from .layer_calls import Beside, Inputs, State, handed, input_of, read_by_next, recorded, stream_of
 from .values.bases import arrange
 from .values.partial import PartlyRead
 
@@ -177,10 +177,11 @@ class Prunable:
         if spec.steps:
             output = reduce(lambda x, step: getattr(module, step)(x), spec.steps, normed)
         elif not spec.arguments:
-            output = module(normed)
+            output = module(normed, **handed(spec, normed))
         else:
             with grouped_attention(module, self.model):
-                output = module(hidden_states=normed, **inputs.arguments[self.anatomy[block].layer])
+                arguments = {**handed(spec, normed), **inputs.arguments[self.anatomy[block].layer]}
+                output = module(hidden_states=normed, **arguments)
         return output[0] if isinstance(output, tuple) else output
 
     def read_by(self, state: State, block: int) -> Tensor:
@@ -235,15 +236,15 @@ class Prunable:
             return with_output(slim, spec, fixed)
         if self._repair is not None and size != self.anatomy[block].dense:
             dense = Projection.of(self.dense_output(block), spec.transposed)
-            return with_output(slim, spec, self._repair(block, size, dense))
+            slim = with_output(slim, spec, self._repair(block, size, dense))
         return slim
 
     @contextmanager
     def applied(self, structure: Structure) -> Iterator[None]:
         """Make the stock model itself compute a structure, for reference; undone on leaving."""
         with ExitStack() as stack:
-            if self._final_norm is not None:
-                stack.enter_context(replaced(self.decoder, self.spec.final_norm, self._final_norm))
+            if (norm := self._final_norm) is not None:
+                stack.enter_context(replaced(self.decoder, self.spec.final_norm, norm))
             for number, size in enumerate(structure):
                 spec, slim = self.block_spec(number), self._slimmed(number, size) if size else None
                 if slim is not None:
@@ -251,7 +252,7 @@ class Prunable:
                         own = slim.get_submodule(path) if spec.steps else slim
                         stack.enter_context(replaced(self.layer_of(number), path, own))
                 else:
-                    silent = self.layer_of(number).get_submodule(spec.gives).register_forward_hook(silenced)
+                    silent = self.layer_of(number).get_submodule(spec.gives).register_forward_hook(silencing(spec))
                     stack.callback(silent.remove)
             yield
 
@@ -276,8 +277,8 @@ class Prunable:
             self._permute(orders, block)
 
     def _permute(self, orders: Sequence[Kept], block: int) -> Callable[[], None]:
-        spec, basis = self.block_spec(block), self.bases.get(block)
-        return arrange(self.module(block), spec, orders[block], self.counts(block), basis)
+        spec, counts = self.block_spec(block), self.counts(block)
+        return arrange(self.module(block), spec, orders[block], counts, self.bases.get(block))
 
     @contextmanager
     def with_outputs(self, outputs: Outputs, gain: Tensor | None = None) -> Iterator[None]:
@@ -291,8 +292,9 @@ class Prunable:
         self._slim.clear()
         self._outputs = outputs
         if gain is not None:
-            norm = self.decoder.get_submodule(self.spec.final_norm)
-            self._final_norm = scaled_norm(norm, gain, self.spec.norm_offset)
+            self._final_norm = scaled_norm(
+                self.decoder.get_submodule(self.spec.final_norm), gain, self.spec.norm_offset
+            )
         try:
             yield
         finally:

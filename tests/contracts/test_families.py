@@ -123,9 +123,9 @@ def test_a_repair_lowers_the_loss_and_is_written_as_it_was_scored(variant: str) 
     assert float(nll) == pytest.approx(scored, abs=1e-4) and abs(scored - bare) > 1e-7
 
 
-@pytest.mark.parametrize("variant", ["gpt2", "cohere", "granite_swa"])
+@pytest.mark.parametrize("variant", ["gpt2", "cohere", "granite_swa", "bloom"])
 def test_a_run_goes_from_folder_to_folder(variant: str, dense: Path, tmp_path: Path) -> None:
-    """Classes and tokenizers of other names, one norm for two blocks, attention without SDPA."""
+    """Other names of classes and tokenizers, one norm for two blocks, no SDPA, blocks that add to the stream."""
     own = byte_level() if variant == "gpt2" else tiny.tiny_tokenizer()
     model = tiny.tiny_model(**{**tiny.MORE[variant], "vocab_size": len(own)})
     model.save_pretrained(tmp_path / "dense")

@@ -34,7 +34,7 @@ def test_families_that_no_row_can_describe_say_why() -> None:
     for model_type, reason in (
         ("gemma3n", "num_kv_shared_layers"),
         ("gemma4_text", "num_kv_shared_layers"),
-        ("bloom", "ALiBi"),
+        ("mpt", "ALiBi"),
     ):
         with pytest.raises(UnsupportedModelError, match=rf"'{model_type}' cannot be pruned: .*{reason}"):
             spec_for({"model_type": model_type})

@@ -27,9 +27,10 @@ from tests.support.gguf_cases import TEXT, byte_level, pruned_folder
 from tests.support.layers import structure_of
 
 EVERY = {
-    name: settings for name, settings in {**tiny.VARIANTS, **tiny.MORE}.items() if not tiny.mixes(settings["family"])
-}
-"""Of mixers of tokens no graph is made (``tests/contracts/test_hybrids.py``)."""
+    name: settings for name, settings in {**tiny.VARIANTS, **tiny.MORE}.items()
+    if not tiny.mixes(settings["family"]) and name != "bloom"
+}  # fmt: skip
+"""Of mixers of tokens no graph is made (``tests/contracts/test_hybrids.py``), and of BLOOM's slopes none either."""
 QUICK = ("qwen2-mixed",)
 VARIANTS = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in EVERY]
 
@@ -45,6 +46,15 @@ def test_logits_are_those_of_transformers(variant: str, tmp_path: Path) -> None:
     assert done.attentions == kinds.count("attention") > 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "run-f32.openvino"]
     assert done.nbytes == sum(path.stat().st_size for path in done.path.iterdir())
+
+
+@pytest.mark.slow
+def test_slopes_that_cannot_be_traced_are_refused(tmp_path: Path) -> None:
+    dense = tiny.tiny_model(**tiny.MORE["bloom"])
+    plan = tiny.random_plan(dense, 3)
+    save(tmp_path / "run", apply_plan(dense, plan), None, plan=plan, report={}, card="")
+    with pytest.raises(UnsupportedModelError, match="cannot be traced for OpenVINO"):
+        export_openvino(tmp_path / "run", outtype="f32", trust_remote_code=True)
 
 
 def test_tokenizer_and_smaller_weights(tmp_path: Path) -> None:

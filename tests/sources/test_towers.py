@@ -123,7 +123,7 @@ def flat(folder: Path) -> None:
 
 def _other_family(folder: Path) -> None:
     record = json.loads((folder / "config.json").read_text())
-    edit_json(folder / "config.json", text_config={**record["text_config"], "model_type": "bloom"})
+    edit_json(folder / "config.json", text_config={**record["text_config"], "model_type": "mpt"})
 
 
 def _quantised(folder: Path) -> None:
@@ -154,7 +154,7 @@ REFUSED: dict[str, tuple[Any, type[Exception], str]] = {
     "another family": (
         _other_family,
         UnsupportedModelError,
-        r"several modalities \(llava\), and its text tower: .*bloom",
+        r"several modalities \(llava\), and its text tower: .*mpt",
     ),
     "quantised": (_quantised, UnsupportedModelError, r"is quantised \(awq\)"),
     "no tower": (_no_tower, UnsupportedModelError, r"no tensor in its files is of a text tower"),

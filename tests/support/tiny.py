@@ -128,6 +128,7 @@ MORE: dict[str, dict[str, Any]] = {
     "gpt_bigcode": {"family": "gpt_bigcode", "tied": True, "n_inner": 40, "num_key_value_heads": 1},
     "gpt2": {"family": "gpt2", "tied": True, "n_inner": 40},
     "gptj": {"family": "gptj", "n_inner": None, "rotary_dim": 8},
+    "bloom": {"family": "bloom", "tied": True, "without": ("head_dim", "intermediate_size")},
     "codegen": {"family": "codegen", "n_inner": 40, "num_attention_heads": 8, "rotary_dim": 4},
     "gpt_neo": {"family": "gpt_neo", "tied": True, "head_dim": None, "window_size": 3,
                 "attention_types": [[["global", "local"], 1], [["local"], 1]]},

@@ -48,6 +48,7 @@ _FALCON_NAMES: dict[str, Any] = {
 _FALCON_HEADS = {"hidden_size": "hidden", "num_attention_heads": "queries", "ffn_hidden_size": "channels"}
 _FALCON_GROUPED = {**_FALCON_HEADS, "num_attention_heads": "kv_groups * queries", "num_kv_heads": "kv_groups"}
 _FALCON = {"alibi": (False,), "parallel_attn": (True,)}
+_ALL_HEADS = "heads * head_dim"
 _QUARTERS = f"4 * {GROUPS}"
 _RESIDUAL: dict[str, Any] = {"gain": "residual_multiplier"}
 _AROUND_ONE: dict[str, Any] = {"norm_offset": 1.0, "embeddings_scaled": True}
@@ -71,6 +72,11 @@ def _one_by_one(values: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return layer by layer what a configuration says in repeats: which attend to all and which locally."""
     layers = values.get("attention_layers")
     return {"attention_types": [[[word], 1] for word in layers]} if layers else {}
+
+
+def _four_times(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the width of an MLP for which a configuration has no word."""
+    return {} if values.get("intermediate_size") else {"intermediate_size": 4 * values["hidden_size"]}
 
 
 def _stablelm(parallel: bool) -> dict[str, tuple[Any, ...]]:
@@ -200,6 +206,15 @@ DENSE: tuple[Family, ...] = (
     ), layer_output="pair", wording=Wording(("attention_layers",), _one_by_one), **{
         **_GPT2_NAMES, "depth": "num_layers",
         "config": {"hidden_size": "hidden", "num_heads": "kv_groups", "intermediate_size": "channels"}}),
+    # heads together, as slopes of positions follow from their number (ALiBi); blocks that add to the stream themselves
+    Family("bloom", "Bloom", (
+        attention(*(f"kv_groups * {_ALL_HEADS}",) * 2, path="self_attention", inputs=("query_key_value",),
+                  fused=f"kv_groups * 3 * {_ALL_HEADS}", output="dense", attributes=(), handed=True),
+        mlp("dense_h_to_4h", output="dense_4h_to_h", handed=True, resized=True),
+    ), config={"hidden_size": "hidden", "n_head": "heads", "intermediate_size": "channels"}, depth="n_layer",
+        decoder="transformer", layers="h", embeddings="word_embeddings", final_norm="ln_f", layer="Block",
+        layer_output="pair", wording=Wording(("intermediate_size", "hidden_size"), _four_times), needs={
+            "apply_residual_connection_post_layernorm": (False,), "slow_but_exact": (False,)}),
     # transposed matrices, learned positions
     Family("gpt2", "GPT2", (
         attention(path="attn", before="ln_1", inputs=("c_attn",), fused=STACKED, output="c_proj", matrix=conv1d,
@@ -228,6 +243,6 @@ _SLOPES = (
 )
 REFUSED: dict[str, str] = {
     **dict.fromkeys(("gemma3n", "gemma3n_text", "gemma4", "gemma4_text"), _PER_LAYER),
-    **dict.fromkeys(("bloom", "mpt"), _SLOPES),
+    "mpt": _SLOPES,
 }  # fmt: skip
 """Model types that no row can describe, and why."""

@@ -190,8 +190,9 @@ class Family:
         if missing:
             raise ConfigError(f"the configuration of a {self.model_type} model says nothing of {sorted(missing)}")
         if "head_dim" not in known and {"kv_groups", "queries"} <= set(known):
-            heads = self.config.get(self.heads_keys[0], "kv_groups * queries")
-            known["head_dim"] = known["hidden"] // max(Layout(heads).size(known), 1)
+            heads = Layout(self.config.get(self.heads_keys[0], "kv_groups * queries"))
+            if set(heads.names) <= set(known):
+                known["head_dim"] = known["hidden"] // max(heads.size(known), 1)
         return known | {axis.name: known[axis.unsaid] for axis in self.further if axis.unsaid in known}
 
     @property
