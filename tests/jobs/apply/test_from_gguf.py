@@ -316,7 +316,7 @@ def _error(path: Path, model: Any, ids: torch.Tensor) -> float:
 
 @pytest.mark.slow
 def test_smollm2_is_cut_in_its_own_numbers(tmp_path: Path) -> None:
-    """The real Q4_1 file: what llama.cpp and transformers compute of the cut file is the cut of its own numbers."""
+    """The real Q4_1 file: the cut one holds its numbers, for transformers and, where it rounds no activations, llama.cpp."""
     recipe = Recipe.build(mapping_for("llama"))
     assert recipe.fallback is not None
     dense = file_of_package(recipe.fallback, tmp_path, print)
@@ -339,8 +339,8 @@ def test_smollm2_is_cut_in_its_own_numbers(tmp_path: Path) -> None:
         assert apply(tmp_path / f"{name}.json", dense, tmp_path / f"{name}.gguf") == 0
         load_numbers(model, dense, plan)
         pruned = apply_plan(model, plan)
-        errors[name] = _error(tmp_path / f"{name}.gguf", pruned, ids)
-    errors["dense"] = _error(dense, model, ids)
+        rounded_anew(pruned, tmp_path / f"{name}.gguf")
+        errors[name] = _error(stored_as(tmp_path / f"{name}.gguf", tmp_path / "wide.gguf", TYPES.F32), pruned, ids)
     again = LlamaForCausalLM.from_pretrained(from_file(tmp_path / "alike.gguf", print), dtype=torch.float32)
     found, expected = (log_probabilities(one, ids) for one in (again, pruned))
     errors["read again"] = float(np.abs(found - expected).mean() / expected.std())
@@ -349,4 +349,14 @@ def test_smollm2_is_cut_in_its_own_numbers(tmp_path: Path) -> None:
     assert facts["general.architecture"] == "deci"
     for name in ("token_embd.weight", "output_norm.weight", "blk.2.ffn_down.weight", "blk.2.attn_q.weight"):
         assert after[name].data.tobytes() == before[name].data.tobytes(), name
-    assert all(error < 0.1 for error in errors.values()), errors
+    assert max(errors["mixed"], errors["alike"]) < 0.01 and errors["read again"] < 0.1, errors
+
+
+def rounded_anew(model: Any, path: Path) -> None:
+    """Give a cut model the output projections of MLPs as a file has them; they are what they were but for rounding."""
+    tensors, weights = read(path)[1], model.state_dict()
+    for name, weight in weights.items():
+        if name.endswith("down_proj.weight"):
+            found = torch.from_numpy(np.array(values(tensors[f"blk.{name.split('.')[2]}.ffn_down.weight"])))
+            assert (found - weight).norm() < 0.08 * weight.norm(), name
+            weight.copy_(found)
