@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -100,10 +100,7 @@ def prepare(
         copied = partial(stored_otherwise, source, name_of(precision.stored))
         layers = layers_on_disk(recipe, prunable, precision.computed, walks=walks, copied=copied)
         if first and output is not None:
-            idle = idle_of(model) if model.device.type == "cpu" else 0
-            unwritten = unwritten_of(model, tokenizer)
-            fitting = Fitting(prunable, precision.computed, idle, walks, copied, unwritten)
-            recipe, layers = fitting.fit(recipe, layers, say)
+            recipe, layers = _fitting(prunable, tokenizer, precision.computed, walks, copied).fit(recipe, layers, say)
         if layers:
             recipe = walking(recipe)
             say(said(prunable, precision.computed))
@@ -138,6 +135,14 @@ def prepare(
             )
             _say_seldom_routed(setting.statistics, prunable, say)
     return setting
+
+
+def _fitting(
+    prunable: Prunable, tokenizer: Any, computed: torch.dtype, walks: bool, copied: Callable[[], Sequence[str]]
+) -> Fitting:
+    model = prunable.model
+    idle = idle_of(model) if model.device.type == "cpu" else 0
+    return Fitting(prunable, computed, idle, walks, copied, unwritten_of(model, tokenizer))
 
 
 def _foretold(recipe: Recipe, prunable: Prunable, tokenizer: Any, output: Path, console: Console) -> Forecast:

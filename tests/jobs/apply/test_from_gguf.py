@@ -316,7 +316,7 @@ def _error(path: Path, model: Any, ids: torch.Tensor) -> float:
 
 @pytest.mark.slow
 def test_smollm2_is_cut_in_its_own_numbers(tmp_path: Path) -> None:
-    """The real Q4_1 file: the cut one holds its numbers, for transformers and, where it rounds no activations, llama.cpp."""
+    """The real Q4_1 file: the cut one holds its numbers, for transformers and (widened, unrounded) llama.cpp."""
     recipe = Recipe.build(mapping_for("llama"))
     assert recipe.fallback is not None
     dense = file_of_package(recipe.fallback, tmp_path, print)
