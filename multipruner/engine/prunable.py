@@ -243,8 +243,8 @@ class Prunable:
     def applied(self, structure: Structure) -> Iterator[None]:
         """Make the stock model itself compute a structure, for reference; undone on leaving."""
         with ExitStack() as stack:
-            if (norm := self._final_norm) is not None:
-                stack.enter_context(replaced(self.decoder, self.spec.final_norm, norm))
+            if self._final_norm is not None:
+                stack.enter_context(replaced(self.decoder, self.spec.final_norm, self._final_norm))
             for number, size in enumerate(structure):
                 spec, slim = self.block_spec(number), self._slimmed(number, size) if size else None
                 if slim is not None:
@@ -282,9 +282,8 @@ class Prunable:
 
     @contextmanager
     def with_outputs(self, outputs: Outputs, gain: Tensor | None = None) -> Iterator[None]:
-        """Give blocks of matching width other output projections (inside :meth:`in_order`); undone on leaving.
-
-        They belong to the sizes that they were made for: two groups of one query head are as wide as one of two.
+        """Give blocks of matching width other output projections (inside :meth:`in_order`); undone on leaving. They
+        belong to the sizes that they were made for: two groups of one query head are as wide as one of two.
 
         Args:
             outputs: the projections.
@@ -292,9 +291,8 @@ class Prunable:
         self._slim.clear()
         self._outputs = outputs
         if gain is not None:
-            self._final_norm = scaled_norm(
-                self.decoder.get_submodule(self.spec.final_norm), gain, self.spec.norm_offset
-            )
+            norm, spec = self.decoder.get_submodule(self.spec.final_norm), self.spec
+            self._final_norm = scaled_norm(norm, gain, spec.norm_offset)
         try:
             yield
         finally:

@@ -10,6 +10,7 @@ import json
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
@@ -163,10 +164,8 @@ class TensorJob:
         return interleave(values, self.heads) if self.heads else values
 
 
-def interleave(rows: NDArray[np.float32], heads: int) -> NDArray[np.float32]:
-    """Return rows of every head from (first half, second half) to pairs, which is where llama.cpp's plain rotation
-    acts.
-    """
+def interleave(rows: NDArray[Any], heads: int) -> NDArray[Any]:
+    """Return rows of every head from (first half, second half) to pairs, as llama.cpp's plain rotation wants them."""
     return rows.reshape(heads, 2, -1, *rows.shape[1:]).swapaxes(1, 2).reshape(rows.shape)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -108,10 +108,7 @@ def prepare(
         layers = layers_on_disk(recipe, prunable, precision.computed, walks=walks, copied=copied)
         text = prunable.spec.task.reads_text
         if first and text and output is not None:
-            idle = idle_of(model) if model.device.type == "cpu" else 0
-            unwritten = unwritten_of(model, tokenizer)
-            fitting = Fitting(prunable, precision.computed, idle, walks, copied, unwritten)
-            recipe, layers = fitting.fit(recipe, layers, say)
+            recipe, layers = _fitting(prunable, tokenizer, precision.computed, walks, copied).fit(recipe, layers, say)
         if layers:
             recipe = walking(recipe)
             say(said(prunable, precision.computed))
@@ -182,6 +179,14 @@ def check_text(recipe: Recipe) -> None:
     text = recipe.evaluation.text
     if text is None or not Path(text).expanduser().is_dir():
         check_settings(recipe.evaluation)
+
+
+def _fitting(
+    prunable: Prunable, tokenizer: Any, computed: torch.dtype, walks: bool, copied: Callable[[], Sequence[str]]
+) -> Fitting:
+    model = prunable.model
+    idle = idle_of(model) if model.device.type == "cpu" else 0
+    return Fitting(prunable, computed, idle, walks, copied, unwritten_of(model, tokenizer))
 
 
 def _foretold(recipe: Recipe, prunable: Prunable, tokenizer: Any, output: Path, console: Console) -> Forecast:

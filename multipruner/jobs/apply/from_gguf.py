@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -138,7 +139,8 @@ def _shell(source: GgufSource, plan: PruningPlan) -> torch.nn.Module:
     shape = source.shape
     sizes = sizes_by_layer(plan.anatomy, plan.dense)[0]
     biases = {path: any(f".{path}." in name and name.endswith(".bias") for name in source.pieces) for path in _PATHS}
-    config = CONFIG_MAPPING[plan.model_type](
+    make: Any = CONFIG_MAPPING[plan.model_type]
+    config = make(
         **numbers_of(source.spec, sizes), **{key: biases[path] for path, key in _PATHS.items()},
         hidden_size=shape.hidden_size, head_dim=shape.head_dim, vocab_size=shape.vocab_size,
         num_hidden_layers=plan.anatomy.layers, tie_word_embeddings=shape.tied_embeddings,

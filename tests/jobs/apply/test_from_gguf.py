@@ -34,7 +34,7 @@ from tests.support.layers import structure_of
 from tests.support.llama_cpp import log_probabilities, opened
 
 TYPES = GGMLQuantizationType
-WIDE = {"hidden_size": 64, "intermediate_size": 128, "head_dim": 32}
+WIDE: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 128, "head_dim": 32}
 """Sizes that blocks of 32 fit."""
 CUT = structure_of((4, 2, 64), (2, 1, 128), (4, 2, 0), (0, 0, 32), (2, 2, 96))
 """Layers of such a model with whole attentions, half of one, without MLP, without attention, and fewer query heads."""
@@ -173,7 +173,7 @@ def test_quantised_tensors_keep_their_numbers(kind: TYPES, tmp_path: Path, capsy
     for name in ("attn_q", "attn_k", "attn_v", "attn_output"):  # the first layer's attention is whole
         assert after[f"blk.0.{name}.weight"].data.tobytes() == before[f"blk.0.{name}.weight"].data.tobytes(), name
     assert after["blk.1.ffn_down.weight"].data.tobytes() == before["blk.1.ffn_down.weight"].data.tobytes()
-    channels = [plan.kept(plan.anatomy.at(layer, "mlp")) for layer in (0, 3)]
+    channels: list[Any] = [plan.kept(plan.anatomy.at(layer, "mlp")) for layer in (0, 3)]
     for layer, kept in zip((0, 3), channels, strict=True):
         (units,) = map(list, kept.values())
         gate, down = (f"blk.{layer}.{name}.weight" for name in ("ffn_gate", "ffn_down"))
@@ -181,8 +181,7 @@ def test_quantised_tensors_keep_their_numbers(kind: TYPES, tmp_path: Path, capsy
         assert after[down].tensor_type == kind
         exactly, found = values(before[down])[:, units], values(after[down])
         assert np.abs(found - exactly).max() < 0.15 * np.abs(exactly).max()
-    (heads,) = [units for units in plan.kept(plan.anatomy.at(1, "attention")).values() if len(units) == 1][:1]
-    assert len(heads) == 1 and after["blk.1.attn_output.weight"].tensor_type == kind
+    assert after["blk.1.attn_output.weight"].tensor_type == kind
     down = sum("ffn_down" in line for line in said.splitlines())
     assert down == 1 and f"3 cut within blocks and rounded anew ({kind.name} again): blk.0.ffn_down.weight" in said
     assert "36 of 43 tensors keep their stored numbers, bit for bit" in said  # four are zeros
@@ -194,7 +193,8 @@ def test_half_an_attention_keeps_its_columns_bit_for_bit(tmp_path: Path) -> None
     plan = write_plan(tmp_path / "plan.json", model, CUT)
     cut_gguf(str(tmp_path / "plan.json"), dense, tmp_path / "small.gguf")
     (_, before), (_, after) = read(dense), read(tmp_path / "small.gguf")
-    groups, queries = plan.kept(plan.anatomy.at(1, "attention")).values()
+    kept: Any = plan.kept(plan.anatomy.at(1, "attention"))
+    groups, queries = kept.values()
     heads = [2 * int(group) + int(query) for group, row in zip(groups, queries, strict=True) for query in row]
     columns = [head * 32 + number for head in heads for number in range(32)]
     found, dense_values = (values(tensors["blk.1.attn_output.weight"]) for tensors in (after, before))
@@ -202,7 +202,7 @@ def test_half_an_attention_keeps_its_columns_bit_for_bit(tmp_path: Path) -> None
 
 
 def test_types_that_cannot_be_made_are_widened_and_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    sizes = {"hidden_size": 256, "intermediate_size": 512, "head_dim": 64}
+    sizes: dict[str, Any] = {"hidden_size": 256, "intermediate_size": 512, "head_dim": 64}
     model, exact = dense_file(tmp_path, layers=3, **sizes)
     dense = stored_as(exact, tmp_path / "k.gguf", TYPES.Q4_K)
     write_plan(tmp_path / "plan.json", model, structure_of((4, 2, 256), (4, 2, 512), (2, 1, 300)))
@@ -316,7 +316,7 @@ def _error(path: Path, model: Any, ids: torch.Tensor) -> float:
 
 @pytest.mark.slow
 def test_smollm2_is_cut_in_its_own_numbers(tmp_path: Path) -> None:
-    """The real Q4_1 file: what llama.cpp and transformers compute of the cut file is the cut of its own numbers."""
+    """The real Q4_1 file: the cut one holds its numbers, for transformers and (widened, unrounded) llama.cpp."""
     recipe = Recipe.build(mapping_for("llama"))
     assert recipe.fallback is not None
     dense = file_of_package(recipe.fallback, tmp_path, print)
@@ -325,12 +325,14 @@ def test_smollm2_is_cut_in_its_own_numbers(tmp_path: Path) -> None:
     text = "The capital of France is Paris, and the river that runs through it is"
     ids = AutoTokenizer.from_pretrained(folder)(text, return_tensors="pt").input_ids
     anatomy, ranking = anatomy_of(model.config), rank("magnitude", Prunable.of(model))
-    mark = fingerprint(copy.deepcopy(model).to(torch.bfloat16))
+    unpacked: Any = copy.deepcopy(model)
+    mark = fingerprint(unpacked.to(torch.bfloat16))
     structures = {
         "mixed": structure_of(*map(_layer, range(30))),
         "alike": structure_of(*[(0, 0, 0) if number in (20, 21) else (6, 2, 1280) for number in range(30)]),
     }
     errors: dict[str, float] = {}
+    pruned: Any = None
     for name, structure in structures.items():
         plan = PruningPlan.from_structure(
             structure, ranking, anatomy, model="SmolLM2", model_type="llama", fingerprint=mark
@@ -339,8 +341,8 @@ def test_smollm2_is_cut_in_its_own_numbers(tmp_path: Path) -> None:
         assert apply(tmp_path / f"{name}.json", dense, tmp_path / f"{name}.gguf") == 0
         load_numbers(model, dense, plan)
         pruned = apply_plan(model, plan)
-        errors[name] = _error(tmp_path / f"{name}.gguf", pruned, ids)
-    errors["dense"] = _error(dense, model, ids)
+        rounded_anew(pruned, tmp_path / f"{name}.gguf")
+        errors[name] = _error(stored_as(tmp_path / f"{name}.gguf", tmp_path / "wide.gguf", TYPES.F32), pruned, ids)
     again = LlamaForCausalLM.from_pretrained(from_file(tmp_path / "alike.gguf", print), dtype=torch.float32)
     found, expected = (log_probabilities(one, ids) for one in (again, pruned))
     errors["read again"] = float(np.abs(found - expected).mean() / expected.std())
@@ -349,4 +351,14 @@ def test_smollm2_is_cut_in_its_own_numbers(tmp_path: Path) -> None:
     assert facts["general.architecture"] == "deci"
     for name in ("token_embd.weight", "output_norm.weight", "blk.2.ffn_down.weight", "blk.2.attn_q.weight"):
         assert after[name].data.tobytes() == before[name].data.tobytes(), name
-    assert all(error < 0.1 for error in errors.values()), errors
+    assert max(errors["mixed"], errors["alike"]) < 0.01 and errors["read again"] < 0.1, errors
+
+
+def rounded_anew(model: Any, path: Path) -> None:
+    """Give a cut model the output projections of MLPs as a file has them; they are what they were but for rounding."""
+    tensors, weights = read(path)[1], model.state_dict()
+    for name, weight in weights.items():
+        if name.endswith("down_proj.weight"):
+            found = torch.from_numpy(np.array(values(tensors[f"blk.{name.split('.')[2]}.ffn_down.weight"])))
+            assert (found - weight).norm() < 0.08 * weight.norm(), name
+            weight.copy_(found)
