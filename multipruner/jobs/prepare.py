@@ -99,8 +99,7 @@ def prepare(
         source = resolve(recipe, say)
         if source.wrapper is not None:
             say(_TEXT_ONLY)
-        disk = walks and recipe.offload != "none"
-        model, tokenizer = load_dense(source, recipe, mapped=disk, pictures=pictures)
+        model, tokenizer = load_dense(source, recipe, mapped=walks and recipe.offload != "none", pictures=pictures)
         mark, precision = fingerprint(model), Precision.of(model, recipe.compute_dtype, rates)
         say(precision.line())
         prunable = Prunable.of(model, precision.stored, along_in(recipe))
