@@ -47,11 +47,20 @@ def _without(size: Size, units: int) -> Size:
     return (size[0] - units, *size[1:]) if size and size[0] > units else GONE
 
 
-def smaller_model(model: PreTrainedModel, structure: Structure, anatomy: Anatomy) -> PreTrainedModel:
+Cut = tuple[PreTrainedModel, PruningPlan]
+"""A model, and what it keeps of the dense one."""
+
+
+def smaller_model(model: PreTrainedModel, structure: Structure, anatomy: Anatomy) -> Cut:
     """The dense model cut to a structure."""
+    plan = plan_of(model, structure, anatomy)
+    return apply_plan(model, plan).eval(), plan
+
+
+def plan_of(model: PreTrainedModel, structure: Structure, anatomy: Anatomy) -> PruningPlan:
+    """What keeps the first units of everything."""
     order, family = Ranking.identity(anatomy), model.config.model_type
-    plan = PruningPlan.from_structure(structure, order, anatomy, model="random", model_type=family)
-    return apply_plan(model, plan).eval()
+    return PruningPlan.from_structure(structure, order, anatomy, model="random", model_type=family)
 
 
 @dataclass(frozen=True)
@@ -98,18 +107,16 @@ class Results:
             self._journal.append([measured.to_json()])
 
 
-Timed = Callable[[Mapping[str, PreTrainedModel], Workload, argparse.Namespace], dict[str, Timing]]
+Timed = Callable[[Mapping[str, Cut], Workload, argparse.Namespace], dict[str, Timing]]
 """Times models by name on a workload, in alternation."""
 
 
-def whole_models(
-    models: Mapping[str, PreTrainedModel], workload: Workload, arguments: argparse.Namespace
-) -> dict[str, Timing]:
+def whole_models(models: Mapping[str, Cut], workload: Workload, arguments: argparse.Namespace) -> dict[str, Timing]:
     """Time models by transformers."""
     if arguments.compile:
-        for model in models.values():
+        for model, _ in models.values():
             compile_blocks(model)
-    return time_side_by_side(models, workload, rounds=arguments.rounds)
+    return time_side_by_side({name: model for name, (model, _) in models.items()}, workload, rounds=arguments.rounds)
 
 
 def in_runtime(table: LatencyTable, tokenizer: Any, threads: int) -> Timed:
@@ -117,13 +124,11 @@ def in_runtime(table: LatencyTable, tokenizer: Any, threads: int) -> Timed:
     runtime, outtype = table.runtime, str(table.environment["dtype"])
     check_runtime(table, runtime, row_for(runtime, outtype)[1])
 
-    def timed(
-        models: Mapping[str, PreTrainedModel], workload: Workload, arguments: argparse.Namespace
-    ) -> dict[str, Timing]:
+    def timed(models: Mapping[str, Cut], workload: Workload, arguments: argparse.Namespace) -> dict[str, Timing]:
         with TemporaryDirectory() as place, ExitStack() as stack:
             takes = {}
-            for name, model in models.items():
-                path = exported(model, tokenizer, Path(place) / name, runtime, outtype)
+            for name, (model, plan) in models.items():
+                path = exported(model, plan, tokenizer, Path(place) / name, runtime, outtype)
                 settings = settings_for([workload], model.config.vocab_size, threads)
                 served = stack.enter_context(Served.opened(runtime, path, settings))
                 takes[name] = lambda one=served: one.sample(workload)
@@ -147,7 +152,8 @@ def measure(
     known = results.find(workload, number, structure)
     if known:
         return known
-    models = {"dense": dense, "smaller": smaller_model(prunable.model, structure, prunable.anatomy)}
+    whole = plan_of(dense, prunable.dense, prunable.anatomy)
+    models = {"dense": (dense, whole), "smaller": smaller_model(prunable.model, structure, prunable.anatomy)}
     timings = timed(models, workload, arguments)
     measured = Measured(workload.name, number, structure, timings["smaller"], timings["dense"])
     results.add(measured)

@@ -23,16 +23,15 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
-from shutil import rmtree
 from typing import Any, Protocol
 
 import results
 import torch
-from latency_structures import random_structure, smaller_model
+from latency_structures import plan_of, random_structure, smaller_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from multipruner.checkpoint.load import load
-from multipruner.checkpoint.save import write_model
+from multipruner.checkpoint.save import save
 from multipruner.config.choices import EXPORTS, RUNTIMES, loaded
 from multipruner.config.recipe import Recipe
 from multipruner.console.quiet import quiet_libraries
@@ -114,17 +113,15 @@ def folders_of(typed: argparse.Namespace) -> dict[str, Path]:
     """The dense model's folder and the pruned one's."""
     recipe = Recipe.build(mapping_for(typed.model), {"dtype": "float32", "device": "cpu"})
     model, tokenizer = load_dense(resolve(recipe, print), recipe)
-    models = {"dense": model}
+    prunable = Prunable.of(model)
+    models = {"dense": (model, plan_of(model, prunable.dense, prunable.anatomy))}
     if typed.pruned is None:
-        prunable = Prunable.of(model)
         structure = random_structure(prunable.costs, typed.ratio, random.Random(0), 128)
         models["pruned"] = smaller_model(model, structure, prunable.anatomy)
-    found = {name: typed.work / name for name in models}
-    for name, one in models.items():
-        rmtree(found[name], ignore_errors=True)
-        found[name].mkdir(parents=True)
-        write_model(found[name], one, tokenizer, None)
-    return {"pruned": typed.pruned, **found} if typed.pruned else found
+    found = {} if typed.pruned is None else {"pruned": typed.pruned}
+    for name, (one, plan) in models.items():
+        found[name] = save(typed.work / name, one, tokenizer, plan=plan, report={}, card="", replace=True)
+    return dict(sorted(found.items()))
 
 
 def opened(runtime: str, outtype: str, folder: Path, settings: Mapping[str, int], typed: argparse.Namespace) -> Model:

@@ -193,8 +193,8 @@ class _Bench:
         rmtree(self._place / f"probe-{number}", ignore_errors=True)
 
     def _opened(self, structure: Structure, name: str) -> Served:
-        small = apply_plan(self._model, leading_plan(self._model, structure)).eval()
-        path = exported(small, self._tokenizer, self._place / name, *self._runtime)
+        plan = leading_plan(self._model, structure)
+        path = exported(apply_plan(self._model, plan).eval(), plan, self._tokenizer, self._place / name, *self._runtime)
         return Served.opened(self._runtime[0], path, self._settings)
 
 

@@ -19,10 +19,11 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from multipruner.checkpoint.save import write_model
+from multipruner.checkpoint.save import save
 from multipruner.config.choices import EXPORTS, RUNTIMES, Runtime, loaded, row_of
 from multipruner.core.errors import ConfigError, OutputError, UnsupportedModelError
 from multipruner.core.latency_table import LatencyTable, Workload
+from multipruner.core.plan import PruningPlan
 from multipruner.latency.environment import device_name
 
 WORKER = Path(__file__).with_name("worker.py")
@@ -84,11 +85,12 @@ def environment_in(name: str, outtype: str, threads: int) -> dict[str, Any]:
     }
 
 
-def exported(model: PreTrainedModel, tokenizer: Any, place: Path, name: str, outtype: str) -> Path:
+def exported(model: PreTrainedModel, plan: PruningPlan, tokenizer: Any, place: Path, name: str, outtype: str) -> Path:
     """Write a model as a runtime opens it.
 
     Args:
         model: dense or pruned, in memory.
+        plan: what it keeps of the dense one.
         tokenizer: its tokenizer, without which servers open nothing.
         place: a new folder, for this model alone.
         name: of the runtime.
@@ -98,9 +100,7 @@ def exported(model: PreTrainedModel, tokenizer: Any, place: Path, name: str, out
         UnsupportedModelError: when the format does not know the model.
         OutputError: when something cannot be written.
     """
-    folder = place / "folder"
-    folder.mkdir(parents=True)
-    write_model(folder, model, tokenizer, None)
+    folder = save(place / "folder", model, tokenizer, plan=plan, report={}, card="")
     row = EXPORTS[RUNTIMES[name].export]
     path: Path = loaded(row.by)(folder, place / "exported", outtype=outtype).path
     rmtree(folder)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import random
 import re
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -19,13 +18,14 @@ from multipruner.core.errors import ConfigError, OutputError, UnsupportedModelEr
 from multipruner.core.families import anatomy_of
 from multipruner.core.latency_table import LatencyTable, Workload
 from multipruner.core.structure import GONE, Anatomy, Structure
+from multipruner.jobs.record import latency_record
+from multipruner.jobs.setting import Setting
 from multipruner.latency.bench import shapes_of
 from multipruner.latency.probe_journal import ProbeRecord
 from multipruner.runtimes import bench
 from multipruner.runtimes.bench import measure_served, options_of, probes_of, summarised
 from multipruner.runtimes.served import Served, check_runtime, exported, row_for, settings_for
 from tests.support import tiny
-from tests.support.commands import arguments
 from tests.support.gguf_cases import VOCABULARY, byte_level
 from tests.support.layers import structure_of, uniform
 from tests.support.served import SERVED
@@ -84,10 +84,14 @@ def model() -> Any:
     return tiny.tiny_model("llama", layers=3, vocab_size=VOCABULARY, hidden_size=64)
 
 
+@pytest.mark.parametrize("rows", [((4, 2, 7), (0, 0, 40), (2, 1, 0)), ((2, 1, 24),) * 3], ids=["mixed", "alike"])
 @pytest.mark.parametrize("runtime", SERVED)
-def test_what_is_served_computes_what_transformers_do(runtime: str, model: Any, tmp_path: Path) -> None:
-    small = apply_plan(model, tiny.plan_for(model, structure_of((4, 2, 7), (0, 0, 40), (2, 1, 0)))).eval()
-    path = exported(small, byte_level(), tmp_path / "small", runtime, "f32")
+def test_what_is_served_computes_what_transformers_do(
+    runtime: str, rows: tuple[tuple[int, int, int], ...], model: Any, tmp_path: Path
+) -> None:
+    plan = tiny.plan_for(model, structure_of(*rows))
+    small = apply_plan(model, plan).eval()
+    path = exported(small, plan, byte_level(), tmp_path / "small", runtime, "f32")
     assert [each.name for each in (tmp_path / "small").iterdir()] == ["exported"], "weights stand there once"
     ids = torch.randint(4, 300, (1, 24), generator=torch.Generator().manual_seed(0))
     with Served.opened(runtime, path, settings_for([PREFILL, DECODE], VOCABULARY, 1)) as served:
@@ -153,33 +157,28 @@ def test_a_stopped_measurement_goes_on(
 
 
 @pytest.mark.parametrize("runtime", SERVED[-1:])
-def test_the_command_writes_a_table_and_a_run_keeps_it(
+def test_the_command_writes_a_table_that_a_run_reports_by(
     runtime: str, model: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder, output = tmp_path / "model", tmp_path / "tables" / "table.json"
     model.save_pretrained(folder)
     byte_level().save_pretrained(folder)
-    (folder / "text.txt").write_text("The year 1984 began on a Sunday; they've 3 apples and the others had 77. " * 300)
-    rng = random.Random(0)
-    tokens = {"input_ids": torch.tensor([[rng.randrange(4, 330) for _ in range(16)] for _ in range(6)])}
-    from safetensors.torch import save_file
-
-    save_file(tokens, folder / "tokens.safetensors")
     line = ["latency", "--model", str(folder), "--output", str(output), "--runtime", runtime]
-    work = ["--phase", "prefill", "--prompt", "12", "--channel-step", "20", "--repeats", "1"]
+    work = ["--phase", "prefill", "--prompt", "12", "--channel-step", "40", "--repeats", "1"]
     assert main([*line, *work]) == 0
     table = LatencyTable.read(output)
     assert table.shapes == shapes_of(model) and table.environment["runtime"] == runtime
-    assert f", f16, in {runtime}" in capsys.readouterr().out
+    assert f", f16, in {runtime}" in " ".join(capsys.readouterr().out.split())
     assert [path.name for path in output.parent.iterdir()] == ["table.json"]
-    budget = ("--max-latency", "0.95x", "--latency-table", str(output))
-    asked = [flag for flag in arguments(folder, tmp_path / "small", *budget) if flag not in ("--ratio", "0.3")]
-    assert main(asked) == 0
-    latency = json.loads((tmp_path / "small" / "report.json").read_text())["latency"]
+    told: list[str] = []
+    plan, setting = tiny.random_plan(model, 3), SimpleNamespace(latency=(table, "prefill-b1-t12"))
+    latency = latency_record(cast("Setting", setting), plan, None, told.append)
     (row,) = latency["phases"].values()
-    assert latency["runtime"] == runtime and set(row) == {"predicted_ms", "predicted_dense_ms"}
-    assert f"the table of {runtime} predicts" in " ".join(capsys.readouterr().out.split())
-    assert main(["report", str(tmp_path / "small")]) == 0
+    assert (latency["runtime"], latency["outtype"]) == (runtime, "f16") and set(row) == {
+        "predicted_ms",
+        "predicted_dense_ms",
+    }
+    assert f"the table of {runtime} predicts" in told[0], "nothing was timed in transformers"
 
 
 def test_what_does_not_go_together_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

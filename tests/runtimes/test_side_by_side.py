@@ -55,7 +55,8 @@ def test_dense_and_pruned_are_set_side_by_side(
     said = capsys.readouterr().out
     assert "left out: vllm (no --vllm PYTHON was given)" in said
     found = _module("results").read(path)
-    assert list(found["left_out"]) == ["vllm"] and found["setting"]["pruned"] == "random, 0.2"
+    assert list(found["left_out"]) == ["vllm"], found["left_out"]
+    assert found["setting"]["pruned"] == "random, 0.2"
     names = ["prefill-b1-t12", "prefill-b2-t12", "decode-b1-t14", "decode-b2-t14"]
     assert [row[:3:2] for row in found["rows"]] == [[one, name] for one in ["transformers", *HERE] for name in names]
     for row in found["rows"]:
@@ -67,7 +68,7 @@ def test_dense_and_pruned_are_set_side_by_side(
 
 def test_a_runtime_that_is_not_here_is_named_and_left_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     serving = _module("serving")
-    monkeypatch.setattr("multipruner.runtimes.served.find_spec", lambda name: None if "ov" in name else name)
+    monkeypatch.setattr("multipruner.runtimes.served.find_spec", lambda name: None if "openvino" in name else name)
     line = ["--work", str(tmp_path), "--runtimes", "transformers,openvino,llama.cpp:q8_0,llama.cpp:q9"]
     there, missing = serving.asked_for(serving.parsed(line))
     assert there == [("transformers", "f32"), ("llama.cpp", "q8_0")]
@@ -91,13 +92,13 @@ def test_predictions_are_held_against_the_runtime_of_the_table(
     (tmp_path / "table.json").write_text(table.to_json())
     benchmark, rest = _module("latency"), ["--rounds", "2", "--record", str(record)]
     given = ["latency.py", "--model", str(folder / "dense"), "--table", str(tmp_path / "table.json"),
-             "--structures", "2", "--width-step", "8", *rest]  # fmt: skip
+             "--structures", "1", "--width-step", "8", *rest]  # fmt: skip
     with patch.object(sys, "argv", given):
         assert benchmark.main() == 0
     said = capsys.readouterr().out
     assert f"runtime {runtime}, device cpu" in said and "measured elsewhere" in said
     ((name, structures, *errors),) = _module("results").read(record)["rows"]
-    assert (name, structures) == ("prefill-b1-t12", 2) and all(low <= high for low, high in errors)
+    assert (name, structures) == ("prefill-b1-t12", 1) and all(low <= high for low, high in errors)
     run = tmp_path / "run"
     copytree(folder / "pruned", run)
     dense = table.milliseconds(anatomy_of(model.config).dense, anatomy_of(model.config), name)
