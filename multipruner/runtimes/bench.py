@@ -228,12 +228,15 @@ def summarised(
         return sum(interpolate(middles[anatomy[n].kind], anatomy[n].dense) for n in places)
 
     there = [number for number, place in enumerate(anatomy) if place.layer < layers]
-    overhead, last = 0.0, {anatomy[anatomy.of_layer(layer)[-1]].kind for layer in range(layers)}
+    last = {anatomy[anatomy.of_layer(layer)[-1]].kind for layer in range(layers)}
+    carriers = sum(anatomy[number].kind in last for number in there)
+    overhead, rest = 0.0, dense - together(there)
     half = next((probe for probe in probes if probe.option is None), None)
     if half is not None:
         saved = dense - statistics.median(samples[id(half)])
-        overhead = max((saved - together(half.changed)) / len({anatomy[n].layer for n in half.changed}), 0.0)
-    rest = dense - together(there) - overhead * sum(anatomy[number].kind in last for number in there)
+        each = (saved - together(half.changed)) / len({anatomy[n].layer for n in half.changed})
+        overhead = min(max(each, 0.0), max(rest, 0.0) / carriers)  # the layers' part of what no block takes
+        rest -= overhead * carriers
     entries = {
         kind: {size: _entry([each + overhead * (kind in last) for each in values])
                for size, values in sorted(sizes.items())}
