@@ -1,13 +1,13 @@
 """A dense model against a pruned one in the programs that serve them: prompt and decoding, and whether they agree.
 
     python benchmarks/serving.py --work DIR [--model llama] [--pruned FOLDER] [--runtimes transformers,openvino]
-        [--batches 1,8] [--prompt 512] [--tokens 32] [--repeats 5] [--vllm PYTHON] [--record FILE]
+        [--batches 1,8] [--prompt 512] [--tokens 128] [--repeats 5] [--vllm PYTHON] [--record FILE]
 
 ``NAME:TYPE`` is a runtime with another type of weights than its first, such as ``llama.cpp:q8_0``; one that is not
 installed is named and left out. vLLM needs an environment of its own, such as ``.ci/vllm`` makes (``build/vllm``):
 ``--vllm build/vllm/bin/python``. Without ``--pruned`` the model is cut to a random structure: time does not depend on
 what the weights are. Dense and pruned stand open side by side and are sampled in turn; a prompt is timed from the call
-to the first token, decoding by the time between tokens behind the prompt.
+to the first token, decoding by the time between tokens.
 
 Equality: at 64 places of a text, how often the likeliest token is the one of transformers in 32 bits on the same
 weights, and the mean difference of its log-probability, with the settings that were timed.
@@ -102,7 +102,7 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--vllm", metavar="PYTHON", help="interpreter of an environment with vLLM")
     parser.add_argument("--batches", default="1,8")
     parser.add_argument("--prompt", type=int, default=512)
-    parser.add_argument("--tokens", type=int, default=32, help="behind the prompt: decoding is timed half-way")
+    parser.add_argument("--tokens", type=int, default=128, help="in the cache where decoding is timed")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     results.flag(parser)
@@ -181,9 +181,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     quiet_libraries()
     typed = parsed(arguments)
     torch.set_num_threads(typed.threads)
-    batches, cached = [int(each) for each in typed.batches.split(",")], typed.prompt + typed.tokens // 2
+    batches = [int(each) for each in typed.batches.split(",")]
     workloads = [Workload("prefill", batch, typed.prompt) for batch in batches]
-    workloads += [Workload("decode", batch, cached) for batch in batches]
+    workloads += [Workload("decode", batch, typed.tokens) for batch in batches]
     there, missing = asked_for(typed)
     for name, reason in missing.items():
         print(f"left out: {name} ({reason})", flush=True)
