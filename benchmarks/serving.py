@@ -129,7 +129,7 @@ def opened(runtime: str, outtype: str, folder: Path, settings: Mapping[str, int]
     if runtime == USUAL:
         return InProcess(folder)
     if runtime == VLLM:
-        line = [typed.vllm, str(HERE / "serving_vllm.py"), str(WORKER.parent), VLLM]
+        line = [typed.vllm, "-E", str(HERE / "serving_vllm.py"), str(WORKER.parent), VLLM]
         return Served(line, folder, settings)
     place = typed.work / f"{folder.name}-{outtype}.{runtime}"
     row = EXPORTS[RUNTIMES[runtime].export]

@@ -120,7 +120,9 @@ def test_a_program_that_ends_is_one_line(tmp_path: Path) -> None:
         served.sample(PREFILL)
 
 
-@pytest.mark.parametrize("runtime", SERVED[-1:])
+@pytest.mark.parametrize(
+    "runtime", [pytest.param(*one.values, marks=[*one.marks, pytest.mark.slow]) for one in SERVED[:-1]] + SERVED[-1:]
+)
 def test_a_stopped_measurement_goes_on(
     runtime: str, model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
