@@ -93,12 +93,7 @@ def stream_plan(
     console = console or Console(quiet=True)
     say, began, trust = teller(console), time.perf_counter(), trusts(recipe.trust_remote_code)
     _check_output(output, overwrite)
-    plan = find_plan(plan_name)
-    if plan.bases:
-        raise ConfigError(
-            f"{plan_name}: its value dimensions are those of bases that the run worked out of its calibration text; "
-            "take the run's own folder, or prune with --plan and the run's recipe"
-        )
+    plan = _of_dense(find_plan(plan_name), plan_name)
     wholes: list[Whole] = []
     put_back = (lambda wrapper, name: None) if text_only else (lambda *it: wholes.append(whole_of(plan, *it)))
     source = resolve(recipe, say, put_back)
@@ -130,6 +125,20 @@ def stream_plan(
     say(next_commands(output, whole=text is not None))
     tell(console, "result", folder=str(output), **{key: report[key] for key in ("ratio", "parameters")})
     return Applied(output, plan, report)
+
+
+def _of_dense(plan: PruningPlan, name: str) -> PruningPlan:
+    """Return a plan whose units are those of the dense weights.
+
+    Raises:
+        ConfigError: for one of a run that turned its values into bases of its own.
+    """
+    if plan.bases:
+        raise ConfigError(
+            f"{name}: its value dimensions are those of bases that the run worked out of its calibration text; "
+            "take the run's own folder, or prune with --plan and the run's recipe"
+        )
+    return plan
 
 
 def _check_output(output: Path, overwrite: bool) -> None:
