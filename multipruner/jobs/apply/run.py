@@ -93,7 +93,7 @@ def stream_plan(
     console = console or Console(quiet=True)
     say, began, trust = teller(console), time.perf_counter(), trusts(recipe.trust_remote_code)
     _check_output(output, overwrite)
-    plan = _check_bases(find_plan(plan_name), plan_name)
+    plan = _of_dense(find_plan(plan_name), plan_name)
     wholes: list[Whole] = []
     put_back = (lambda wrapper, name: None) if text_only else (lambda *it: wholes.append(whole_of(plan, *it)))
     source = resolve(recipe, say, put_back)
@@ -127,7 +127,12 @@ def stream_plan(
     return Applied(output, plan, report)
 
 
-def _check_bases(plan: PruningPlan, name: str) -> PruningPlan:
+def _of_dense(plan: PruningPlan, name: str) -> PruningPlan:
+    """Return a plan whose units are those of the dense weights.
+
+    Raises:
+        ConfigError: for one of a run that turned its values into bases of its own.
+    """
     if plan.bases:
         raise ConfigError(
             f"{name}: its value dimensions are those of bases that the run worked out of its calibration text; "
