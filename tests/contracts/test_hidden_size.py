@@ -21,7 +21,21 @@ from tests.support import tiny
 from tests.support.elsewhere import logits_elsewhere
 
 AS_WIDE = (
-    *("baichuan", "biogpt", "helium", "falcon", "gpt2", "gpt_bigcode", "gptj", "gpt_neox", "opt", "persimmon"),
+    *(
+        "baichuan",
+        "biogpt",
+        "bloom",
+        "codegen",
+        "gpt_neo",
+        "helium",
+        "falcon",
+        "gpt2",
+        "gpt_bigcode",
+        "gptj",
+        "gpt_neox",
+        "opt",
+        "persimmon",
+    ),
     *("stablelm", "xglm"),
 )
 """Their attention is as wide as the residual stream, whatever the configuration says."""

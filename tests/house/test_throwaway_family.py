@@ -30,7 +30,7 @@ def test_a_family_that_nobody_knows_passes_what_all_families_pass(tmp_path: Path
         **os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(tmp_path),
         "PYTHONPATH": os.pathsep.join((str(ROOT), os.environ.get("PYTHONPATH", ""))),
     }  # fmt: skip
-    command += ["-k", "loom or plain_transformers_load", *(f"tests/{folder}" for folder in FOLDERS)]
+    command += ["-k", "(loom and not bloom) or plain_transformers_load", *(f"tests/{folder}" for folder in FOLDERS)]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
     passed = re.search(r"(\d+) passed", done.stdout)
