@@ -230,7 +230,7 @@ def _foretold(found: Mapping[str, Mapping[str, Any]]) -> Html:
     memory = found.get("memory", {})
     most, peak = memory.get("predicted_bytes"), memory.get("peak_bytes")
     rows.append(row("memory", most, peak, lambda size: amount("weight_bytes", size)))
-    if finite(allowed := memory.get("allowed_bytes")):
+    if (allowed := memory.get("allowed_bytes")) is not None and finite(allowed):
         rows.append(["memory that was allowed", amount("weight_bytes", allowed), "–", "–", "–"])
     return table(("", "expected", "actual", "error", "token-layers"), rows)
 

@@ -47,7 +47,7 @@ def shape_of(name: str, config: Any) -> tuple[int, int, int]:
     """
     size = config.image_size
     height, width = size if isinstance(size, (list, tuple)) and len(size) == 2 else (size, size)
-    shape = (config.num_channels, height, width)
+    shape: tuple[Any, Any, Any] = (config.num_channels, height, width)
     if not all(isinstance(number, int) and 1 <= number <= 65536 for number in shape):
         raise ConfigError(f"config.json of {name}: num_channels and image_size are {shape}; whole numbers are needed")
     return shape
