@@ -160,6 +160,15 @@ LARGEST = 10_000_000
 """What every index in a file is below: a damaged one shall not fill the memory."""
 
 
+def with_unsaid(counts: Counts) -> dict[str, int]:
+    """Return counts, and those of the axes that sizes need not name: as many as in a model that is not cut along them.
+
+    Args:
+        counts: constants among them.
+    """
+    return {**{axis.name: counts[axis.unsaid] for axis in AXES.values() if axis.unsaid in counts}, **counts}
+
+
 def ranges_of(units: Sequence[int]) -> str:
     """Return sorted units as text: ``(0, 1, 2, 7)`` becomes ``"0-2,7"``."""
     runs = []

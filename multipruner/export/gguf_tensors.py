@@ -18,6 +18,7 @@ from gguf.quants import quantize
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
+from multipruner.core.axes import with_unsaid
 from multipruner.core.blocks import BlockSpec
 from multipruner.core.errors import ConfigError, NumericsError, UnknownModelError
 from multipruner.core.families import Family
@@ -273,7 +274,7 @@ def _block_jobs(block: BlockSpec, target: str, prefix: str, size: Size, shape: S
     """Yield a block's tensors, each matrix with the bias that it may have."""
     norm, output = _NORM_AND_OUTPUT[block.kind]
     yield _job(f"{target}.{norm}.weight", (shape.hidden_size,), f"{prefix}.{block.before}.weight", fill=1.0)
-    counts = {"hidden": shape.hidden_size, "head_dim": shape.head_dim, **counts_of(block.kind, size)}
+    counts = with_unsaid({"hidden": shape.hidden_size, "head_dim": shape.head_dim} | counts_of(block.kind, size))
     for tensor in block.inputs:
         part = tensor.path.removesuffix(".weight")
         rows, columns = tensor.shape(counts)

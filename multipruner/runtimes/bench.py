@@ -62,7 +62,7 @@ def options_of(kind: str, full: Size, step: int, anatomy: Anatomy) -> list[Size]
         _spread(anatomy.least(axis.name), most) if axis.active else
         sorted({1, (most + 1) // 2, most}) if axis.within else
         _spread(1, most) if axis.width else coarse_grid(most, step)
-        for axis, most in zip(BLOCK_KINDS[kind].axes, full, strict=True)
+        for axis, most in zip(BLOCK_KINDS[kind].along(full), full, strict=True)
     ]  # fmt: skip
     return [size for size in product(*counts) if size != full]
 

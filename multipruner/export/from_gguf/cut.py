@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from multipruner.checkpoint.save import check_space
 from multipruner.checkpoint.weights import what_stays
+from multipruner.core.axes import with_unsaid
 from multipruner.core.errors import OutputError
 from multipruner.core.plan import PruningPlan
 from multipruner.engine.cutting import Cut
@@ -126,8 +127,8 @@ def cut_model(source: GgufSource, plan: PruningPlan) -> CutModel:
         UnsupportedModelError: when llama.cpp cannot compute the smaller model, or a tensor's type cannot be cut.
     """
     dense = {name: shape_of(piece.tensor) for name, piece in source.pieces.items()}
-    constants = {**plan.anatomy.constants, "hidden": source.shape.hidden_size, "head_dim": source.shape.head_dim}
-    stays = dict(what_stays(dense, plan, source.spec, constants))
+    sizes = {"hidden": source.shape.hidden_size, "head_dim": source.shape.head_dim}
+    stays = dict(what_stays(dense, plan, source.spec, with_unsaid({**plan.anatomy.constants, **sizes})))
     shapes = {name: _cut_shape(dense[old], cut) for name, (old, cut) in stays.items()}
     layers = sizes_by_layer(plan.anatomy, plan.structure, plan.layers)
     hidden = source.shape.hidden_size if plan.stream is None else len(plan.stream)
