@@ -230,11 +230,9 @@ def plans(draw: st.DrawFn) -> PruningPlan:
     anatomy = uniform(draw(st.integers(1, 4)), groups * per_group, groups, channels)
     rng = random.Random(draw(st.integers(0, 2**32)))
     structure = tiny.random_structure(anatomy, rng.randrange(1000), drop=draw(st.floats(0, 1)))
-    names = {"model": draw(st.text(max_size=20)), "model_type": "llama"}
+    model, revision = draw(st.text(max_size=20)), draw(st.none() | st.text(max_size=8))
     ranking = tiny.random_ranking(anatomy, rng.randrange(1000))
-    return PruningPlan.from_structure(
-        structure, ranking, anatomy, revision=draw(st.none() | st.text(max_size=8)), **names
-    )
+    return PruningPlan.from_structure(structure, ranking, anatomy, model=model, revision=revision, model_type="llama")
 
 
 @settings(max_examples=60)

@@ -58,10 +58,10 @@ def by_path(grid: Grid, ratio: float) -> Structure:
 
 def by_evolution(grid: Grid, ratio: float, seed: int) -> Iterator[Structure]:
     rng, space = random.Random(seed), StructureSpace(ANATOMY, grid, Budget.from_ratio(COSTS, ratio, 0.02))
-    parents = [space.random(rng) for _ in range(2)]
-    yield from parents
-    yield from (space.mutate(parent, rng, 3) for parent in parents)
-    yield from space.mate(*parents, rng)
+    first, second = space.random(rng), space.random(rng)
+    yield from (first, second)
+    yield from (space.mutate(parent, rng, 3) for parent in (first, second))
+    yield from space.mate(first, second, rng)
     free = StructureSpace(ANATOMY, replace(grid, frozen=frozenset()), Budget.from_ratio(COSTS, ratio, 0.02))
     yield space.admit(free.random(rng), rng)  # a seed of a run that froze nothing
 

@@ -11,7 +11,8 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, FineGrainedFP8Config, Mxfp4Config
+from transformers import AutoModelForCausalLM, FineGrainedFP8Config
+from transformers.utils.quantization_config import Mxfp4Config
 
 from multipruner.commands.main import main
 from multipruner.config.recipe import Recipe

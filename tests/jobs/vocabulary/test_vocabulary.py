@@ -40,7 +40,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     def make(variant: str, kind: str = "byte-level", rows: int = ROWS, **sizes: int) -> Path:
         path = folder / "-".join(map(str, (variant, kind, rows, *sizes.values())))
         if not path.exists():
-            model = tiny_model(**{**VARIANTS, **MORE}[variant], vocab_size=rows, **sizes)
+            settings: dict[str, Any] = {**VARIANTS, **MORE}[variant] | sizes
+            model = tiny_model(**settings, vocab_size=rows)
             model.generation_config.eos_token_id = [2, 5]
             model.save_pretrained(path)
             trained(kind).save_pretrained(path)
