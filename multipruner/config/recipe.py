@@ -65,7 +65,7 @@ class Recipe(Frozen):
         json_schema_extra=shown(MODEL),
     )
     max_host_memory: Annotated[float, Field(gt=0)] | None = Field(
-        None, description="GiB that a run may take; none: what is free", json_schema_extra=shown(MODEL, "NUMBER")
+        None, description="GiB that a run may take; none: no bound", json_schema_extra=shown(MODEL, "NUMBER")
     )
     max_device_memory: Annotated[float, Field(gt=0)] | None = Field(
         None, description="the same of a GPU's memory", json_schema_extra=shown(MODEL, "NUMBER")

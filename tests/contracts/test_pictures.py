@@ -18,6 +18,7 @@ from multipruner.core.errors import OutputError, UnsupportedModelError
 from multipruner.core.families import FAMILIES, anatomy_of, first_row, spec_for
 from multipruner.core.families.vision import CLASSIFIERS
 from multipruner.core.structure import GONE, Anatomy, Structure
+from multipruner.engine.layer_calls import State, stream_of
 from multipruner.engine.moments import gather, positions_of
 from multipruner.engine.objective import CalibrationObjective
 from multipruner.engine.prunable import Prunable
@@ -59,16 +60,21 @@ def test_rows_of_text_and_of_pictures_are_apart() -> None:
     assert first_row(None) is None
 
 
+def _last_state(prunable: Prunable, rows: torch.Tensor) -> torch.Tensor:
+    """The residual stream behind the last block, block by block."""
+    inputs = prunable.inputs(rows)
+    state: State = inputs.hidden
+    for block, size in enumerate(prunable.dense):
+        state = prunable.block(state, inputs, block, size)
+    return stream_of(state)
+
+
 @families
 def test_blocks_one_by_one_are_the_stock_model(family: str) -> None:
     model = pictures.tiny_classifier(family)
     prunable, rows = Prunable.of(model), pictures.pixels()
     with torch.no_grad():
-        inputs = prunable.inputs(rows)
-        state = inputs.hidden
-        for block, size in enumerate(prunable.dense):
-            state = prunable.block(state, inputs, block, size)
-        assert isinstance(state, torch.Tensor)
+        state = _last_state(prunable, rows)
         found = prunable.head(prunable.normed(state[:, 0]))
     assert torch.allclose(found, _logits(model), atol=1e-5)
     assert positions_of(prunable, rows) == state.shape[1] > 16
@@ -154,11 +160,7 @@ def test_sensitivities_are_those_of_the_position_that_is_scored(family: str) -> 
     found = sensitivities(prunable, rows)
     assert len(found) == len(prunable.anatomy) and min(found) > 0
     with torch.no_grad():
-        inputs = prunable.inputs(rows)
-        state = inputs.hidden
-        for block, size in enumerate(prunable.dense):
-            state = prunable.block(state, inputs, block, size)
-        assert isinstance(state, torch.Tensor)
+        state = _last_state(prunable, rows)
         state = state.repeat(40, 1, 1)
         error = 0.05 * torch.randn(state.shape, generator=torch.Generator().manual_seed(3))
         dense, own = (prunable.head(prunable.normed(each)[:, 0]).log_softmax(-1) for each in (state, state + error))

@@ -37,6 +37,7 @@ from multipruner.repair.scoring import Repair
 from multipruner.repair.stream import accumulated
 from multipruner.repair.write import repair_outputs, write_outputs
 from tests.support import tiny
+from tests.support.commands import arguments, finished
 from tests.support.layers import Layer, layers_of, plan_of_version_1, structure_of, uniform
 
 HEADS: dict[str, Any] = {"num_attention_heads": 12, "num_key_value_heads": 3}
@@ -251,21 +252,7 @@ def test_a_saved_model_gives_the_same_logits(variant: str, structure: Structure,
 
 
 def _arguments(dense: Path, output: Path, *more: str) -> list[str]:
-    return [
-        "--model", str(dense), "--ratio", "0.15", "--calibration", str(dense / "text.txt"), "--sequences", "4",
-        "--length", "16", "--moments-sequences", "12", "--channel-group", "40", "--query-head-step", "1",
-        "--eval-text", str(dense / "text.txt"), "--output", str(output), *more,
-    ]  # fmt: skip
-
-
-def _finished(output: Path) -> tuple[dict[str, Any], PruningPlan]:
-    """Its report and plan, after a look at whether they are of the model beside them."""
-    report = json.loads((output / "report.json").read_text())
-    plan = PruningPlan.from_json((output / "plan.json").read_text())
-    model = multipruner.load(output)
-    assert sum(tensor.numel() for tensor in model.parameters()) == report["parameters"]["after"]
-    assert plan.structure.to_json() == report["structure"]
-    return report, plan
+    return arguments(dense, output, "--ratio", "0.15", "--channel-group", "40", "--query-head-step", "1", *more)
 
 
 @pytest.mark.parametrize("importance", IMPORTANCES)
@@ -279,7 +266,7 @@ def test_the_command_takes_query_heads_out_of_groups(importance: str, dense: Pat
     output = tmp_path / "run"
     more = ("--model", str(tmp_path / "idle"), "--importance", importance, "--rounds", "1")
     assert main(_arguments(dense, output, *more)) == 0
-    report, plan = _finished(output)
+    report, plan = finished(output)
     assert report["ratio"] >= 0.15 and report["recipe"]["query_head_step"] == 1
     assert plan.structure == structure_of(*[(2, 2, 40)] * 4)
     assert all(_inside(plan.blocks[n]) == ((0,), (0,)) for n in plan.anatomy.of_kind("attention"))
@@ -292,7 +279,7 @@ def test_the_greedy_path_takes_them_too(dense: Path, tmp_path: Path) -> None:
     output = tmp_path / "run"
     more = ("--method", "paper", "--shares", "0:0:1", "--ratio", "0.08", "--width-sequences", "2")
     assert main(_arguments(dense, output, *more)) == 0
-    _, plan = _finished(output)
+    _, plan = finished(output)
     assert any(0 < size.query_heads < 2 * size.kv_heads for size in layers_of(plan.structure))
     assert main(_arguments(dense, output, *more, "--ratio", "0.04")) == 0, "a smaller ratio of the same path"
 
@@ -328,9 +315,9 @@ def test_a_latency_table_knows_groups_of_fewer_heads(dense: Path, tmp_path: Path
         entry["milliseconds"] = 0.01 + math.prod(entry["size"] or [0]) / max(1, (entry["size"] or [0])[0])
     (tmp_path / "t.json").write_text(json.dumps(made))
     more = ("--max-latency", "0.8x", "--latency-table", str(tmp_path / "t.json"), "--rounds", "0")
-    command = [flag for flag in _arguments(dense, tmp_path / "run", *more) if flag not in ("--ratio", "0.15")]
+    command = [flag for flag in _arguments(dense, tmp_path / "run", *more) if flag not in ("--ratio", "0.15", "0.3")]
     assert main(command) == 0
-    report, plan = _finished(tmp_path / "run")
+    report, plan = finished(tmp_path / "run")
     assert any(0 < size.query_heads < 2 * size.kv_heads for size in layers_of(plan.structure))
     (phase,) = report["latency"]["phases"].values()
     assert phase["predicted_ms"] <= 0.8 * phase["predicted_dense_ms"] * 1.0001

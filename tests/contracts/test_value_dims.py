@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +30,7 @@ from multipruner.repair.scoring import Repair
 from multipruner.repair.stream import accumulated
 from multipruner.repair.write import repair_outputs, write_outputs, write_values
 from tests.support import tiny
+from tests.support.commands import arguments, finished
 
 ALONG = ("value_dim",)
 WITH = [
@@ -233,21 +233,7 @@ def test_families_whose_values_are_not_alone_are_refused() -> None:
 
 
 def _arguments(dense: Path, output: Path, *more: str) -> list[str]:
-    return [
-        "--model", str(dense), "--ratio", "0.08", "--calibration", str(dense / "text.txt"), "--sequences", "4",
-        "--length", "16", "--moments-sequences", "12", "--channel-group", "40", "--value-dim-step", "4",
-        "--eval-text", str(dense / "text.txt"), "--output", str(output), *more,
-    ]  # fmt: skip
-
-
-def _finished(output: Path) -> tuple[dict[str, Any], PruningPlan]:
-    """Its report and plan, after a look at whether they are of the model beside them."""
-    report = json.loads((output / "report.json").read_text())
-    plan = PruningPlan.from_json((output / "plan.json").read_text())
-    model = multipruner.load(output)
-    assert sum(tensor.numel() for tensor in model.parameters()) == report["parameters"]["after"]
-    assert plan.structure.to_json() == report["structure"]
-    return report, plan
+    return arguments(dense, output, "--ratio", "0.08", "--channel-group", "40", "--value-dim-step", "4", *more)
 
 
 def test_the_command_takes_value_dimensions_out_of_groups(dense: Path, tmp_path: Path, capsys) -> None:
@@ -260,7 +246,7 @@ def test_the_command_takes_value_dimensions_out_of_groups(dense: Path, tmp_path:
     tiny.tiny_tokenizer().save_pretrained(tmp_path / "idle")
     output, more = tmp_path / "run", ("--model", str(tmp_path / "idle"), "--rounds", "1")
     assert main(_arguments(dense, output, *more)) == 0
-    report, plan = _finished(output)
+    report, plan = finished(output)
     assert report["ratio"] >= 0.08 and report["recipe"]["value_dim_step"] == 4
     sizes = [plan.structure[n] for n in plan.anatomy.of_kind("attention")]
     assert all(size[:2] == (2, 2) and size[2] in (4, 8, 12, 16) for size in sizes) and min(sizes) < (2, 2, 16)
@@ -268,8 +254,9 @@ def test_the_command_takes_value_dimensions_out_of_groups(dense: Path, tmp_path:
     left = 2 * sum(size[2] for size in sizes)
     assert f"{left} of 128 value" in capsys.readouterr().out
     assert main(_arguments(dense, tmp_path / "again", *more, "--plan", str(output / "plan.json"))) == 0
-    assert _finished(tmp_path / "again")[1] == plan
-    assert plan.bases == ALONG and main(["apply", str(output), "--model", str(tmp_path / "idle"), "--output", "o"]) == 2
+    assert finished(tmp_path / "again")[1] == plan
+    assert plan.bases == ALONG
+    assert main(["apply", str(output), "--model", str(tmp_path / "idle"), "--output", str(tmp_path / "o")]) == 2
     assert "take the run's own folder" in capsys.readouterr().err
     assert main(["export", str(output), "--format", "gguf"]) == 2
     assert "fewer value dimensions than keys have" in capsys.readouterr().err
@@ -289,7 +276,7 @@ def test_the_greedy_path_takes_them_too(dense: Path, tmp_path: Path) -> None:
         "2",
     )
     assert main(_arguments(dense, tmp_path / "run", *more)) == 0
-    _, plan = _finished(tmp_path / "run")
+    _, plan = finished(tmp_path / "run")
     assert any(size and size[2] < 16 for size in (plan.structure[n] for n in plan.anatomy.of_kind("attention")))
 
 
@@ -317,5 +304,5 @@ def test_a_plan_of_other_sizes_is_refused() -> None:
 def test_a_search_breeds_them(dense: Path, tmp_path: Path) -> None:
     more = ("--population", "4", "--generations", "1", "--seeds", "program")
     assert main(["search", *_arguments(dense, tmp_path / "run", *more)]) == 0
-    report, plan = _finished(tmp_path / "run")
+    report, plan = finished(tmp_path / "run")
     assert plan.along == ALONG and report["ratio"] >= 0.06

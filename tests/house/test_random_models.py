@@ -138,7 +138,7 @@ def test_scale_measures_both_ways(here: _Here, tmp_path: Path, monkeypatch: pyte
     none, disk = found["rows"]
     assert none[7] is None and disk[7] > 5, "walks over the layers"
     assert none[1] == disk[1] and none[6] == 2.0
-    assert list(found["setting"]["passes_without_and_with_read_ahead"]) == ["llama-tiny"]
+    assert found["setting"]["passes_without_and_with_read_ahead"] == {"llama-tiny": [2.0, 1.0]}
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -114,7 +115,7 @@ def test_a_program_that_ends_is_one_line(tmp_path: Path) -> None:
     script = tmp_path / "worker.py"
     script.write_text("import sys\nprint('\"ready\"', flush=True)\nsys.stdin.readline()\nsys.exit('out of\\nmemory')\n")
     with (
-        Served(["python3", str(script), "mine"], tmp_path, {}) as served,
+        Served([sys.executable, str(script), "mine"], tmp_path, {}) as served,
         pytest.raises(OutputError, match=r"mine failed on this model \(exit code 1\): out of memory"),
     ):
         served.sample(PREFILL)

@@ -71,6 +71,7 @@ def test_a_type_is_read(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     writer.write_tensors_to_file()
     writer.close()
     made = load_file(gguf_source.from_file(path, lambda text: None) / "model.safetensors")
-    for part in ("gate", "up", "down"):
-        found = made[f"model.layers.0.mlp.{part}_proj.weight"]
-        assert torch.equal(found, torch.tensor(wanted[f"ffn_{part}"]).bfloat16()), part
+    places = {f"mlp.{part}_proj": f"ffn_{part}" for part in ("gate", "up", "down")}
+    for place, part in {**places, "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output"}.items():
+        found = made[f"model.layers.0.{place}.weight"]
+        assert torch.equal(found, torch.tensor(wanted[part]).bfloat16()), part

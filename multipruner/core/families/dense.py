@@ -238,7 +238,7 @@ _PER_LAYER = (
     "(hidden_size_per_layer_input), so that no block can leave without others"
 )
 _SLOPES = (
-    "their heads read positions by slopes that the code works out from how many heads there are (ALiBi), so that those "
+    "their attention itself works out the slopes of positions from how many heads there are (ALiBi), so that those "
     "that stay would get other slopes"
 )
 REFUSED: dict[str, str] = {

@@ -6,9 +6,10 @@ always be taken as they are, columns where those that stay are whole blocks.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, ReaderTensor
@@ -134,30 +135,24 @@ def common_kind(pieces: tuple[Piece, ...]) -> GGMLQuantizationType:
     if len(kinds) == 1 and all(piece.blocks is not None for piece in pieces):
         return pieces[0].kind
     for piece in pieces:
-        if not _readable(piece.kind):
+        if not _can(dequantize, piece.kind):
             raise UnsupportedModelError(
                 f"{piece.tensor.name} is of type {piece.kind.name}, which cannot be read here and does not stay whole; "
                 "take a file of another type"
             )
     if kinds <= set(FLOATS):
         return GGMLQuantizationType.F32
-    own = [pieces[0].kind] if len(kinds) == 1 and _writable(pieces[0].kind) else []
+    own = [pieces[0].kind] if len(kinds) == 1 and _can(quantize, pieces[0].kind) else []
     return next(kind for kind in (*own, *_WIDER) if pieces[0].width % GGML_QUANT_SIZES[kind][0] == 0)
 
 
 @cache
-def _readable(kind: GGMLQuantizationType) -> bool:
+def _can(work: Callable[[Any, GGMLQuantizationType], Any], kind: GGMLQuantizationType) -> bool:
+    """Tell whether gguf-py can quantise or dequantise a type."""
+    numbers, nbytes = GGML_QUANT_SIZES[kind]
+    rows = np.zeros((1, nbytes), np.uint8) if work is dequantize else np.zeros((1, numbers), np.float32)
     try:
-        dequantize(np.zeros((1, GGML_QUANT_SIZES[kind][1]), np.uint8), kind)
-    except NotImplementedError:
-        return False
-    return True
-
-
-@cache
-def _writable(kind: GGMLQuantizationType) -> bool:
-    try:
-        quantize(np.zeros((1, GGML_QUANT_SIZES[kind][0]), np.float32), kind)
+        work(rows, kind)
     except NotImplementedError:
         return False
     return True

@@ -67,6 +67,11 @@ def cut_gguf(
     if not path_of(str(dense)).is_file():
         raise ConfigError(f"there is no file {dense}; give a .gguf file of the plan's dense model with --model")
     plan = find_plan(plan_name)
+    if plan.along:
+        raise ConfigError(
+            f"{plan_name} leaves heads with fewer value dimensions than keys have, which no architecture of llama.cpp "
+            "reads by the layer; take the run's own folder, or prune without --value-dim-step"
+        )
     source = open_source(dense, plan)
     model = cut_model(source, plan)
     _check_weights(plan, source, any_weights, console)

@@ -18,7 +18,7 @@ from multipruner.checkpoint.save import save
 from multipruner.commands.main import main
 from multipruner.config.recipe import Recipe
 from multipruner.core.families import anatomy_of
-from multipruner.core.plan import PruningPlan
+from multipruner.core.plan import PruningPlan, Ranking
 from multipruner.core.structure import Structure
 from multipruner.engine.fingerprint import fingerprint
 from multipruner.engine.prunable import Prunable
@@ -285,6 +285,13 @@ def test_what_does_not_fit_is_refused_in_one_line(tmp_path: Path, capsys: pytest
     assert "there is no file" in refused(tmp_path / "small.gguf", model=tmp_path / "none.gguf")
     cut = tmp_path / "cut.gguf"
     cut.write_bytes(dense.read_bytes()[:4000])
+    whole = plan.read_text()
+    anatomy = anatomy_of(model.config, ("value_dim",))
+    narrow = Structure(tuple((*size[:2], size[2] - 4) if len(size) > 2 else size for size in anatomy.dense))
+    plan.write_text(PruningPlan.from_structure(
+        narrow, Ranking.identity(anatomy), anatomy, model="m", model_type="llama").to_json())  # fmt: skip
+    assert "fewer value dimensions than keys have" in refused(tmp_path / "small.gguf")
+    plan.write_text(whole)
     assert "cut.gguf" in refused(tmp_path / "small.gguf", model=cut)
     for options, said in (
         ({"layers": 3}, "a model of 3 layers; dense.gguf has 2"),
@@ -346,7 +353,6 @@ def test_smollm2_is_cut_in_its_own_numbers(tmp_path: Path) -> None:
     again = LlamaForCausalLM.from_pretrained(from_file(tmp_path / "alike.gguf", print), dtype=torch.float32)
     found, expected = (log_probabilities(one, ids) for one in (again, pruned))
     errors["read again"] = float(np.abs(found - expected).mean() / expected.std())
-    print(errors)
     (_, before), (facts, after) = read(dense), read(tmp_path / "mixed.gguf")
     assert facts["general.architecture"] == "deci"
     for name in ("token_embd.weight", "output_norm.weight", "blk.2.ffn_down.weight", "blk.2.attn_q.weight"):
