@@ -21,8 +21,8 @@ from multipruner.config.choices import EXPORTS, loaded
 from multipruner.core.errors import ConfigError
 from multipruner.core.latency_table import USUAL, Workload
 from multipruner.latency.environment import environment_of
-from multipruner.latency.timing import side_by_side_samples
-from multipruner.runtimes.served import Served, alternating, environment_in, row_for, settings_for
+from multipruner.latency.timing import alternating, side_by_side_samples
+from multipruner.runtimes.served import Served, environment_in, row_for, settings_for
 
 CHECKED = (("workload", "{}"), ("dense, ms", "{:.1f}"), ("pruned, ms", "{:.1f}"), ("ratio", "{:.3f}"),
            ("predicted", "{:.3f}"), ("error", "{:+.1%}"))  # fmt: skip

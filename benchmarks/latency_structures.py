@@ -22,8 +22,8 @@ from multipruner.core.latency_table import LatencyTable, Workload
 from multipruner.core.plan import PruningPlan, Ranking
 from multipruner.core.structure import GONE, Anatomy, Size, Structure
 from multipruner.engine.prunable import Prunable
-from multipruner.latency.timing import Timing, compile_blocks, time_side_by_side
-from multipruner.runtimes.served import Served, alternating, check_runtime, exported, row_for, settings_for
+from multipruner.latency.timing import Timing, alternating, compile_blocks, time_side_by_side
+from multipruner.runtimes.served import Served, exported, settings_for
 from multipruner.storage.journal import Journal
 
 
@@ -122,7 +122,6 @@ def whole_models(models: Mapping[str, Cut], workload: Workload, arguments: argpa
 def in_runtime(table: LatencyTable, tokenizer: Any, threads: int) -> Timed:
     """What times models in a table's runtime, exported as its were."""
     runtime, outtype = table.runtime, str(table.environment["dtype"])
-    check_runtime(table, runtime, row_for(runtime, outtype)[1])
 
     def timed(models: Mapping[str, Cut], workload: Workload, arguments: argparse.Namespace) -> dict[str, Timing]:
         with TemporaryDirectory() as place, ExitStack() as stack:

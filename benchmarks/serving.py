@@ -39,9 +39,9 @@ from multipruner.core.errors import ConfigError, MultiprunerError
 from multipruner.core.latency_table import USUAL, Workload
 from multipruner.engine.prunable import Prunable
 from multipruner.latency.summarise import relative_iqr
-from multipruner.latency.timing import Runner, quiet_process
+from multipruner.latency.timing import Runner, alternating, quiet_process
 from multipruner.recipes import mapping_for
-from multipruner.runtimes.served import WORKER, Served, alternating, row_for, settings_for
+from multipruner.runtimes.served import WORKER, Served, row_for, settings_for
 from multipruner.runtimes.worker import STEPS
 from multipruner.sources.dense import load_dense
 from multipruner.sources.resolve import resolve

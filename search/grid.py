@@ -183,9 +183,10 @@ def aligned(grid: Grid, anatomy: Anatomy, align: int) -> Grid:
     if align < 1:
         raise ConfigError(f"align {align}: give a number of at least 1, such as 64")
     steps = dict(grid.steps)
-    for kind in anatomy.kinds:
-        for number, axis in enumerate(anatomy.axes(kind)):
-            counts = [place.dense[number] for place in anatomy if place.kind == kind]
+    free = {kind: [p for p in anatomy if p.kind == kind and not grid.freezes(p)] for kind in anatomy.kinds}
+    for kind, places in free.items():
+        for number, axis in enumerate(anatomy.axes(kind) if places else ()):
+            counts = [place.dense[number] for place in places]
             if axis.within or axis.name not in steps:
                 continue
             width = prod(anatomy.constants[name] for name in axis.width)
@@ -193,10 +194,10 @@ def aligned(grid: Grid, anatomy: Anatomy, align: int) -> Grid:
                 _check_alignment(align, sorted(set(counts)), axis)
             steps[axis.name] = _step(align // gcd(align, width), steps[axis.name], gcd(*counts))
     result = replace(grid, steps=steps, partial=frozenset())
-    for kind in anatomy.kinds:
-        for number, axis in enumerate(anatomy.axes(kind)):
+    for kind, places in free.items():
+        for number, axis in enumerate(anatomy.axes(kind) if places else ()):
             if axis.within and axis.name in steps:
-                step = _inner_step(result, [place for place in anatomy if place.kind == kind], anatomy, number, align)
+                step = _inner_step(result, places, anatomy, number, align)
                 steps = {name: value for name, value in steps.items() if name != axis.name}
                 steps |= {} if step is None else {axis.name: step}
     return replace(result, steps=steps)

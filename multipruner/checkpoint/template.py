@@ -180,7 +180,7 @@ def pruned_layer(config: Any, number: int) -> nn.Module:
             setattr(layer, norm, nn.Identity())
     for path, made in zip(VALUES, (PaddedValues, PartlyRead), strict=False):
         parent, _, name = path.rpartition(".")
-        attention: Any = getattr(layer, parent, None)
+        attention: Any = dict(layer.named_modules()).get(parent)
         if not hasattr(attention, name):  # it was removed, or the layer mixes tokens in another way
             continue
         kept, whole = getattr(own, "value_head_dim", None), attention.head_dim

@@ -7,6 +7,8 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
+from multipruner.core.errors import ConfigError
+
 from .base import Parser, add_fields, log_flags, on_screen
 from .recipe_flags import recipe_of
 
@@ -81,8 +83,12 @@ def run(arguments: Sequence[str]) -> int:
         recipe = recipe_of(typed, {**NO_BUDGET, "repair": "none"})
         command = shlex.join(["python", "-m", "multipruner", "apply", *arguments])
         if output.suffix == ".gguf" and (dense := path_of(recipe.model)).suffix == ".gguf":
-            how = {name: options[name] for name in ("any_weights", "overwrite")}
-            cut_gguf(plan, dense, output, console=console, **how)
+            given = {"--text-only": options["text_only"], "--no-reopen": not options["reopen"],
+                     "--revision": recipe.revision, "--trust-remote-code": recipe.trust_remote_code}  # fmt: skip
+            if meant := [flag for flag, asked in given.items() if asked]:
+                raise ConfigError(f"{', '.join(meant)}: a .gguf file has no such thing; leave it out")
+            cut_gguf(plan, dense, output, console=console, any_weights=options["any_weights"],
+                     overwrite=options["overwrite"])  # fmt: skip
         else:
             stream_plan(plan, recipe, output, console=console, command=command, **options)
     return 0

@@ -69,12 +69,13 @@ class BlockView:
         assert self.statistics is not None
         return self.statistics.routes[self.number]
 
-    def side_by_side(self, axis: str) -> Tensor:
+    def side_by_side(self, axis: str) -> Tensor | slice:
         """Return the columns of the output projection in an order in which those of every unit of an axis are
-        neighbours, unit by unit, as indices.
+        neighbours, unit by unit: as indices, and as a slice where they lie so.
         """
         units = self.prunable.block_spec(self.number).columns.units(axis, self.prunable.counts(self.number))
-        return torch.tensor(units, device=self.gram.device).flatten()
+        flat = torch.tensor(units).flatten()
+        return slice(None) if torch.equal(flat, torch.arange(len(flat))) else flat.to(self.gram.device)
 
     def by_unit(self, axis: str, columns: Tensor) -> Tensor:
         """Sum of the scores of the columns that leave with every unit of an axis, [units]."""

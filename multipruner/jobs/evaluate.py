@@ -26,7 +26,7 @@ from multipruner.engine.fingerprint import fingerprint
 from multipruner.engine.moments import positions_of
 from multipruner.engine.precision import Precision
 from multipruner.engine.prunable import Prunable
-from multipruner.eval import Comparison, Evaluation, compare, evaluate
+from multipruner.eval import Comparison, Evaluation, check_settings, compare, evaluate
 from multipruner.eval.accuracy import classes_of, judged
 from multipruner.eval.kept import Kept
 from multipruner.recipes import mapping_for
@@ -89,7 +89,8 @@ def judge_folders(
         _check_same_base(reports, fingerprint(model))
         precision = Precision.of(model, recipe.compute_dtype)
     say(precision.line())
-    if task_of(model.config).reads_text:
+    if reads_text := task_of(model.config).reads_text:
+        check_settings(recipe.evaluation)
         kept = kept_scores(model, tokenizer, precision, fresh=fresh)
         judge = _Judge.of(recipe, model, tokenizer, precision, console, suite, "tasks" in asked.get("evaluation", {}))
     else:
@@ -105,7 +106,7 @@ def judge_folders(
         gc.collect()
         name = Path(folder).absolute().name
         with waiting_display(console, f"loading {name}"):
-            candidate = _candidate(folder, recipe, settings, precision.stored, device, say)
+            candidate = _candidate(folder, recipe, settings, precision.stored, device, say, pictures=not reads_text)
         who = "tuned" if (reports[folder] or {}).get("tuned") else "pruned"
         comparison = compare(dense, judge(candidate, name, Kept()), suite or "", who)
         say(f"\n{folder}")
@@ -240,8 +241,9 @@ def _read_report(folder: str) -> dict[str, Any] | None:
 
 
 def _candidate(
-    folder: str, recipe: Recipe, settings: Mapping[str, Any], dtype: Any, device: Any, say: Callable[[str], None]
-) -> Any:
+    folder: str, recipe: Recipe, settings: Mapping[str, Any], dtype: Any, device: Any, say: Callable[[str], None],
+    *, pictures: bool,
+) -> Any:  # fmt: skip
     """Return a pruned folder or Hub repository, else whatever ``--model`` would take."""
     try:
         candidate: Any = load_run(folder, dtype=dtype, trust_remote_code=recipe.trust_remote_code)
@@ -250,7 +252,7 @@ def _candidate(
         if (Path(folder) / REPORT).exists():
             raise
     other = Recipe.build(mapping_for(folder), settings)
-    return load_dense(resolve(other, say), other)[0]
+    return load_dense(resolve(other, say), other, pictures=pictures)[0]
 
 
 def _check_same_base(reports: Mapping[str, Mapping[str, Any] | None], dense: str) -> None:

@@ -143,7 +143,7 @@ def cut_model(setting: Setting, plan: PruningPlan, outputs: Outputs, gain: torch
     prunable = setting.prunable
     own = torch.clone if prunable.on_disk is None else mapped
     pruned = apply_plan(prunable.original.model, plan, None if prunable.wider is None else prunable.model, own)
-    write_values(pruned, prunable, plan)
+    write_values(pruned, prunable, plan, outputs)
     if outputs:  # they cover every block that stays
         write_outputs(pruned, setting.prunable, plan, setting.ranking, outputs, gain)
     elif setting.repair is not None and setting.statistics is not None:

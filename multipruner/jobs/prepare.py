@@ -157,6 +157,7 @@ def _read(
     """Return the text of a recipe, or the pictures; ``tokenizer`` then is the image processor, ``name`` the model's."""
     if not prunable.spec.task.reads_text:
         return _pictures(recipe, prunable, tokenizer, name, say)
+    check_settings(recipe.evaluation)
     texts = CalibrationText(recipe.text, tokenizer, prunable.model, say=say, progress=named(display, "text"))
     calibration, held_out = texts.part("calibration"), held_out_text(recipe, texts)
     _check_loss(recipe, prunable, tokenizer, calibration)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import inspect
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -146,17 +146,26 @@ def side_by_side_samples(
     models: Mapping[str, PreTrainedModel], workload: Workload, *, rounds: int = 20, warmup: int = 3
 ) -> dict[str, list[float]]:
     """Return the samples of :func:`time_side_by_side`: the n-th of every model were taken one after the other."""
-    samples: dict[str, list[float]] = {name: [] for name in models}
     with quiet_process():
         runners = {name: Runner(model, workload) for name, model in models.items()}
-        for runner in runners.values():
-            for _ in range(warmup):
-                runner.sample()
-        for number in range(rounds):
-            names = list(runners)
-            for name in names if number % 2 == 0 else reversed(names):
-                samples[name].append(runners[name].sample())
-    return samples
+        return alternating({name: runner.sample for name, runner in runners.items()}, rounds, warmup)
+
+
+def alternating(samples: Mapping[str, Callable[[], float]], rounds: int, warmup: int = 1) -> dict[str, list[float]]:
+    """Return samples of several models in alternation, so that a drift of the machine's speed hits all alike.
+
+    Args:
+        samples: by name, what takes one.
+        rounds: how many each; the order is turned round with every round.
+        warmup: how many each before, which do not count.
+    """
+    found: dict[str, list[float]] = {name: [] for name in samples}
+    for number in range(-warmup, rounds):
+        for name in list(samples) if number % 2 == 0 else reversed(list(samples)):
+            value = samples[name]()
+            if number >= 0:
+                found[name].append(value)
+    return found
 
 
 def compile_blocks(model: PreTrainedModel) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import torch
 from torch import Tensor, nn
 
@@ -67,7 +69,7 @@ def _module_in(pruned: nn.Module, prunable: Prunable, plan: PruningPlan, block: 
 
 
 @torch.no_grad()
-def write_values(pruned: nn.Module, prunable: Prunable, plan: PruningPlan) -> None:
+def write_values(pruned: nn.Module, prunable: Prunable, plan: PruningPlan, refitted: Collection[int] = ()) -> None:
     """Put values in their bases, and output projections that read them there, into a pruned model, block by block.
 
     Args:
@@ -75,9 +77,12 @@ def write_values(pruned: nn.Module, prunable: Prunable, plan: PruningPlan) -> No
             every basis.
         prunable: the dense model, not in order.
         plan: what stays; the value dimensions of a block are numbers of rows of its bases.
+        refitted: blocks whose output projections are written in their bases afterwards. Others that stay whole keep
+            their weights as they are.
     """
     for block, basis in prunable.bases.items():
-        if not plan.structure[block]:
+        size = plan.structure[block]
+        if not size or (size == plan.anatomy[block].dense and block not in refitted):
             continue
         kept, dense, spec = plan.kept(block), prunable.counts(block), prunable.block_spec(block)
         parameters = dict(prunable.module(block).named_parameters())

@@ -28,9 +28,10 @@ from multipruner.core.structure import GONE, Anatomy, Size, Structure
 from multipruner.latency.bench import Report, coarse_grid, leading_plan, shapes_of, stack_size
 from multipruner.latency.probe_journal import ProbeJournal, ProbeRecord
 from multipruner.latency.summarise import relative_iqr
+from multipruner.latency.timing import alternating
 from multipruner.storage.files import scratch
 
-from .served import Served, alternating, environment_in, exported, row_for, settings_for
+from .served import Served, environment_in, exported, row_for, settings_for
 
 REPEATS = 7
 """Samples of every model and workload, and as many of the dense one beside it."""

@@ -8,7 +8,7 @@ import platform
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 from multipruner.checkpoint.save import save
 from multipruner.config.choices import EXPORTS, RUNTIMES, Runtime, loaded, row_of
 from multipruner.core.errors import ConfigError, OutputError, UnsupportedModelError
-from multipruner.core.latency_table import LatencyTable, Workload
+from multipruner.core.latency_table import Workload
 from multipruner.core.plan import PruningPlan
 from multipruner.latency.environment import device_name
 
@@ -49,26 +49,6 @@ def row_for(name: str, outtype: str | None) -> tuple[Runtime, str]:
     if chosen not in row.outtypes:
         raise ConfigError(f"{name} is measured with the types {', '.join(row.outtypes)}, not {chosen}")
     return row, chosen
-
-
-def check_runtime(table: LatencyTable, name: str, outtype: str | None = None) -> None:
-    """Refuse to set the times of one program beside those of another.
-
-    Args:
-        table: what was measured.
-        name: of the runtime that models run in now.
-        outtype: of their matrices, where that is known.
-
-    Raises:
-        ConfigError: naming both.
-    """
-    theirs = [table.runtime, *([] if outtype is None else [str(table.environment.get("dtype"))])]
-    ours = [name, *([] if outtype is None else [outtype])]
-    if theirs != ours:
-        raise ConfigError(
-            f"the latency table was measured in {', '.join(theirs)}, not in {', '.join(ours)}; measure one there: "
-            f"python -m multipruner latency --runtime {name}"
-        )
 
 
 def environment_in(name: str, outtype: str, threads: int) -> dict[str, Any]:
@@ -198,20 +178,3 @@ def settings_for(workloads: Sequence[Workload], vocabulary: int, threads: int) -
         "context": max(workload.tokens for workload in workloads) + _ROOM,
         "vocabulary": vocabulary,
     }
-
-
-def alternating(samples: Mapping[str, Callable[[], float]], rounds: int, warmup: int = 1) -> dict[str, list[float]]:
-    """Return samples of several models in alternation, so that a drift of the machine's speed hits all alike.
-
-    Args:
-        samples: by name, what takes one.
-        rounds: how many each; the order is turned round with every round.
-        warmup: how many each before, which do not count.
-    """
-    found: dict[str, list[float]] = {name: [] for name in samples}
-    for number in range(-warmup, rounds):
-        for name in list(samples) if number % 2 == 0 else reversed(list(samples)):
-            value = samples[name]()
-            if number >= 0:
-                found[name].append(value)
-    return found

@@ -19,6 +19,7 @@ import random
 import statistics
 import sys
 import time
+import traceback
 import urllib.request
 from importlib import import_module
 from itertools import pairwise
@@ -154,14 +155,21 @@ def main(programs: dict[str, Any]) -> None:
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # whatever else is printed is no answer
     _, name, path, settings = sys.argv
-    program = programs[name](path, json.loads(settings))
-    print(json.dumps("ready"), file=answers, flush=True)
-    for line in sys.stdin:
-        asked = json.loads(line)
-        done: Any = program.choices(**asked) if "ids" in asked else program.sample(**asked)
-        print(json.dumps(done), file=answers, flush=True)
-    answers.flush()
-    os._exit(0)  # servers' threads may not end by themselves
+    code = 1
+    try:
+        program = programs[name](path, json.loads(settings))
+        print(json.dumps("ready"), file=answers, flush=True)
+        for line in sys.stdin:
+            asked = json.loads(line)
+            done: Any = program.choices(**asked) if "ids" in asked else program.sample(**asked)
+            print(json.dumps(done), file=answers, flush=True)
+        code = 0
+    except BaseException:  # whatever it is, it is told before this ends
+        traceback.print_exc()
+    finally:
+        for each in (answers, sys.stdout, sys.stderr):
+            each.flush()
+        os._exit(code)  # servers' threads may not end by themselves
 
 
 if __name__ == "__main__":

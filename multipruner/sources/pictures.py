@@ -20,6 +20,7 @@ from torch import Tensor
 
 from multipruner.config.recipe import Recipe
 from multipruner.core.errors import CalibrationError, ConfigError
+from multipruner.eval.accuracy import AT_ONCE
 
 from .calibration import CalibrationSet
 from .intake.processor import shape_of
@@ -60,7 +61,9 @@ class PictureFiles:
 
     def pixels(self, begin: int = 0, end: int | None = None) -> Tensor:
         """Return pixels of a run of pictures, float32 [pictures, channels, height, width]."""
-        return self.read(self.paths[begin:end])
+        paths = self.paths[begin:end]
+        parts = [self.read(paths[first : first + AT_ONCE]) for first in range(0, len(paths), AT_ONCE)]
+        return torch.cat(parts) if parts else self.read([])
 
 
 @dataclass(frozen=True, eq=False)
@@ -208,6 +211,11 @@ def files_in(folder: str, config: Any, read: Callable[[Sequence[Path]], Tensor])
     classes = {each: files for each, files in classes.items() if files}
     if not flat and not classes:
         raise CalibrationError(f"{folder} holds no picture ({', '.join(ENDINGS)})")
+    if flat and classes:
+        raise CalibrationError(
+            f"{folder} holds pictures ({flat[0].name}) and sub-folders of pictures ({next(iter(classes)).name}); keep "
+            "one kind: flat, or one sub-folder for each class"
+        )
     if flat:
         return PictureFiles(flat, None, path.resolve().name, read)
     numbers = _numbers([each.name for each in classes], config)
@@ -222,7 +230,12 @@ def _pictures(folder: Path) -> list[Path]:
 
 def _numbers(names: Sequence[str], config: Any) -> Mapping[str, int] | None:
     """Return the classes that sub-folders are called by; ``None`` where they are none of the model's."""
-    known = {str(label).casefold(): int(number) for number, label in config.id2label.items()}
+    labels = [str(label).casefold() for label in config.id2label.values()]
+    known = {
+        str(label).casefold(): int(number)
+        for number, label in config.id2label.items()
+        if labels.count(str(label).casefold()) == 1  # ImageNet has two cranes
+    }
     if all(name.casefold() in known for name in names):
         return {name: known[name.casefold()] for name in names}
     if all(name.isdecimal() and int(name) < config.num_labels for name in names):
@@ -258,9 +271,10 @@ class _Reader:
     def _opened(self, path: Path) -> np.ndarray:
         from PIL import Image
 
+        broken = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
         try:
             with Image.open(path) as image:
                 rows = np.asarray(image.convert(_MODES.get(self.shape[0], "RGB")))
-        except (OSError, ValueError, SyntaxError) as error:
+        except broken as error:
             raise CalibrationError(f"{path} is no picture that can be read: {' '.join(str(error).split())}") from None
         return rows[..., None] if rows.ndim == 2 else rows

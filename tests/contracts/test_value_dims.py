@@ -226,8 +226,8 @@ def test_a_saved_model_gives_the_same_logits(variant: str, tmp_path: Path) -> No
 
 
 def test_families_whose_values_are_not_alone_are_refused() -> None:
-    for family in ("phi3", "qwen3_5_text", "deepseek_v3", "mamba"):
-        variant = next(row for row in tiny.MORE.values() if row["family"] == family)
+    for family in ("olmo", "phi3", "qwen3_5_text", "deepseek_v3", "mamba"):
+        variant = next(row for row in {**tiny.VARIANTS, **tiny.MORE}.values() if row["family"] == family)
         with pytest.raises(UnsupportedModelError, match="value dimensions cannot leave in this family"):
             anatomy_of(tiny.tiny_model(**variant).config, ALONG)
 

@@ -13,7 +13,6 @@ from unittest.mock import patch
 import pytest
 
 from multipruner.checkpoint.cut import apply_plan
-from multipruner.core.errors import ConfigError
 from multipruner.core.families import anatomy_of
 from multipruner.core.latency_table import Entry, LatencyTable, Workload, WorkloadTable
 from multipruner.core.structure import GONE
@@ -111,9 +110,3 @@ def test_predictions_are_held_against_the_runtime_of_the_table(
     assert f"both folders opened by {runtime}" in capsys.readouterr().out
     ((_, *times, predicted, _),) = _module("results").read(record)["rows"]
     assert min(times) > 0 and predicted == pytest.approx(1 - 2 / dense)
-
-
-def test_another_dtype_than_the_tables_is_refused() -> None:
-    table = _table(tiny.tiny_model("llama"), "llama.cpp")
-    with pytest.raises(ConfigError, match=r"measured in llama\.cpp, f32, not in openvino, f32"):
-        _module("latency_structures").check_runtime(table, "openvino", "f32")

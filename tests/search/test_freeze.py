@@ -15,9 +15,10 @@ from multipruner.config.amounts import frozen_blocks
 from multipruner.config.recipe import Recipe
 from multipruner.core.axes import DIMENSIONS
 from multipruner.core.errors import ConfigError, InfeasibleError
-from multipruner.core.structure import Structure
+from multipruner.core.structure import Anatomy, Structure
 from multipruner.search import Grid, Limit, Task, allocate, candidates, replay, sequential_path
 from multipruner.search.genome import StructureSpace
+from multipruner.search.grid import aligned
 from multipruner.search.limits import Budget
 from multipruner.search.options import chains, levels
 from tests.support.toys import ANATOMY, COSTS, DENSE, Additive, problem
@@ -126,3 +127,14 @@ def test_what_cannot_be_meant_is_refused(text: str) -> None:
 def test_blocks_that_no_model_has_are_refused(frozen: set[tuple[str, int]], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         Grid({"channels": 8}, frozen=frozenset(frozen)).of_model(ANATOMY)
+
+
+def test_an_alignment_asks_nothing_of_what_is_frozen() -> None:
+    """One odd width that nothing leaves neither refuses an alignment nor makes its steps coarser."""
+    odd = Anatomy(tuple(
+        replace(place, dense=(66,)) if (place.kind, place.layer) == ("mlp", 0) else place for place in ANATOMY
+    ), ANATOMY.constants)  # fmt: skip
+    grid = Grid({"channels": 8}, frozen=frozenset({("mlp", 0)})).of_model(odd)
+    with pytest.raises(ConfigError, match="align 4"):
+        aligned(replace(grid, frozen=frozenset()), odd, 4)
+    assert aligned(grid, odd, 4).steps["channels"] == aligned(grid, ANATOMY, 4).steps["channels"]

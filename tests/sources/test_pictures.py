@@ -92,6 +92,20 @@ def test_pictures_become_as_many_channels_as_the_model_has(channels: int, tmp_pa
     assert found.calibration.ids.shape[1:] == (channels, SIDE, SIDE)
 
 
+def test_pictures_beside_classes_are_one_line(tmp_path: Path) -> None:
+    folder = write_pictures(tmp_path / "p", 2)
+    (folder / "cover.png").write_bytes(next(folder.rglob("*.png")).read_bytes())
+    with pytest.raises(CalibrationError, match=r"cover\.png\) and sub-folders of pictures"):
+        _pictures(folder)
+
+
+def test_a_label_that_two_classes_share_names_neither(tmp_path: Path) -> None:
+    folder = write_pictures(tmp_path / "p", 8, ("crane", "heron"))
+    config = tiny_classifier("vit", num_labels=3).config
+    config.id2label = {0: "crane", 1: "crane", 2: "heron"}
+    assert _pictures(folder, config).held_out.labels is None
+
+
 def test_bad_pictures_are_one_line(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(CalibrationError, match="holds no picture"):

@@ -133,6 +133,8 @@ def test_columns_of_a_group_may_lie_apart() -> None:
     zeros, scales = torch.tensor([[0x76543210], [0x01234567]]).int(), torch.rand(2, 8, generator=generator)
     groups = torch.tensor([1, 0] * 8)
     found = gptq(words, zeros, scales, groups, 4, 0)
+    with pytest.raises(ValueError, match="do not make"):
+        gptq(words, zeros, scales, None, 4, 0, size=words.shape[0] * 8 // len(scales) + 8)
     for column in range(16):
         for row in range(8):
             number = (int(words[column // 8, row]) >> 4 * (column % 8)) & 15

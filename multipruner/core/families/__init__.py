@@ -40,7 +40,7 @@ def spec_for(config: Any) -> Family:
         return row_for(first, values)
     check_refused(model_type)
     raise UnsupportedModelError(
-        f"model family {model_type!r} is not supported{did_you_mean(model_type, FAMILIES)}; "
+        f"model family {model_type!r} is not supported{did_you_mean(model_type, {**FAMILIES, **CLASSIFIERS})}; "
         f"supported: {', '.join(sorted(FAMILIES))}, and image classifiers: "
         f"{', '.join(sorted(CLASSIFIERS))}. A family is one row in multipruner/core/families/: see "
         "docs/adding-a-family.md."

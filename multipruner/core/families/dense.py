@@ -120,7 +120,7 @@ DENSE: tuple[Family, ...] = (
     Family("hunyuan_v1_dense", "HunYuanDenseV1"),
     Family("ministral", "Ministral"),
     Family("ministral3", "Ministral3"),
-    Family("olmo", "Olmo"),
+    Family("olmo", "Olmo", (attention(turned=False), mlp())),  # its values may be clipped
     Family("seed_oss", "SeedOss"),
     Family("smollm3", "SmolLM3"),
     Family("helium", "Helium", (attention(resized=True), mlp())),

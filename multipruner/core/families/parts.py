@@ -32,6 +32,7 @@ def attention(
     more: Tensors = (),
     matrix: Callable[[str, str, str], Tensors] = linear,
     attributes: Attributes = _GROUPED,
+    turned: bool = True,
     **rest: Any,
 ) -> BlockSpec:
     """Return softmax attention with keys and values that are kept, and a norm before it.
@@ -44,9 +45,12 @@ def attention(
         output: its output projection.
         more: further tensors that depend on its size.
         matrix: what the projections are.
+        turned: whether values may be turned into another basis: nothing but attention lies between them and what reads
+            them.
         attributes, **rest: see :class:`~multipruner.core.blocks.BlockSpec`.
     """
     plain = len(inputs) == 3 and (heads, groups, asked) == (HEADS, GROUPS, "") and not rest.get("resized")
+    plain = plain and turned and matrix is linear
     values, mixed = (VALUES, MIXED) if plain else (groups, heads)
     layouts = (asked or heads, groups, values) if len(inputs) == 3 else (fused or f"{heads} + {groups} + {groups}",)
     return BlockSpec(

@@ -89,6 +89,11 @@ def open_source(path: Path, plan: PruningPlan) -> GgufSource:
     _check_sizes(path, facts, plan, spec)
     hidden = int(facts["embedding_length"])
     head_dim = int(facts.get("attention.key_length") or hidden // _first(facts["attention.head_count"]))
+    if (rotated := int(facts.get("rope.dimension_count", head_dim))) != head_dim:
+        raise UnsupportedModelError(
+            f"{path.name} rotates {rotated} of {head_dim} dimensions of a head (rope.dimension_count), which the "
+            "smaller file could not say; take the model's own checkpoint"
+        )
     rows = shape_of(tensors["token_embd.weight"])[0] if "token_embd.weight" in tensors else 0
     shape = Shape(hidden, head_dim, rows, "output.weight" not in tensors, family.stock, family.head_norms)
     fields = tuple(

@@ -141,7 +141,6 @@ class Fitting:
         allowed = Allowed.of(recipe)
         if allowed is None or (peak := self.peak(recipe, bool(layers))) <= allowed.nbytes:
             return recipe, layers
-        moved = recipe
         if self.walks and not layers and recipe.moments == "memory" and "moments" not in recipe.model_fields_set:
             moved = recipe.model_copy(update={"moments": "disk"})
             if self.peak(moved, False) <= allowed.nbytes:
@@ -162,7 +161,7 @@ class Fitting:
         text, found = recipe.calibration, {}
         if recipe.moments == "memory" and not on_disk:
             found["--moments disk"] = self.peak(recipe.model_copy(update={"moments": "disk"}), False)
-        if not on_disk and (recipe.offload == "none" or self.layers(recipe)):
+        if not on_disk and self.layers(recipe.model_copy(update={"offload": "auto"})):
             found["--offload disk"] = self.peak(recipe, True)
         for key, flag in (("moments_sequences", "--moments-sequences"), ("length", "--length")):
             if (less := getattr(text, key) // 2) >= _LEAST:

@@ -38,7 +38,7 @@ from .work import Texts, Work
 _LIBRARIES = 256 << 20
 """Bytes of what a run imports on its way."""
 _LONG = 600.0
-"""Seconds of a run from which on quicker efforts are named that take at most ``_SHORTER`` of them."""
+"""Seconds of a run from which on quicker efforts are told that take at most ``_SHORTER`` of them."""
 _SHORTER = 0.8
 
 
@@ -53,7 +53,7 @@ class Forecast:
         disk: bytes by folder that must have room for them.
         budgets: what the budgets mean, one fact a line.
         fetches: what is not on this machine, or is.
-        efforts: seconds at every quicker effort, by its name.
+        efforts: of a long run, seconds at every quicker effort, by its name.
         allowed: the memory that the run may take, where somebody said so.
     """
 
@@ -117,7 +117,7 @@ class Forecast:
         whole = sum(self.seconds.values())
         shorter = {name: seconds for name, seconds in self.efforts.items() if seconds <= _SHORTER * whole}
         said = ", ".join(f"{spoken(seconds)} with --effort {name}" for name, seconds in shorter.items())
-        return [f"on less text: {said}"] if said and whole >= _LONG else []
+        return [f"on less text: {said}"] if said else []
 
     def _walks(self) -> list[str]:
         walks = sum(work.walks for work in self.work.values())
@@ -188,7 +188,9 @@ def forecast(
     there = 0 if model.device.type != "cpu" else idle_of(model, measures_on)
     memory = memory_of(recipe, prunable, texts, by_stage, searched, item, idle=there, on_disk=on_disk)
     result = int(by_stage["writing"].disk)
-    efforts = {name: _seconds(other, prunable, rates, kept, on_disk) for name, other in quicker(recipe).items()}
+    long = sum(map(rates.seconds, by_stage.values())) >= _LONG
+    others = quicker(recipe) if long else {}
+    efforts = {name: _seconds(other, prunable, rates, kept, on_disk) for name, other in others.items()}
     cache = fetched + (grams(texts, shape_of(prunable)) if recipe.moments == "disk" else 0) + 2 * result * on_disk
     disk = {str(output): int(1.05 * result)} | ({str(cache_folder()): cache} if cache else {})
     return Forecast(by_stage, rates, memory, disk, budgets_of(recipe, prunable), fetches, efforts, Allowed.of(recipe))

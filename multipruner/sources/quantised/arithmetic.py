@@ -82,7 +82,9 @@ def grouped(scale: Tensor, groups: Tensor) -> Tensor:
     return scale[:, groups.long()]
 
 
-def gptq(words: Tensor, zeros: Tensor, scales: Tensor, groups: Tensor | None, bits: int, more: int) -> Tensor:
+def gptq(
+    words: Tensor, zeros: Tensor, scales: Tensor, groups: Tensor | None, bits: int, more: int, size: int = 0
+) -> Tensor:
     """Return a matrix that GPTQ packed along its inputs.
 
     Args:
@@ -92,6 +94,7 @@ def gptq(words: Tensor, zeros: Tensor, scales: Tensor, groups: Tensor | None, bi
         groups: of every input; ``None`` where they follow one another.
         bits: of a number.
         more: what is added to the zeros: the first version of the format stores them less one.
+        size: inputs of a group, where the checkpoint says that.
 
     Returns:
         float32 (outputs, inputs).
@@ -99,7 +102,9 @@ def gptq(words: Tensor, zeros: Tensor, scales: Tensor, groups: Tensor | None, bi
     numbers = fields(words.T.contiguous(), bits)
     offsets = (fields(zeros, bits) + more) & (2**bits - 1) if more else fields(zeros, bits)
     if groups is None:
-        step = numbers.shape[1] // len(scales)
+        step = size or numbers.shape[1] // len(scales)
+        if ceil(numbers.shape[1] / step) != len(scales):
+            raise ValueError(f"{len(scales)} groups of {step} do not make {numbers.shape[1]} inputs")
         groups = torch.arange(numbers.shape[1]) // step
     groups = groups.long()
     return (numbers - offsets.T[:, groups]) * scales.float().T[:, groups]

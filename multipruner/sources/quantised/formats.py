@@ -130,7 +130,9 @@ def _block(packed: Packed) -> Sequence[int | None]:
     """Return rows and columns of a block, as compressed-tensors' groups of layers say them where all say the same."""
     said = [group.get("weights") or {} for group in (packed.settings.get("config_groups") or {}).values()]
     blocks = {tuple(one["block_structure"]) for one in said if one.get("block_structure")}
-    return next(iter(blocks)) if len(blocks) == 1 else (None, None)
+    groups = {int(one.get("group_size") or 0) for one in said}
+    whole = next(iter(groups)) if len(groups) == 1 else 0
+    return next(iter(blocks)) if len(blocks) == 1 else (None, whole if whole > 0 else None)
 
 
 def _scales(packed: Packed, scale: Tensor, shape: Sequence[int]) -> Tensor:
@@ -200,7 +202,8 @@ def _gptq_shape(packed: Packed) -> Sequence[int]:
 def _gptq(packed: Packed, number: int | None) -> Tensor:
     words, zeros, scales = (packed.read(ending) for ending in ("qweight", "qzeros", "scales"))
     more = 0 if packed.settings.get("checkpoint_format") == "gptq_v2" else 1
-    return arithmetic.gptq(words, zeros, scales, packed.read_or_none("g_idx"), _bits(packed), more)
+    return arithmetic.gptq(words, zeros, scales, packed.read_or_none("g_idx"), _bits(packed), more,
+                           size=max(0, int(packed.settings.get("group_size") or 0)))  # fmt: skip
 
 
 def _awq_shape(packed: Packed) -> Sequence[int]:

@@ -234,21 +234,11 @@ def _check(
             "set tie_word_embeddings to false to keep both"
         )
     account(folder, name, config, spec, {**kept, **there})
-    if not spec.remote_code and _has_conv1d(config, spec):
+    if any(block.output and block.transposed for block in spec.blocks):
         raise UnsupportedModelError(
             f"{name} is quantised, and matrices of {spec.class_name} lie the other way (Conv1D): start from the "
             "unquantised model"
         )
-
-
-def _has_conv1d(config: Any, spec: Family) -> bool:
-    import torch
-    import transformers
-    from transformers.pytorch_utils import Conv1D
-
-    with torch.device("meta"):
-        model = getattr(transformers, spec.class_name)(config)
-    return any(isinstance(module, Conv1D) for module in model.modules())
 
 
 def _bytes(dtype: str) -> int:

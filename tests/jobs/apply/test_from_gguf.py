@@ -282,6 +282,7 @@ def test_what_does_not_fit_is_refused_in_one_line(tmp_path: Path, capsys: pytest
     there.write_text("mine")
     assert "exists already" in refused(there) and there.read_text() == "mine"
     assert "the dense model's own file" in refused(dense, "--overwrite")
+    assert "--text-only, --revision: a .gguf file" in refused(tmp_path / "s.gguf", "--text-only", "--revision", "main")
     assert "there is no file" in refused(tmp_path / "small.gguf", model=tmp_path / "none.gguf")
     cut = tmp_path / "cut.gguf"
     cut.write_bytes(dense.read_bytes()[:4000])
