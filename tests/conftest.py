@@ -6,6 +6,7 @@ And the fixtures that several packages use; they import only what a test that as
 from __future__ import annotations
 
 import atexit
+import gc
 import os
 import shutil
 import signal
@@ -36,6 +37,13 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     if "torch" in sys.modules:
         every = int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
         sys.modules["torch"].set_num_threads(every if item.get_closest_marker("slow") else 1)
+
+
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """What a file of tests leaves in memory is not searched for garbage again and again by those after it."""
+    if nextitem is None or nextitem.path != item.path:
+        gc.collect()
+        gc.freeze()
 
 
 @pytest.hookimpl(optionalhook=True)

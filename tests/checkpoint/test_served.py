@@ -29,7 +29,7 @@ from tests.support import tiny
 EVERY = {**tiny.VARIANTS, **tiny.MORE}
 for name in ("gemma2", "vaultgemma"):  # vLLM's own attention caps, torch's does not
     EVERY[name] = {**EVERY[name], "attn_logit_softcapping": None}
-OTHERS = ("falcon-7b", "falcon-11b", "falcon-40b", "gpt_bigcode", "gptj", "xglm")
+OTHERS = ("bloom", "codegen", "falcon-7b", "falcon-11b", "falcon-40b", "gpt_bigcode", "gpt_neo", "gptj", "xglm")
 """Their attention does not go through transformers' table of functions, so that vLLM's backend cannot take it over."""
 SINKS = ("granite_swa", "gpt_oss")
 """What their attention adds is vLLM's to compute; the function that stands in for it here knows nothing of it."""

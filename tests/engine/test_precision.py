@@ -17,6 +17,7 @@ from multipruner.engine import precision
 from multipruner.engine.precision import GAIN, Held, Precision, choose, product_rates
 from multipruner.eval import perplexity
 from multipruner.sources import sampled_text as sampling
+from tests.support.caches import cache_at
 from tests.support.tiny import VARIANTS, tiny_model, tiny_tokenizer
 
 HALVES = [torch.bfloat16, torch.float16]
@@ -142,7 +143,7 @@ def test_what_is_evaluated_is_what_is_written(folders: dict[torch.dtype, Path], 
 
 def test_sampling_goes_on_batch_by_batch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A kill loses the batch at hand, and the text is the same as without it."""
-    monkeypatch.setenv("MULTIPRUNER_CACHE", str(tmp_path))
+    cache_at(monkeypatch, tmp_path)
     monkeypatch.setattr(sampling, "BATCH_TOKENS", 48)
     monkeypatch.setattr(sampling, "BATCH_BYTES", 0)
     model, tokenizer, begun = tiny_model("llama"), tiny_tokenizer(), []

@@ -17,6 +17,7 @@ from unittest.mock import patch
 import pytest
 
 from multipruner.core.errors import ConfigError
+from tests.support.caches import cache_at
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -284,7 +285,7 @@ def test_benchmarks_stay_small_and_share_one_writer_of_results(path: Path) -> No
 def test_machines_sets_what_was_foretold_beside_what_came(
     dense: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("MULTIPRUNER_CACHE", str(tmp_path / "cache"))
+    cache_at(monkeypatch, tmp_path / "cache")
     monkeypatch.setenv("ATEN_CPU_CAPABILITY", "avx2")
     monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
     rows = tmp_path / "alpaca.jsonl"
@@ -316,7 +317,7 @@ def test_both_ways_to_train_are_set_side_by_side(
     run: Any, dense: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("peft")
-    monkeypatch.setenv("MULTIPRUNER_CACHE", str(tmp_path / "cache"))
+    cache_at(monkeypatch, tmp_path / "cache")
     rows, path = tmp_path / "rows.jsonl", tmp_path / "distillation.json"
     rows.write_text("".join(json.dumps({"text": f"w{n % 90 + 4} w{n % 71 + 4} w9"}) + "\n" for n in range(120)))
     given = [

@@ -23,6 +23,7 @@ from multipruner.sources.quantised.arithmetic import gptq, spread
 from multipruner.sources.quantised.formats import FORMATS
 from multipruner.sources.resolve import ResolvedModel, resolve
 from multipruner.storage.cache import cache_folder
+from tests.support.caches import cache_at
 from tests.support.inputs import FILE, edit_json, edit_tensors, short_run, write_model
 from tests.support.packed import CASES, SETTINGS, case, write_packed
 from tests.support.tiny import random_ids
@@ -35,7 +36,7 @@ with safe_open(CASES, "pt") as _file:
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("MULTIPRUNER_CACHE", str(tmp_path / "cache"))
+    cache_at(monkeypatch, tmp_path / "cache")
     return tmp_path / "cache"
 
 

@@ -129,7 +129,8 @@ def text(texts: Texts, shape: Shape, *, checked: bool = False) -> Work:
     """
     work = passes(texts.scored * texts.length, shape, heads=1)
     whole, rest = divmod(texts.sampled, texts.side_by_side)
-    steps = tuple((rows, texts.length - 1) for rows in [texts.side_by_side] * whole + [rest] * bool(rest))
+    batches = ((texts.side_by_side, whole), (rest, 1))
+    steps = tuple((rows, count * (texts.length - 1)) for rows, count in batches if rows and count)
     work += Work(token_layers=texts.sampled * (texts.length - 1) * shape.layers, steps=steps)
     if checked:
         work += evaluation(1, texts.evaluated_length, shape)

@@ -27,6 +27,7 @@ from multipruner.core.structure import GONE, Anatomy, Structure
 from multipruner.sources.towers import text_config
 from multipruner.storage.tensor_bytes import parts_of
 from tests.support import tiny
+from tests.support.caches import cache_at
 from tests.support.fake_hub import Blob, Repo, fake_hub
 from tests.support.inputs import copied, edit_json, edit_tensors, short_run
 from tests.support.wrappers import LAYERS, WRAPPERS, picture, row_of, write_wrapper
@@ -36,7 +37,7 @@ WEIGHTS = "model.safetensors"
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MULTIPRUNER_CACHE", str(tmp_path / "cache"))
+    cache_at(monkeypatch, tmp_path / "cache")
 
 
 def apply(plan: Path, wrapper: Path, output: Path, *more: str) -> int:
@@ -138,7 +139,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A wrapper, and a run of its text tower, of layers that are alike."""
     folder = tmp_path_factory.mktemp("towers")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MULTIPRUNER_CACHE", str(folder / "cache"))
+        cache_at(patch, folder / "cache")
         wrapper = write_wrapper(folder / "wrapper", "llava")
         (wrapper / "text.txt").write_text(" ".join(f"w{4 + (n * n + n // 7) % 85}" for n in range(2000)))
         assert main(short_run(wrapper, folder / "run", "--layout", "uniform")) == 0
@@ -203,14 +204,13 @@ def test_what_the_stock_class_cannot_say_is_refused_before_any_work(
     """Not even the text tower is taken out; the cure works."""
     wrapper, plan = write_wrapper(tmp_path / "whole", "qwen3_vl"), tmp_path / "plan.json"
     anatomy = anatomy_of(text_config(wrapper, "tiny")[1])
-    (tmp_path / "cache").mkdir()
     write_plan(wrapper, plan, tiny.random_structure(anatomy, 3))
     said = _fails(capsys, plan, wrapper, tmp_path / "small", "--any-weights")
     assert "not alike in all layers" in said and "--layout uniform" in said and "--text-only" in said
     write_plan(wrapper, plan, alike(anatomy, heads=True, gone=0))
     said = _fails(capsys, plan, wrapper, tmp_path / "small", "--any-weights")
     assert "enters behind each of the first 1 layers" in said
-    assert not list((tmp_path / "cache").iterdir())
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == ["rehearsals"]
     assert apply(plan, wrapper, tmp_path / "text", "--any-weights", "--text-only") == 0
     assert multipruner.load(tmp_path / "text").config.model_type == "qwen3"
     write_plan(wrapper, plan, Structure(tuple((2, 1) if p.kind == "attention" else p.dense for p in anatomy)))

@@ -30,6 +30,7 @@ from multipruner.jobs.forecast.rates import Rates
 from multipruner.jobs.forecast.run import Forecast
 from multipruner.jobs.forecast.work import Work
 from multipruner.recipes import mapping_for
+from tests.support.caches import cache_at
 from tests.support.commands import arguments, paper_arguments
 from tests.support.tiny import tiny_model
 
@@ -105,7 +106,7 @@ def test_token_layers_of_the_other_stages_are_those_that_are_counted(
     dense: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By hooks on whatever is computed for the text and for the moments."""
-    monkeypatch.setenv("MULTIPRUNER_CACHE", str(tmp_path / "cache"))
+    cache_at(monkeypatch, tmp_path / "cache")
     from multipruner.jobs import prepare
     from multipruner.sources.calibration import CalibrationText
 
@@ -177,7 +178,7 @@ def test_a_stage_that_is_off_is_not_foretold(dense: Path, tmp_path: Path) -> Non
 
 
 def test_a_dry_run_begins_nothing(dense: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MULTIPRUNER_CACHE", str(tmp_path / "cache"))
+    cache_at(monkeypatch, tmp_path / "cache")
     monkeypatch.chdir(tmp_path)
     bare = tmp_path / "bare"  # no weights: whoever loads them fails
     bare.mkdir()
@@ -215,7 +216,7 @@ def test_the_path_is_foretold_too(dense: Path, tmp_path: Path, capsys: Any) -> N
 
 
 def test_what_has_to_be_fetched_is_said(tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MULTIPRUNER_CACHE", str(tmp_path))
+    cache_at(monkeypatch, tmp_path)
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
     assert main(["--model", "llama", "--dry-run"]) == 0
     said = capsys.readouterr().out
@@ -229,7 +230,7 @@ def test_what_has_to_be_fetched_is_said(tmp_path: Path, capsys: Any, monkeypatch
 def test_sampled_text_that_is_kept_is_not_foretold(
     dense: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("MULTIPRUNER_CACHE", str(tmp_path / "cache"))
+    cache_at(monkeypatch, tmp_path / "cache")
     recipe: dict[str, Any] = {
         "ratio": 0.3, "channel_group": 8, "rounds": 0, "evaluation": {"text": str(dense / "text.txt")},
         "calibration": {"source": "self", "sequences": 4, "length": 16, "moments_sequences": 12},

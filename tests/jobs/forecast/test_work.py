@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 from hypothesis import given
@@ -80,8 +81,9 @@ def test_what_is_off_costs_nothing(texts: Texts, layers: int) -> None:
 def test_sampling_steps_once_for_every_token_of_every_batch(sequences: int, together: int, layers: int) -> None:
     texts = Texts(17, 1, 1, sampled=sequences, side_by_side=together)
     found = work.text(texts, shape(layers))
-    assert sum(rows for rows, _ in found.steps) == sequences and max(rows for rows, _ in found.steps) <= together
-    assert {steps for _, steps in found.steps} == {16}
+    assert sum(rows * steps for rows, steps in found.steps) == sequences * 16
+    assert sum(steps for _, steps in found.steps) == math.ceil(sequences / together) * 16
+    assert max(rows for rows, _ in found.steps) <= together
     assert found.token_layers == (sequences * 16 + 17) * layers
 
 

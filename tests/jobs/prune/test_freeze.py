@@ -8,6 +8,7 @@ import pytest
 
 from multipruner.commands.main import main
 from multipruner.core.plan import PruningPlan
+from tests.support.caches import cache_at
 from tests.support.commands import arguments, paper_arguments
 
 FREEZE = ("--freeze", "1,attention:0,mlp:3")
@@ -17,7 +18,7 @@ SCHEDULE = ("--genome", "schedule", "--population", "4", "--generations", "1")
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MULTIPRUNER_CACHE", str(tmp_path / "cache"))
+    cache_at(monkeypatch, tmp_path / "cache")
 
 
 def check(path: Path) -> None:

@@ -38,6 +38,7 @@ from multipruner.search.genome import StructureSpace
 from multipruner.search.grid import candidates
 from multipruner.search.scoring import Scorer
 from multipruner.storage.files import write_atomically
+from tests.support.caches import cache_at
 from tests.support.layers import structure_of
 from tests.support.tiny import random_ids, random_structure, tiny_model, tiny_tokenizer
 
@@ -56,7 +57,7 @@ def dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Every test starts cold."""
-    monkeypatch.setenv("MULTIPRUNER_CACHE", str(tmp_path / "cache"))
+    cache_at(monkeypatch, tmp_path / "cache")
     return tmp_path / "cache"
 
 
@@ -81,7 +82,7 @@ def decisions(folder: Path) -> tuple[Any, ...]:
 def finished(dense: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("runs") / "finished"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MULTIPRUNER_CACHE", str(output.parent / "cache"))
+        cache_at(patch, output.parent / "cache")
         assert main(arguments(dense, output)) == 0
     return output
 
