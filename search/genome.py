@@ -265,8 +265,8 @@ class StructureSpace:
                 )
 
     def _extremes(self) -> list[Structure]:
-        """Return the dense structure, and all that keep the least of one block of each kind; where one is frozen that
-        is no block.
+        """Return the dense structure, and all that keep the least of one block of each kind; where one always stays
+        that is no block that could leave.
         """
         found, none = [self.ladder.dense], [0] * len(self.ladder)
         kinds = [kind for kind in self._kinds if not self.ladder.blocks(none, kind)]

@@ -26,28 +26,40 @@ class Grid:
         partial: axes whose step need not divide the dense count: units leave from the end, what stays is uneven.
         least: axis -> units that stay at least, where a token goes through more than one.
         frozen: (kind, layer) of the blocks that stay whole; ``""`` for all kinds of a layer, until it is of a model.
+        whole: whether blocks may leave altogether; where not, every one of them stays with some of its units.
     """
 
     steps: Mapping[str, int]
     partial: frozenset[str] = frozenset()
     least: Mapping[str, int] = field(default_factory=dict)
     frozen: frozenset[tuple[str, int]] = frozenset()
+    whole: bool = True
 
     def of_model(self, anatomy: Anatomy) -> Grid:
         """Return the same for one model: of the axes that its blocks have, and with what of them stays at least.
 
         Raises:
-            ConfigError: when a block that is to stay whole is none of the model's, or all are to.
+            ConfigError: when a block that is to stay whole is none of the model's, all are to, or nothing of the model
+                is of a dimension that may shrink.
         """
         names = {axis.name: axis for kind in anatomy.kinds for axis in anatomy.axes(kind)}
         steps = {name: step for name, step in self.steps.items() if name in names}
         least = {name: anatomy.least(name) for name, axis in names.items() if axis.active}
         frozen = _frozen(self.frozen, anatomy)
+        if not (steps or self.whole):
+            raise ConfigError(
+                f"dimensions: nothing of this model is of them, so nothing can go; its kinds of block are "
+                f"{', '.join(anatomy.kinds)}, and whole ones leave with blocks"
+            )
         return replace(self, steps=steps, partial=self.partial & set(names), least=least, frozen=frozen)
 
     def freezes(self, place: Place) -> bool:
         """Tell whether a block stays whole."""
         return (place.kind, place.layer) in self.frozen
+
+    def removes(self, place: Place) -> bool:
+        """Tell whether a block may leave altogether."""
+        return self.whole and not self.freezes(place)
 
     def fewest(self, axis: Axis) -> int:
         """Tell how many units of an axis with a step a block that is there keeps at least."""
@@ -107,7 +119,8 @@ class Grid:
     def to_json(self) -> dict[str, Any]:
         """Return what tells this grid from another."""
         frozen = {"frozen": [list(block) for block in sorted(self.frozen)]} if self.frozen else {}
-        return {**dict(sorted(self.steps.items())), "partial": sorted(self.partial), **frozen}
+        whole = {} if self.whole else {"whole": False}
+        return {**dict(sorted(self.steps.items())), "partial": sorted(self.partial), **frozen, **whole}
 
 
 def _frozen(asked: frozenset[tuple[str, int]], anatomy: Anatomy) -> frozenset[tuple[str, int]]:
@@ -151,7 +164,7 @@ def _whole_blocks(structure: Structure, anatomy: Anatomy, grid: Grid) -> Iterato
     for kind in anatomy.kinds:
         if anatomy.count(structure, kind) > 1:
             for number in anatomy.of_kind(kind):
-                if structure[number] and not grid.freezes(anatomy[number]):
+                if structure[number] and grid.removes(anatomy[number]):
                     yield number, GONE
 
 

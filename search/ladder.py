@@ -1,7 +1,7 @@
 """A structure as a row of small numbers: how many steps of the grid every axis of every residual block keeps.
 
-A rung is an axis that moves. The first axis of a block has a level 0, at which the block is gone; what its other axes
-keep is of no account then. Blocks that are frozen have no rung.
+A rung is an axis that moves. Where a block may leave, its first axis has a level 0, at which the block is gone; what
+its other axes keep is of no account then. Blocks that are frozen have no rung.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Rung:
     Attributes:
         place: number of the block.
         axis: number of the axis in the block's size.
-        counts: what each level keeps; 0 first on the first axis of a block.
+        counts: what each level keeps; 0 first on the first axis of a block that may leave.
     """
 
     place: int
@@ -45,10 +45,10 @@ class Ladder:
         grid.check(anatomy)
         self.anatomy, self.dense = anatomy, anatomy.dense
         self.rungs: tuple[Rung, ...] = tuple(
-            Rung(number, axis, (0, *counts) if axis == 0 else counts)
+            Rung(number, axis, counts)
             for number, place in enumerate(anatomy)
-            for axis, counts in enumerate(grid.of(place))
-            if (axis == 0 and not grid.freezes(place)) or len(counts) > 1
+            for axis, kept in enumerate(grid.of(place))
+            if len(counts := (0, *kept) if axis == 0 and grid.removes(place) else kept) > 1
         )
         self.tops: tuple[int, ...] = tuple(len(rung.counts) - 1 for rung in self.rungs)
         self._of_place = [
@@ -56,8 +56,8 @@ class Ladder:
         ]
         self._known: dict[tuple[int, ...], Size] = {}
         rungs = {kind: [self._of_place[place] for place in anatomy.of_kind(kind)] for kind in anatomy.kinds}
-        self._heads = {kind: [own[0] for own in rows if own] for kind, rows in rungs.items()}
-        self._frozen = {kind: sum(not own for own in rows) for kind, rows in rungs.items()}
+        removed = {kind: [own[0] for own in rows if own and self.removes(own[0])] for kind, rows in rungs.items()}
+        self._heads, self._staying = removed, {kind: len(rows) - len(removed[kind]) for kind, rows in rungs.items()}
 
     def __len__(self) -> int:
         return len(self.tops)
@@ -104,7 +104,7 @@ class Ladder:
 
     def removes(self, rung: int) -> bool:
         """Tell whether level 0 of a rung is a block that is gone."""
-        return self.rungs[rung].axis == 0
+        return not self.rungs[rung].counts[0]
 
     def can(self, levels: Levels, rung: int, change: int) -> bool:
         """Tell whether a level may change by so much: within 0 and dense, one block of each kind stays, and
@@ -114,12 +114,13 @@ class Ladder:
         if not 0 <= after <= self.tops[rung]:
             return False
         if not self.removes(rung):
-            return levels[self._of_place[self.rungs[rung].place][0]] > 0
+            first = self._of_place[self.rungs[rung].place][0]
+            return levels[first] > 0 or not self.removes(first)
         return after > 0 or levels[rung] == 0 or self.blocks(levels, self.kind(rung)) > 1
 
     def blocks(self, levels: Sequence[int], kind: str) -> int:
         """Tell how many blocks of a kind are there."""
-        return self._frozen[kind] + sum(levels[number] > 0 for number in self._heads[kind])
+        return self._staying[kind] + sum(levels[number] > 0 for number in self._heads[kind])
 
     def of_kind(self, kind: str) -> list[int]:
         """Return the rungs at whose level 0 a block of a kind is gone."""

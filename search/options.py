@@ -33,34 +33,36 @@ Chain = tuple[Size, ...]
 
 
 def levels(place: Place, grid: Grid) -> Chain:
-    """Return what a block can keep, from nothing to everything; the smaller ones first. One that is frozen keeps all.
+    """Return what a block can keep, the smaller ones first, from nothing on where it may leave altogether.
 
     Size is counted in units of all axes: a query head has as many parameters as a KV head (its rows of queries and its
     columns of the output; keys and values).
     """
-    if grid.freezes(place):
-        return (place.dense,)
-    sizes = product(*grid.of(place))
-    return (GONE, *sorted(sizes, key=lambda size: (sum(prod(size[: end + 1]) for end in range(len(size))), size)))
+    sizes = sorted(
+        product(*grid.of(place)), key=lambda size: (sum(prod(size[: end + 1]) for end in range(len(size))), size)
+    )
+    return (*_gone(place, grid), *sizes)
 
 
 def chains(place: Place, grid: Grid, current: Size) -> tuple[Chain, ...]:
-    """Return the chains of options through the present one: of its first axis, from nothing on, and of the others that
-    move.
+    """Return the chains of options through the present one: of its first axis, from nothing on where the block may
+    leave, and of the others that move.
 
     Args:
         place: the dense block.
         grid: how finely it is cut.
         current: an option of it.
     """
-    if grid.freezes(place):
-        return ((place.dense,),)
     counts = grid.of(place)
     here = current or place.dense
-    found = [(GONE, *_along(0, counts, here))]
+    found = [(*_gone(place, grid), *_along(0, counts, here))]
     if current:
         found += [_along(axis, counts, here) for axis in range(1, len(counts)) if len(counts[axis]) > 1]
     return tuple(found)
+
+
+def _gone(place: Place, grid: Grid) -> Chain:
+    return (GONE,) if grid.removes(place) else ()
 
 
 def _along(axis: int, counts: Sequence[tuple[int, ...]], here: Size) -> Chain:

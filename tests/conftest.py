@@ -13,7 +13,7 @@ import signal
 import sys
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import settings
@@ -52,6 +52,16 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     chosen = config.getoption("markexpr") or ""
     slow = "slow" in chosen and "not slow" not in chosen
     return 0 if slow else min(os.cpu_count() or 1, 4)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Files stay on one worker as long as no other is idle, so that what a file's tests share is made once."""
+    if config.getoption("dist") != "load":  # somebody asked for another
+        return None
+    from xdist.scheduler import WorkStealingScheduling
+
+    return WorkStealingScheduling(config, log)
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 from math import inf
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BeforeValidator
 
 from multipruner.core.axes import BLOCK_KINDS, DIMENSIONS, Dimension, units_in
 from multipruner.core.costs import cost_named
@@ -53,6 +55,21 @@ def shares_of(text: str) -> dict[Dimension, float]:
 def names_of(value: Any) -> Any:
     """Read names as typed, ``"blocks,mlp,heads"``; anything but a text stays as it is."""
     return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value
+
+
+def in_order(names: tuple[Dimension, ...]) -> tuple[Dimension, ...]:
+    """Return dimensions in the order of :data:`~multipruner.core.axes.DIMENSIONS`, each once.
+
+    Raises:
+        ValueError: when there is none.
+    """
+    if not names:
+        raise ValueError(f"name one or more of {', '.join(DIMENSIONS)}")
+    return tuple(name for name in DIMENSIONS if name in names)
+
+
+Dimensions = Annotated[tuple[Dimension, ...], BeforeValidator(names_of), AfterValidator(in_order)]
+"""Names of dimensions, as typed with commas or as a list."""
 
 
 def parsed_shares(value: Any) -> Any:

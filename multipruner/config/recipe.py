@@ -16,7 +16,7 @@ from multipruner.core.axes import DIMENSIONS, Dimension
 from multipruner.core.costs import COSTS, cost_named
 from multipruner.core.errors import ConfigError
 
-from .amounts import checked_blocks, names_of, parsed_shares
+from .amounts import Dimensions, checked_blocks, names_of, parsed_shares
 from .choices import A_BUDGET, IMPORTANCES, METHODS, TABLES, OneOf
 from .counts import Rounds, Units
 from .effort import DEFAULT, EFFORTS, costs, defaults_of
@@ -120,9 +120,7 @@ class Recipe(Frozen):
         "blocks-free", description="uniform: equal layers, a stock checkpoint", json_schema_extra=shown(METHOD)
     )
     objective: Literal["nll", "kl"] = Field(
-        default="kl",
-        description="nll of the calibration text, or kl: the divergence from the dense model on it",
-        json_schema_extra=shown(METHOD),
+        "kl", description="nll of the text, or kl: divergence from the dense model", json_schema_extra=shown(METHOD)
     )
     stages: Annotated[tuple[Dimension, ...], BeforeValidator(names_of)] = Field(
         DIMENSIONS, description="which dimension is pruned first, for greedy", json_schema_extra=shown(METHOD, "NAMES")
@@ -172,6 +170,9 @@ class Recipe(Frozen):
     expert_step: Units = Field(
         1, description="experts that leave together; as many stay as a token takes", json_schema_extra=shown(PARTS, "N")
     )
+    dimensions: Dimensions = Field(
+        DIMENSIONS, description="of which something may leave, for program", json_schema_extra=shown(PARTS, "NAMES")
+    )
     freeze: Annotated[str, BeforeValidator(checked_blocks)] | None = Field(
         None, description="blocks that stay whole, such as 0,29,mlp:1-3", json_schema_extra=shown(PARTS, "BLOCKS")
     )
@@ -180,9 +181,7 @@ class Recipe(Frozen):
         description="width of the residual stream, for program; auto: narrower while the loss falls; none: as it is",
         json_schema_extra=shown(PARTS, "N|auto"),
     )
-    hidden_step: Units = Field(
-        default=32, description="hidden sizes are multiples of this", json_schema_extra=shown(PARTS, "N")
-    )
+    hidden_step: Units = Field(32, description="hidden sizes are multiples of it", json_schema_extra=shown(PARTS, "N"))
     repair: Literal["none", "bias", "lstsq"] = Field(
         default="lstsq",
         description="the closed-form repair; lstsq: what stays of an output projection, and its bias where it has one, "
@@ -191,9 +190,7 @@ class Recipe(Frozen):
         json_schema_extra=shown(REPAIR),
     )
     ridge: Annotated[float, Field(gt=0)] = Field(
-        1e-2,
-        description="ridge of the lstsq repair, relative to the mean moment",
-        json_schema_extra=shown(REPAIR, "NUMBER"),
+        1e-2, description="ridge of lstsq, relative to the mean moment", json_schema_extra=shown(REPAIR, "NUMBER")
     )
     repair_stage: Literal["search", "final"] = Field(
         default="search",
@@ -236,6 +233,8 @@ class Recipe(Frozen):
     def _check_budgets(self) -> Recipe:
         if self.greedy and (self.budgets or self.ratio is None or self.latency_table is not None):
             raise ValueError(f"--method {self.method} knows a ratio only; budgets need --method program")
+        if self.greedy and self.dimensions != DIMENSIONS:
+            raise ValueError("--dimensions needs --method program; a greedy one has --shares, with 0 for what stays")
         if any(cost_named(name).needs_table for name in self.budgets) and self.latency_table is None:
             raise ValueError("a latency budget needs a latency table (multipruner latency makes tables)")
         if self.hidden_size is not None and (self.greedy or self.latency_table is not None):

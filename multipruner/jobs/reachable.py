@@ -6,12 +6,11 @@ from dataclasses import replace
 from math import ceil, floor
 
 from multipruner.config.recipe import Recipe
-from multipruner.core.axes import AXES
+from multipruner.core.axes import AXES, DIMENSIONS
 from multipruner.core.errors import InfeasibleError
-from multipruner.core.structure import GONE
 from multipruner.engine.prunable import Prunable
 from multipruner.repair.scoring import check_repair
-from multipruner.search import DIMENSIONS, Problem, reachable_ratio, too_small
+from multipruner.search import Problem, reachable_ratio, too_small
 from multipruner.search.allocation import check_feasible
 
 from .setting import problem_of, task_of
@@ -35,11 +34,14 @@ def check_reachable(recipe: Recipe, prunable: Prunable) -> None:
             task.grid.check(task.anatomy)
             check_feasible(task)
     except InfeasibleError as error:
-        if recipe.freeze is None:
+        flags = [f"--freeze {recipe.freeze}"] if recipe.freeze is not None else []
+        if recipe.dimensions != DIMENSIONS:
+            flags.append(f"--dimensions {','.join(recipe.dimensions)}")
+        if not flags:
             raise
         least, most = span(recipe, prunable)
         raise InfeasibleError(
-            f"{error}; with --freeze {recipe.freeze} ratios from {ceil(least * 1e4) / 1e4:g} to about "
+            f"{error}; with {' '.join(flags)} ratios from {ceil(least * 1e4) / 1e4:g} to about "
             f"{floor(most * 1e3) / 1e3:g} are in reach",
             nearest=error.nearest,
         ) from None
@@ -55,9 +57,9 @@ def span(recipe: Recipe, prunable: Prunable) -> tuple[float, float]:
     anatomy = task.anatomy
     dense, empty = anatomy.dense, anatomy.empty
     ratios = [costs.ratio(dense.replace(n, size)) for n in range(len(anatomy)) for size in task.levels(n)[:-1]]
-    for number, place in enumerate(anatomy):
-        empty = empty.replace(number, place.dense if task.grid.freezes(place) else GONE)
-    stays = 0.0  # of each kind one block stays: where none is frozen, the narrowest that there is
+    for number in range(len(anatomy)):
+        empty = empty.replace(number, task.levels(number)[0])
+    stays = 0.0  # of each kind one block stays: where all may leave, the narrowest that there is
     for kind in anatomy.kinds:
         if not anatomy.count(empty, kind):
             one = [empty.replace(number, task.levels(number)[1]) for number in anatomy.of_kind(kind)]

@@ -40,11 +40,11 @@ def grid_in(recipe: Recipe, **settings: int) -> Grid:
         recipe: names the steps.
         **settings: keys of the recipe with other values.
     """
-    cut = (axis for axis in AXES.values() if axis.setting)
+    cut = (axis for axis in AXES.values() if axis.setting and axis.dimension in recipe.dimensions)
     values = {axis.name: settings.get(axis.setting, getattr(recipe, axis.setting)) for axis in cut}
     partial = (axis.name for axis in AXES.values() if axis.partial and getattr(recipe, axis.partial))
     steps = {name: step for name, step in values.items() if step is not None}
-    return Grid(steps, frozenset(partial), frozen=frozen_blocks(recipe.freeze))
+    return Grid(steps, frozenset(partial), {}, frozen_blocks(recipe.freeze), "blocks" in recipe.dimensions)
 
 
 def along_in(recipe: Recipe) -> tuple[str, ...]:

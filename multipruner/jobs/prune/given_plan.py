@@ -17,7 +17,7 @@ from multipruner.core.axes import AXES
 from multipruner.core.errors import ConfigError, NumericsError
 from multipruner.core.identity import digest
 from multipruner.core.plan import BlockUnits, PruningPlan, Ranking
-from multipruner.core.structure import Place
+from multipruner.core.structure import Place, Size
 from multipruner.jobs.finish import Run, finish
 from multipruner.jobs.prepare import prepare
 from multipruner.jobs.record import Clock
@@ -98,13 +98,23 @@ def _check(plan: PruningPlan, path: Path, setting: Setting) -> None:
         )
     if plan.fingerprint is not None and plan.fingerprint != setting.fingerprint:
         raise ConfigError(f"{path} is a plan for {plan.model}, whose weights differ from those loaded now")
-    cut = [place for place, size in zip(plan.anatomy, plan.structure, strict=True)
-           if setting.grid.freezes(place) and size != place.dense]  # fmt: skip
-    if cut:
-        raise ConfigError(f"{path} cuts {cut[0].name}, which --freeze {setting.recipe.freeze} keeps whole; drop either")
+    for place, size in zip(plan.anatomy, plan.structure, strict=True):
+        if flag := _kept_by(setting, place, size):
+            raise ConfigError(f"{path} cuts {place.name}, which {flag} keeps whole; drop either")
     if setting.latency is not None:  # a table without its sizes is an error now, not after everything
         table, workload = setting.latency
         table.milliseconds(plan.structure, plan.anatomy, workload)
+
+
+def _kept_by(setting: Setting, place: Place, size: Size) -> str:
+    """Return the flag by which a block is to keep what a size takes from it, or nothing."""
+    recipe = setting.recipe
+    cut = [axis.dimension for axis, kept, most in zip(place.axes, size, place.dense, strict=False) if kept != most]
+    if (cut or not size) and setting.grid.freezes(place):
+        return f"--freeze {recipe.freeze}"
+    if {*cut, *(() if size else ("blocks",))} - {*recipe.dimensions}:
+        return f"--dimensions {','.join(recipe.dimensions)}"
+    return ""
 
 
 def _ordered_by(setting: Setting, plan: PruningPlan) -> Setting:

@@ -63,12 +63,14 @@ def budget_of(recipe: Recipe, prunable: Prunable, options: SearchOptions) -> Bud
 
 
 def one_step(recipe: Recipe, prunable: Prunable) -> float:
-    """Return the share of all parameters that the largest single step of a width removes."""
+    """Return the share of all parameters that the largest single step of a width removes; where none may change, the
+    largest block.
+    """
     costs, ladder = prunable.costs, Ladder(prunable.anatomy, grid_of(recipe, prunable))
-    largest = 0
-    for place, top in enumerate(ladder.tops):
-        if top > 1:
-            levels = list(ladder.tops)
-            levels[place] -= 1
-            largest = max(largest, costs.parameters(prunable.dense) - costs.parameters(ladder.structure(levels)))
+    largest, tops = 0, ladder.tops
+    widths = [place for place, top in enumerate(tops) if top > ladder.removes(place)]
+    for place in widths or range(len(ladder)):
+        levels = list(tops)
+        levels[place] -= 1
+        largest = max(largest, costs.parameters(prunable.dense) - costs.parameters(ladder.structure(levels)))
     return largest / costs.parameters(prunable.dense)
