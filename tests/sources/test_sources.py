@@ -33,7 +33,6 @@ from multipruner.sources.dense import load_dense
 from multipruner.sources.resolve import resolve
 from multipruner.storage import hub
 from multipruner.storage.cache import MARKER, cache_folder, file_hash, is_whole
-from tests.support.caches import cache_at
 from tests.support.tiny import random_ids, tiny_model, tiny_tokenizer
 
 ROOT = Path(__file__).parents[2]
@@ -46,7 +45,7 @@ def quiet(_: str) -> None:
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    cache_at(monkeypatch, tmp_path / "cache")
+    monkeypatch.setenv("MULTIPRUNER_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
 
 

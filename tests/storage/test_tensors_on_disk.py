@@ -20,7 +20,6 @@ from multipruner.engine.prunable import Prunable
 from multipruner.importance.table import rank
 from multipruner.repair.scoring import Repair
 from multipruner.storage.tensors_on_disk import OnDisk
-from tests.support.caches import cache_at
 from tests.support.commands import arguments
 from tests.support.tiny import random_ids, tiny_model
 
@@ -30,7 +29,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.int64)
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path_factory.mktemp("cache")
-    cache_at(monkeypatch, folder)
+    monkeypatch.setenv("MULTIPRUNER_CACHE", str(folder))
     return folder
 
 
