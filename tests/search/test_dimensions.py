@@ -110,7 +110,7 @@ def test_a_narrower_grid_is_another_one() -> None:
 
 
 def test_a_model_without_any_of_them_is_refused() -> None:
-    only = Anatomy([place for place in ANATOMY if place.kind == "mlp"], ANATOMY.constants)
+    only = Anatomy(tuple(place for place in ANATOMY if place.kind == "mlp"), ANATOMY.constants)
     with pytest.raises(ConfigError, match=r"nothing of this model is of them.* mlp, and whole ones leave with blocks"):
         Grid({"kv_groups": 1}, whole=False).of_model(only)
 
