@@ -171,7 +171,7 @@ class Recipe(Frozen):
         1, description="experts that leave together; as many stay as a token takes", json_schema_extra=shown(PARTS, "N")
     )
     dimensions: Dimensions = Field(
-        DIMENSIONS, description="of which something may leave, for program", json_schema_extra=shown(PARTS, "NAMES")
+        DIMENSIONS, description="dimensions that may shrink, for program", json_schema_extra=shown(PARTS, "NAMES")
     )
     freeze: Annotated[str, BeforeValidator(checked_blocks)] | None = Field(
         None, description="blocks that stay whole, such as 0,29,mlp:1-3", json_schema_extra=shown(PARTS, "BLOCKS")
