@@ -181,7 +181,7 @@ class Recipe(Frozen):
         description="width of the residual stream, for program; auto: narrower while the loss falls; none: as it is",
         json_schema_extra=shown(PARTS, "N|auto"),
     )
-    hidden_step: Units = Field(32, description="hidden sizes are multiples of it", json_schema_extra=shown(PARTS, "N"))
+    hidden_step: Units = Field(32, description="hidden sizes are multiples of N", json_schema_extra=shown(PARTS, "N"))
     repair: Literal["none", "bias", "lstsq"] = Field(
         default="lstsq",
         description="the closed-form repair; lstsq: what stays of an output projection, and its bias where it has one, "

@@ -8,6 +8,7 @@ from math import ceil, floor
 from multipruner.config.recipe import Recipe
 from multipruner.core.axes import AXES, DIMENSIONS
 from multipruner.core.errors import InfeasibleError
+from multipruner.core.structure import Structure
 from multipruner.engine.prunable import Prunable
 from multipruner.repair.scoring import check_repair
 from multipruner.search import Problem, reachable_ratio, too_small
@@ -55,10 +56,8 @@ def span(recipe: Recipe, prunable: Prunable) -> tuple[float, float]:
         return max(0.0, too_small(problem).nearest or 0.0), reachable_ratio(replace(problem, ratio=_ALL))
     task = task_of(recipe, prunable)
     anatomy = task.anatomy
-    dense, empty = anatomy.dense, anatomy.empty
+    dense, empty = anatomy.dense, Structure(tuple(task.levels(number)[0] for number in range(len(anatomy))))
     ratios = [costs.ratio(dense.replace(n, size)) for n in range(len(anatomy)) for size in task.levels(n)[:-1]]
-    for number in range(len(anatomy)):
-        empty = empty.replace(number, task.levels(number)[0])
     stays = 0.0  # of each kind one block stays: where all may leave, the narrowest that there is
     for kind in anatomy.kinds:
         if not anatomy.count(empty, kind):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -141,7 +140,7 @@ def test_edits_end_well(plain: Path, edits: list[Any]) -> None:
 
 
 @pytest.mark.slow
-@settings(STEADY, max_examples=1500 if os.environ.get("MULTIPRUNER_CI") == "full" else 400)
+@settings(STEADY, max_examples=1500)
 @given(edits=EDITS)
 def test_many_edits_end_well(plain: Path, edits: list[Any]) -> None:
     check(plain, edits)

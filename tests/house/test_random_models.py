@@ -16,7 +16,6 @@ import pytest
 
 from multipruner.commands.main import main
 from multipruner.latency import bench
-from tests.support.caches import cache_at
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 SMALL = ["--channel-group", "32", "--sequences", "4", "--length", "16", "--moments-sequences", "8",
@@ -50,7 +49,7 @@ class _Here:
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> _Here:
-    cache_at(monkeypatch, tmp_path / "cache")
+    monkeypatch.setenv("MULTIPRUNER_CACHE", str(tmp_path / "cache"))
     made, few = _Here(), {"probes": 1, "placements": 1, "repeats": 2, "warmup": 1, "tries": 1}
     monkeypatch.setattr(bench, "Effort", partial(bench.Effort, **few))
     monkeypatch.setattr("multipruner.jobs.prepare.Rehearsal", lambda *of, **more: nullcontext())  # tested elsewhere
@@ -144,7 +143,7 @@ def test_scale_measures_both_ways(here: _Here, tmp_path: Path, monkeypatch: pyte
 
 @pytest.mark.slow
 def test_processes_of_their_own_tell_their_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    cache_at(monkeypatch, tmp_path / "cache")
+    monkeypatch.setenv("MULTIPRUNER_CACHE", str(tmp_path / "cache"))
     gpu, work = _module("gpu"), tmp_path / "work"
     assert gpu.main(_gpu(work, "--methods", "program", "--batches", "1,8")) == 0
     found = json.loads((work / "gpu.json").read_text())
@@ -159,7 +158,7 @@ def test_processes_of_their_own_tell_their_memory(tmp_path: Path, monkeypatch: p
 @pytest.mark.slow
 def test_scale_keeps_processes_to_their_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As 7 billion parameters would, in small: layers on disk, a limit that suffices and one that does not."""
-    cache_at(monkeypatch, tmp_path / "cache")
+    monkeypatch.setenv("MULTIPRUNER_CACHE", str(tmp_path / "cache"))
     scale, path = _module("scale"), tmp_path / "scale.json"
     monkeypatch.setattr(scale, "text", lambda folder: _module("random_models").text(folder, 4096))
     asked = ["--shapes", "0.01b", "--offload", "disk", "--work", str(tmp_path / "work"), "--record", str(path), *SMALL]

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import replace
 
@@ -15,12 +14,11 @@ from multipruner.config.recipe import Recipe
 from multipruner.core.axes import DIMENSIONS
 from multipruner.core.errors import ConfigError, InfeasibleError
 from multipruner.core.structure import GONE, Anatomy, Structure
-from multipruner.search import Grid, Limit, Task, allocate, candidates
-from multipruner.search.genome import StructureSpace
+from multipruner.search import Grid, candidates
 from multipruner.search.ladder import Ladder
-from multipruner.search.limits import Budget
 from multipruner.search.options import chains, levels
-from tests.support.toys import ANATOMY, COSTS, DENSE, Additive
+from tests.support.layers import cut_dimensions
+from tests.support.toys import ANATOMY, COSTS, DENSE, by_evolution, by_program
 
 STEPS = {"mlp": {"channels": 8}, "heads": {"kv_groups": 1, "queries": 1}}
 some = st.sets(st.sampled_from(DIMENSIONS), min_size=1)
@@ -34,31 +32,7 @@ def grid_of(dimensions: Collection[str], frozen: frozenset[tuple[str, int]] = fr
 
 def kept(structure: Structure, dimensions: Collection[str]) -> bool:
     """Whether nothing left but what may."""
-    rows = list(zip(ANATOMY, structure, strict=True))
-    axes = (zip(place.axes, size, place.dense, strict=True) for place, size in rows if size)
-    cut = {axis.dimension for block in axes for axis, count, most in block if count != most}
-    return cut <= {*dimensions} and ("blocks" in dimensions or all(structure))
-
-
-def by_program(grid: Grid, ratio: float, uniform: bool) -> Structure:
-    def of_block(block: int, size: tuple[int, ...]) -> float:
-        return COSTS.parameters(DENSE.replace(block, size)) - COSTS.parameters(DENSE.replace(block, GONE))
-
-    rest = COSTS.parameters(DENSE) - sum(of_block(block, size) for block, size in enumerate(DENSE))
-    limit = Limit.of_blocks("parameters", of_block, rest, (1 - ratio) * COSTS.parameters(DENSE))
-    found = allocate(Task(ANATOMY, grid, (limit,), uniform=uniform, rounds=1), Additive()).structure
-    assert COSTS.ratio(found) >= ratio - 1e-9
-    return found
-
-
-def by_evolution(grid: Grid, ratio: float, seed: int) -> Iterator[Structure]:
-    rng, space = random.Random(seed), StructureSpace(ANATOMY, grid, Budget.from_ratio(COSTS, ratio, 0.05))
-    first, second = space.random(rng), space.random(rng)
-    yield from (first, second)
-    yield from (space.mutate(parent, rng, 3) for parent in (first, second))
-    yield from space.mate(first, second, rng)
-    free = StructureSpace(ANATOMY, grid_of(DIMENSIONS), Budget.from_ratio(COSTS, ratio, 0.05))
-    yield space.admit(free.random(rng), rng)  # a seed of a run in which everything could leave
+    return cut_dimensions(ANATOMY, structure) <= {*dimensions}
 
 
 @settings(max_examples=40, deadline=None)
@@ -66,9 +40,10 @@ def by_evolution(grid: Grid, ratio: float, seed: int) -> Iterator[Structure]:
 def test_what_may_not_shrink_stays(dimensions: set[str], ratio: float, seed: int, uniform: bool) -> None:
     grid = grid_of(dimensions)
     with suppress(InfeasibleError):
-        assert kept(by_program(grid, ratio, uniform), dimensions)
+        found = by_program(grid, ratio, uniform)
+        assert kept(found, dimensions) and COSTS.ratio(found) >= ratio - 1e-9
     with suppress(InfeasibleError):
-        for structure in by_evolution(grid, ratio, seed):
+        for structure in by_evolution(grid, ratio, seed, grid_of(DIMENSIONS), 0.05):
             assert kept(structure, dimensions)
             assert abs(COSTS.ratio(structure) - ratio) <= 0.05 + 1e-9
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 
@@ -16,12 +14,10 @@ from multipruner.config.recipe import Recipe
 from multipruner.core.axes import DIMENSIONS
 from multipruner.core.errors import ConfigError, InfeasibleError
 from multipruner.core.structure import Anatomy, Structure
-from multipruner.search import Grid, Limit, Task, allocate, candidates, replay, sequential_path
-from multipruner.search.genome import StructureSpace
+from multipruner.search import Grid, candidates, replay, sequential_path
 from multipruner.search.grid import aligned
-from multipruner.search.limits import Budget
 from multipruner.search.options import chains, levels
-from tests.support.toys import ANATOMY, COSTS, DENSE, Additive, problem
+from tests.support.toys import ANATOMY, COSTS, DENSE, Additive, by_evolution, by_program, problem
 
 KINDS = ("attention", "mlp")
 blocks = st.frozensets(st.tuples(st.sampled_from(["", *KINDS]), st.integers(0, 5)), max_size=5)
@@ -39,32 +35,9 @@ def kept(structure: Structure, grid: Grid) -> bool:
     return all(size == place.dense for place, size in zip(ANATOMY, structure, strict=True) if grid.freezes(place))
 
 
-def parameters(limit: float) -> Limit:
-    def of_block(block: int, size: tuple[int, ...]) -> float:
-        return COSTS.parameters(DENSE.replace(block, size)) - COSTS.parameters(DENSE.replace(block, ()))
-
-    rest = COSTS.parameters(DENSE) - sum(of_block(block, size) for block, size in enumerate(DENSE))
-    return Limit.of_blocks("parameters", of_block, rest, limit)
-
-
-def by_program(grid: Grid, ratio: float, uniform: bool) -> Structure:
-    limit = parameters((1 - ratio) * COSTS.parameters(DENSE))
-    return allocate(Task(ANATOMY, grid, (limit,), uniform=uniform, rounds=1), Additive()).structure
-
-
 def by_path(grid: Grid, ratio: float) -> Structure:
     asked = problem(ratio, grid=grid)
     return replay(ANATOMY, sequential_path(asked, dict.fromkeys(DIMENSIONS, Additive())))
-
-
-def by_evolution(grid: Grid, ratio: float, seed: int) -> Iterator[Structure]:
-    rng, space = random.Random(seed), StructureSpace(ANATOMY, grid, Budget.from_ratio(COSTS, ratio, 0.02))
-    first, second = space.random(rng), space.random(rng)
-    yield from (first, second)
-    yield from (space.mutate(parent, rng, 3) for parent in (first, second))
-    yield from space.mate(first, second, rng)
-    free = StructureSpace(ANATOMY, replace(grid, frozen=frozenset()), Budget.from_ratio(COSTS, ratio, 0.02))
-    yield space.admit(free.random(rng), rng)  # a seed of a run that froze nothing
 
 
 @settings(max_examples=25, deadline=None)
@@ -78,7 +51,7 @@ def test_a_frozen_block_is_as_wide_as_the_dense_one(
     with suppress(InfeasibleError):
         assert kept(by_path(grid, ratio), grid)
     with suppress(InfeasibleError):
-        for structure in by_evolution(grid, ratio, seed):
+        for structure in by_evolution(grid, ratio, seed, replace(grid, frozen=frozenset()), 0.02):
             assert kept(structure, grid)
             assert abs(COSTS.ratio(structure) - ratio) <= 0.02 + 1e-9
 

@@ -28,7 +28,6 @@ from multipruner.sources.calibration import CalibrationSet, load_calibration
 from multipruner.sources.rows import rows_of, stretches
 from multipruner.sources.sampled_text import sample, self_text
 from multipruner.sources.text import hub as texts
-from tests.support.caches import cache_at
 from tests.support.tiny import VARIANTS, tiny_model, tiny_tokenizer
 
 ROWS = [" ".join(f"w{4 + (7 * row + word) % 93}" for word in range(10)) for row in range(60)]
@@ -37,7 +36,7 @@ ROWS = [" ".join(f"w{4 + (7 * row + word) % 93}" for word in range(10)) for row 
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    cache_at(monkeypatch, tmp_path / "cache")
+    monkeypatch.setenv("MULTIPRUNER_CACHE", str(tmp_path / "cache"))
 
 
 def spec(source: Any, **more: Any) -> CalibrationSpec:

@@ -11,7 +11,6 @@ import torch
 from safetensors.torch import load_file
 
 from multipruner.sources import gguf as gguf_source
-from tests.support.caches import cache_at
 
 HALVES = {
     "Q2_K": (-4, -2), "Q3_K": (-2,), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (-2,), "IQ4_XS": (0,), "IQ4_NL": (0,),
@@ -37,7 +36,7 @@ def blocks(kind: gguf.GGMLQuantizationType, rows: int, columns: int, rng: np.ran
 
 @pytest.mark.parametrize("name", READ)
 def test_a_type_is_read(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    cache_at(monkeypatch, tmp_path / "cache")
+    monkeypatch.setenv("MULTIPRUNER_CACHE", str(tmp_path / "cache"))
     kind, rng = gguf.GGMLQuantizationType[name], np.random.default_rng(0)
     writer = gguf.GGUFWriter(path := tmp_path / "small.gguf", "llama")
     writer.add_block_count(1)

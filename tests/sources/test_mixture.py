@@ -16,13 +16,12 @@ from multipruner.sources.calibration import load_calibration
 from multipruner.sources.mixture import mixture
 from multipruner.sources.sampled_text import self_text
 from multipruner.storage.hub import HubUnreachable
-from tests.support.caches import cache_at
 from tests.support.tiny import tiny_model, tiny_tokenizer
 
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    cache_at(monkeypatch, tmp_path / "cache")
+    monkeypatch.setenv("MULTIPRUNER_CACHE", str(tmp_path / "cache"))
 
 
 def spec(source: str, sequences: int = 4) -> CalibrationSpec:

@@ -21,7 +21,6 @@ from multipruner.sources.resolve import ResolvedModel, resolve
 from multipruner.storage.cache import cache_folder
 from multipruner.storage.tensor_bytes import parts_of, write_parts
 from multipruner.storage.tensor_headers import stored_tensors
-from tests.support.caches import cache_at
 from tests.support.inputs import edit_json
 from tests.support.tiny import random_ids
 from tests.support.wrappers import WRAPPERS, row_of, tiny_wrapper, write_wrapper
@@ -29,7 +28,7 @@ from tests.support.wrappers import WRAPPERS, row_of, tiny_wrapper, write_wrapper
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    cache_at(monkeypatch, tmp_path / "cache")
+    monkeypatch.setenv("MULTIPRUNER_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
 
 

@@ -6,7 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 import multipruner
+from multipruner.commands.main import main
 from multipruner.core.plan import PruningPlan
 
 
@@ -37,3 +40,13 @@ def finished(output: Path) -> tuple[dict[str, Any], PruningPlan]:
     assert sum(tensor.numel() for tensor in model.parameters()) == report["parameters"]["after"]
     assert plan.structure.to_json() == report["structure"]
     return report, plan
+
+
+def assert_range_is_named(asked: list[str], flag: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A ratio of 0.3 is out of reach with a flag, the refusal says what is not, and that is so."""
+    assert main(asked) == 2
+    said = capsys.readouterr().err
+    assert f"with {flag} ratios from 0." in said and "in reach" in said, said
+    least, most = (float(said.split(word)[1].split()[0]) for word in ("ratios from ", " to about "))
+    assert 0 < least < most < 0.3
+    assert main([f"{most}" if word == "0.3" else word for word in (*asked, "--dry-run")]) == 0

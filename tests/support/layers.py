@@ -35,6 +35,13 @@ def structure_of(*layers: Sequence[int]) -> Structure:
     return Structure.from_json(list(map(list, layers)))
 
 
+def cut_dimensions(anatomy: Anatomy, structure: Structure) -> set[str]:
+    """The dimensions of what a structure takes away."""
+    rows = list(zip(anatomy, structure, strict=True))
+    axes = [pair for place, size in rows if size for pair in zip(place.axes, size, place.dense, strict=True)]
+    return {axis.dimension for axis, count, most in axes if count != most} | {"blocks" for _, size in rows if not size}
+
+
 def layers_of(structure: Structure) -> list[Layer]:
     """The layers of a structure of attention and MLP blocks in turn."""
     pairs = zip(structure.blocks[::2], structure.blocks[1::2], strict=True)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import random
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -10,7 +11,9 @@ from multipruner.core.costs import BlockCost, Costs
 from multipruner.core.layout import Layout
 from multipruner.core.objective import Choice, best_two
 from multipruner.core.structure import Anatomy, Structure
-from multipruner.search import DIMENSIONS, Dimension, Grid, Problem
+from multipruner.search import DIMENSIONS, Dimension, Grid, Limit, Problem, Task, allocate
+from multipruner.search.genome import StructureSpace
+from multipruner.search.limits import Budget
 
 from .layers import layers_of, uniform
 
@@ -63,3 +66,25 @@ def problem(ratio: float = 0.3, stop: Literal["nearest", "reach"] = "nearest", *
     shares: dict[Dimension, float] = {"blocks": 44, "mlp": 52, "heads": 4}
     base = Problem(COSTS, ratio, DIMENSIONS, shares, Grid({"channels": 8, "kv_groups": 1}), stop)
     return replace(base, **changes)  # type: ignore[arg-type]
+
+
+def by_program(grid: Grid, ratio: float, uniform: bool) -> Structure:
+    """What the exact program finds within a budget of parameters."""
+
+    def of_block(block: int, size: tuple[int, ...]) -> float:
+        return COSTS.parameters(DENSE.replace(block, size)) - COSTS.parameters(DENSE.replace(block, ()))
+
+    rest = COSTS.parameters(DENSE) - sum(of_block(block, size) for block, size in enumerate(DENSE))
+    limit = Limit.of_blocks("parameters", of_block, rest, (1 - ratio) * COSTS.parameters(DENSE))
+    return allocate(Task(ANATOMY, grid, (limit,), uniform=uniform, rounds=1), Additive()).structure
+
+
+def by_evolution(grid: Grid, ratio: float, seed: int, free: Grid, tolerance: float) -> Iterator[Structure]:
+    """What every operator of an evolution makes, and what it takes over from a search on a grid that allows more."""
+    budget, rng = Budget.from_ratio(COSTS, ratio, tolerance), random.Random(seed)
+    space = StructureSpace(ANATOMY, grid, budget)
+    first, second = space.random(rng), space.random(rng)
+    yield from (first, second)
+    yield from (space.mutate(parent, rng, 3) for parent in (first, second))
+    yield from space.mate(first, second, rng)
+    yield space.admit(StructureSpace(ANATOMY, free, budget).random(rng), rng)

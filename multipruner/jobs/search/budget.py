@@ -68,9 +68,9 @@ def one_step(recipe: Recipe, prunable: Prunable) -> float:
     """
     costs, ladder = prunable.costs, Ladder(prunable.anatomy, grid_of(recipe, prunable))
     largest, tops = 0, ladder.tops
-    widths = [place for place, top in enumerate(tops) if top > ladder.removes(place)]
-    for place in widths or range(len(ladder)):
+    widths = [rung for rung, top in enumerate(tops) if top > 1 or not ladder.removes(rung)]
+    for rung in widths or range(len(ladder)):
         levels = list(tops)
-        levels[place] -= 1
+        levels[rung] -= 1
         largest = max(largest, costs.parameters(prunable.dense) - costs.parameters(ladder.structure(levels)))
     return largest / costs.parameters(prunable.dense)

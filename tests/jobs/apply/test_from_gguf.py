@@ -29,7 +29,6 @@ from multipruner.jobs.apply.from_gguf import cut_gguf
 from multipruner.recipes import mapping_for
 from multipruner.sources.gguf import file_of_package, from_file
 from tests.support import tiny
-from tests.support.caches import cache_at
 from tests.support.gguf_cases import MIXED, UNIFORM, VOCABULARY, byte_level
 from tests.support.layers import structure_of
 from tests.support.llama_cpp import log_probabilities, opened
@@ -43,7 +42,7 @@ CUT = structure_of((4, 2, 64), (2, 1, 128), (4, 2, 0), (0, 0, 32), (2, 2, 96))
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    cache_at(monkeypatch, tmp_path / "cache")
+    monkeypatch.setenv("MULTIPRUNER_CACHE", str(tmp_path / "cache"))
 
 
 def dense_file(folder: Path, outtype: str = "f32", **options: Any) -> tuple[PreTrainedModel, Path]:

@@ -9,7 +9,8 @@ import pytest
 from multipruner.commands.main import main
 from multipruner.core.plan import PruningPlan
 from tests.support.caches import cache_at
-from tests.support.commands import arguments, paper_arguments
+from tests.support.commands import arguments, assert_range_is_named, paper_arguments
+from tests.support.layers import cut_dimensions
 
 SEARCH = ("--population", "4", "--generations", "1", "--seeds", "none", "--moments-sequences", "8")
 
@@ -20,12 +21,8 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def left(path: Path) -> set[str]:
-    """The dimensions of what a plan takes away."""
     plan = PruningPlan.from_json(path.read_text())
-    rows = list(zip(plan.anatomy, plan.structure, strict=True))
-    found = {"blocks"} if any(not size for _, size in rows) else set()
-    axes = (zip(place.axes, size, place.dense, strict=True) for place, size in rows if size)
-    return found | {axis.dimension for block in axes for axis, count, most in block if count != most}
+    return cut_dimensions(plan.anatomy, plan.structure)
 
 
 @pytest.mark.parametrize(
@@ -47,12 +44,7 @@ def test_a_search_keeps_to_it(named: str, dense: Path, tmp_path: Path) -> None:
 
 def test_a_budget_out_of_reach_names_the_range(dense: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     asked = arguments(dense, tmp_path / "run", "--dimensions", "heads")
-    assert main(asked) == 2
-    said = capsys.readouterr().err
-    assert "with --dimensions heads ratios from 0." in said and "in reach" in said, said
-    least, most = (float(said.split(word)[1].split()[0]) for word in ("ratios from ", " to about "))
-    assert 0 < least < most < 0.3
-    assert main([f"{most}" if word == "0.3" else word for word in (*asked, "--dry-run")]) == 0
+    assert_range_is_named(asked, "--dimensions heads", capsys)
 
 
 def test_a_plan_and_a_greedy_path_that_cut_more_are_refused(

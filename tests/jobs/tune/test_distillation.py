@@ -29,14 +29,13 @@ from multipruner.jobs.tune.steps import TuneSettings, attach, train
 from multipruner.jobs.tune.teacher import Teacher, divergence, keep_predictions, likeliest_divergence
 from multipruner.report.write import write_report
 from tests.support import tiny
-from tests.support.caches import cache_at
 
 SETTINGS = TuneSettings(steps=20, batch=4, length=16, rank=4, lr=0.005, save_every=7)
 
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    cache_at(monkeypatch, tmp_path / "cache")
+    monkeypatch.setenv("MULTIPRUNER_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
 
 

@@ -33,7 +33,6 @@ from multipruner.publish.package import prepare
 from multipruner.report.card import is_untouched, model_card
 from multipruner.report.write import write_report
 from tests.support import tiny
-from tests.support.caches import cache_at
 from tests.support.layers import layers_of, structure_of
 
 SETTINGS = TuneSettings(distill=False, steps=12, batch=4, length=16, rank=3, lr=0.02, save_every=5)
@@ -254,7 +253,7 @@ def test_nothing_in_the_card_says_that_nothing_was_trained(repair: str, words: P
 
 
 def test_text_of_the_dense_model_itself(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    cache_at(monkeypatch, tmp_path / "cache")
+    monkeypatch.setenv("MULTIPRUNER_CACHE", str(tmp_path / "cache"))
     said: list[str] = []
     text = tuning_text(
         "self", tiny.tiny_tokenizer(), read_run(run).report, sequences=5, length=8, seed=0, say=said.append
