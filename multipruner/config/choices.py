@@ -159,7 +159,11 @@ _OWN_TEXT = {"calibration": {"source": "self"}}
 METHODS: dict[str, Method] = {
     "program": Method(_PROGRAM, _OWN_TEXT),
     "greedy": Method(_GREEDY, _OWN_TEXT, greedy=True),
-    "paper": Method(_GREEDY, {"objective": "nll", "importance": "magnitude", "repair": "none"}, greedy=True),
+    "paper": Method(
+        _GREEDY,
+        {"objective": "nll", "importance": "magnitude", "repair": "none", "effort": "balanced"},
+        greedy=True,
+    ),
 }
 """The first is the default; how much each measures is an effort's row (:mod:`.effort`), and whatever is given
 explicitly wins over both."""

@@ -9,8 +9,8 @@ from typing import Any
 from .choices import METHODS
 from .precedence import merge_into
 
-DEFAULT = "balanced"
-"""The effort where none is named."""
+DEFAULT = "fast"
+"""The effort where none is named, and a method has none of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +65,11 @@ EFFORTS: dict[str, Effort] = {
     ),
 }
 """Every effort by its name. The published method is as it was published from ``balanced`` on."""
+
+
+def effort_of(method: str) -> str:
+    """Return the effort of a method where none is named."""
+    return str(METHODS[method].preset.get("effort", DEFAULT)) if method in METHODS else DEFAULT
 
 
 def defaults_of(method: str, effort: str) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from pydantic.fields import FieldInfo
 from multipruner.core.costs import COSTS
 
 from .choices import METHODS, ListsTexts, OneOf
-from .effort import DEFAULT, defaults_of
+from .effort import defaults_of, effort_of
 
 BUDGETS = "budgets"
 """The key whose flags are the rows of :data:`multipruner.core.costs.COSTS`."""
@@ -109,7 +109,7 @@ def _kind(field: FieldInfo) -> tuple[type, tuple[str, ...]]:
 
 def _default(field: FieldInfo, key: str) -> str:
     """Return what is taken where nothing is said, for every method; nothing for what is off then."""
-    by_method = {name: _within(defaults_of(name, DEFAULT), key) for name in METHODS}
+    by_method = {name: _within(defaults_of(name, effort_of(name)), key) for name in METHODS}
     own = None if field.is_required() else field.get_default(call_default_factory=True)
     said = {name: _text(own if value is None else value) for name, value in by_method.items()}
     (_, usual), *others = said.items()

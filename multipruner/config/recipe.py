@@ -19,7 +19,7 @@ from multipruner.core.errors import ConfigError
 from .amounts import Dimensions, checked_blocks, names_of, parsed_shares
 from .choices import A_BUDGET, IMPORTANCES, METHODS, TABLES, OneOf
 from .counts import Rounds, Units
-from .effort import DEFAULT, EFFORTS, costs, defaults_of
+from .effort import DEFAULT, EFFORTS, costs, defaults_of, effort_of
 from .faults import explained
 from .fields import keys_of, shown
 from .precedence import asked_ratio, merge_into
@@ -257,7 +257,7 @@ class Recipe(Frozen):
         given["ratio"] = asked_ratio(sources, cls.model_fields["ratio"].default)
         preset = str(given.get("method", next(iter(METHODS))))
         settle_method(given)
-        merged = defaults_of(preset, str(given.get("effort", DEFAULT)))
+        merged = defaults_of(preset, str(given.get("effort", effort_of(preset))))
         merge_into(merged, given)
         try:
             return cls.model_validate(merged)

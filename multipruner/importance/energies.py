@@ -51,7 +51,7 @@ def sensitivities(prunable: Prunable, ids: Tensor, *, seed: int = 0, progress: P
     """
     generator = torch.Generator(prunable.model.device).manual_seed(seed)  # as many numbers as there are logits
     energies: list[list[Tensor]] = [[] for _ in prunable.anatomy]
-    with _frozen(prunable.model):
+    with frozen(prunable.model):
         together = len(ids) if prunable.on_disk else 1
         for number, rows in enumerate(ids.to(prunable.model.device).split(together)):
             for block, gradients in _gradients(prunable, rows.split(1), generator):
@@ -90,7 +90,7 @@ def _cut_off(energies: Tensor) -> float:
 
 
 @contextmanager
-def _frozen(model: Any) -> Iterator[None]:
+def frozen(model: Any) -> Iterator[None]:
     """Compute no gradient of a weight; undone on leaving."""
     learning = [weight for weight in model.parameters() if weight.requires_grad]
     for weight in learning:
@@ -114,28 +114,36 @@ def _gradients(
         for block, size in enumerate(prunable.dense):
             for own, batch in zip(states, batches, strict=True):
                 own.append(prunable.block(own[-1], batch, block, size))
-                own[-2] = _like(own[-2], [prunable.keep(part) for part in _parts(own[-2])])
+                own[-2] = _like(own[-2], [prunable.keep(part) for part in parts_of(own[-2])])
     gradients = [(_of_logits(prunable, stream_of(own.pop()), generator),) for own in states]
     for block in reversed(range(len(prunable.anatomy))):
         yield block, [parts[0] for parts in gradients]
         if block:  # what is before the first one is nobody's output
             pairs = zip(states, batches, gradients, strict=True)
-            gradients = [_before(prunable, own.pop(), batch, block, behind) for own, batch, behind in pairs]
+            gradients = [gradients_before(prunable, own.pop(), batch, block, behind) for own, batch, behind in pairs]
 
 
-def _before(
+def gradients_before(
     prunable: Prunable, before: State, inputs: Inputs, block: int, gradients: tuple[Tensor, ...]
 ) -> tuple[Tensor, ...]:
-    """Return the gradients with respect to the parts of the state before a block, from those behind it."""
+    """Return the gradients with respect to the parts of the state before a block, from those behind it.
+
+    Args:
+        prunable: the dense model, no weight of which asks for a gradient.
+        before: the state at the input of the block.
+        inputs: of the model, for the sequences of that state.
+        block: its place among the residual blocks.
+        gradients: with respect to the parts of the state behind it.
+    """
     with torch.enable_grad():
-        parts = tuple(part.detach().requires_grad_() for part in _parts(before))
-        after = _parts(prunable.block(_like(before, parts), inputs, block, prunable.dense[block]))
+        parts = tuple(part.detach().requires_grad_() for part in parts_of(before))
+        after = parts_of(prunable.block(_like(before, parts), inputs, block, prunable.dense[block]))
     found = torch.autograd.grad(after, parts, gradients, allow_unused=True)
     pairs = zip(found, parts, strict=True)
     return tuple(torch.zeros_like(part) if one is None else one for one, part in pairs)
 
 
-def _parts(state: State) -> tuple[Tensor, ...]:
+def parts_of(state: State) -> tuple[Tensor, ...]:
     """Return the stream as it is, and, between blocks that run side by side, as it was before them."""
     return tuple(state) if isinstance(state, Beside) else (state,)
 

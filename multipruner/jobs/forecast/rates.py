@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ from multipruner.engine.layer_calls import State
 from multipruner.engine.moments import add_moments, products_of
 from multipruner.engine.prunable import Prunable
 from multipruner.engine.token_losses import NegativeLogLikelihood, Scores, drawn, tokens_at_once
+from multipruner.importance.energies import frozen, gradients_before, parts_of
 from multipruner.importance.second_order import ROUNDS, Elimination
 from multipruner.sources.filled_cache import cache_for
 from multipruner.sources.sampled_text import threads_for
@@ -29,6 +30,8 @@ PASS_TOKENS = 1024
 """Through one layer, for its rate."""
 ROWS = (4, 16)
 """Sequences of the two decoding steps between and beyond which a step's seconds lie on a line."""
+STEPS = 3
+"""Times that each of them is timed, in turn."""
 SIDE = 1536
 """Of the largest matrix that is multiplied for the measurement."""
 DISK_BYTES = 8 << 20
@@ -47,6 +50,7 @@ class Rates:
         update: one of an update by few rows.
         byte: one byte written.
         walk: all layers, one after another, come in from disk, where the system holds their files.
+        turn: one token through one dense decoder layer for a gradient with respect to its input, and back.
     """
 
     layer: float
@@ -58,6 +62,7 @@ class Rates:
     update: float
     byte: float
     walk: float = 0.0
+    turn: float = 0.0
 
     def seconds(self, work: Work) -> float:
         """Return what some work takes."""
@@ -71,6 +76,7 @@ class Rates:
             + work.updates * self.update
             + work.disk * self.byte
             + work.walks * self.walk
+            + work.turned_layers * self.turn
         )
 
     def to_json(self) -> dict[str, float]:
@@ -80,7 +86,15 @@ class Rates:
 
 @torch.inference_mode()
 def measured(
-    prunable: Prunable, *, layers: int, length: int, long: int, samples: bool, place: Path, sequences: int = 4
+    prunable: Prunable,
+    *,
+    layers: int,
+    length: int,
+    long: int,
+    samples: bool,
+    place: Path,
+    sequences: int = 4,
+    turns: bool = False,
 ) -> Rates:
     """Measure: a layer at two lengths, the head, a decoding step at two sizes, moments, an update, and the disk.
 
@@ -91,6 +105,7 @@ def measured(
         samples: whether decoding is needed at all.
         place: a folder, whose disk is written to.
         sequences: of the calibration that run together.
+        turns: whether gradients are needed at all.
     """
     clock = _Clock(prunable)
     rows = max(1, min(sequences, PASS_TOKENS // length))
@@ -100,7 +115,8 @@ def measured(
     step, per_row = clock.steps(layers, length) if samples else (0.0, 0.0)
     long_layer = layer if long == length else clock.layer(1, long) / long
     product, update = clock.algebra()
-    return Rates(layer, long_layer, head, step, per_row, product, update, _disk(place), clock.walk(layers))
+    turn = clock.turn(length) / length if turns else 0.0
+    return Rates(layer, long_layer, head, step, per_row, product, update, _disk(place), clock.walk(layers), turn)
 
 
 class _Clock:
@@ -121,20 +137,41 @@ class _Clock:
         return min(taken[1:])
 
     def layer(self, rows: int, length: int) -> float:
-        """Return one dense layer on so many sequences: the one whose work is nearest to the mean layer's."""
-        prunable = self._prunable
-        anatomy, costs = prunable.anatomy, prunable.costs
-        works = [sum(costs.blocks[block](prunable.dense[block]).products for block in anatomy.of_layer(layer))
-                 for layer in range(anatomy.layers)]  # fmt: skip
-        typical = min(range(anatomy.layers), key=lambda layer: abs(works[layer] - sum(works) / len(works)))
+        """Return one dense layer on so many sequences."""
+        prunable, blocks = self._prunable, self._typical()
         inputs = prunable.inputs(torch.zeros(rows, length, dtype=torch.int64, device=self._device))
 
         def run() -> None:
             state: State = inputs.hidden
-            for block in anatomy.of_layer(typical):
+            for block in blocks:
                 state = prunable.block(state, inputs, block, prunable.dense[block])
 
         return self.best(run)
+
+    @torch.inference_mode(False)
+    def turn(self, length: int) -> float:
+        """Return one dense layer on one sequence, and back to the gradient with respect to its input."""
+        prunable, blocks = self._prunable, self._typical()
+        with frozen(prunable.model), torch.no_grad():
+            inputs = prunable.inputs(torch.zeros(1, length, dtype=torch.int64, device=self._device))
+            states: list[State] = [inputs.hidden]
+            for block in blocks:
+                states.append(prunable.block(states[-1], inputs, block, prunable.dense[block]))
+
+            def run() -> None:
+                gradients = tuple(map(torch.ones_like, parts_of(states[-1])))
+                for block, state in zip(reversed(blocks), states[-2::-1], strict=True):
+                    gradients = gradients_before(prunable, state, inputs, block, gradients)
+
+            return self.best(run)
+
+    def _typical(self) -> Sequence[int]:
+        """Return the blocks of the dense layer whose work is nearest to the mean layer's."""
+        anatomy, costs, dense = self._prunable.anatomy, self._prunable.costs, self._prunable.dense
+        works = [sum(costs.blocks[block](dense[block]).products for block in anatomy.of_layer(layer))
+                 for layer in range(anatomy.layers)]  # fmt: skip
+        nearest = min(range(anatomy.layers), key=lambda layer: abs(works[layer] - sum(works) / len(works)))
+        return anatomy.of_layer(nearest)
 
     def walk(self, layers: int) -> float:
         """Return all layers coming in, one after another."""
@@ -159,12 +196,15 @@ class _Clock:
         costs = self._prunable.costs
         of_all = costs.constant + layers * costs.backbone_parameters(costs.dense) // costs.anatomy.layers
         with threads_for(of_all), grouped_attention(self._prunable.model):
-            first, last = (self._step(rows, layers, length) for rows in (few, many))
+            both = [self._step(rows, layers, length) for rows in (few, many)]
+            # in turn: a machine that is slow for a moment must not take both ends of a line apart
+            taken = [tuple(step() for step in both) for _ in range(STEPS)]
+        first, last = map(min, zip(*taken, strict=True))
         per_row = max(0.0, last - first) / (many - few)
         return max(0.0, first - few * per_row), per_row
 
-    def _step(self, rows: int, layers: int, length: int) -> float:
-        """Return one more token of so many sequences, at the mean room of a sampling, and the choice of it."""
+    def _step(self, rows: int, layers: int, length: int) -> Callable[[], float]:
+        """Return what times one more token of so many sequences, at the mean room of a sampling, and the choice of it."""
         prunable, weight = self._prunable, self._prunable.head_weight
         model: Any = prunable.model
         cache, filled = cache_for(model, length + 8, narrow_cache(model)), max(1, length // 2)
@@ -179,9 +219,12 @@ class _Clock:
             nonlocal cache
             cache = getattr(model(input_ids=token, use_cache=True, **{name: cache}), name)
 
-        whole, head = self.best(run), self.best(lambda: prunable.head(hidden))
-        choice = self.best(lambda: drawn(logits.float().softmax(-1), draws).cpu())
-        return head + choice + max(0.0, whole - head) * layers / prunable.anatomy.layers
+        def seconds() -> float:
+            whole, head = self.best(run, 1), self.best(lambda: prunable.head(hidden), 1)
+            choice = self.best(lambda: drawn(logits.float().softmax(-1), draws).cpu(), 1)
+            return head + choice + max(0.0, whole - head) * layers / prunable.anatomy.layers
+
+        return seconds
 
     def algebra(self) -> tuple[float, float]:
         """Return seconds of one operation: of second moments, and of an elimination's update."""

@@ -181,16 +181,17 @@ def forecast(
     texts = texts_for(recipe, prunable, kept)
     by_stage, searched = _stages(recipe, prunable, texts, on_disk)
     clock = prunable if measures_on is None else measures_on
+    others = quicker(recipe)
     rates = measured(
         clock, layers=prunable.anatomy.layers, length=texts.length, long=texts.evaluated_length if texts.evaluated else
         texts.length, samples=bool(texts.sampled), place=_existing(output), sequences=recipe.calibration.batch_size,
+        turns=any(each.estimated for each in (recipe, *others.values())),
     )  # fmt: skip
     there = 0 if model.device.type != "cpu" else idle_of(model, measures_on)
     memory = memory_of(recipe, prunable, texts, by_stage, searched, item, idle=there, on_disk=on_disk)
     result = int(by_stage["writing"].disk)
     long = sum(map(rates.seconds, by_stage.values())) >= _LONG
-    others = quicker(recipe) if long else {}
-    efforts = {name: _seconds(other, prunable, rates, kept, on_disk) for name, other in others.items()}
+    efforts = {name: _seconds(each, prunable, rates, kept, on_disk) for name, each in others.items() if long}
     cache = fetched + (grams(texts, shape_of(prunable)) if recipe.moments == "disk" else 0) + 2 * result * on_disk
     disk = {str(output): int(1.05 * result)} | ({str(cache_folder()): cache} if cache else {})
     return Forecast(by_stage, rates, memory, disk, budgets_of(recipe, prunable), fetches, efforts, Allowed.of(recipe))

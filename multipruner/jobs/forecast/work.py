@@ -89,6 +89,7 @@ class Work:
     Attributes:
         token_layers: tokens times layers that are run, blocks that are gone left out.
         dense_layers: the same in the time of dense layers: a narrower block takes its share of one.
+        turned_layers: of layers besides, run for a gradient with respect to their input, and back.
         long_layers: of sequences as long as the evaluation's, in the time of dense layers.
         head_tokens: tokens whose distribution over the vocabulary is computed.
         steps: decoding steps: (sequences side by side, how many steps).
@@ -107,6 +108,7 @@ class Work:
     updates: float = 0.0
     disk: float = 0.0
     walks: float = 0.0
+    turned_layers: float = 0.0
 
     def __add__(self, other: Work) -> Work:
         return Work(*(getattr(self, name) + getattr(other, name) for name in Work.__slots__))
@@ -229,9 +231,9 @@ def tables(
 
 def energies(tokens: float, shape: Shape) -> Work:
     """Return the backward pass that sensitivities come from: every block forward, again (but the first), and back."""
-    blocks = 2 * shape.blocks - 1
     share = tokens * shape.share
-    return Work(share * blocks, share * (blocks + shape.blocks), head_tokens=3 * tokens)
+    again = share * (shape.blocks - 1)
+    return Work(share * shape.blocks + again, share * shape.blocks, head_tokens=3 * tokens, turned_layers=again)
 
 
 def path(

@@ -21,7 +21,8 @@ from tests.support.tiny import tiny_model
 
 def asked(**settings: Any) -> Recipe:
     text = {"source": "text.txt", "moments_sequences": 128}
-    return Recipe.build({"model": "x", "device": "cpu", "calibration": text, "evaluation": {"text": "t"}, **settings})
+    given = {"model": "x", "device": "cpu", "effort": "balanced", "calibration": text, "evaluation": {"text": "t"}}
+    return Recipe.build({**given, **settings})
 
 
 def bound(size: int, **settings: Any) -> Recipe:

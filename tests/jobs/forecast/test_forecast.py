@@ -246,6 +246,22 @@ def test_the_algebra_of_wide_blocks_is_timed_again_and_again() -> None:
     assert all(found > 0 for _ in range(3) for found in clock.algebra())
 
 
+def test_a_moment_in_which_the_machine_is_slow_turns_no_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seconds of a step for every row follow from two sizes: a slow sample of one of them must not reach all rows."""
+    samples = {4: iter([0.09, 0.02, 0.03]), 16: iter([0.032, 0.06, 0.033])}
+    clock = rates._Clock(Prunable.of(tiny_model("llama", layers=1)))
+    monkeypatch.setattr(clock, "_step", lambda rows, layers, length: lambda: next(samples[rows]))
+    assert clock.steps(1, 8) == (pytest.approx(0.016), pytest.approx(0.001))
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt_neox", "gemma2"])
+def test_the_way_back_has_a_rate_of_its_own_where_gradients_are_needed(family: str, tmp_path: Path) -> None:
+    prunable = Prunable.of(tiny_model(family, layers=2))
+    given: dict[str, Any] = {"layers": 2, "length": 8, "long": 8, "samples": False, "place": tmp_path}
+    assert rates.measured(prunable, **given, turns=True).turn > 0 == rates.measured(prunable, **given).turn
+    assert all(weight.requires_grad and weight.grad is None for weight in prunable.model.parameters())
+
+
 @pytest.mark.parametrize("own", ["balanced", "thorough"])
 def test_a_quicker_effort_is_the_recipe_that_would_have_been_typed(own: str) -> None:
     typed = {"model": "llama", "ratio": 0.3, "calibration": {"sequences": 6}, "ridge": 0.02}
