@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -197,9 +198,26 @@ def _removed(plan: PruningPlan, picture: Any, figure: str | None) -> str:
     table = "\n".join(f"| {what} | {before:,} | {after:,} |" for what, before, after in rows)
     text = f"## What was removed\n\n| | dense | here |\n|---|---:|---:|\n{table}\n\n"
     text += "`plan.json` lists every kept head and channel in the dense model's numbering."
+    if sizes := tensor_parallel_sizes(plan):
+        text += (
+            " A server that splits layers over devices (tensor parallelism) can take "
+            f"{', '.join(map(str, sizes))} of them: these numbers divide the KV groups and MLP channels of every layer."
+        )
     if figure:
         text += f"\n\n![What every layer keeps]({figure})"
     return f"{text}\n\n{fenced(str(picture).rstrip())}" if picture else text
+
+
+def tensor_parallel_sizes(plan: PruningPlan) -> list[int]:
+    """Return the numbers of devices, from 2 on, that the KV groups and the MLP channels of every layer divide by.
+
+    Where groups divide, so do their query heads. None for models with blocks of other kinds, such as experts, which
+    servers split in other ways.
+    """
+    if set(plan.anatomy.kinds) != {"attention", "mlp"}:
+        return []
+    common = math.gcd(*(size[0] for size in plan.structure.blocks if size))
+    return [count for count in range(2, common + 1) if common % count == 0]
 
 
 def _numbers(report: Mapping[str, Any]) -> str:
