@@ -107,7 +107,7 @@ def test_other_ways_reach_the_ratio(more: tuple[str, ...], work: Path, tmp_path:
         (["search", "--model", "{vit}", "--calibration", "{train}"], "this is for language models"),
         (["latency", "--model", "{vit}", "--runtime", "openvino"], "this is for language models"),
         (["--model", "{vit}", "--dry-run"], "this is for language models"),
-        (["export", "{vit}", "--format", "onnx"], "export --format onnx is for language models alone"),
+        (["export", "{vit}", "--format", "gguf"], "export --format gguf is for language models alone"),
         (["--model", "{bare}", "--calibration", "{train}"], "has no image processor (preprocessor_config.json)"),
     ],
 )
