@@ -59,7 +59,7 @@ def test_a_classifier_is_pruned_from_folder_to_folder(layout: str, work: Path, t
     assert AutoImageProcessor.from_pretrained(output) is not None
 
 
-@pytest.mark.parametrize("family", ["dinov2", "siglip"])
+@pytest.mark.parametrize("family", ["dinov2", "dinov2-gated", "siglip"])
 def test_classifiers_with_other_heads_are_pruned_from_folder_to_folder(family: str, work: Path, tmp_path: Path) -> None:
     dense, output = write_classifier(tmp_path / family, family), tmp_path / "out"
     given = ["--ratio", "0.25", "--calibration", str(work / "train"), "--sequences", "1", "--channel-group", "8"]
