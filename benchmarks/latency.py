@@ -56,7 +56,7 @@ COMPARED = (("workload", "{}"), ("structures", "{}"), ("of the milliseconds, med
 def load_model(arguments: argparse.Namespace) -> tuple[PreTrainedModel, Any]:
     flags = {name: getattr(arguments, name) for name in ("device", "dtype") if getattr(arguments, name)}
     recipe = Recipe.build(mapping_for(arguments.model), flags)
-    model, tokenizer = load_dense(resolve(recipe, print), recipe)
+    model, tokenizer = load_dense(resolve(recipe, print), recipe, pictures=True)
     if arguments.attn_implementation:
         model.set_attn_implementation(arguments.attn_implementation)
     return model, tokenizer

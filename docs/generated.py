@@ -133,11 +133,17 @@ def towers() -> str:
 def classifiers() -> str:
     """One row per family of image classifiers."""
     rows = (
-        (code(name), code(spec.class_name), *(_block(spec.block(kind)) for kind in spec.kinds))
+        (code(name), code(spec.class_name), *(_either(spec, kind) for kind in spec.kinds), spec.task.judged)
         for name, spec in CLASSIFIERS.items()
     )
     labels = (BLOCK_KINDS[kind].label for kind in next(iter(CLASSIFIERS.values())).kinds)
-    return table(("model type", "class", *(f"{label[0].upper()}{label[1:]}" for label in labels)), rows)
+    titles = (f"{label[0].upper()}{label[1:]}" for label in labels)
+    return table(("model type", "class", *titles, "the head reads"), rows)
+
+
+def _either(spec: Family, kind: str) -> str:
+    """The blocks of a kind that the rows of a family have."""
+    return " or ".join(dict.fromkeys(_block(row.block(kind)) for row in (spec, *spec.others)))
 
 
 def _only(spec: Family) -> str:

@@ -44,7 +44,7 @@ from .{module} import {causal_lm} as {prefix}ForCausalLM
 from .{module} import {model} as {prefix}Model
 """
 _NAMES = """
-DECODER, LAYERS, DEPTH = {decoder!r}, {layers!r}, {depth!r}
+DECODER, LAYERS, DEPTH, PART = {decoder!r}, {layers!r}, {depth!r}, {part!r}
 {note}BLOCKS = {blocks!r}
 CACHE_SLOTS = {cache!r}
 SETTINGS: dict[str, tuple[str, ...]] = {settings!r}
@@ -119,7 +119,7 @@ def _family(spec: Family, dense: PreTrainedModel | None) -> str:
     }
     heads, kv_heads = spec.heads_keys
     names = _NAMES.format(
-        decoder=spec.decoder, layers=spec.layers, depth=spec.depth, blocks=blocks,
+        decoder=spec.decoder, layers=spec.layers, depth=spec.depth, part=spec.part, blocks=blocks,
         cache={block.kind: block.cache for block in spec.blocks if block.cache}, heads=heads, kv_heads=kv_heads,
         added_to=any(block.added_to for block in spec.blocks), paired=any(block.paired for block in spec.blocks),
         values=next((tuple(map(block.within, block.valued)) for block in spec.blocks if block.valued), ()),

@@ -37,8 +37,11 @@ def pruned_config(config: Any, plan: PruningPlan, dense: PreTrainedModel | None 
     spec, whole = spec_for(config), anatomy_of(config, plan.along)
     hidden = whole.constants["hidden"] if plan.stream is None else len(plan.stream)
     layers = plan.layers
-    record = config.to_dict()
+    said = config.to_dict()
     for key in ("model_type", "architectures", "auto_map", "transformers_version", "per_layer_config"):
+        said.pop(key, None)
+    record = spec.part_of(said)  # within the other, or itself: what changes in it changes there
+    for key in spec.derived:
         record.pop(key, None)
     kept = [size for place, size in zip(whole, plan.structure, strict=True) if place.layer in set(layers)]
     anatomy, structure = whole.of_layers(layers), Structure(tuple(kept))
@@ -52,22 +55,22 @@ def pruned_config(config: Any, plan: PruningPlan, dense: PreTrainedModel | None 
     if record.get("layer_types") and spec.mixing is None:  # else a type says what a layer is
         record["layer_types"] = _layer_types(record["layer_types"], _cached(structure, anatomy, spec))
     record |= _said(anatomy, spec)
-    names = getattr(config, "attribute_map", {})  # a key may be another one's name
+    names = getattr(spec.part_of(config), "attribute_map", {})  # a key may be another one's name
     rows = [
         {names.get(key, key): number for key, number in _numbers(structure, anatomy, layer, spec).items()}
         for layer in range(len(layers))
     ]
-    stock = _stock_config(config, record, rows, structure, anatomy, spec, hidden)
+    stock = _stock_config(config, said, rows, structure, anatomy, spec, hidden)
     if stock is not None:
         return stock
     if (width := spec.key("head_dim")) is not None:
         record[width] = anatomy.constants["head_dim"]
     record |= _cache_slots(structure, anatomy, spec)
     skips = [_skipped(structure, anatomy, layer) for layer in range(len(layers))]
-    said = enumerate(zip(rows, skips, _values(structure, anatomy), strict=True))
-    record["per_layer_config"] = {n: {**_overrides(numbers, skip), **own} for n, (numbers, skip, own) in said}
+    layer = enumerate(zip(rows, skips, _values(structure, anatomy), strict=True))
+    record["per_layer_config"] = {n: {**_overrides(numbers, skip), **own} for n, (numbers, skip, own) in layer}
     config_class: Any = model_class(spec, dense).config_class
-    return config_class(**record)
+    return config_class(**said)
 
 
 def _per_layer_lists(record: Mapping[str, Any], layers: int) -> list[str]:
@@ -102,22 +105,22 @@ def _stock_config(
     alike = all(said[key] == number for row in rows for key, number in row.items())
     if spec.remote_code or cut or not alike or not all(structure):
         return None
-    width = spec.key("head_dim")
-    heads = {**record, **said}.get(spec.heads_keys[0])
+    width, own = spec.key("head_dim"), {**spec.part_of(record), **said}
+    heads = own.get(spec.heads_keys[0])
     square = heads is None or heads * constants["head_dim"] == hidden
     if width is None and not square:
         return None
-    record = {**record, **said}
-    if width is not None and (width in record or not square):
-        record[width] = constants["head_dim"]
+    if width is not None and (width in own or not square):
+        own[width] = constants["head_dim"]
     config_class: Any = type(config)
     try:
-        stock = config_class(**record)
+        stock = config_class(**({**record, spec.part: own} if spec.part else own))
     except StrictDataclassClassValidationError:  # LlamaConfig: heads must divide hidden_size, head_dim or not
         return None
     # some constructors work sizes out anew, whatever they are given
-    heard = all(getattr(stock, key, None) == number for key, number in said.items())
-    heard &= width is None or getattr(stock, width, None) in (None, constants["head_dim"])
+    told = spec.part_of(stock)
+    heard = all(getattr(told, key, None) == number for key, number in said.items())
+    heard &= width is None or getattr(told, width, None) in (None, constants["head_dim"])
     return stock if heard else None
 
 
@@ -149,24 +152,6 @@ def _unrepaired(spec: Family, what: str) -> UnsupportedModelError:
         f"{spec.model_type}: a narrower residual stream is not repaired through {what}, so the hidden size stays as it "
         "is: give no --hidden-size"
     )
-
-
-def with_older_words(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a configuration that says its rotary embeddings in the words of transformers 4 as well.
-
-    Most other readers know no others, and take the defaults without a word. transformers 5 read the same out of both,
-    but for the bare configuration that they fall back on where code is not to be run: what comes with code stays.
-    """
-    rope = record.get("rope_parameters")
-    if not isinstance(rope, dict) or "rope_theta" not in rope or "auto_map" in record:
-        return dict(record)
-    scaling = {key: value for key, value in rope.items() if key not in ("rope_theta", "partial_rotary_factor")}
-    older: dict[str, Any] = {"rope_theta": rope["rope_theta"]}
-    if "partial_rotary_factor" in rope:
-        older["partial_rotary_factor"] = rope["partial_rotary_factor"]
-    if scaling.get("rope_type", "default") != "default":
-        older["rope_scaling"] = scaling
-    return {**record, **older}
 
 
 def _check_plan(config: Any, plan: PruningPlan) -> None:
@@ -289,6 +274,7 @@ def sizes_in(record: Mapping[str, Any], spec: Family) -> tuple[Anatomy, Structur
         The anatomy of a dense model of as many layers, every block as large as it is here, and the structure, in which
         removed blocks are gone.
     """
+    record = spec.part_of(record)
     table = {int(number): entry for number, entry in (record.get("per_layer_config") or {}).items()}
     places, sizes = [], []
     for number in range(int(record.get(spec.depth) or 0)):

@@ -20,7 +20,6 @@ from multipruner.storage.partial import header_of
 
 from .carry import write_generation, write_processor, write_tokenizer
 from .classes import task_of
-from .config import with_older_words
 from .run_folder import is_ours, is_written, written
 
 PLAN_FILE = "plan.json"
@@ -195,3 +194,21 @@ def _keep_edited_card(old: Path, new: Path) -> None:
     if known is not None and (old / CARD).is_file() and _hash(old / CARD) != known:
         names = (f"README.old{more}.md" for more in ("", *(f"-{number}" for number in range(2, 1000))))
         shutil.copy2(old / CARD, next(place for place in map(new.joinpath, names) if not place.exists()))
+
+
+def with_older_words(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a configuration that says its rotary embeddings in the words of transformers 4 as well.
+
+    Most other readers know no others, and take the defaults without a word. transformers 5 read the same out of both,
+    but for the bare configuration that they fall back on where code is not to be run: what comes with code stays.
+    """
+    rope = record.get("rope_parameters")
+    if not isinstance(rope, dict) or "rope_theta" not in rope or "auto_map" in record:
+        return dict(record)
+    scaling = {key: value for key, value in rope.items() if key not in ("rope_theta", "partial_rotary_factor")}
+    older: dict[str, Any] = {"rope_theta": rope["rope_theta"]}
+    if "partial_rotary_factor" in rope:
+        older["partial_rotary_factor"] = rope["partial_rotary_factor"]
+    if scaling.get("rope_type", "default") != "default":
+        older["rope_scaling"] = scaling
+    return {**record, **older}

@@ -22,7 +22,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.configuration_llama import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaForCausalLM, LlamaModel
 
-DECODER, LAYERS, DEPTH = "model", "layers", "num_hidden_layers"
+DECODER, LAYERS, DEPTH, PART = "model", "layers", "num_hidden_layers", ""
 BLOCKS = {"attention": ("self_attn", ("input_layernorm",)), "mlp": ("mlp", ("post_attention_layernorm",))}
 CACHE_SLOTS = {"attention": "layer_idx"}
 SETTINGS: dict[str, tuple[str, ...]] = {}
@@ -117,6 +117,11 @@ class OwnSettings:
         setattr(self._config, name, value)
 
 
+def part_of(config: Any) -> Any:
+    """Return the configuration of the class that holds the layers, of the whole model's or itself."""
+    return getattr(config, PART, config) if PART else config
+
+
 @strict
 class PrunedLlamaConfig(LlamaConfig):
     """``per_layer_config`` holds what differs between layers; the global sizes are the dense model's."""
@@ -132,7 +137,7 @@ class PrunedLlamaConfig(LlamaConfig):
         """Accept what the stock check does not, which wants hidden_size to be a multiple of the heads; with an explicit
         head_dim it need not.
         """
-        for number, layer in enumerate(self.per_layer_config or ()):  # None in 5.14 where all layers are alike
+        for number, layer in enumerate(part_of(self).per_layer_config or ()):  # None in 5.14 where all layers are alike
             heads = getattr(layer, HEADS)
             kv_heads = getattr(layer, KV_HEADS, None) or heads
             if heads % kv_heads:
@@ -146,7 +151,7 @@ class PrunedLlamaConfig(LlamaConfig):
 
     def to_dict(self) -> dict[str, Any]:
         output = super().to_dict()
-        depth = getattr(self, DEPTH)
+        depth = getattr(part_of(self), DEPTH)
         output.setdefault("num_hidden_layers", depth)  # where code is not to be run, no other word is known
         rope = output.get("rope_parameters") or {}
         if "rope_theta" in rope:  # transformers 4 and most other readers look for it here
@@ -216,13 +221,14 @@ class PrunedLlamaModel(LlamaModel):
     base_model_prefix = DECODER
 
     def __init__(self, config: PrunedLlamaConfig) -> None:
+        config = part_of(config)
         with without_layers(config):
             super().__init__(config, **MODEL_SETTINGS)
         rotary: Any = getattr(self, "rotary_emb", None)
         if rotary is not None:  # some read the number of heads, and the width off the dense model's
             rotary.config = config.per_layer_config[0]
             vars(rotary.config).update({key: vars(config)[key] for key in (HEADS, KV_HEADS) if key in vars(config)})
-        layers: Any = getattr(self, LAYERS)
+        layers: Any = self.get_submodule(LAYERS)
         del layers[:]  # where another key says how many there are
         layers.extend(pruned_layer(config, number) for number in range(getattr(config, DEPTH)))
         assign_cache_slots(config, list(layers))
@@ -233,7 +239,7 @@ class PrunedLlamaForCausalLM(LlamaForCausalLM):
     config_class = PrunedLlamaConfig
 
     def __init__(self, config: PrunedLlamaConfig) -> None:
-        with without_layers(config):
+        with without_layers(part_of(config)):
             super().__init__(config)
         owner, _, name = DECODER.rpartition(".")
         setattr(self.get_submodule(owner), name, PrunedLlamaModel(config))

@@ -18,7 +18,8 @@ gguf (default)  for llama.cpp and what is built on it (Ollama, LM Studio, ...). 
                 Layers of different sizes are told as llama.cpp's 'deci', those of qwen3 (with tied embeddings only)
                 as 'openelm'. --quant makes K-quants of it, by llama.cpp's own quantiser where that is installed.
 onnx            for ONNX Runtime and its kin: input_ids, attention_mask -> logits, any batch and length, without a
-                cache, so rather for scoring than for writing text. All families.
+                cache, so rather for scoring than for writing text. All families; of an image classifier pixel_values
+                -> logits, opened again and compared before the file takes its name.
                 Needs the extra: pip install 'multipruner[onnx]'
 openvino        a folder for openvino-genai and OpenVINO's servers, with a cache and the tokenizer as graphs; opened
                 again, and its logits compared, before it takes its name. All families.
@@ -68,7 +69,8 @@ def run(arguments: Sequence[str]) -> int:
         from multipruner.console.say import teller
 
         say = teller(console)
-        check_reads_text(typed.folder, f"export --format {typed.format}")
+        if not row.pictures:
+            check_reads_text(typed.folder, f"export --format {typed.format}")
         options = {name: say if name == "say" else getattr(typed, name) for name in row.options}
         with waiting_display(console, "export"):
             done = loaded(row.by)(typed.folder, typed.output, outtype=outtype, overwrite=typed.overwrite, **options)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,7 @@ examples
   python -m multipruner latency --model llama --output table.json --phase prefill --prompt 512 --prompt 128
   python -m multipruner latency --model meta-llama/Llama-3.1-8B --output h100.json --device cuda --batch 8
   python -m multipruner latency --model llama --output table.json --runtime llama.cpp --outtype q8_0
+  python -m multipruner latency --model ./vit --output table.json --batch 1 --batch 8
 
 Close other programs first. What was measured is kept in OUTPUT.partial: the same command goes on."""
 
@@ -47,8 +49,9 @@ def make_parser() -> Parser:
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="the table, JSON")
     parser.add_argument("--overwrite", action="store_true", help="measure anew what FILE or FILE.partial holds")
     work = parser.add_argument_group("workloads")
-    work.add_argument("--phase", choices=("prefill", "decode", "both"), default="both", help="default both")
-    work.add_argument("--batch", type=int, default=1, metavar="SEQUENCES", help="sequences (default 1)")
+    work.add_argument("--phase", choices=("prefill", "decode", "both"), help="of texts (default both)")
+    work.add_argument("--batch", type=int, action="append", metavar="SEQUENCES",
+                      help="sequences, or pictures (default 1); may be given several times")  # fmt: skip
     work.add_argument("--prompt", type=int, action="append", metavar="TOKENS",
                       help="tokens of the prompt (default 512); may be given several times")  # fmt: skip
     cache = work.add_mutually_exclusive_group()
@@ -75,21 +78,32 @@ def make_parser() -> Parser:
 
 
 def workloads_of(typed: argparse.Namespace) -> list[Workload]:
-    """Return the workloads that the flags ask for.
+    """Return the workloads that the flags ask for, of texts.
 
     Raises:
         ConfigError: for numbers below one.
     """
-    prompts = typed.prompt or [512]
-    found = [Workload("prefill", typed.batch, prompt) for prompt in prompts] if typed.phase != "decode" else []
+    prompts, batches = typed.prompt or [512], typed.batch or [1]
+    found = [Workload("prefill", *each) for each in product(batches, prompts)] if typed.phase != "decode" else []
     if typed.phase != "prefill":
         if typed.generate is not None:
             check_counts(typed, {"generate": (1, MOST)})
             cached = [prompt + typed.generate // 2 for prompt in prompts]
         else:
             cached = [256 if typed.cached is None else typed.cached]
-        found += [Workload("decode", typed.batch, tokens) for tokens in cached]
+        found += [Workload("decode", *each) for each in product(batches, cached)]
     return list(dict.fromkeys(found))
+
+
+def _check_pictures(typed: argparse.Namespace) -> None:
+    """Refuse flags that texts have alone.
+
+    Raises:
+        ConfigError: naming the first.
+    """
+    texts = {"--phase": typed.phase, "--prompt": typed.prompt, "--generate": typed.generate, "--cached": typed.cached}
+    if wrong := [flag for flag, value in texts.items() if value is not None]:
+        raise ConfigError(f"{typed.model} is an image classifier, timed by batches of pictures: give no {wrong[0]}")
 
 
 def _check_runtime(typed: argparse.Namespace) -> None:
@@ -129,11 +143,16 @@ def run(arguments: Sequence[str]) -> int:
 def _make(typed: argparse.Namespace, workloads: list[Workload], partial: Path, console: Screen) -> None:
     """Measure, write the table and show it."""
     from multipruner.console.events import tell
+    from multipruner.core.families import spec_for
     from multipruner.latency.probe_journal import discard
+    from multipruner.latency.workloads import check_context, on_pictures
     from multipruner.storage.files import write_atomically
 
     model, tokenizer = _load(typed, console)
-    _check_context(workloads, model.config)
+    if not spec_for(model.config).task.reads_text:
+        _check_pictures(typed)
+        workloads = on_pictures(typed.model, model.config, tokenizer, typed.batch or [1])
+    check_context(workloads, model.config)
     if typed.overwrite:
         discard(partial)
     if typed.runtime == USUAL:
@@ -148,22 +167,6 @@ def _make(typed: argparse.Namespace, workloads: list[Workload], partial: Path, c
         console.print(f"warning: times spread by {100 * wild:.0f}%: close other programs and use --overwrite")
     console.print(f"wrote {typed.output}", highlight=False, markup=False)
     tell(console, "result", file=str(typed.output), spread=wild)
-
-
-def _check_context(workloads: Sequence[Workload], config: Any) -> None:
-    """Refuse more tokens than the model has positions for.
-
-    Raises:
-        ConfigError: naming the workload.
-    """
-    context = getattr(config, "max_position_embeddings", None)
-    for workload in workloads:
-        needed = workload.tokens + (workload.phase == "decode")
-        if context is not None and needed > context:
-            raise ConfigError(
-                f"{workload.phase} with {workload.tokens} tokens goes beyond the model's context of {context}; lower "
-                "--prompt, --generate or --cached"
-            )
 
 
 def _check_output(output: Path, partial: Path, overwrite: bool) -> None:
@@ -183,7 +186,7 @@ def _check_output(output: Path, partial: Path, overwrite: bool) -> None:
 
 
 def _load(typed: argparse.Namespace, console: Console) -> tuple[Any, Any]:
-    """Return the dense model, as the flags want it, and its tokenizer."""
+    """Return the dense model, as the flags want it, and its tokenizer, or image processor."""
     import torch
 
     from multipruner.config.recipe import Recipe
@@ -201,7 +204,7 @@ def _load(typed: argparse.Namespace, console: Console) -> tuple[Any, Any]:
         torch.set_num_threads(typed.threads)
     say = lambda text: console.print(text, highlight=False, soft_wrap=True)  # noqa: E731
     with waiting_display(console, "loading the model"):
-        model, tokenizer = load_dense(resolve(recipe, say), recipe)
+        model, tokenizer = load_dense(resolve(recipe, say), recipe, pictures=typed.runtime == USUAL)
     if typed.attn_implementation is not None:
         try:
             model.set_attn_implementation(typed.attn_implementation)

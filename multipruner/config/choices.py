@@ -39,11 +39,13 @@ class Export:
         by: (folder, output, options) -> what was written, which has ``lines(outtype)``.
         outtype: of the matrices, where none is asked for.
         options: further options that it takes; ``say`` is called with lines for a person.
+        pictures: whether it takes image classifiers as well.
     """
 
     by: Where
     outtype: str
     options: tuple[str, ...] = ()
+    pictures: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +145,7 @@ TEXTS: dict[str, Text] = {
 """Sources that are called by name come first; of the others the first one that takes a source gets it."""
 EXPORTS: dict[str, Export] = {
     "gguf": Export("multipruner.export.gguf:export_gguf", "f16", ("base_gguf", "quant", "say")),
-    "onnx": Export("multipruner.export.onnx:export_onnx", "f32", ("trust_remote_code",)),
+    "onnx": Export("multipruner.export.onnx:export_onnx", "f32", ("trust_remote_code",), pictures=True),
     "openvino": Export("multipruner.export.openvino:export_openvino", "f16", ("trust_remote_code",)),
 }
 RUNTIMES: dict[str, Runtime] = {

@@ -26,7 +26,7 @@ def check_counts(given: Any, bounds: Mapping[str, tuple[int, int]]) -> None:
     """Refuse whole numbers of flags that cannot be meant, all of them in one line.
 
     Args:
-        given: an object that has them as attributes; ``None`` is none.
+        given: an object that has them as attributes, lists where a flag is given several times; ``None`` is none.
         bounds: least and most by name.
 
     Raises:
@@ -36,7 +36,8 @@ def check_counts(given: Any, bounds: Mapping[str, tuple[int, int]]) -> None:
     faults = [
         f"--{name.replace('_', '-')} {value}: give {least:,} to {most:,}"
         for name, (least, most) in bounds.items()
-        if (value := said[name]) is not None and not least <= value <= most
+        for value in (said[name] if isinstance(said[name], list) else [said[name]])
+        if value is not None and not least <= value <= most
     ]
     if faults:
         raise ConfigError("; ".join(faults))

@@ -81,7 +81,8 @@ class BlockSpec:
         steps: what it runs one after the other, within the layer, where it is no module.
         before: the norm of what goes into it; empty where it has none.
         after: the norm of what comes out of it; empty where it has none.
-        gain: the attribute of the layer that what it adds is multiplied by; empty where it has none.
+        gain: the attribute of the layer, or of a module of it, that what it adds is multiplied by (``scale.weight``);
+            empty where it has none. Such a module leaves with the block.
         tensors: its tensors that depend on its size, some of which a model may lack (biases). A matrix from the hidden
             states that is not the output's is an input projection.
         output: its output projection, within its module; the columns lie unit by unit. Empty where it has no single
@@ -129,8 +130,8 @@ class BlockSpec:
 
     @property
     def norms(self) -> tuple[str, ...]:
-        """The norms before and after it."""
-        return tuple(filter(None, (self.before, self.after)))
+        """The norms before and after it, and the module that scales what it adds."""
+        return tuple(filter(None, (self.before, self.after, self.gain.rpartition(".")[0])))
 
     def within(self, name: str) -> str:
         """Return the path in the layer of what is in it."""

@@ -24,11 +24,11 @@ USUAL = "transformers"
 """What ran the model, where an environment names nothing else as its ``runtime``."""
 MOST = 2**31 - 1
 """Positions and sizes are 32-bit numbers in most of what runs models."""
-Phase = Literal["prefill", "decode"]
+Phase = Literal["prefill", "decode", "pictures"]
+PHASES = {"prefill": "t", "decode": "t", "pictures": "p"}  # of tokens or pixels, in a workload's name
 Shapes = Mapping[str, Any]
-"""What a block's time depends on besides its own size: the family, the vocabulary, the dense count of every axis and
-the constants of layouts, by their names. Tables serve every model that has the same; the number of layers is no part
-of it."""
+"""What a block's time depends on besides its own size: the family, the logits of the head, the dense count of every
+axis and the constants of layouts, by their names. Tables serve all models that have the same, of any depth."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +36,9 @@ class Workload:
     """What is timed: one forward pass of the whole model.
 
     Attributes:
-        phase: ``"prefill"`` of a whole prompt, or ``"decode"`` of one token behind a filled KV cache.
-        batch: sequences.
-        tokens: prefill: length of the prompt; decode: tokens in the cache.
+        phase: ``"prefill"`` of a prompt, ``"decode"`` of one token behind a filled KV cache, ``"pictures"`` classified.
+        batch: sequences, or pictures.
+        tokens: prefill: length of the prompt; decode: tokens in the cache; pictures: pixels of a side.
 
     Raises:
         ConfigError: for another phase, or numbers that no model is run with.
@@ -49,17 +49,17 @@ class Workload:
     tokens: int
 
     def __post_init__(self) -> None:
-        if self.phase not in ("prefill", "decode"):
-            raise ConfigError(f"a workload is of phase 'prefill' or 'decode', not {self.phase!r}")
+        if self.phase not in PHASES:
+            raise ConfigError(f"a workload is of phase {', '.join(map(repr, PHASES))}, not {self.phase!r}")
         if min(self.batch, self.tokens) < 1:
-            raise ConfigError(f"a workload needs a batch and a number of tokens of at least 1: {self}")
+            raise ConfigError(f"a workload needs a batch and a number of tokens or pixels of at least 1: {self}")
         if max(self.batch, self.tokens) > MOST:
-            raise ConfigError(f"a workload has at most {MOST:,} sequences and tokens: {self}")
+            raise ConfigError(f"a workload has at most {MOST:,} sequences, tokens or pixels: {self}")
 
     @property
     def name(self) -> str:
-        """Such as ``prefill-b1-t512`` or ``decode-b1-t256``."""
-        return f"{self.phase}-b{self.batch}-t{self.tokens}"
+        """Such as ``prefill-b1-t512``, ``decode-b1-t256`` or ``pictures-b8-p224``."""
+        return f"{self.phase}-b{self.batch}-{PHASES[self.phase]}{self.tokens}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from multipruner.core.blocks import BlockSpec
 from multipruner.core.families import Family
+from multipruner.core.families.tasks import Run
 
 from .cutting import replaced
 
@@ -90,6 +92,39 @@ def stream_of(state: State) -> Tensor:
 def read_by_next(state: State) -> Tensor:
     """Return what the next block reads of the residual stream, [sequences, length, hidden_size]."""
     return state.begin if isinstance(state, Beside) else state
+
+
+def gain_of(block: BlockSpec, layer: nn.Module) -> float | Tensor:
+    """Return what comes out of a block is multiplied by before it is added: one number, or [hidden_size]."""
+    return attrgetter(block.gain)(layer) if block.gain else 1.0
+
+
+def gained(weight: Tensor, gain: float | Tensor) -> Tensor:
+    """Return an output projection, [hidden_size, columns], that gives what a block adds, its gain in it."""
+    return weight * torch.as_tensor(gain, dtype=weight.dtype, device=weight.device).detach().reshape(-1, 1)
+
+
+def ungained(added: Tensor, gain: float | Tensor) -> Tensor:
+    """Return what comes out of a block, [..., hidden_size], when so much is added; where the gain is zero nothing is
+    added whatever it is.
+    """
+    gain = torch.as_tensor(gain, dtype=added.dtype, device=added.device).detach()
+    return added / torch.where(gain == 0, 1.0, gain)
+
+
+def read_by_head(norm: Callable[[Tensor], Tensor], hidden: Tensor, runs: Sequence[Run]) -> Tensor:
+    """Return what the head multiplies, from final hidden states.
+
+    Args:
+        norm: the last norm.
+        hidden: of single tokens, or, where there are runs, of whole rows: [rows, positions, hidden_size].
+        runs: of positions, whose means stand side by side; see :class:`~multipruner.core.families.tasks.Task`.
+
+    Returns:
+        As many states as there were, or [rows, number of runs * hidden_size].
+    """
+    means = [norm(hidden[:, begin:end]).mean(dim=1) for begin, end in runs]
+    return torch.cat(means, dim=-1) if means else norm(hidden)
 
 
 class _Reached(Exception):

@@ -112,12 +112,13 @@ class CalibrationObjective:
 
     @torch.inference_mode()
     def _prepare(self, ids: Tensor, ignore_id: int | None, batch_size: int, loss: str) -> None:
-        if loss == "nll" and not self.prunable.spec.task.reads_text:
+        pictures = not self.prunable.spec.task.reads_text
+        if loss == "nll" and pictures:
             raise UnsupportedModelError("pictures are judged by the divergence from the dense model: --objective kl")
         self._batches: list[_Batch] = []
         parts = ids.to(self.prunable.model.device).split(batch_size)
         for rows in parts:
-            scored = Scored.of(rows, ignore_id, self.prunable.spec.task.position, len(ids))
+            scored = Scored.of(rows, ignore_id, len(ids), whole=pictures)
             self._batches.append(_Batch(self.prunable.inputs(rows), NegativeLogLikelihood(scored.labels), scored))
         if loss == "kl":
             self._describe_dense(parts)
@@ -261,7 +262,7 @@ class PlainObjective:
             for rows in self.ids.to(device).split(self.batch_size):
                 logits = self.prunable.model(input_ids=rows, use_cache=False).logits[:, :-1].float()
                 nll = F.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten(), reduction="none")
-                scored = Scored.of(rows, self.ignore_id, None, len(self.ids))
+                scored = Scored.of(rows, self.ignore_id, len(self.ids))
                 total += float(nll[scored.places].double() @ scored.weights)
                 self.work.token_blocks += rows.numel() * len(structure)
                 self.work.head_tokens += rows.numel()

@@ -1,7 +1,6 @@
 """A stock model seen as a row of residual blocks, any of which can run at any size.
 
-No transformers code is repeated here: blocks are the stock modules with leading slices of their weights, and what
-a decoder layer is called with (masks, rotary embeddings, positions) is recorded from the stock model itself.
+No transformers code is repeated here: blocks are stock modules with leading slices of their weights, called as there.
 """
 
 from __future__ import annotations
@@ -25,6 +24,7 @@ from multipruner.core.structure import Anatomy, Size, Structure
 from multipruner.storage.layers_on_disk import LayersOnDisk
 from multipruner.storage.tensors_on_disk import mapped
 
+from . import layer_calls
 from .coefficients import costs_of, weight_of
 from .cutting import Projection, replaced, scaled_norm, silencing, slim_block, with_output
 from .grouped_attention import grouped_attention
@@ -156,7 +156,7 @@ class Prunable:
 
     def state_bytes(self, length: int) -> int:
         """Return memory for the hidden states at the input of every block, and after the last, of one sequence."""
-        return (len(self.anatomy) + 1) * length * self.head_weight.shape[1] * self.head_weight.element_size()
+        return (len(self.anatomy) + 1) * length * self.anatomy.constants["hidden"] * self.head_weight.element_size()
 
     def inputs(self, ids: Tensor) -> Inputs:
         """Embed token ids [sequences, length], or pixels, and record how the stock decoder calls its layers."""
@@ -194,7 +194,7 @@ class Prunable:
         spec, layer = self.block_spec(block), self.layer_of(block)
         if spec.after:
             output = layer.get_submodule(spec.after)(output)
-        return output * getattr(layer, spec.gain) if spec.gain else output
+        return output * layer_calls.gain_of(spec, layer) if spec.gain else output
 
     def output_of(self, block: int, size: Size) -> nn.Module:
         """Return the output projection of a block of a given size."""
@@ -207,9 +207,9 @@ class Prunable:
         return output.read(x) if isinstance(output, PartlyRead) else x
 
     def normed(self, hidden: Tensor) -> Tensor:
-        """Return final hidden states after the last norm, scaled as the logits are: what the head multiplies."""
-        norm, scale = self._final_norm, self.spec.logit_scale(self.model.config)
-        normed = (norm or self.decoder.get_submodule(self.spec.final_norm))(hidden)
+        """Return what the head multiplies, of final hidden states (:func:`.read_by_head`), scaled as the logits are."""
+        spec, norm = self.spec, self._final_norm or self.decoder.get_submodule(self.spec.final_norm)
+        normed, scale = layer_calls.read_by_head(norm, hidden, spec.task.pooled), spec.logit_scale(self.model.config)
         return normed if scale == 1.0 else normed * scale
 
     @property

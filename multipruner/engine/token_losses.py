@@ -193,40 +193,43 @@ def drawn(probabilities: Tensor, draws: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Scored:
-    """Which positions of a batch count in the loss, and how much.
+    """Which tokens of a batch, or whole pictures, count in the loss, and how much.
 
     Attributes:
         weights: what each of them counts, float64 [scored].
         labels: the next tokens, [scored]; empty of pictures.
-        places: their indices into the positions that may count, one sequence after the other.
-        position: the one of every sequence that may; ``None``: all but the last.
+        places: their indices into those that may count: all tokens but the last of every sequence, one sequence after
+            the other, or all pictures.
+        whole: whether they are pictures.
     """
 
     weights: Tensor
     labels: Tensor
     places: Tensor
-    position: int | None = None
+    whole: bool = False
 
     @classmethod
-    def of(cls, rows: Tensor, ignore_id: int | None, position: int | None, of_all: int) -> Self:
+    def of(cls, rows: Tensor, ignore_id: int | None, of_all: int, *, whole: bool = False) -> Self:
         """Tell it of a batch.
 
         Args:
             rows: token ids [sequences, length], or pixels with the pictures in the first dimension.
             ignore_id: a label that is not scored.
-            position: the one of every sequence that is scored, where there is one.
-            of_all: sequences that the loss is the mean of.
+            of_all: sequences, or pictures, that the loss is the mean of.
+            whole: whether they are pictures.
         """
-        if position is not None:
+        if whole:
             places = torch.arange(len(rows), device=rows.device)
-            return cls(torch.full_like(places, 1 / of_all, dtype=torch.float64), places[:0], places, position)
+            return cls(torch.full_like(places, 1 / of_all, dtype=torch.float64), places[:0], places, whole)
         weights = label_weights(rows, ignore_id).flatten() / of_all
         places = weights.nonzero().flatten()
         return cls(weights[places], rows[:, 1:].flatten()[places], places)
 
     def among(self, hidden: Tensor) -> Tensor:
-        """Return the positions that count, [scored, hidden_size], of [sequences, length, hidden_size]."""
-        flat = hidden[:, :-1].flatten(0, 1) if self.position is None else hidden[:, self.position]
+        """Return the tokens that count, [scored, hidden_size], or the pictures, [scored, positions, hidden_size], of
+        [sequences, length, hidden_size].
+        """
+        flat = hidden if self.whole else hidden[:, :-1].flatten(0, 1)
         return flat[self.places] if len(self.places) < len(flat) else flat
 
 

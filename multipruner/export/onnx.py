@@ -1,7 +1,8 @@
-"""ONNX files: one forward pass from token ids and mask to logits, any batch and length, no cache."""
+"""ONNX files: one forward pass from token ids and mask, or from pixels, to logits; any batch and length, no cache."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -10,10 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from multipruner.checkpoint.classes import family_of
 from multipruner.checkpoint.load import load
 from multipruner.checkpoint.save import check_space, weight_bytes
 from multipruner.console.quiet import quieted
 from multipruner.core.errors import ConfigError, OutputError
+from multipruner.core.families import spec_for
+from multipruner.sources.intake.processor import load_processor, shape_of
 from multipruner.storage.files import output_errors, publish, scratch
 
 from .experts import batch_experts, check_mixers
@@ -22,7 +26,11 @@ from .target import target_of
 EXTRA = "ONNX needs the extra 'onnx': pip install 'multipruner[onnx]'"
 _PACKAGES = ("onnx", "onnxscript")
 _TYPES = {"f32": torch.float32, "f16": torch.float16}
-_INPUTS, _OUTPUT = ("input_ids", "attention_mask"), "logits"
+_OUTPUT = "logits"
+_MOST_OFF = {"f32": 1e-3, "f16": 5e-2}
+"""How far logits of pictures may be from those of transformers, in the mean, relative to how far they spread."""
+_LEAST_SPREAD = 1e-3
+"""That is reckoned with: a model may give the same whatever it sees."""
 _LIMIT = 1_800_000_000
 """Bytes of weights within the file itself (a protobuf message ends at 2 GiB); above, they go beside it."""
 
@@ -49,7 +57,7 @@ class ExportedOnnx:
         return [f"{self.path}: {self.nodes} operators, {outtype}, {self.nbytes / 1e6:,.1f} MB{beside}"]
 
 
-class _Logits(nn.Module):
+class _OfText(nn.Module):
     """The model with the two inputs and the one output that the file has."""
 
     def __init__(self, model: Any) -> None:
@@ -58,6 +66,62 @@ class _Logits(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         return self.model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits
+
+
+class _OfPictures(nn.Module):
+    """An image classifier with the one input and the one output that the file has."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        return self.model(pixel_values=pixel_values).logits
+
+
+@dataclass(frozen=True)
+class _Traced:
+    """What is followed through a model.
+
+    Attributes:
+        module: has the inputs and the output of the file.
+        examples: by the inputs' names; no side that is free has length 1.
+        free: the sides of the inputs that may have any length.
+        compared: whether the file is opened and compared before it takes its name.
+    """
+
+    module: nn.Module
+    examples: Mapping[str, Tensor]
+    free: tuple[int, ...]
+    compared: bool = False
+
+    @torch.no_grad()
+    def error(self, path: Path) -> float:
+        """Return how far the logits of a file are off on fewer and more rows than the example has, in the mean and
+        relative to how far they spread; infinite where they are none.
+        """
+        right, found = [], []
+        for rows in (1, 3):
+            given = {name: one.repeat(2, *[1] * (one.ndim - 1))[:rows] for name, one in self.examples.items()}
+            right.append(self.module(*given.values()).float())
+            found.append(_computed(path, given))
+        theirs, ours = torch.cat(found), torch.cat(right)
+        error = float((theirs - ours).abs().mean() / ours.std().clamp(min=_LEAST_SPREAD))
+        return error if error == error else float("inf")
+
+
+def _computed(path: Path, given: Mapping[str, Tensor]) -> Tensor:
+    """Return what a file computes: by ONNX Runtime, or, where that is not installed, by the reference in onnx."""
+    arrays = {name: one.numpy() for name, one in given.items()}
+    if find_spec("onnxruntime") is not None:
+        from onnxruntime import InferenceSession
+
+        (found,) = InferenceSession(path, providers=["CPUExecutionProvider"]).run([_OUTPUT], arrays)
+    else:
+        from onnx.reference import ReferenceEvaluator
+
+        (found,) = ReferenceEvaluator(str(path)).run([_OUTPUT], arrays)
+    return torch.from_numpy(found).float()
 
 
 def export_onnx(
@@ -71,7 +135,9 @@ def export_onnx(
     """Write a checkpoint folder as an ONNX file.
 
     Inputs ``input_ids`` and ``attention_mask``, int64 [batch, length]; output ``logits`` [batch, length, vocabulary].
-    Padding may be on either side; the logits of padding tokens mean nothing.
+    Padding may be on either side; the logits of padding tokens mean nothing. An image classifier has the input
+    ``pixel_values``, [batch, channels, height, width] in the file's type, of the size that it takes, and the output
+    ``logits`` [batch, classes]; its file is opened and compared with the folder before it takes its name.
 
     Args:
         folder: what a run wrote.
@@ -83,7 +149,7 @@ def export_onnx(
 
     Raises:
         ConfigError: when onnx or onnxscript is not installed, or for an unknown type.
-        OutputError: when the file exists, or cannot be written; nothing is left behind.
+        OutputError: when the file exists, cannot be written, or computes something else; nothing is left behind.
         UnknownModelError, UnsupportedModelError: as :func:`multipruner.load`.
     """
     if any(find_spec(package) is None for package in _PACKAGES):
@@ -100,11 +166,17 @@ def export_onnx(
     check_mixers(model, "ONNX", cached=False)
     size = weight_bytes(model)
     check_space(target.absolute(), size)
-    program = _program(model)
+    traced = _traced(model, folder)
+    program = _program(model, traced)
     external = size > _LIMIT
     # the name of the file with the weights is written into the graph: a folder of its own keeps it
     with output_errors(target), scratch(target) as work:
         program.save(work / target.name, external_data=external)
+        if traced.compared and (off := traced.error(work / target.name)) > _MOST_OFF[outtype]:
+            raise OutputError(
+                f"{target.name}, opened again, gives logits that are off by {off:.2g} of their spread; the installed "
+                "onnx and torch may not go together: nothing was written"
+            )
         if external:
             publish(work / beside.name, beside)
         publish(work / target.name, target)
@@ -115,15 +187,26 @@ def export_onnx(
     return ExportedOnnx(target, beside if external else None, nodes, sum(path.stat().st_size for path in files))
 
 
-def _program(model: Any) -> Any:
-    """Return the graph with free batch and length, from an example that has neither of size 1."""
-    ids = torch.arange(18).reshape(2, 9) % model.config.vocab_size
-    free = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
+def _traced(model: Any, folder: Path) -> _Traced:
+    """Return what is followed through a model: free batch, and of texts free length."""
+    spec = family_of(model.config) or spec_for(model.config)
+    if spec.task.reads_text:
+        ids = torch.arange(18).reshape(2, 9) % model.config.vocab_size
+        return _Traced(_OfText(model), {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, (0, 1))
+    shape = shape_of(str(folder), model.config, load_processor(folder, str(folder)), spec)
+    pixels = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0)).to(model.dtype)
+    return _Traced(_OfPictures(model), {spec.task.inputs: pixels}, (0,), compared=True)
+
+
+def _program(model: Any, traced: _Traced) -> Any:
+    """Return the graph."""
+    names = tuple(traced.examples)
+    free = dict.fromkeys(traced.free, torch.export.Dim.DYNAMIC)
     batch_experts(model)
     with quieted("torch.onnx"):  # it tells of every package that it does without
         program: Any = torch.onnx.export(
-            _Logits(model), (ids, torch.ones_like(ids)), dynamo=True, verbose=False, optimize=True,
-            input_names=_INPUTS, output_names=(_OUTPUT,), dynamic_shapes=dict.fromkeys(_INPUTS, free),
+            traced.module, tuple(traced.examples.values()), dynamo=True, verbose=False, optimize=True,
+            input_names=names, output_names=(_OUTPUT,), dynamic_shapes=dict.fromkeys(names, free),
         )  # fmt: skip
     graph = program.model.graph
     for node in graph.all_nodes():  # the exporter notes the Python stack of each, with this machine's paths

@@ -13,6 +13,7 @@ from multipruner.core.layout import Layout
 from multipruner.core.plan import BlockUnits, Units
 from multipruner.core.structure import Place, total
 from multipruner.engine.cutting import Projection
+from multipruner.engine.layer_calls import gain_of, gained
 from multipruner.engine.moments import Routes, Statistics
 from multipruner.engine.prunable import Prunable
 from multipruner.engine.values.bases import turned_columns
@@ -49,9 +50,10 @@ class BlockView:
 
     @property
     def output(self) -> Tensor:
-        """The output projection, float32 [hidden_size, columns]."""
-        transposed = self.prunable.block_spec(self.number).transposed
-        weight = Projection.of(self.prunable.dense_output(self.number), transposed).weight.detach().float()
+        """The output projection, float32 [hidden_size, columns], with the gain of what it gives."""
+        spec, layer = self.prunable.block_spec(self.number), self.prunable.layer_of(self.number)
+        weight = Projection.of(self.prunable.dense_output(self.number), spec.transposed).weight.detach().float()
+        weight = gained(weight, gain_of(spec, layer))
         basis = self.prunable.bases.get(self.number)
         return weight if basis is None else turned_columns(weight, basis)
 

@@ -59,9 +59,9 @@ def sensitivities(prunable: Prunable, ids: Tensor, *, seed: int = 0, progress: P
             if progress is not None:
                 progress(number * together + len(rows), len(ids))
     means = (_cut_off(torch.cat(one)) for one in energies)
-    # as many errors as there are positions meet in every one that is scored
-    met = 1 if prunable.spec.task.position is None else positions_of(prunable, ids)
-    return [FACTOR / 2 * met * mean / prunable.head_weight.shape[1] for mean in means]
+    # errors of all positions of a picture meet in its one distribution
+    met = 1 if prunable.spec.task.reads_text else positions_of(prunable, ids)
+    return [FACTOR / 2 * met * mean / prunable.anatomy.constants["hidden"] for mean in means]
 
 
 def first_tables(task: Task, factors: Sequence[float]) -> Table:
@@ -153,19 +153,18 @@ def _like(state: State, parts: Sequence[Tensor]) -> State:
 
 
 def _of_logits(prunable: Prunable, hidden: Tensor, generator: torch.Generator) -> Tensor:
-    """Return the gradient behind the last block, for one draw of the cotangent at every token that is scored; same
-    shape as hidden.
+    """Return the gradient behind the last block, for one draw of the cotangent at every token that is scored, or for
+    the picture; same shape as hidden.
     """
-    at = prunable.spec.task.position
-    if at is not None:
-        whole = torch.zeros_like(hidden)
-        whole[:, at] = _at_all(prunable, hidden[:, at], generator)
-        return whole
-    return _at_all(prunable, hidden[0], generator)[None]
+    if prunable.spec.task.reads_text:
+        return _at_all(prunable, hidden[0], generator)[None]
+    return _at_all(prunable, hidden, generator)
 
 
 def _at_all(prunable: Prunable, hidden: Tensor, generator: torch.Generator) -> Tensor:
-    """Return the gradient of every position, [positions, hidden_size]."""
+    """Return the gradient of every row that has a distribution: a token [hidden_size], or a picture [positions,
+    hidden_size].
+    """
     parts = []
     for part in hidden.split(tokens_at_once(prunable.head_weight)):
         with torch.enable_grad():

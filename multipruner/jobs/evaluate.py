@@ -190,7 +190,7 @@ class _OnPictures:
         """
         if suite is not None:
             raise ConfigError(f"{name} is an image classifier: give no --suite, which is of texts")
-        positions = positions_of(Prunable.of(model), torch.zeros(1, *shape_of(name, model.config)))
+        positions = positions_of(Prunable.of(model), torch.zeros(1, *shape_of(name, model.config, processor)))
         return cls(judging_pictures(recipe, model.config, processor, name, positions), precision, console)
 
     def __call__(self, model: Any, who: str, kept: Kept) -> Evaluation:

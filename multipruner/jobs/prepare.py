@@ -168,7 +168,7 @@ def _read(
 
 def _pictures(recipe: Recipe, prunable: Prunable, processor: Any, name: str, say: Callable[[str], None]) -> _Parts:
     config = prunable.model.config
-    blank = torch.zeros(1, *shape_of(name, config))
+    blank = torch.zeros(1, *shape_of(name, config, processor))
     found = pictures_of(recipe, config, processor, name, positions_of(prunable, blank))
     say(found.line())
     return _Parts(found.calibration, None, found.moments, found.record(), found.held_out)

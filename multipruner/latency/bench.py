@@ -67,10 +67,11 @@ Report = Callable[[str, float], None]
 
 def shapes_of(model: PreTrainedModel) -> Shapes:
     """Return what a model's block times depend on, besides the size of the block."""
-    anatomy, model_type = anatomy_of(model.config), spec_for(model.config).model_type
+    anatomy, spec = anatomy_of(model.config), spec_for(model.config)
     counts = {name: count for sizes in _largest(anatomy).items() for name, count in counts_of(*sizes).items()}
     constants = {name: count for name, count in anatomy.constants.items() if name not in AXES}
-    return {"model_type": model_type, **constants, **counts, "vocab_size": model.config.vocab_size}
+    outputs = spec.task.outputs
+    return {"model_type": spec.model_type, **constants, **counts, outputs: getattr(model.config, outputs)}
 
 
 def _largest(anatomy: Anatomy) -> dict[str, Size]:

@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from transformers import PreTrainedModel
@@ -49,16 +49,47 @@ class Timing:
 class Runner:
     """One model, ready to run a workload again and again.
 
-    Prompts are random token ids (time does not depend on them). Prefill fills a cache and computes the logits of the
-    last token alone, as generation does; a decoding step appends to the cache of the steps before it.
-
     Args:
-        model: any causal language model of transformers.
+        model: any causal language model of transformers; for pictures, an image classifier of a family that has a row.
         workload: what to run.
     """
 
     def __init__(self, model: PreTrainedModel, workload: Workload) -> None:
         self.clock = Clock(model.device)
+        self._pass: _Pass = _PASSES[workload.phase](model, workload)
+
+    def prepare(self) -> None:
+        """Do what must not be timed."""
+        self._pass.prepare()
+
+    def forward(self) -> None:
+        """Run the pass itself; on CUDA it may still be running on return."""
+        self._pass.forward()
+
+    def sample(self) -> float:
+        """Return milliseconds of one pass."""
+        self.prepare()
+        self.clock.wait()
+        start = self.clock.now()
+        self.forward()
+        end = self.clock.now()
+        self.clock.wait()
+        return self.clock.milliseconds(start, end)
+
+
+class _Pass(Protocol):
+    """One forward pass, again and again."""
+
+    def prepare(self) -> None: ...
+    def forward(self) -> None: ...
+
+
+class _Text:
+    """Prompts of random token ids (time does not depend on them). Prefill fills a cache and computes the logits of the
+    last token alone, as generation does; a decoding step appends to the cache of the steps before it.
+    """
+
+    def __init__(self, model: PreTrainedModel, workload: Workload) -> None:
         self._model, self._workload = model, workload
         length = workload.tokens
         if workload.phase == "decode":
@@ -90,15 +121,27 @@ class Runner:
             self._model(input_ids=last, use_cache=True, **{self._cache_name: self._cache}, **self._arguments)
             self._steps += 1
 
-    def sample(self) -> float:
-        """Return milliseconds of one pass."""
-        self.prepare()
-        self.clock.wait()
-        start = self.clock.now()
-        self.forward()
-        end = self.clock.now()
-        self.clock.wait()
-        return self.clock.milliseconds(start, end)
+
+class _Pictures:
+    """Square pictures of noise."""
+
+    def __init__(self, model: PreTrainedModel, workload: Workload) -> None:
+        spec, side = family_of(model.config) or spec_for(model.config), workload.tokens
+        shape = (workload.batch, spec.part_of(model.config).num_channels, side, side)
+        pixels = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+        self._model, self._arguments = model, {spec.task.inputs: pixels.to(model.device, model.dtype)}
+
+    def prepare(self) -> None:
+        """Do nothing: nothing is kept from pass to pass."""
+
+    def forward(self) -> None:
+        """Run the pass itself."""
+        self._model(**self._arguments)
+
+
+_PASSES: Mapping[str, Callable[[PreTrainedModel, Workload], _Pass]] = {
+    "prefill": _Text, "decode": _Text, "pictures": _Pictures,
+}  # fmt: skip
 
 
 @contextmanager
@@ -119,7 +162,7 @@ def time_model(model: PreTrainedModel, workload: Workload, *, rounds: int = 20, 
     """Time one model on a workload, on its own device.
 
     Args:
-        model: any causal language model of transformers.
+        model: see :class:`Runner`.
         workload: what to run.
         rounds: samples to take.
         warmup: passes before the first sample.

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from multipruner.engine.cutting import Projection, scaled_norm
-from multipruner.engine.layer_calls import Inputs, stream_of
+from multipruner.engine.layer_calls import Inputs, gain_of, stream_of, ungained
 from multipruner.engine.moments import embedded
 from multipruner.engine.prunable import Prunable
 
@@ -138,13 +138,13 @@ class _Block:
     ) -> None:
         prunable, own = self.prunable, self.prunable.dense_output(self.number)
         bias = Projection.of(own).bias
-        gain = getattr(prunable.layer_of(self.number), self.spec.gain) if self.spec.gain else 1.0
+        gain = gain_of(self.spec, prunable.layer_of(self.number))
         fit = Fit()
         for x, gave, now, end in zip(inputs, given, narrow, after, strict=True):
             if self.spec.after:  # what adds up does not go back through a norm: the block gives what it gave
                 wanted = prunable.narrowed(gave).float()
             else:
-                wanted = (prunable.narrowed(end).float() - now.float()) / gain
+                wanted = ungained(prunable.narrowed(end).float() - now.float(), gain)
             fit.add(x, wanted if bias is None else wanted - bias.float(), False)
         now = Projection.of(own, self.spec.transposed).weight
         now.copy_(prunable.as_stored(fit.solve(now.float(), RIDGE)))

@@ -11,6 +11,7 @@ from multipruner.core.errors import ConfigError
 from multipruner.core.plan import Ranking
 from multipruner.core.structure import Size
 from multipruner.engine.cutting import Projection, kept_columns
+from multipruner.engine.layer_calls import gain_of, gained
 from multipruner.engine.moments import Statistics
 from multipruner.engine.prunable import Prunable
 
@@ -101,7 +102,7 @@ class Repair:
 
     @torch.no_grad()
     def errors(self, block: int, sizes: Sequence[Size]) -> list[float]:
-        """Return the squared errors of a block's output at some sizes (inside :meth:`.Prunable.in_order`): what the
+        """Return the squared errors of what a block adds at some sizes (inside :meth:`.Prunable.in_order`): what the
         moments say, nothing is run.
 
         Args:
@@ -118,4 +119,5 @@ class Repair:
         kept = [kept_columns(spec.columns, one, prunable.counts(block)) for one in counts]
         none = [kept[0][:0] if kept else torch.arange(0)] * (len(sizes) - len(kept))
         taken = mean if whole.bias is not None else None
-        return nested_errors(whole.weight, gram, taken, [*none, *kept], self.how, self.ridge)
+        weight = gained(whole.weight.detach().float(), gain_of(spec, prunable.layer_of(block)))
+        return nested_errors(weight, gram, taken, [*none, *kept], self.how, self.ridge)

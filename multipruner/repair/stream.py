@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from multipruner.core.errors import NumericsError
 from multipruner.core.structure import Structure
 from multipruner.engine.cutting import Projection
-from multipruner.engine.layer_calls import Inputs, State, stream_of
+from multipruner.engine.layer_calls import Inputs, State, gain_of, stream_of, ungained
 from multipruner.engine.moments import add_moments, embedded, mirrored, products_of
 from multipruner.engine.prunable import Outputs, Prunable
 
@@ -96,7 +96,7 @@ def accumulated(
                     begun, end = (prunable.narrowed(stream_of(state)).float() for state in (before, target))
                     wanted = (end - begun) + share * (begun - stream_of(now).float())
                     # the bias is added whatever the columns are
-                    wanted = wanted / (getattr(prunable.layer_of(number), spec.gain) if spec.gain else 1.0) - bias
+                    wanted = ungained(wanted, gain_of(spec, prunable.layer_of(number))) - bias
                 fit.add(x, wanted, ridge is None and row % HELD_OUT == HELD_OUT - 1)
             fitted = prunable.keep(prunable.as_stored(fit.solve(output.weight.float(), ridge)))
             outputs[number] = Projection(fitted, output.bias)

@@ -59,7 +59,7 @@ def load_dense(
     _check_room(found.name, needed_bytes(copied, recipe.dtype), device)
     model = _load(found, recipe.dtype, device)
     check_finite(model)
-    _check_computes(found.name, model, found.spec)
+    _check_computes(found, model)
     return model.eval(), found.tokenizer
 
 
@@ -195,7 +195,7 @@ def check_told(name: str, spec: Family, model: PreTrainedModel, told: Mapping[st
     return model
 
 
-def _check_computes(name: str, model: PreTrainedModel, spec: Family) -> None:
+def _check_computes(found: Accounted, model: PreTrainedModel) -> None:
     """Run a few tokens, or a blank picture, through the model: what a configuration says wrongly shows here, not after
     an hour.
 
@@ -204,14 +204,16 @@ def _check_computes(name: str, model: PreTrainedModel, spec: Family) -> None:
     """
     import torch
 
-    if spec.task.reads_text:
-        rows = torch.arange(_TRIAL_TOKENS, device=model.device)[None] % model.config.vocab_size
-        right = (1, _TRIAL_TOKENS, model.config.vocab_size)
+    name, task = found.name, found.spec.task
+    outputs = getattr(model.config, task.outputs)
+    if task.reads_text:
+        rows, right = torch.arange(_TRIAL_TOKENS, device=model.device)[None] % outputs, (1, _TRIAL_TOKENS, outputs)
     else:
-        rows, right = torch.zeros(1, *shape_of(name, model.config), device=model.device), (1, model.config.num_labels)
+        shape = shape_of(name, model.config, found.tokenizer)
+        rows, right = torch.zeros(1, *shape, device=model.device), (1, outputs)
     try:
         with torch.inference_mode():
-            shape = tuple(model(**{spec.task.inputs: rows}).logits.shape)
+            shape = tuple(model(**{task.inputs: rows}).logits.shape)
     except Exception as error:  # of every kind: any value of the configuration may be at fault
         if shortage := memory_shortage(error):
             raise shortage from error

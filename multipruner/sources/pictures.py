@@ -130,7 +130,7 @@ def pictures_of(recipe: Recipe, config: Any, processor: Any, name: str, position
         ConfigError: when the recipe asks for what only texts have.
     """
     _check(recipe, name)
-    read = _Reader(processor, shape_of(name, config), name)
+    read = _Reader(processor, shape_of(name, config, processor), name)
     scores, moments, rest = _dealt(recipe, files_in(recipe.calibration.source, config, read), positions)
     other = recipe.evaluation.text
     held_out = _some_of(recipe, files_in(other, config, read) if other else rest)
@@ -146,7 +146,7 @@ def judging_pictures(recipe: Recipe, config: Any, processor: Any, name: str, pos
     Args and errors as for :func:`pictures_of`.
     """
     _check(recipe, name)
-    read = _Reader(processor, shape_of(name, config), name)
+    read = _Reader(processor, shape_of(name, config, processor), name)
     if other := recipe.evaluation.text:
         return _some_of(recipe, files_in(other, config, read))
     return _some_of(recipe, _dealt(recipe, files_in(recipe.calibration.source, config, read), positions)[2])
@@ -179,10 +179,8 @@ def _check(recipe: Recipe, name: str) -> None:
     """Refuse what only texts have."""
     if recipe.objective == "nll":
         raise ConfigError(f"{name} is an image classifier, judged by its divergence from the dense model: no nll")
-    if recipe.hidden_size is not None or recipe.latency_table is not None or recipe.value_dim_step is not None:
-        raise ConfigError(
-            f"{name} is an image classifier: give no --hidden-size, no --latency-table and no --value-dim-step"
-        )
+    if recipe.hidden_size is not None or recipe.value_dim_step is not None:
+        raise ConfigError(f"{name} is an image classifier: give no --hidden-size and no --value-dim-step")
     if others := [task for task in recipe.evaluation.tasks if task != "ppl"]:
         raise ConfigError(f"{name} is an image classifier, judged by its share of right answers: no {others[0]}")
 

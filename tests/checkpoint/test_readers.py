@@ -14,9 +14,8 @@ from typing import Any
 import pytest
 import torch
 
-from multipruner.checkpoint.config import with_older_words
 from multipruner.checkpoint.cut import apply_plan
-from multipruner.checkpoint.save import save
+from multipruner.checkpoint.save import save, with_older_words
 from multipruner.core.structure import Structure
 from tests.support import tiny
 from tests.support.layers import structure_of

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from multipruner.commands import latency as command
 from multipruner.core.errors import ConfigError, OutputError
-from multipruner.core.latency_table import Entry, LatencyTable, Workload, WorkloadTable, interpolate
+from multipruner.core.latency_table import PHASES, Entry, LatencyTable, Workload, WorkloadTable, interpolate
 from multipruner.core.structure import GONE, Anatomy, Size, Structure, total
 from multipruner.latency.probe_journal import ProbeJournal, ProbeRecord, discard
 from multipruner.latency.summarise import constant_rest, interquartile_mean, relative_iqr, slowness, summarise
@@ -258,14 +258,14 @@ def test_another_model_is_refused() -> None:
         table.check_shapes({**SHAPES, "hidden": 64})
 
 
-@given(st.sampled_from(["prefill", "decode", "train"]), st.integers(-1, 2), st.integers(-1, 2))
+@given(st.sampled_from([*PHASES, "train"]), st.integers(-1, 2), st.integers(-1, 2))
 def test_workloads_are_checked(phase: Any, batch: int, tokens: int) -> None:
     made = {"phase": phase, "batch": batch, "tokens": tokens}
     if phase == "train" or batch < 1 or tokens < 1:
         with pytest.raises(ConfigError):
             Workload(**made)
     else:
-        assert Workload(**made).name == f"{phase}-b{batch}-t{tokens}"
+        assert Workload(**made).name == f"{phase}-b{batch}-{PHASES[phase]}{tokens}"
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": "multipruner-latency", "version": 99}', "null"])
@@ -397,6 +397,7 @@ def test_a_disturbed_probe_is_told_from_a_calm_one() -> None:
         ("--phase prefill --prompt 128 --prompt 512 --prompt 128", ["prefill-b1-t128", "prefill-b1-t512"]),
         ("--phase decode --batch 4 --cached 100", ["decode-b4-t100"]),
         ("--phase decode --prompt 512 --generate 128", ["decode-b1-t576"]),
+        ("--phase prefill --batch 1 --batch 8 --prompt 64", ["prefill-b1-t64", "prefill-b8-t64"]),
     ],
 )
 def test_flags_name_workloads(flags: str, names: list[str]) -> None:

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from multipruner.config.recipe import Recipe
 from multipruner.core.errors import CalibrationError, ConfigError, UnsupportedModelError
 from multipruner.sources.dense import load_dense
+from multipruner.sources.intake.processor import shape_of
 from multipruner.sources.pictures import EACH, Pictures, files_in, pictures_of
 from multipruner.sources.resolve import resolve
 from tests.support.pictures import SIDE, processor, tiny_classifier, write_classifier, write_pictures
@@ -104,6 +105,34 @@ def test_a_label_that_two_classes_share_names_neither(tmp_path: Path) -> None:
     config = tiny_classifier("vit", num_labels=3).config
     config.id2label = {0: "crane", 1: "crane", 2: "heron"}
     assert _pictures(folder, config).held_out.labels is None
+
+
+def test_where_any_size_will_do_the_processor_says_it(tmp_path: Path) -> None:
+    """DINOv2 was trained on larger pictures than its classifiers are given."""
+    folder = write_pictures(tmp_path / "p", 4)
+    config = tiny_classifier("dinov2", image_size=12).config
+    assert shape_of("m", config, processor()) == (3, SIDE, SIDE)
+    assert _pictures(folder, config).calibration.ids.shape[1:] == (3, SIDE, SIDE)
+    with pytest.raises(ConfigError, match="image processor of m cannot read a picture"):
+        shape_of("m", config, lambda **asked: {}["pixel_values"])
+    model = write_classifier(tmp_path / "dinov2", "dinov2", image_size=12)
+    assert type(_load(model, pictures=True)[0]).__name__ == "Dinov2ForImageClassification"
+
+
+def test_sizes_within_another_configuration_are_read_there(tmp_path: Path) -> None:
+    config = tiny_classifier("siglip").config
+    assert shape_of("m", config, processor()) == (3, SIDE, SIDE)
+    folder = write_classifier(tmp_path / "siglip", "siglip")
+    assert type(_load(folder, pictures=True)[0]).__name__ == "SiglipForImageClassification"
+    record = json.loads((folder / "config.json").read_text())
+    for wrong, said in (("hidden_size", "hidden_size is 'wide'"), ("num_hidden_layers", "num_hidden_layers is 'wide'")):
+        part = {**record["vision_config"], wrong: "wide"}
+        (folder / "config.json").write_text(json.dumps({**record, "vision_config": part}))
+        with pytest.raises(ConfigError, match=said):
+            _load(folder, pictures=True)
+    (folder / "config.json").write_text(json.dumps({**record, "vision_config": "none"}))
+    with pytest.raises((ConfigError, UnsupportedModelError), match=r"config\.json|siglip"):
+        _load(folder, pictures=True)
 
 
 def test_bad_pictures_are_one_line(tmp_path: Path) -> None:

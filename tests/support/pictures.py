@@ -11,19 +11,39 @@ import transformers
 from PIL import Image
 from transformers import CONFIG_MAPPING, PreTrainedModel, ViTImageProcessorPil
 
-from multipruner.core.families import spec_for
+from multipruner.core.families import first_row, spec_for
 
 SIDE, CLASSES = 8, 5
 SIZES: dict[str, Any] = {
-    "hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 40, "image_size": SIDE,
-    "patch_size": 2, "num_channels": 3, "num_labels": CLASSES,
+    "hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4, "image_size": SIDE, "patch_size": 2,
+    "num_channels": 3,
 }  # fmt: skip
+_WIDE = {"intermediate_size": 40}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "vit": _WIDE,
+    "deit": _WIDE,
+    "dinov2": {"mlp_ratio": 1},
+    "dinov2-gated": {"mlp_ratio": 1, "use_swiglu_ffn": True},
+    "siglip": _WIDE,
+    "siglip-headless": {**_WIDE, "vision_use_head": False, "hidden_size": 40},  # which three heads do not divide
+}
+"""Tiny classifiers: the model type, then what is special, and what its configuration says beside the sizes."""
+
+
+def config_of(variant: str, num_labels: int = CLASSES, **more: Any) -> Any:
+    """The configuration of a tiny classifier of :data:`VARIANTS`."""
+    model_type = variant.partition("-")[0]
+    row: Any = first_row(model_type)
+    own = {**SIZES, **VARIANTS[variant], **more}
+    said = {row.part: own} if row.part else own
+    config: Any = CONFIG_MAPPING[model_type]
+    return config(**said, num_labels=num_labels, attn_implementation="sdpa")
 
 
 def tiny_classifier(family: str, seed: int = 0, **sizes: Any) -> PreTrainedModel:
-    """A random model of a family, nothing of which is zero or one."""
+    """A random model of :data:`VARIANTS`, nothing of which is zero or one."""
     torch.manual_seed(seed)
-    config: Any = CONFIG_MAPPING[family](**{**SIZES, "attn_implementation": "sdpa", **sizes})
+    config = config_of(family, **sizes)
     model = getattr(transformers, spec_for(config).class_name)(config).eval()
     with torch.no_grad():
         for weight in model.parameters():

@@ -113,11 +113,12 @@ def anatomy_of(config: Any, along: Collection[str] = ()) -> Anatomy:
             f"{family.model_type}: {AXES[name].label} cannot leave in this family: its values are no matrix of their "
             f"own, or its code knows one size alone; give no {AXES[name].step} ({AXES[name].setting})"
         )
-    layers = range(getattr(config, family.depth))
+    layers = range(getattr(family.part_of(config), family.depth))
     sizes = ((layer, family.sizes(values, layer, along)) for layer in layers)
     rows = (Place(layer, kind, size) for layer, found in sizes for kind, size in found.items() if size)
     return Anatomy(tuple(rows), constants)
 
 
 def _values(config: Any) -> dict[str, Any]:
-    return {key: getattr(config, key, None) for key in spec_for(config).keys}
+    family = spec_for(config)
+    return {key: getattr(family.part_of(config), key, None) for key in family.keys}

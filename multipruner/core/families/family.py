@@ -65,6 +65,12 @@ class Family:
         mixing: likewise, which layers mix tokens by attention and which otherwise.
         wording: how a configuration says sizes in words of its own; nothing where every key means what it says.
         model_settings: what the class that holds the layers is built with beside the configuration.
+        part: the configuration within the whole model's that says the sizes and is that of the class which holds the
+            layers; empty where there is one for all.
+        derived: keys of the configuration that follow from the number of layers, and that no classifier or language
+            model reads: what a backbone gives, of which layers.
+        any_picture: whether it takes pictures of other sizes than its configuration says: those that the image
+            processor makes.
     """
 
     model_type: str
@@ -97,6 +103,18 @@ class Family:
     wording: Wording | None = None
     task: Task = CAUSAL_LM
     model_settings: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    part: str = ""
+    derived: tuple[str, ...] = ()
+    any_picture: bool = False
+
+    def part_of(self, config: Any) -> Any:
+        """Return the configuration that says the sizes, of the whole model's: an object's, or of its values."""
+        if not self.part:
+            return config
+        if not isinstance(config, Mapping):
+            return getattr(config, self.part)
+        own = config.get(self.part)
+        return own if isinstance(own, Mapping) else {}
 
     def fits(self, values: Mapping[str, Any]) -> bool:
         """Tell whether the row is right for a configuration's values."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+Run = tuple[int, int | None]
+"""Positions from one on, up to another that is no part of it; ``None``: to the end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,8 +19,10 @@ class Task:
         auto_class: opens a checkpoint of any family.
         ending: how the names of the families' classes end.
         inputs: the argument of the forward pass that takes a batch, one row for each text or picture.
-        position: the one position of a row that is scored, by the head's distribution over classes; ``None`` where all
-            but the last are, by that over the next token.
+        pooled: the runs of positions of a row whose means, side by side, the head turns into one distribution over
+            classes; empty where it gives every position but the last one of its own, over the next token.
+        judged: what people call these positions.
+        outputs: the key of the configuration that says how many logits the head gives.
         reader: the class that opens what turns text or pictures into a batch.
         reader_name: what people call that.
     """
@@ -28,21 +33,30 @@ class Task:
     auto_class: str
     ending: str
     inputs: str
-    position: int | None
+    pooled: tuple[Run, ...]
+    judged: str
+    outputs: str
     reader: str
     reader_name: str
 
     @property
     def reads_text(self) -> bool:
         """Whether it goes on with texts token by token: with a tokenizer, a causal mask and a cache."""
-        return self.position is None
+        return not self.pooled
 
 
 CAUSAL_LM = Task(
-    "text-generation", "causal language model", "text", "AutoModelForCausalLM", "ForCausalLM", "input_ids", None,
-    "AutoTokenizer", "tokenizer",
+    "text-generation", "causal language model", "text", "AutoModelForCausalLM", "ForCausalLM", "input_ids", (),
+    "every position", "vocab_size", "AutoTokenizer", "tokenizer",
 )  # fmt: skip
 IMAGE_CLASSIFIER = Task(
     "image-classification", "image classifier", "pictures", "AutoModelForImageClassification", "ForImageClassification",
-    "pixel_values", 0, "AutoImageProcessor", "image processor",
+    "pixel_values", ((0, 1),), "the first position", "num_labels", "AutoImageProcessor", "image processor",
 )  # fmt: skip
+"""A linear head on the first position, which stands for no patch."""
+MEAN_CLASSIFIER = replace(IMAGE_CLASSIFIER, pooled=((0, None),), judged="the mean of all positions")
+"""A linear head on the mean of all patches; no position stands for anything else."""
+BOTH_CLASSIFIER = replace(
+    IMAGE_CLASSIFIER, pooled=((0, 1), (1, None)), judged="the first position beside the mean of the others"
+)
+"""A linear head on the first position and the mean of all patches, side by side."""

@@ -82,7 +82,7 @@ def read_config(folder: Path, name: str, trust: bool, *, packed: bool = False, p
         raise ConfigError(
             f"{name} brings code of its own, which loading it runs; read it, then pass --trust-remote-code"
         )
-    _check_sizes(name, record, spec)
+    _check_sizes(name, spec.part_of(record), spec)
     return spec
 
 
@@ -119,7 +119,7 @@ def account(
         )
     if f"{spec.head}.weight" not in found and not any(key.startswith(f"{spec.decoder}.") for key in found):
         found = {f"{spec.decoder}.{key}": tensor for key, tensor in found.items()}  # files of the decoder alone
-    _check_layers(name, config.num_hidden_layers, spec, found)
+    _check_layers(name, spec.part_of(config).num_hidden_layers, spec, found)
     if spec.remote_code:
         return found  # what its own code builds is known when it has run
     tied = spec.task.reads_text and bool(config.tie_word_embeddings)

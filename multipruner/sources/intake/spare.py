@@ -21,7 +21,7 @@ def spare_names(config: Any, spec: Family) -> re.Pattern[str]:
     lacks.
     """
     more = min(int(getattr(config, spec.ahead, 0) or 0), _MOST_AHEAD) if spec.ahead else 0
-    first = getattr(config, spec.depth)
+    first = getattr(spec.part_of(config), spec.depth)
     layers = "".join(rf"|^({spec.decoder}\.)?{spec.layers}\.{first + number}\." for number in range(more))
     pooler = "" if spec.task.reads_text else rf"|^({spec.decoder}\.)?pooler\."
     return re.compile(f"{HARMLESS.pattern}{layers}{pooler}")

@@ -59,6 +59,22 @@ def test_a_classifier_is_pruned_from_folder_to_folder(layout: str, work: Path, t
     assert AutoImageProcessor.from_pretrained(output) is not None
 
 
+@pytest.mark.parametrize("family", ["dinov2", "dinov2-gated", "siglip"])
+def test_classifiers_with_other_heads_are_pruned_from_folder_to_folder(family: str, work: Path, tmp_path: Path) -> None:
+    dense, output = write_classifier(tmp_path / family, family), tmp_path / "out"
+    given = ["--ratio", "0.25", "--calibration", str(work / "train"), "--sequences", "1", "--channel-group", "8"]
+    assert main(["--model", str(dense), *given, "--output", str(output)]) == 0
+    report = json.loads((output / "report.json").read_text())
+    model: Any = multipruner.load(output)
+    theirs = AutoModelForImageClassification.from_pretrained(output, trust_remote_code=True)
+    with torch.no_grad():
+        assert torch.equal(model(pixel_values=pixels()).logits, theirs(pixel_values=pixels()).logits)
+    assert sum(weight.numel() for weight in model.parameters()) == report["parameters"]["after"]
+    assert report["ratio"] >= 0.25 and next(iter(report["tasks"].values()))["acc"]["examples"] > 0
+    assert main(["eval", str(output), "--eval-text", str(work / "train"), "--limit", "8"]) == 0
+    assert main(["report", str(output)]) == 0
+
+
 def test_a_plan_gives_the_same_model_and_pages_are_made(work: Path, tmp_path: Path) -> None:
     assert _run(work, tmp_path / "out", source="flat") == 0
     report = json.loads((tmp_path / "out" / "report.json").read_text())
@@ -89,9 +105,9 @@ def test_other_ways_reach_the_ratio(more: tuple[str, ...], work: Path, tmp_path:
         (["--model", "{vit}", "--calibration", "self"], "no folder of pictures: give --calibration FOLDER"),
         (["--model", "{vit}"], "no folder of pictures: give --calibration FOLDER"),
         (["search", "--model", "{vit}", "--calibration", "{train}"], "this is for language models"),
-        (["latency", "--model", "{vit}"], "this is for language models"),
+        (["latency", "--model", "{vit}", "--runtime", "openvino"], "this is for language models"),
         (["--model", "{vit}", "--dry-run"], "this is for language models"),
-        (["export", "{vit}", "--format", "onnx"], "export --format onnx is for language models alone"),
+        (["export", "{vit}", "--format", "gguf"], "export --format gguf is for language models alone"),
         (["--model", "{bare}", "--calibration", "{train}"], "has no image processor (preprocessor_config.json)"),
     ],
 )
