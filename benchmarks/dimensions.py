@@ -176,7 +176,7 @@ def figure(path: Path, rows: list[list[Cell]], texts: list[str]) -> None:
         axes.legend(fontsize=7)
         return sheet
 
-    picture = drawing(paint, name=path.stem, title="What every dimension costs", caption="", alt="", columns=(), rows=())
+    picture = drawing(paint, name=path.stem, title="Cost of every dimension", caption="", alt="", columns=(), rows=())
     write_atomically(path, picture.png)
 
 

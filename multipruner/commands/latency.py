@@ -7,7 +7,6 @@ import os
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
-from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from multipruner.config.choices import RUNTIMES
@@ -33,10 +32,11 @@ examples
   python -m multipruner latency --model meta-llama/Llama-3.1-8B --output h100.json --device cuda --batch 8
   python -m multipruner latency --model llama --output table.json --runtime llama.cpp --outtype q8_0
   python -m multipruner latency --model ./vit --output table.json --batch 1 --batch 8
+  python -m multipruner latency --model llama --output table.json --hidden-sizes 576,512,448
 
 Close other programs first. What was measured is kept in OUTPUT.partial: the same command goes on."""
 
-_OF_THE_RECIPE = ("dtype", "device", "revision", "trust_remote_code")
+_OF_THE_RECIPE = ("dtype", "device", "revision", "hidden_step", "trust_remote_code")
 _BOUNDS = {"batch": (1, MOST_UNITS), "channel_step": (1, MOST_UNITS), "threads": (1, 1024), "repeats": (1, 1000)}
 RESTLESS = 0.15
 """Relative spread from which other programs must have been at work: a quiet machine's is a few per cent."""
@@ -70,6 +70,8 @@ def make_parser() -> Parser:
     how.add_argument("--compile", action="store_true", help="compile every block (torch.compile)")
     how.add_argument("--threads", type=int, metavar="N", help="processor threads (default: torch's choice)")
     how.add_argument("--channel-step", type=int, default=128, metavar="N", help="MLP widths (default 128)")
+    how.add_argument("--hidden-sizes", metavar="N,N|auto", help="widths of the residual stream besides the model's "
+                     "own, which is always measured; auto: those that a run with --hidden-size auto tries")  # fmt: skip
     add_fields(parser, lambda key: key in _OF_THE_RECIPE, heading="how")
     parser.everyday.clear()  # there are few enough to show them all
     log_flags(parser)
@@ -113,7 +115,8 @@ def _check_runtime(typed: argparse.Namespace) -> None:
         ConfigError: naming them.
     """
     served = typed.runtime != USUAL
-    theirs = {"--attn-implementation": typed.attn_implementation, "--compile": typed.compile, "--device": typed.device}
+    theirs = {"--attn-implementation": typed.attn_implementation, "--compile": typed.compile, "--device": typed.device,
+              "--hidden-sizes": typed.hidden_sizes}  # fmt: skip
     others = theirs if served else {"--outtype": typed.outtype, "--repeats": typed.repeats}
     if wrong := [flag for flag, value in others.items() if value not in (None, False)]:
         exporting = " or ".join(name for name, row in RUNTIMES.items() if row.export)
@@ -143,26 +146,28 @@ def run(arguments: Sequence[str]) -> int:
 def _make(typed: argparse.Namespace, workloads: list[Workload], partial: Path, console: Screen) -> None:
     """Measure, write the table and show it."""
     from multipruner.console.events import tell
-    from multipruner.core.families import spec_for
+    from multipruner.core.families import anatomy_of, spec_for
+    from multipruner.latency.asked import check_context, narrower_than, on_pictures
     from multipruner.latency.probe_journal import discard
-    from multipruner.latency.workloads import check_context, on_pictures
+    from multipruner.latency.shown import spread_of, summary
     from multipruner.storage.files import write_atomically
 
-    model, tokenizer = _load(typed, console)
+    model, tokenizer, step = _load(typed, console)
     if not spec_for(model.config).task.reads_text:
         _check_pictures(typed)
         workloads = on_pictures(typed.model, model.config, tokenizer, typed.batch or [1])
     check_context(workloads, model.config)
+    narrower = narrower_than(model.config, typed.hidden_sizes, step)
     if typed.overwrite:
         discard(partial)
     if typed.runtime == USUAL:
-        table = _measured(model, workloads, typed, partial, console)
+        table = _measured(model, workloads, narrower, typed, partial, console)
     else:
         table = _measured_served(model, tokenizer, workloads, typed, partial, console)
     write_atomically(typed.output, table.to_json())
     partial.unlink(missing_ok=True)
-    console.print(_summary(table, model))
-    wild = max(_spread(table, name) for name in table.workloads)
+    console.print(summary(table, anatomy_of(model.config)))
+    wild = spread_of(table)
     if wild > RESTLESS:
         console.print(f"warning: times spread by {100 * wild:.0f}%: close other programs and use --overwrite")
     console.print(f"wrote {typed.output}", highlight=False, markup=False)
@@ -185,8 +190,10 @@ def _check_output(output: Path, partial: Path, overwrite: bool) -> None:
     check_journal(partial)
 
 
-def _load(typed: argparse.Namespace, console: Console) -> tuple[Any, Any]:
-    """Return the dense model, as the flags want it, and its tokenizer, or image processor."""
+def _load(typed: argparse.Namespace, console: Console) -> tuple[Any, Any, int]:
+    """Return the dense model, as the flags want it, its tokenizer or image processor, and what its hidden sizes are
+    multiples of.
+    """
     import torch
 
     from multipruner.config.recipe import Recipe
@@ -195,7 +202,7 @@ def _load(typed: argparse.Namespace, console: Console) -> tuple[Any, Any]:
     from multipruner.sources.dense import load_dense
     from multipruner.sources.resolve import resolve
 
-    names = ("dtype", "device", "revision")
+    names = ("dtype", "device", "revision", "hidden_step")
     flags = {name: getattr(typed, name) for name in names if getattr(typed, name) is not None}
     if typed.trust_remote_code:
         flags["trust_remote_code"] = True
@@ -210,11 +217,16 @@ def _load(typed: argparse.Namespace, console: Console) -> tuple[Any, Any]:
             model.set_attn_implementation(typed.attn_implementation)
         except (ImportError, ValueError) as error:
             raise ConfigError(f"--attn-implementation {typed.attn_implementation}: {error}") from None
-    return model, tokenizer
+    return model, tokenizer, recipe.hidden_step
 
 
 def _measured(
-    model: Any, workloads: list[Workload], typed: argparse.Namespace, partial: Path, console: Console
+    model: Any,
+    workloads: list[Workload],
+    narrower: Sequence[int],
+    typed: argparse.Namespace,
+    partial: Path,
+    console: Console,
 ) -> LatencyTable:
     """Measure, and show how far it is."""
     from multipruner.console.progress import sharing_display
@@ -226,6 +238,7 @@ def _measured(
             workloads,
             channel_step=typed.channel_step,
             compiled=typed.compile,
+            hidden_sizes=narrower,
             resume_from=partial,
             progress=lambda name, share: show(name, share, 1),
         )
@@ -254,33 +267,3 @@ def _measured_served(
             resume_from=partial,
             progress=lambda name, share: show(name, share, 1),
         )
-
-
-def _spread(table: LatencyTable, name: str) -> float:
-    """Return the median spread of a workload's blocks; those of removed ones take too little to tell."""
-    row = table.row(name)
-    return median(entry.spread for entries in row.blocks.values() for size, entry in entries.items() if size)
-
-
-def _summary(table: LatencyTable, model: Any) -> Any:
-    """Return the dense model's prediction and the entries, as a table for the screen."""
-    from rich.table import Table
-
-    from multipruner.core.axes import BLOCK_KINDS
-    from multipruner.core.families import anatomy_of
-
-    anatomy = anatomy_of(model.config)
-    environment = table.environment
-    threads = f", {environment['threads']} threads" if environment["device"] == "cpu" else ""
-    title = f"milliseconds on {environment['device_name']}{threads}, {environment['dtype']}"
-    title += f", in {table.runtime}" if table.runtime != USUAL else ""
-    view = Table(title=title, title_justify="left")
-    kinds = [BLOCK_KINDS[kind].label for kind in anatomy.kinds]
-    for column in ("workload", "dense", "constant", *kinds, "spread"):
-        view.add_column(column, justify="left" if column == "workload" else "right")
-    for name in table.workloads:
-        first = [anatomy[anatomy.of_kind(kind)[0]] for kind in anatomy.kinds]
-        blocks = [table.block_milliseconds(place.kind, place.dense, name) for place in first]
-        numbers = [table.milliseconds(anatomy.dense, anatomy, name), table.constant(name), *blocks]
-        view.add_row(name, *(f"{number:.3f}" for number in numbers), f"{100 * _spread(table, name):.0f}%")
-    return view

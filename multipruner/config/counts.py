@@ -22,6 +22,13 @@ Length = Annotated[int, Field(ge=2, le=MOST)]
 Seed = Annotated[int, Field(ge=0, le=MOST)]
 
 
+def narrower_sizes(whole: int, step: int) -> tuple[int, ...]:
+    """Return the widths of the residual stream that a run with ``--hidden-size auto`` tries below the model's own, the
+    widest first: multiples of a step down to half of it.
+    """
+    return tuple(range((whole - 1) // step * step, whole // 2, -step))
+
+
 def check_counts(given: Any, bounds: Mapping[str, tuple[int, int]]) -> None:
     """Refuse whole numbers of flags that cannot be meant, all of them in one line.
 

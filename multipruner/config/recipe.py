@@ -178,7 +178,8 @@ class Recipe(Frozen):
     )
     hidden_size: Units | Literal["auto"] | None = Field(
         default=None,
-        description="width of the residual stream, for program; auto: narrower while the loss falls; none: as it is",
+        description="width of the residual stream, for program; auto: narrower while the loss falls, or, of those in a "
+        "latency table, the best; none: as it is",
         json_schema_extra=shown(PARTS, "N|auto"),
     )
     hidden_step: Units = Field(32, description="hidden sizes are multiples of N", json_schema_extra=shown(PARTS, "N"))
@@ -237,8 +238,8 @@ class Recipe(Frozen):
             raise ValueError("--dimensions needs --method program; a greedy one has --shares, with 0 for what stays")
         if any(cost_named(name).needs_table for name in self.budgets) and self.latency_table is None:
             raise ValueError("a latency budget needs a latency table (multipruner latency makes tables)")
-        if self.hidden_size is not None and (self.greedy or self.latency_table is not None):
-            raise ValueError("--hidden-size needs --method program, and no latency table: one is of one hidden size")
+        if self.hidden_size is not None and self.greedy:
+            raise ValueError("--hidden-size needs --method program")
         return self
 
     @classmethod

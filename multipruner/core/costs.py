@@ -52,6 +52,11 @@ class Costs:
         """The costs of the dense model, which every ratio refers to: these, unless the residual stream is narrower."""
         return self.whole or self
 
+    @property
+    def hidden(self) -> int | None:
+        """The width of the residual stream where it is narrower than the dense model's, as structures say it."""
+        return None if self.whole is None else self.anatomy.constants[STREAM.axes[0].name]
+
     def narrowed(self, hidden: int) -> Costs:
         """Return the costs of the same model with a residual stream of another width, at which sizes are as before."""
         axis = STREAM.axes[0].name
@@ -133,12 +138,19 @@ class Measures:
         return self.table
 
     def milliseconds(self, structure: Structure) -> float:
-        """Return predicted milliseconds of one forward pass, by the table."""
+        """Return predicted milliseconds of one forward pass, by the table, at the costs' own hidden size where the
+        structure names none."""
+        if structure.hidden is None and self.costs.hidden is not None:
+            structure = replace(structure, hidden=self.costs.hidden)
         return self.timed.milliseconds(structure, self.costs.anatomy, self.workload)
 
     def block_milliseconds(self, place: int, size: Size) -> float:
         """Return milliseconds of one residual block of some size, by the table."""
-        return self.timed.block_milliseconds(self.costs.anatomy[place].kind, size, self.workload)
+        return self.timed.block_milliseconds(self.costs.anatomy[place].kind, size, self.workload, self.costs.hidden)
+
+    def constant_milliseconds(self) -> float:
+        """Return milliseconds that no block takes, by the table."""
+        return self.timed.constant(self.workload, self.costs.hidden)
 
     def of_all(self, structure: Structure) -> dict[str, float]:
         """Return every cost of a structure by its name; latency only where there is a table."""
@@ -244,7 +256,7 @@ _ROWS = (
         of=lambda measures, structure: measures.milliseconds(structure),
         # a removed block costs a little while its layer lives; the sum over blocks counts it always
         block=lambda measures, place, size: measures.block_milliseconds(place, size),
-        rest=lambda measures: measures.timed.constant(measures.workload),
+        rest=lambda measures: measures.constant_milliseconds(),
     ),
 )  # fmt: skip
 COSTS: dict[str, Cost] = {row.name: row for row in _ROWS}

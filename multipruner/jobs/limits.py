@@ -81,18 +81,22 @@ def _limit(cost: Cost, measures: Measures, most: float) -> Limit:
 
 
 def latency_table_of(recipe: Recipe, prunable: Prunable) -> Timed:
-    """Return the recipe's table and workload.
+    """Return the recipe's table, of every hidden size that it knows, and the workload.
+
+    Args:
+        recipe: names both.
+        prunable: the model; one with a narrower residual stream needs a table of its hidden size.
 
     Raises:
-        ConfigError: when the table is of other shapes or has no such workload.
+        ConfigError: when the table is of other shapes or has no such workload, or not the model's hidden size.
     """
     assert recipe.latency_table is not None
     table = LatencyTable.read(recipe.latency_table)
-    table.check_shapes(shapes_of(prunable.model))
+    table.check_shapes(shapes_of(prunable.original.model))
     if not table.workloads:
         raise ConfigError(f"{recipe.latency_table} has no workload: measure anew")
     workload = recipe.workload or table.workloads[0]
-    for kind, entries in table.row(workload).blocks.items():
+    for kind, entries in table.row(workload, prunable.costs.hidden).blocks.items():
         for number, axis in enumerate(BLOCK_KINDS[kind].always):
             counts = {size[number] for size in entries if size}
             if axis.within and getattr(recipe, axis.setting) is not None and len(counts) == 1 < max(counts):

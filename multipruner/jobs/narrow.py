@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from math import ceil
+from math import ceil, inf
 
 import torch
 
 from multipruner.checkpoint.config import check_narrower
 from multipruner.checkpoint.cut import apply_plan
+from multipruner.config.counts import narrower_sizes
 from multipruner.config.recipe import Recipe
 from multipruner.console.progress import Show, named
 from multipruner.core.axes import AXES, VALUES
-from multipruner.core.errors import ConfigError
+from multipruner.core.errors import ConfigError, InfeasibleError
 from multipruner.core.plan import PruningPlan
 from multipruner.core.structure import Structure
 from multipruner.engine.moments import gather
@@ -27,6 +28,7 @@ from multipruner.repair.scoring import Repair
 from multipruner.sources.calibration import CalibrationSet
 from multipruner.storage.tensors_on_disk import OnDisk
 
+from .limits import latency_table_of
 from .reachable import check_reachable
 from .setting import Setting, along_in, grid_of
 
@@ -34,6 +36,8 @@ from .setting import Setting, along_in, grid_of
 def check_asked(recipe: Recipe, prunable: Prunable) -> None:
     """Refuse a width that the residual stream of a model cannot have, and what cannot be reached with it, before
     anything is measured.
+
+    Where ``--hidden-size auto`` tries the widths of a latency table, one that can keep the budgets is enough.
 
     Raises:
         ConfigError: naming what is allowed.
@@ -48,12 +52,73 @@ def check_asked(recipe: Recipe, prunable: Prunable) -> None:
     hidden, whole, step = recipe.hidden_size, prunable.anatomy.constants["hidden"], recipe.hidden_step
     if hidden is not None:
         check_narrower(prunable.spec)
-    if not isinstance(hidden, int):
+    if hidden is None or (hidden == "auto" and recipe.latency_table is None):
         check_reachable(recipe, prunable)
-        return
-    if hidden > whole or (hidden % step and hidden != whole):
+    elif hidden == "auto":
+        sizes_in_reach(recipe, prunable)
+    elif hidden > whole or (hidden % step and hidden != whole):
         raise ConfigError(f"hidden_size = {hidden}: give a multiple of hidden_step = {step} below the model's {whole}")
-    check_reachable(recipe, Prunable.narrower(prunable.model, Wider(prunable, torch.arange(hidden))))
+    else:
+        check_reachable(recipe, _as_if(prunable, hidden))
+
+
+def _as_if(prunable: Prunable, hidden: int) -> Prunable:
+    """Return what costs and budgets read of a model whose residual stream has another width; its weights are whole."""
+    if hidden == prunable.anatomy.constants["hidden"]:
+        return prunable
+    return Prunable.narrower(prunable.model, Wider(prunable, torch.arange(hidden)))
+
+
+def as_bounded(recipe: Recipe, prunable: Prunable) -> Prunable:
+    """Return what budgets read of the model at the hidden size that is asked for, or, where a latency table offers
+    several, at the first one at which they can be kept.
+
+    Raises:
+        ConfigError, InfeasibleError: as :func:`check_asked` does.
+    """
+    if recipe.hidden_size is None or (recipe.hidden_size == "auto" and recipe.latency_table is None):
+        return prunable
+    auto = recipe.hidden_size == "auto"
+    return _as_if(prunable, sizes_in_reach(recipe, prunable)[0][0] if auto else int(recipe.hidden_size))
+
+
+def sizes_in_reach(recipe: Recipe, prunable: Prunable) -> tuple[list[int], list[InfeasibleError]]:
+    """Return the hidden sizes of a latency table at which the budgets can be kept, and why they cannot at the others.
+
+    Raises:
+        ConfigError: when the table knows one hidden size alone.
+        InfeasibleError: when they can be kept at none; it is of the one that comes nearest.
+    """
+    sizes, errors = list[int](), list[InfeasibleError]()
+    for hidden in sizes_tried(recipe, prunable):
+        try:
+            check_reachable(recipe, _as_if(prunable, hidden))
+        except InfeasibleError as error:
+            errors.append(InfeasibleError(f"hidden size {hidden}: {error}", error.nearest))
+        else:
+            sizes.append(hidden)
+    if not sizes:
+        raise min(errors, key=lambda error: error.nearest or inf)
+    return sizes, errors
+
+
+def sizes_tried(recipe: Recipe, prunable: Prunable) -> tuple[int, ...]:
+    """Return the widths of the residual stream that ``--hidden-size auto`` tries, the dense model's own first: those
+    of the latency table where there is one.
+
+    Raises:
+        ConfigError: when that knows no narrower one.
+    """
+    whole = prunable.original.anatomy.constants["hidden"]
+    if recipe.latency_table is None:
+        return (whole, *narrower_sizes(whole, recipe.hidden_step))
+    table, _ = latency_table_of(recipe, prunable.original)
+    if not table.narrower:
+        raise ConfigError(
+            f"hidden_size = auto: {recipe.latency_table} knows hidden size {whole} alone; measure others too "
+            "(multipruner latency --hidden-sizes auto), or give no --hidden-size"
+        )
+    return table.hidden_sizes
 
 
 def refuse_hidden_size(recipe: Recipe, what: str) -> None:
@@ -110,7 +175,7 @@ def narrowed(setting: Setting, hidden: int, display: Show, stream: Sequence[int]
     if stream is not None:
         order = (*stream, *sorted(set(range(whole)) - set(stream)))
     elif not order:
-        keep = hidden if hidden == recipe.hidden_size else whole // 2  # narrower ones may follow
+        keep = min(sizes_tried(recipe, dense)) if recipe.hidden_size == "auto" else hidden  # narrower ones may follow
         order = order_of_stream(dense, ids, keep, named(display, "hidden order"))
     ranking = replace(setting.ranking, stream=order)
     prunable, held = _cut(replace(setting, ranking=ranking), hidden)

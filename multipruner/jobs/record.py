@@ -107,6 +107,7 @@ def record(
             "seconds_of_all_steps": sum(step.seconds for step in path.steps),
             "rounds": [round_.to_json() for round_ in path.rounds],
             **({"hidden_sizes": dict(path.hidden_sizes)} if path.hidden_sizes else {}),
+            **({"hidden_sizes_predicted": dict(path.predicted_sizes)} if path.predicted_sizes else {}),
             "moments_tokens": setting.statistics.tokens if setting.statistics is not None else 0,
             "work_of_this_process": {name: asdict(work) for name, work in path.work.items()},
         },

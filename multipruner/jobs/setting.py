@@ -232,6 +232,7 @@ class Found:
         structure: what stays.
         loss: its calibration loss in nats, by the recipe's objective.
         hidden_sizes: the losses at the widths of the residual stream that were tried, where several were.
+        predicted_sizes: those that the program predicted there, where they decided.
         outputs: output projections that were refitted at the end, or none.
         gain: of the last norm, refitted after them, [hidden_size].
         by: what found it, where it is not the recipe's method.
@@ -248,6 +249,7 @@ class Found:
     steps: list[Step] = field(default_factory=list)
     rounds: tuple[Round, ...] = ()
     hidden_sizes: Mapping[int, float] = field(default_factory=dict)
+    predicted_sizes: Mapping[int, float] = field(default_factory=dict)
     outputs: Outputs = field(default_factory=dict)
     gain: Tensor | None = None
     loss_before_outputs: float | None = None

@@ -4,7 +4,8 @@ A *probe* is a really pruned model whose layers hold a random draw of the option
 blocks time all of them in one pass (:class:`~multipruner.latency.marks.Probe`). So weights stream from memory as in
 use, every option stands in many places and among many neighbours, a drift of the machine hits all alike, and what is
 measured adds up to the whole pass by construction. Passes without marks alternate with marked ones: from them come the
-constant rest and what the marks themselves cost.
+constant rest and what the marks themselves cost. Narrower residual streams have probes of their own, really narrower
+ones, which take turns with those of the model's width.
 """
 
 from __future__ import annotations
@@ -12,10 +13,10 @@ from __future__ import annotations
 import math
 import random
 import statistics
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
-from itertools import pairwise, product
+from itertools import pairwise
 from pathlib import Path
 
 from transformers import PreTrainedModel
@@ -25,14 +26,16 @@ from multipruner.core.axes import AXES, BLOCK_KINDS
 from multipruner.core.families import anatomy_of, spec_for
 from multipruner.core.latency_table import LatencyTable, Shapes, Workload, WorkloadTable, interpolate
 from multipruner.core.plan import PruningPlan, Ranking
-from multipruner.core.structure import GONE, Anatomy, Size, Structure, counts_of
+from multipruner.core.structure import Anatomy, Size, Structure, counts_of
 
 from .deal import Deck, deal
 from .environment import environment_of
+from .grids import coarse_grid, first_options, middle
 from .marks import Probe
 from .probe_journal import ProbeJournal, ProbeRecord
 from .summarise import constant_rest, summarise
 from .timing import Runner, compile_blocks, quiet_process, room_for_sizes
+from .turns import in_turn, parts_of
 
 STACK_BYTES = 1 << 30
 """Weights that a probe's layers hold at least (where the model has them): far beyond every cache."""
@@ -85,6 +88,7 @@ def measure_table(
     *,
     channel_step: int = 128,
     compiled: bool = False,
+    hidden_sizes: Sequence[int] = (),
     effort: Effort | None = None,
     progress: Report | None = None,
     resume_from: Path | None = None,
@@ -102,6 +106,7 @@ def measure_table(
         workloads: what to time.
         channel_step: the finest difference between two measured widths.
         compiled: compile every block by itself (``torch.compile``) before timing it.
+        hidden_sizes: widths of the residual stream at which everything is measured besides the model's own.
         effort: how much is measured; default: :class:`Effort`'s.
         progress: told after every probe.
         resume_from: a file that keeps every probe as it is measured; what it already holds is not measured again.
@@ -114,57 +119,28 @@ def measure_table(
     environment, shapes = environment_of(model, compiled=compiled), shapes_of(model)
     identity = {**shapes, **environment, **asdict(effort), "channel_step": channel_step}
     with ProbeJournal(resume_from, identity) as journal, room_for_sizes(compiled):
-        rows: dict[str, WorkloadTable] = {}
+        widths = (None, *hidden_sizes)
+        rows: dict[int | None, dict[str, WorkloadTable]] = {hidden: {} for hidden in widths}
         for number, workload in enumerate(workloads):
 
             def report(share: float, number: int = number, name: str = workload.name) -> None:
                 if progress is not None:
                     progress(name, (number + share) / len(workloads))
 
-            bench = _Bench(model, workload, effort, compiled, journal, report)
-            rows[workload.name] = bench.table(channel_step)
-    return LatencyTable(shapes, environment, datetime.now(UTC).isoformat(timespec="seconds"), rows)
-
-
-def coarse_grid(full: int, step: int) -> list[int]:
-    """Return counts to start from: multiples of the step from one step to the full count, which always belongs to
-    them.
-    """
-    counts = [*range(step, full, step), full]
-    count = min(len(counts), max(5, min(9, len(counts) // 4)))
-    if count == 1:
-        return counts
-    return sorted({counts[round(i * (len(counts) - 1) / (count - 1))] for i in range(count)})
-
-
-def middle(low: int, high: int, step: int) -> int | None:
-    """Return the multiple of the step nearest to the middle between two counts; ``None`` when there is none between
-    them.
-    """
-    count = round((low + high) / 2 / step) * step
-    return next((c for c in (count, count - step, count + step) if low < c < high), None)
-
-
-def first_options(kind: str, full: Size, step: int, anatomy: Anatomy) -> list[Size]:
-    """Return the options of a block that are measured first: none, and all combinations of some counts of every
-    axis.
-    """
-    counts = [
-        _spread(anatomy.least(axis.name), most) if axis.active else
-        sorted({1, (most + 1) // 2, most}) if axis.within else
-        [*range(1, most + 1)] if axis.width else coarse_grid(most, step)
-        for axis, most in zip(BLOCK_KINDS[kind].along(full), full, strict=True)
-    ]  # fmt: skip
-    return [GONE, *product(*counts)]
-
-
-def _spread(least: int, most: int, number: int = 9) -> list[int]:
-    """Return so many counts from the least to the most, or all of them."""
-    return sorted({least + (most - least) * part // (number - 1) for part in range(number)})
+            benches = [
+                _Bench(model, workload, effort, compiled, journal, part, hidden)
+                for hidden, part in zip(widths, parts_of(report, len(widths)), strict=True)
+            ]
+            found = in_turn([bench.table(channel_step) for bench in benches])
+            for hidden, row in zip(widths, found, strict=True):
+                rows[hidden][workload.name] = row
+    own = rows.pop(None)
+    narrower = {hidden: row for hidden, row in rows.items() if hidden is not None}
+    return LatencyTable(shapes, environment, datetime.now(UTC).isoformat(timespec="seconds"), own, narrower)
 
 
 class _Bench:
-    """The measurement of one workload."""
+    """The measurement of one workload at one width of the residual stream (``None``: the model's)."""
 
     def __init__(
         self,
@@ -174,9 +150,10 @@ class _Bench:
         compiled: bool,
         journal: ProbeJournal,
         report: Callable[[float], None],
+        hidden: int | None = None,
     ) -> None:
         self._model, self._workload, self._effort = model, workload, effort
-        self._compiled, self._journal, self._report = compiled, journal, report
+        self._compiled, self._journal, self._report, self._hidden = compiled, journal, report, hidden
         self._anatomy = anatomy_of(model.config)
         self._full = _largest(self._anatomy)
         self._records: list[ProbeRecord] = []
@@ -184,9 +161,10 @@ class _Bench:
         self._places = [place for place in self._anatomy if place.layer < self._stack]
         self._kinds = [place.kind for place in self._places]
 
-    def table(self, step: int) -> WorkloadTable:
-        """Measure what is first, then between it where interpolation is off."""
-        self._stage(0, {kind: first_options(kind, full, step, self._anatomy) for kind, full in self._full.items()})
+    def table(self, step: int) -> Generator[None, None, WorkloadTable]:
+        """Measure what is first, then between it where interpolation is off; yield after every probe."""
+        first = {kind: first_options(kind, full, step, self._anatomy) for kind, full in self._full.items()}
+        yield from self._stage(0, first)
         gaps = {
             kind: list(pairwise(coarse_grid(*full, step)))
             for kind, full in self._full.items()
@@ -198,7 +176,7 @@ class _Bench:
             # the full sizes again: what is measured later is seen beside what was measured before
             again = {kind: [*((found,) for found in middles.get(kind, {}).values()), full]
                      for kind, full in self._full.items()}  # fmt: skip
-            self._stage(stage, again)
+            yield from self._stage(stage, again)
             entries = summarise(self._records, self._kinds)
             gaps = {kind: [] for kind in middles}
             for kind, found in middles.items():
@@ -224,14 +202,14 @@ class _Bench:
         }
         return {kind: rows for kind, rows in found.items() if rows}
 
-    def _stage(self, stage: int, options: Mapping[str, Sequence[Size]]) -> None:
+    def _stage(self, stage: int, options: Mapping[str, Sequence[Size]]) -> Iterator[None]:
         """Measure probes that show each of these options in enough places."""
         needed = max(len(sizes) / self._kinds.count(kind) for kind, sizes in options.items())
         probes = max(self._effort.probes, math.ceil(self._effort.placements * needed))
         rng = random.Random(f"{self._workload.name} {stage}")
         decks = {kind: Deck(options[kind], rng) for kind in self._anatomy.kinds}
         for number in range(probes):
-            sizes = deal(decks, self._stack, self._anatomy, rng)
+            sizes = replace(deal(decks, self._stack, self._anatomy, rng), hidden=self._hidden)
             record = self._journal.find(self._workload.name, self._shown(sizes), stage, number)
             if record is None:
                 record = self._measure(sizes, stage, number)
@@ -239,10 +217,11 @@ class _Bench:
             self._records.append(record)
             done = (number + 1) / probes
             self._report(1 - 0.5 ** (stage + done))
+            yield
 
     def _shown(self, sizes: Structure) -> Structure:
         """Return the part of a structure that a probe has."""
-        return Structure(sizes.blocks[: len(self._places)])
+        return Structure(sizes.blocks[: len(self._places)], sizes.hidden)
 
     def _measure(self, sizes: Structure, stage: int, number: int) -> ProbeRecord:
         """Build one smaller model and time it, whole and block by block."""

@@ -101,7 +101,7 @@ class ProbeJournal:
         self._identity = dict(identity)
         way_out = "remove the file, or choose another output"
         self._journal = Journal(path, "latency measurement", way_out, header=FORMAT) if path else None
-        self._known: dict[tuple[str, int, int], ProbeRecord] = {}
+        self._known: dict[tuple[str, int | None, int, int], ProbeRecord] = {}
         self._lock = FileLock(path.with_name(path.name + ".lock"), timeout=0) if path else None
 
     def __enter__(self) -> ProbeJournal:
@@ -134,7 +134,7 @@ class ProbeJournal:
 
     def find(self, workload: str, sizes: Structure, stage: int, number: int) -> ProbeRecord | None:
         """Return what was measured of a probe before, if it was."""
-        record = self._known.get((workload, stage, number))
+        record = self._known.get((workload, sizes.hidden, stage, number))
         return record if record is not None and record.sizes == sizes else None
 
     def add(self, record: ProbeRecord) -> None:
@@ -150,4 +150,4 @@ class ProbeJournal:
             raise OutputError(
                 f"{journal.path} holds a measurement with other settings ({'; '.join(found)}); remove it to start"
             )
-        self._known = {(record.workload, record.stage, record.number): record for record in records}
+        self._known = {(each.workload, each.sizes.hidden, each.stage, each.number): each for each in records}

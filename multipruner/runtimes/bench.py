@@ -25,7 +25,8 @@ from multipruner.core.axes import BLOCK_KINDS
 from multipruner.core.families import anatomy_of
 from multipruner.core.latency_table import Entry, LatencyTable, Workload, WorkloadTable, interpolate
 from multipruner.core.structure import GONE, Anatomy, Size, Structure
-from multipruner.latency.bench import Report, coarse_grid, leading_plan, shapes_of, stack_size
+from multipruner.latency.bench import Report, leading_plan, shapes_of, stack_size
+from multipruner.latency.grids import coarse_grid
 from multipruner.latency.probe_journal import ProbeJournal, ProbeRecord
 from multipruner.latency.summarise import relative_iqr
 from multipruner.latency.timing import alternating

@@ -71,6 +71,8 @@ LATENCY = {
     "--cached": ["0", "128", BIG],
     "--threads": ["0", "7777", BIG],
     "--channel-step": ["0", BIG],
+    "--hidden-sizes": ["0", "40", "64", "32,x", BIG],
+    "--hidden-step": ["0", BIG],
 }
 
 

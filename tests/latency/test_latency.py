@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from multipruner.commands import latency as command
 from multipruner.core.errors import ConfigError, OutputError
-from multipruner.core.latency_table import PHASES, Entry, LatencyTable, Workload, WorkloadTable, interpolate
+from multipruner.core.latency.entries import PHASES
+from multipruner.core.latency_table import Entry, LatencyTable, Workload, WorkloadTable, interpolate
 from multipruner.core.structure import GONE, Anatomy, Size, Structure, total
 from multipruner.latency.probe_journal import ProbeJournal, ProbeRecord, discard
 from multipruner.latency.summarise import constant_rest, interquartile_mean, relative_iqr, slowness, summarise

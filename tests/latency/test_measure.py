@@ -20,9 +20,10 @@ from multipruner.core.families import anatomy_of
 from multipruner.core.latency_table import LatencyTable, Workload
 from multipruner.core.structure import GONE, Size
 from multipruner.engine.prunable import Prunable
-from multipruner.latency.bench import Effort, coarse_grid, first_options, measure_table, middle, shapes_of
+from multipruner.latency.bench import Effort, measure_table, shapes_of
 from multipruner.latency.deal import Deck, deal
 from multipruner.latency.environment import environment_of
+from multipruner.latency.grids import coarse_grid, first_options, middle
 from multipruner.latency.marks import Probe
 from multipruner.latency.timing import Runner, quiet_process, room_for_sizes, time_model, time_side_by_side
 from tests.support.layers import structure_of, uniform

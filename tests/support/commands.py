@@ -16,8 +16,9 @@ from multipruner.core.plan import PruningPlan
 def arguments(dense: Path, output: Path, *more: str) -> list[str]:
     """A run by the default method, its tables measured; of a flag that is given again, the last one counts."""
     return [
-        "--model", str(dense), "--effort", "balanced", "--ratio", "0.3", "--calibration", str(dense / "text.txt"), "--sequences", "4",
-        "--length", "16", "--moments-sequences", "12", "--channel-group", "8",
+        "--model", str(dense), "--effort", "balanced", "--ratio", "0.3",
+        "--calibration", str(dense / "text.txt"), "--sequences", "4", "--length", "16",
+        "--moments-sequences", "12", "--channel-group", "8",
         "--eval-text", str(dense / "text.txt"), "--output", str(output), *more,
     ]  # fmt: skip
 

@@ -13,6 +13,7 @@ from multipruner.engine.grouped_attention import grouped_attention, narrow_cache
 from multipruner.engine.prunable import Prunable
 from multipruner.eval.scoring import context_length
 from multipruner.importance.energies import TOKENS as ENERGY_TOKENS
+from multipruner.jobs.narrow import as_bounded
 from multipruner.jobs.reachable import span
 from multipruner.jobs.setting import problem_of, task_of
 from multipruner.repair.final_norm import TOKENS as GAIN_TOKENS
@@ -89,7 +90,7 @@ def _searched(recipe: Recipe, prunable: Prunable) -> Searched:
         problem = problem_of(recipe, prunable)
         left = 1 - problem.ratio * costs.parameters(dense) / costs.backbone_parameters(dense)
         return Searched(Base((left,) * len(dense)), left, counts={**expected_candidates(problem, recipe.shortlist)})
-    task = task_of(recipe, prunable)
+    task = task_of(recipe, as_bounded(recipe, prunable))
     kept = {(b, size): _kept(prunable, b, size) for b in range(len(dense)) for size in task.levels(b)}
     # what a block loses grows with the square of what leaves, more in some blocks than in others: a structure such as
     # is found, some blocks gone, some narrower and some as they were

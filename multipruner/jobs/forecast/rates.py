@@ -204,7 +204,7 @@ class _Clock:
         return max(0.0, first - few * per_row), per_row
 
     def _step(self, rows: int, layers: int, length: int) -> Callable[[], float]:
-        """Return what times one more token of so many sequences, at the mean room of a sampling, and the choice of it."""
+        """Return a timer of one more token of so many sequences, at the mean room of a sampling, and its choice."""
         prunable, weight = self._prunable, self._prunable.head_weight
         model: Any = prunable.model
         cache, filled = cache_for(model, length + 8, narrow_cache(model)), max(1, length // 2)

@@ -17,7 +17,7 @@ from multipruner.console.plain_lines import spoken
 from multipruner.console.say import Say, teller
 from multipruner.engine.precision import TYPES, Precision, choose, name_of, product_rates
 from multipruner.engine.prunable import Prunable
-from multipruner.jobs.reachable import check_reachable
+from multipruner.jobs.narrow import check_asked
 from multipruner.jobs.setting import along_in
 from multipruner.sources.dense import device_of
 from multipruner.sources.quantised.unpack import method_of, plain_of
@@ -264,7 +264,7 @@ def foretell(recipe: Recipe, output: Path, console: Console) -> Forecast | None:
     say(Precision(stored, computed, {name: rates[name] for name in dict.fromkeys((name_of(stored), "float32"))}).line())
     along = along_in(recipe)
     prunable = Prunable.of(model, stored, along)
-    check_reachable(recipe, prunable)
+    check_asked(recipe, prunable)
     layers = layers_on_disk(recipe, prunable, computed)
     small = Prunable.of(stand_in(model, prunable.spec, computed, device), stored, along)
     idle = idle_of(model, small) if device.type == "cpu" else 0

@@ -10,7 +10,7 @@ from rich.console import Console
 from multipruner.console.events import tell
 from multipruner.console.progress import counting_display
 from multipruner.console.say import Say
-from multipruner.jobs.narrow import narrowed
+from multipruner.jobs.narrow import narrowed, sizes_in_reach, sizes_tried
 from multipruner.jobs.remembered import remembered, rough_of
 from multipruner.jobs.setting import Found, Setting
 from multipruner.jobs.workspace import Workspace
@@ -25,7 +25,8 @@ def program(setting: Setting, workspace: Workspace, console: Console, say: Say, 
 def by_hidden_size(
     setting: Setting, workspace: Workspace, console: Console, say: Say, overwrite: bool
 ) -> tuple[Setting, Found]:
-    """Solve for ever narrower residual streams, from the model's own on, until the measured loss rises.
+    """Solve for ever narrower residual streams, from the model's own on, until the measured loss rises; with a latency
+    table for all that it knows (:func:`_in_table`).
 
     Args:
         setting: of the dense model.
@@ -37,14 +38,15 @@ def by_hidden_size(
     Returns:
         The setting of the best width, and what was found in it.
     """
-    path, step = workspace.open_measurements(setting.identity, overwrite), setting.recipe.hidden_step
-    whole = setting.prunable.anatomy.constants["hidden"]
+    path = workspace.open_measurements(setting.identity, overwrite)
+    if setting.latency is not None:
+        return _in_table(setting, path, console, say)
     here, best, losses = setting, (setting, allocated(setting, path, console, say)), dict[int, float]()
+    whole, *narrower = sizes_tried(setting.recipe, setting.prunable)
     losses[whole] = best[1].loss
-    for hidden in range((whole - 1) // step * step, whole // 2, -step):
+    for hidden in narrower:
         say(f"hidden size {min(losses)}: {losses[min(losses)]:.4f} nats")
-        with counting_display(console, "hidden size") as display:
-            here = narrowed(replace(setting, ranking=here.ranking), hidden, display)
+        here = _at(setting, here, hidden, console)
         found = allocated(here, path, console, say)
         losses[hidden] = found.loss
         if found.loss >= best[1].loss:
@@ -52,6 +54,44 @@ def by_hidden_size(
         best = here, found
     say(f"hidden size {min(losses)}: {losses[min(losses)]:.4f} nats")
     return best[0], replace(best[1], hidden_sizes=losses)
+
+
+def _at(setting: Setting, last: Setting, hidden: int, console: Console) -> Setting:
+    """Return the setting of a narrower residual stream, in the order of dimensions that the last one had."""
+    if hidden == setting.prunable.anatomy.constants["hidden"]:
+        return setting
+    with counting_display(console, "hidden size") as display:
+        return narrowed(replace(setting, ranking=last.ranking), hidden, display)
+
+
+def _in_table(setting: Setting, path: Path, console: Console, say: Say) -> tuple[Setting, Found]:
+    """Solve for every hidden size of the latency table with the milliseconds of that size, and take the one of least
+    predicted loss (one program per hidden size, as in MDP, arXiv 2504.02168); further rounds are for that one alone.
+
+    Sizes at which the budgets cannot be kept are left out, with a line.
+    """
+    assert setting.latency is not None
+    table, workload = setting.latency
+    recipe, anatomy = setting.recipe, setting.prunable.anatomy
+    here, once = setting, {"rounds": 0, "refine": 0.0}
+    measured, predicted = dict[int, float](), dict[int, float]()
+    sizes, errors = sizes_in_reach(recipe, setting.prunable)
+    for error in errors:
+        say(str(error))
+    best: tuple[Setting, Found] | None = None
+    for hidden in sizes:
+        here = _at(setting, here, hidden, console)
+        found = allocated(replace(here, recipe=recipe.model_copy(update=once)), path, console, say)
+        measured[hidden], predicted[hidden] = found.loss, found.rounds[0].predicted
+        takes = table.milliseconds(replace(found.structure, hidden=hidden), anatomy, workload)
+        say(f"hidden size {hidden}: predicted {predicted[hidden]:.4f} nats at {takes:.4g} ms")
+        if best is None or predicted[hidden] < best[1].rounds[0].predicted:
+            best = here, found
+    assert best is not None, "there is a size in reach"
+    chosen, found = best
+    if recipe.rounds or recipe.refine:  # for the best size alone; what was measured of it is on disk
+        found = allocated(chosen, path, console, say)
+    return chosen, replace(found, hidden_sizes=measured, predicted_sizes=predicted)
 
 
 def allocated(setting: Setting, path: Path, console: Console, say: Say) -> Found:

@@ -1,0 +1,1 @@
+"""What a latency table is made of: measured times, and what lies between them."""
