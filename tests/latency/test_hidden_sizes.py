@@ -18,8 +18,8 @@ from multipruner.core.families import anatomy_of
 from multipruner.core.latency_table import Entry, LatencyTable, Workload, WorkloadTable
 from multipruner.core.structure import GONE, Size, Structure
 from multipruner.latency import bench
-from multipruner.latency.bench import Effort, measure_table
 from multipruner.latency.asked import narrower_than
+from multipruner.latency.bench import Effort, measure_table
 from multipruner.latency.timing import Runner
 from tests.support.layers import uniform
 from tests.support.tiny import MORE, random_structure, tiny_model, tiny_tokenizer

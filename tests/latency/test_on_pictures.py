@@ -14,9 +14,9 @@ from multipruner.core.errors import ConfigError
 from multipruner.core.families import anatomy_of
 from multipruner.core.latency_table import LatencyTable, Workload
 from multipruner.core.structure import GONE
+from multipruner.latency.asked import on_pictures
 from multipruner.latency.bench import Effort, measure_table, shapes_of
 from multipruner.latency.timing import time_side_by_side
-from multipruner.latency.asked import on_pictures
 from tests.support import pictures
 from tests.support.tiny import plan_for, random_structure
 
