@@ -170,10 +170,11 @@ def figure(path: Path, rows: list[list[Cell]], texts: list[str]) -> None:
 
     def paint(width: float) -> Figure:
         sheet = Figure(figsize=(width, 0.5 * width), layout="constrained")
-        for column, (axes, text) in enumerate(zip(sheet.subplots(1, len(texts)), texts, strict=True)):
+        panels = sheet.subplots(1, len(texts))
+        for column, (axes, text) in enumerate(zip(panels, texts, strict=True)):
             panel(axes, column)
             axes.set_title(text)
-        axes.legend(fontsize=7)
+        panels[-1].legend(fontsize=7)
         return sheet
 
     picture = drawing(paint, name=path.stem, title="Cost of every dimension", caption="", alt="", columns=(), rows=())

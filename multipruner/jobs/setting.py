@@ -232,7 +232,7 @@ class Found:
         structure: what stays.
         loss: its calibration loss in nats, by the recipe's objective.
         hidden_sizes: the losses at the widths of the residual stream that were tried, where several were.
-        predicted_sizes: those that the program predicted there, where they decided.
+        predicted_sizes: those that the program predicted there, where a latency table knows them.
         outputs: output projections that were refitted at the end, or none.
         gain: of the last norm, refitted after them, [hidden_size].
         by: what found it, where it is not the recipe's method.

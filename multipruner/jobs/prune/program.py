@@ -65,8 +65,8 @@ def _at(setting: Setting, last: Setting, hidden: int, console: Console) -> Setti
 
 
 def _in_table(setting: Setting, path: Path, console: Console, say: Say) -> tuple[Setting, Found]:
-    """Solve for every hidden size of the latency table with the milliseconds of that size, and take the one of least
-    predicted loss (one program per hidden size, as in MDP, arXiv 2504.02168); further rounds are for that one alone.
+    """Solve for every hidden size of the latency table with the milliseconds of that size (one program per hidden
+    size, as in MDP, arXiv 2504.02168), and take the answer of least measured loss; rounds are for that size alone.
 
     Sizes at which the budgets cannot be kept are left out, with a line.
     """
@@ -84,8 +84,9 @@ def _in_table(setting: Setting, path: Path, console: Console, say: Say) -> tuple
         found = allocated(replace(here, recipe=recipe.model_copy(update=once)), path, console, say)
         measured[hidden], predicted[hidden] = found.loss, found.rounds[0].predicted
         takes = table.milliseconds(replace(found.structure, hidden=hidden), anatomy, workload)
-        say(f"hidden size {hidden}: predicted {predicted[hidden]:.4f} nats at {takes:.4g} ms")
-        if best is None or predicted[hidden] < best[1].rounds[0].predicted:
+        losses = f"predicted {predicted[hidden]:.4f}, measured {found.loss:.4f} nats"
+        say(f"hidden size {hidden}: {losses} at {takes:.4g} ms")
+        if best is None or found.loss < best[1].loss:
             best = here, found
     assert best is not None, "there is a size in reach"
     chosen, found = best
