@@ -1,7 +1,7 @@
 """A dense model against a pruned one in the programs that serve them: prompt and decoding, and whether they agree.
 
     python benchmarks/serving.py --work DIR [--model llama] [--pruned FOLDER] [--runtimes transformers,openvino]
-        [--batches 1,8] [--prompt 512] [--tokens 128] [--repeats 5] [--vllm PYTHON] [--record FILE]
+        [--batches 1,8] [--prompt 512] [--tokens 128] [--repeats 5] [--exact] [--vllm PYTHON] [--record FILE]
 
 ``NAME:TYPE`` is a runtime with another type of weights than its first, such as ``llama.cpp:q8_0``; one that is not
 installed is named and left out. vLLM needs an environment of its own, such as ``.ci/vllm`` makes (``build/vllm``):
@@ -10,7 +10,8 @@ what the weights are. Dense and pruned stand open side by side and are sampled i
 to the first token, decoding by the time between tokens.
 
 Equality: at 64 places of a text, how often the likeliest token is the one of transformers in 32 bits on the same
-weights, and the mean difference of its log-probability, with the settings that were timed.
+weights, and the mean difference of its log-probability, with the settings that were timed: on a processor with bfloat16
+OpenVINO computes in it, unless ``--exact`` asks for 32 bits.
 """
 
 from __future__ import annotations
@@ -105,6 +106,7 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--tokens", type=int, default=128, help="in the cache where decoding is timed")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--exact", action="store_true", help="in 32 bits, also where a program would choose fewer")
     results.flag(parser)
     return parser.parse_args(arguments)
 
@@ -192,7 +194,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ids = tokenizer(TEXT.read_text(encoding="utf-8")).input_ids[: BEGIN + PLACES - 1]
     exact = {"dense": exact_choices(InProcess(folders["dense"])._model, ids, BEGIN)}
     exact["pruned"] = exact_choices(load(folders["pruned"], dtype=torch.float32).eval(), ids, BEGIN)
-    settings = settings_for(workloads, len(tokenizer), typed.threads)
+    settings = settings_for(workloads, len(tokenizer), typed.threads, exact=typed.exact)
     for runtime, outtype in there:
         with ExitStack() as stack:
             try:
@@ -210,7 +212,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(f"\n{results.markdown(COLUMNS, rows)}")
     pruned = str(typed.pruned or f"random, {typed.ratio:g}")
     setting = {"model": typed.model, "pruned": pruned, "repeats": typed.repeats, "threads": typed.threads,
-               "places": PLACES, "load_before": load_before}  # fmt: skip
+               "exact": typed.exact, "places": PLACES, "load_before": load_before}  # fmt: skip
     results.record(typed.record, "serving", COLUMNS, rows, setting=setting, left_out=missing)
     return 0
 

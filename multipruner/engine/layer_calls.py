@@ -101,14 +101,16 @@ def gain_of(block: BlockSpec, layer: nn.Module) -> float | Tensor:
 
 def gained(weight: Tensor, gain: float | Tensor) -> Tensor:
     """Return an output projection, [hidden_size, columns], that gives what a block adds, its gain in it."""
-    return weight * torch.as_tensor(gain, dtype=weight.dtype, device=weight.device).detach().reshape(-1, 1)
+    return weight * (gain.detach().to(weight).reshape(-1, 1) if isinstance(gain, Tensor) else gain)
 
 
 def ungained(added: Tensor, gain: float | Tensor) -> Tensor:
     """Return what comes out of a block, [..., hidden_size], when so much is added; where the gain is zero nothing is
     added whatever it is.
     """
-    gain = torch.as_tensor(gain, dtype=added.dtype, device=added.device).detach()
+    if not isinstance(gain, Tensor):
+        return added / (gain or 1.0)
+    gain = gain.detach().to(added)
     return added / torch.where(gain == 0, 1.0, gain)
 
 

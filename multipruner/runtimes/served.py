@@ -170,9 +170,19 @@ class Served:
         self.close()
 
 
-def settings_for(workloads: Sequence[Workload], vocabulary: int, threads: int) -> dict[str, int]:
-    """Return what :mod:`.worker` needs to know before it opens a model."""
+def settings_for(
+    workloads: Sequence[Workload], vocabulary: int, threads: int, *, exact: bool = False
+) -> dict[str, int]:
+    """Return what :mod:`.worker` needs to know before it opens a model.
+
+    Args:
+        workloads: that it will be asked for.
+        vocabulary: token ids are below it.
+        threads: of the program.
+        exact: whether it computes in 32 bits where the program, left alone, would take fewer on this processor.
+    """
     return {
+        "exact": int(exact),
         "threads": threads,
         "batch": max(workload.batch for workload in workloads),
         "context": max(workload.tokens for workload in workloads) + _ROOM,

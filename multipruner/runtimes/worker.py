@@ -102,7 +102,8 @@ class OpenVino:
 
     Args:
         path: an exported folder.
-        settings: ``threads`` and ``vocabulary``.
+        settings: ``threads`` and ``vocabulary``, and whether it is to be ``exact``: on processors with bfloat16 the
+            program computes in it otherwise.
     """
 
     def __init__(self, path: str, settings: dict[str, int]) -> None:
@@ -110,7 +111,10 @@ class OpenVino:
         self._openvino: Any = import_module("openvino")
         self._genai: Any = import_module("openvino_genai")
         self._numpy: Any = import_module("numpy")
-        self._path, self._how = path, {"INFERENCE_NUM_THREADS": settings["threads"]}
+        self._path, how = path, dict[str, Any](INFERENCE_NUM_THREADS=settings["threads"])
+        if settings.get("exact"):
+            how["INFERENCE_PRECISION_HINT"] = "f32"
+        self._how = how
         self._pipe = self._genai.LLMPipeline(path, "CPU", ATTENTION_BACKEND="SDPA", **self._how)
         self._vocabulary = settings["vocabulary"]
 

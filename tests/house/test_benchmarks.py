@@ -59,7 +59,7 @@ def test_a_row_that_is_no_ablation_under_the_settings_given_is_refused(tmp_path:
 
 
 def test_sizes_change_the_moments_and_scoring_only_downwards(tmp_path: Path) -> None:
-    bench = _bench(tmp_path)
+    bench = _bench(tmp_path, "effort=balanced")
     cells = [bench.sizes(tokens) for tokens in (100, 4096, 32768, 131072, 262144)]
     names = ["100 tokens", "4096 tokens", "32768 tokens", "131072 tokens", "262144 tokens"]
     assert [name for name, _ in cells] == names

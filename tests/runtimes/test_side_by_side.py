@@ -47,7 +47,7 @@ def test_dense_and_pruned_are_set_side_by_side(
 ) -> None:
     serving, path = _module("serving"), tmp_path / "serving.json"
     given = ["serving.py", "--work", str(tmp_path / "work"), "--model", str(folder / "dense"), "--ratio", "0.2",
-             "--batches", "1,2", "--prompt", "12", "--tokens", "14", "--repeats", "1", "--threads", "1",
+             "--batches", "1,2", "--prompt", "12", "--tokens", "14", "--repeats", "1", "--threads", "1", "--exact",
              "--runtimes", ",".join(["transformers", *HERE, "vllm"]), "--record", str(path)]  # fmt: skip
     with patch.object(sys, "argv", given):
         assert serving.main(given[1:]) == 0
