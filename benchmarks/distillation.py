@@ -77,7 +77,7 @@ def main() -> None:
     given = parser.parse_args()
     quiet_libraries()
     console, run = Console(), read_run(given.run)
-    ids = texts(AutoTokenizer.from_pretrained(given.run), given.wikitext, given.alpaca)
+    ids = texts(AutoTokenizer.from_pretrained(given.run, trust_remote_code=False), given.wikitext, given.alpaca)
     measure = (given.eval_length, given.eval_tokens)
     teacher = dense_model(run.report, run.path, False, console.print)
     dense = judged(teacher, ids, *measure)
