@@ -138,7 +138,7 @@ def check_narrower(spec: Family) -> tuple[str, str]:
     if width is None or own is None or spec.remote_code or any(block.resized for block in spec.blocks):
         raise UnsupportedModelError(
             f"{spec.model_type}: the hidden size is the number of heads times their width in this family's code, so it "
-            "stays as it is: give no --hidden-size"
+            "stays as it is: give no --hidden-size (latency: no --hidden-sizes)"
         )
     if any(block.parallel for block in spec.blocks):
         raise _unrepaired(spec, "blocks that run side by side")
@@ -150,7 +150,7 @@ def check_narrower(spec: Family) -> tuple[str, str]:
 def _unrepaired(spec: Family, what: str) -> UnsupportedModelError:
     return UnsupportedModelError(
         f"{spec.model_type}: a narrower residual stream is not repaired through {what}, so the hidden size stays as it "
-        "is: give no --hidden-size"
+        "is: give no --hidden-size (latency: no --hidden-sizes)"
     )
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from . import earlier
-from .axes import STREAM
+from .axes import BLOCK_KINDS, STREAM
 from .errors import ConfigError, did_you_mean
 from .identity import differences
 from .latency.entries import Entry, Phase, Workload, WorkloadTable
@@ -100,7 +100,12 @@ class LatencyTable:
         Raises:
             ConfigError: for an unknown workload or hidden size, or a size beyond the table.
         """
-        return interpolate(self.row(workload, hidden).milliseconds(kind), size)
+        points = self.row(workload, hidden).milliseconds(kind)
+        try:
+            return interpolate(points, size)
+        except ConfigError as error:
+            at = "" if hidden is None or hidden == self.shapes.get(HIDDEN) else f", hidden size {hidden}"
+            raise ConfigError(f"the latency table, {workload}{at}, {BLOCK_KINDS[kind].label}: {error}") from None
 
     def constant(self, workload: str, hidden: int | None = None) -> float:
         """Return milliseconds that no structure of a hidden size changes: embeddings, last norm, head, calls."""

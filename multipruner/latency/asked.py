@@ -67,6 +67,11 @@ def narrower_than(config: Any, asked: str | None, step: int) -> tuple[int, ...]:
     numbers = {int(word) for word in words if word.isascii() and word.isdigit() and len(word) < 10}
     if words == ["auto"]:
         numbers = set(narrower_sizes(whole, step))
+        if not numbers:
+            raise ConfigError(
+                f"--hidden-sizes auto: no multiple of --hidden-step {step} lies between half of the model's hidden "
+                f"size of {whole} and all of it; give a smaller --hidden-step, or sizes"
+            )
     elif len(numbers) < len(set(words)) or any(not 0 < n <= whole or (n % step and n != whole) for n in numbers):
         raise ConfigError(
             f"--hidden-sizes {asked}: give multiples of --hidden-step {step} up to the model's {whole} with commas "

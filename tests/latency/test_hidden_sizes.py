@@ -175,6 +175,19 @@ def test_hidden_sizes_that_no_run_can_ask_for_are_refused(asked: str) -> None:
         narrower_than(tiny_model("llama").config, asked, 32)
 
 
+def test_auto_without_a_narrower_size_is_refused_rather_than_measured_in_vain() -> None:
+    assert narrower_sizes(48, 64) == ()
+    with pytest.raises(ConfigError, match=r"no multiple of --hidden-step 64 .* smaller --hidden-step"):
+        narrower_than(tiny_model("llama").config, "auto", 64)
+
+
+@pytest.mark.parametrize(("hidden", "at"), [(32, ", hidden size 32"), (48, ""), (None, "")])
+def test_a_size_that_is_missing_is_named_with_where_it_is_missing(hidden: int | None, at: str) -> None:
+    table = _table(32)
+    with pytest.raises(ConfigError, match=f"table, {PREFILL.name}{at}, MLP: size 4000 was not measured"):
+        table.block_milliseconds("mlp", (4000,), PREFILL.name, hidden)
+
+
 def test_a_family_whose_stream_cannot_be_narrower_is_refused() -> None:
     with pytest.raises(UnsupportedModelError, match="give no --hidden-size"):
         narrower_than(tiny_model(**MORE["gpt2"]).config, "32", 32)

@@ -279,7 +279,7 @@ def test_other_files_are_no_tables(tmp_path: Path, text: str) -> None:
         LatencyTable.read(tmp_path / "missing.json")
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), "1.0"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -0.001, "1.0"])
 @settings(max_examples=5)
 @given(table=tables())
 def test_a_time_that_is_none_makes_no_table(table: LatencyTable, value: Any) -> None:

@@ -114,6 +114,6 @@ class WorkloadTable:
 def _entry(row: Mapping[str, Any]) -> Entry:
     """Return a measurement as it is stored; one that is no time would make every budget hold, or none."""
     entry = Entry(row["milliseconds"], row["spread"], row["samples"])
-    if not (isfinite(entry.milliseconds) and isfinite(entry.spread)):
+    if not (isfinite(entry.milliseconds) and isfinite(entry.spread) and min(entry.milliseconds, entry.spread) >= 0):
         raise ValueError(f"{entry.milliseconds} milliseconds, spread {entry.spread}")
     return entry

@@ -13,7 +13,7 @@ from multipruner.engine.grouped_attention import grouped_attention, narrow_cache
 from multipruner.engine.prunable import Prunable
 from multipruner.eval.scoring import context_length
 from multipruner.importance.energies import TOKENS as ENERGY_TOKENS
-from multipruner.jobs.narrow import as_bounded
+from multipruner.jobs.narrow import as_bounded, sizes_tried
 from multipruner.jobs.reachable import span
 from multipruner.jobs.setting import problem_of, task_of
 from multipruner.repair.final_norm import TOKENS as GAIN_TOKENS
@@ -159,11 +159,16 @@ def budgets_of(recipe: Recipe, prunable: Prunable) -> tuple[str, ...]:
     facts = []
     if recipe.ratio is not None:
         gone = recipe.ratio * whole
-        facts.append(
-            f"ratio {recipe.ratio:g}: {gone / 1e6:,.1f} of {whole / 1e6:,.1f} million parameters go, "
-            f"{gone / backbone:.1%} of the decoder layers' {backbone / 1e6:,.1f} million"
-        )
-    low, high = span(recipe, prunable)
-    facts.append(f"ratios from {ceil(low * 1e5) / 1e5:.5f} to {int(high * 1e3) / 1e3:.3f} can be reached")
+        fact = f"ratio {recipe.ratio:g}: {gone / 1e6:,.1f} of {whole / 1e6:,.1f} million parameters go"
+        if recipe.hidden_size is None:  # a narrower residual stream takes embeddings and head along
+            fact += f", {gone / backbone:.1%} of the decoder layers' {backbone / 1e6:,.1f} million"
+        facts.append(fact)
+    bounded = as_bounded(recipe, prunable)
+    low, high = span(recipe, bounded)
+    at = "" if recipe.hidden_size is None else f" at hidden size {bounded.anatomy.constants['hidden']}"
+    facts.append(f"ratios from {ceil(low * 1e5) / 1e5:.5f} to {int(high * 1e3) / 1e3:.3f} can be reached{at}")
+    tried = len(sizes_tried(recipe, prunable)) if recipe.hidden_size == "auto" else 1
+    if tried > 1:
+        facts.append(f"--hidden-size auto: up to {tried} hidden sizes are searched; the time of search is that of one")
     facts += [f"{name}: at most {amount}" for name, amount in recipe.budgets.items()]
     return tuple(facts)
