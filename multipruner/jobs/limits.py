@@ -25,7 +25,7 @@ def limits_of(recipe: Recipe, prunable: Prunable, latency: Timed | None = None) 
     """Return all bounds of a recipe; its latency table is read where it is not given.
 
     Raises:
-        ConfigError: when one cannot be read, or the latency table is of another model.
+        ConfigError: when one cannot be read or bounds nothing of the model, or the latency table is of another one.
     """
     measures = measures_of(recipe, prunable, latency)
     whole = replace(measures, costs=prunable.costs.original)  # what shares of the dense model are shares of
@@ -35,7 +35,10 @@ def limits_of(recipe: Recipe, prunable: Prunable, latency: Timed | None = None) 
         limits.append(_limit(COSTS["parameters"], measures, most))
     for name, text in recipe.budgets.items():
         cost = cost_named(name)
-        limits.append(_limit(cost, measures, amount_of(name, text, cost.of(whole, prunable.dense))))
+        dense = cost.of(whole, prunable.dense)
+        if not dense:
+            raise ConfigError(f"{cost.flag} {text}: the dense model has none of what that bounds; leave it out")
+        limits.append(_limit(cost, measures, amount_of(name, text, dense)))
     return tuple(limits)
 
 

@@ -212,9 +212,9 @@ def tensor_parallel_sizes(plan: PruningPlan) -> list[int]:
     """Return the numbers of devices, from 2 on, that the KV groups and the MLP channels of every layer divide by.
 
     Where groups divide, so do their query heads. None for models with blocks of other kinds, such as experts, which
-    servers split in other ways.
+    servers split in other ways, and for image classifiers, which nobody splits.
     """
-    if set(plan.anatomy.kinds) != {"attention", "mlp"}:
+    if set(plan.anatomy.kinds) != {"attention", "mlp"} or not task_named(plan.model_type).reads_text:
         return []
     common = math.gcd(*(size[0] for size in plan.structure.blocks if size))
     return [count for count in range(2, common + 1) if common % count == 0]

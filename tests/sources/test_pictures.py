@@ -192,7 +192,7 @@ def test_a_classifier_is_loaded_with_its_processor_where_pictures_will_do(tmp_pa
     _with_pooler(folder)  # base models have it, and classifiers do not run it
     model, found = _load(folder, pictures=True)
     assert type(model).__name__ == "ViTForImageClassification" and found.size == processor().size
-    with pytest.raises(UnsupportedModelError, match=r"vit is an image classifier, .* this is for language models"):
+    with pytest.raises(UnsupportedModelError, match=r"vit is an image classifier: .* the rest is for language models"):
         _load(folder)
 
 

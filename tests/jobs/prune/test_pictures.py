@@ -93,7 +93,7 @@ def test_a_plan_gives_the_same_model_and_pages_are_made(work: Path, tmp_path: Pa
     assert "AutoModelForImageClassification" in page and "AutoTokenizer" not in page
 
 
-@pytest.mark.parametrize("more", [("--method", "greedy"), ("--effort", "fast"), ("--repair", "none")])
+@pytest.mark.parametrize("more", [("--method", "greedy"), ("--effort", "balanced"), ("--repair", "none")])
 def test_other_ways_reach_the_ratio(more: tuple[str, ...], work: Path, tmp_path: Path) -> None:
     assert _run(work, tmp_path / "out", *more) == 0
     assert json.loads((tmp_path / "out" / "report.json").read_text())["ratio"] == pytest.approx(0.3, abs=0.1)
@@ -104,9 +104,10 @@ def test_other_ways_reach_the_ratio(more: tuple[str, ...], work: Path, tmp_path:
     [
         (["--model", "{vit}", "--calibration", "self"], "no folder of pictures: give --calibration FOLDER"),
         (["--model", "{vit}"], "no folder of pictures: give --calibration FOLDER"),
-        (["search", "--model", "{vit}", "--calibration", "{train}"], "this is for language models"),
-        (["latency", "--model", "{vit}", "--runtime", "openvino"], "this is for language models"),
-        (["--model", "{vit}", "--dry-run"], "this is for language models"),
+        (["search", "--model", "{vit}", "--calibration", "{train}"], "the rest is for language models"),
+        (["latency", "--model", "{vit}", "--runtime", "openvino"], "the rest is for language models"),
+        (["--model", "{vit}", "--dry-run"], "the rest is for language models"),
+        (["--model", "{vit}", "--calibration", "{train}", "--max-kv-bytes", "0.7x"], "--max-kv-bytes 0.7x: the dense"),
         (["export", "{vit}", "--format", "gguf"], "export --format gguf is for language models alone"),
         (["--model", "{bare}", "--calibration", "{train}"], "has no image processor (preprocessor_config.json)"),
     ],
