@@ -160,7 +160,7 @@ def figure(path: Path, rows: list[list[Cell]], texts: list[str]) -> None:
                 lines.setdefault(str(name), []).append((removed / 100, more[column][1] / 100))  # type: ignore[operator, index]
         dense = lines.pop("dense")
         for number, (name, points) in enumerate(lines.items()):
-            axes.plot(*zip(*dense, *points, strict=True), "o-", color=SERIES[number % len(SERIES)],
+            axes.plot(*zip(*dense, *points, strict=True), marker="o", color=SERIES[number % len(SERIES)],
                       linestyle="-" if number < len(SERIES) else "--", markersize=4, label=name)  # fmt: skip
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_formatter(FuncFormatter(percent))

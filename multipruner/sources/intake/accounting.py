@@ -76,10 +76,8 @@ def read_config(folder: Path, name: str, trust: bool, *, packed: bool = False, p
         met = "" if first_row(model_type) else modules_met(folder)
         raise UnsupportedModelError(f"{error}{met}") from None
     if not (pictures or spec.task.reads_text):
-        raise UnsupportedModelError(
-            f"{name} is an {spec.task.what}: it is pruned by pictures, judged, timed and exported to ONNX, and the "
-            "rest is for language models"
-        )
+        there = "pruned by pictures, judged, timed, exported to ONNX"
+        raise UnsupportedModelError(f"{name} is an {spec.task.what}: {there}; the rest is for language models")
     _check_class(name, record, spec)
     if spec.remote_code and not trust:
         raise ConfigError(
