@@ -1,18 +1,13 @@
 """Which dimension to prune: every one alone and together, at equal parameters, with what it loses and what it saves.
 
     python benchmarks/dimensions.py --work runs/dimensions --alpaca alpaca.jsonl --wikitext wiki.test.raw
-        [--model llama] [--ratios 0.1,0.2,0.3] [--rows "blocks,channels"] [--tokens 24576] [--time] [--record FILE]
-        [FLAGS OF A RUN]
+        [--model llama] [--ratios 0.1,0.2,0.3] [--rows "blocks;heads"] [--tokens 24576] [--record FILE] [FLAGS OF A RUN]
 
 Every cell is a run folder in ``--work`` with its numbers beside it; what is there stays, so the command can be stopped
 and goes on, and two of them with other ``--rows`` share the work. All models are judged by bits per byte, which do not
 depend on what a token is: of the raw WikiText-2 test split, and of the last quarter of the Alpaca file, which nothing
 was calibrated on. A smaller vocabulary counts its tokens in the rest of that file; the model is then pruned until as
-much of the dense one is gone in all.
-
-``--time`` adds what a prompt of 512 tokens takes beside the dense model, both opened by transformers and timed in
-alternation; it needs a quiet machine, and therefore a command of its own after the others. ``dimensions.png`` shows
-the losses.
+much of the dense one is gone in all. ``dimensions.png`` shows the losses.
 """
 
 from __future__ import annotations
@@ -24,23 +19,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
-from latency_check import as_anyone_opens_it
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 from quality_cells import split_alpaca
 from results import Cell, flag, markdown, record
 from transformers import AutoTokenizer
+from vocabulary import judged, record_of, rest_of, size_of, with_fewer_tokens
 
+import multipruner
 from multipruner.commands.main import main as command
 from multipruner.config.recipe import Recipe
 from multipruner.console.quiet import quiet_libraries
 from multipruner.core.errors import MultiprunerError
-from multipruner.core.latency_table import Workload
-from multipruner.engine.precision import Precision
-from multipruner.jobs.vocabulary.loss import bits_per_byte, pieces_of
-from multipruner.latency.timing import side_by_side_samples
+from multipruner.jobs.vocabulary.loss import pieces_of
 from multipruner.recipes import mapping_for
 from multipruner.report.figures.drawing import GRID, SERIES, drawing, percent
 from multipruner.sources.dense import load_dense
@@ -61,9 +53,6 @@ ROWS: dict[str, list[str]] = {
 }
 """A row of the table -> the flags of its runs; one of them cuts the vocabulary first."""
 PIECES = 32
-PROMPT = Workload("prefill", 1, 512)
-MIDDLE = 0.5
-"""The quantile that is told of several samples."""
 
 
 class Bench:
@@ -77,18 +66,16 @@ class Bench:
             name: pieces_of(path.read_text(encoding="utf-8").split("\n"), PIECES) for name, path in texts.items()
         }
         recipe = Recipe.build(mapping_for(args.model), {"ratio": 0.2})
-        self.model, tokenizer = load_dense(resolve(recipe, print), recipe)
-        self.parameters, self.dense = _size(self.model), self._judged(self.model, tokenizer)
+        model, tokenizer = load_dense(resolve(recipe, print), recipe)
+        self.parameters, self.dense = size_of(model), judged(model, tokenizer, self.pieces)
 
     def columns(self) -> list[tuple[str, str]]:
-        judged = [(f"bits per byte, {name}", "{:.4f} ({:+.1f} %)") for name in self.pieces]
-        timed = [(f"milliseconds, {PROMPT.name}", "{:.1f} ({:.2f}x)")] if self.args.time else []
-        return [("asked for", "{:.0%}"), ("what may leave", "{}"), ("removed", "{:.2f} %"), *judged, *timed]
+        bits = [(f"bits per byte, {name}", "{:.4f} ({:+.1f} %)") for name in self.pieces]
+        return [("asked for", "{:.0%}"), ("what may leave", "{}"), ("removed", "{:.2f} %"), *bits]
 
     def table(self, names: list[str], ratios: list[float]) -> Iterator[list[Cell]]:
         """Yield a row for the dense model and one for every run."""
-        blank: list[Cell] = [None] if self.args.time else []
-        yield [None, "dense", 0.0, *([bits, 0.0] for bits in self.dense.values()), *blank]
+        yield [None, "dense", 0.0, *([bits, 0.0] for bits in self.dense.values())]
         for name in names:
             for ratio in ratios:
                 yield self._row(name, ratio)
@@ -97,57 +84,25 @@ class Bench:
         folder = self.args.work / f"{name.replace(',', '').replace(' ', '-')}-{ratio:g}"
         kept = folder.with_suffix(f"{folder.suffix}.json")
         found = json.loads(kept.read_text()) if kept.exists() else self._made(name, ratio, folder)
-        if self.args.time and "removed" in found and "milliseconds" not in found:
-            found["milliseconds"] = self._timed(folder)
+        if not found:  # the command said why; it is tried again another time
+            return [ratio, f"{name}: cannot be", None, *([None] * len(self.pieces))]
         write_atomically(kept, json.dumps(found, indent=1) + "\n")
-        if "removed" not in found:
-            return [ratio, f"{name}: out of reach", *([None] * (len(self.columns()) - 2))]
-        more: list[Cell] = [[bits, 100 * (bits / self.dense[text] - 1)] for text, bits in found["bits"].items()]
-        timed: list[Cell] = [found["milliseconds"]] if self.args.time else []
-        return [ratio, name, 100 * found["removed"], *more, *timed]
+        more = ([bits, 100 * (bits / self.dense[text] - 1)] for text, bits in found["bits"].items())
+        return [ratio, name, 100 * found["removed"], *more]
 
     def _made(self, name: str, ratio: float, folder: Path) -> dict[str, Any]:
         """A cell's numbers; nothing where so much cannot leave."""
-        model, flags = self.args.model, list(ROWS[name])
-        if VOCABULARY in flags:
-            smaller = self._smaller()
-            before = json.loads((smaller / "vocabulary.json").read_text())["parameters"]["after"]
-            model, flags = str(smaller), [flag for flag in flags if flag != VOCABULARY]
-            ratio = 1 - (1 - ratio) * self.parameters / before
-            if ratio < 0:
-                return {}
+        model, flags = self.args.model, [flag for flag in ROWS[name] if flag != VOCABULARY]
+        if VOCABULARY in ROWS[name]:
+            smaller = with_fewer_tokens(model, [str(self.train)], self.args.tokens, self.args.work)
+            model = str(smaller)
+            ratio = rest_of(ratio, self.parameters, record_of(smaller)["parameters"]["after"])
         given = ["--model", model, "--ratio", f"{ratio:.6f}", "--output", str(folder)]
-        if not folder.exists() and command([*given, *flags, *self.flags]):
+        if ratio < 0 or (not folder.exists() and command([*given, *flags, *self.flags])):
             return {}
-        pruned = as_anyone_opens_it(folder, self.args)
+        pruned = multipruner.load(folder, dtype="auto")
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        return {"removed": 1 - _size(pruned) / self.parameters, "bits": self._judged(pruned, tokenizer)}
-
-    def _smaller(self) -> Path:
-        """The dense model with fewer tokens."""
-        folder = self.args.work / f"tokens-{self.args.tokens}"
-        given = ["--model", self.args.model, "--tokens", str(self.args.tokens), "--output", str(folder)]
-        if not folder.exists() and command(["vocabulary", "--text", str(self.train), *given, "--no-measure"]):
-            raise SystemExit(f"the vocabulary of {self.args.tokens} tokens failed")
-        return folder
-
-    def _timed(self, folder: Path) -> list[float]:
-        """Milliseconds of a prompt, and over those of the dense model beside it."""
-        models = {"dense": self.model, "pruned": as_anyone_opens_it(folder, self.args)}
-        samples = side_by_side_samples(models, PROMPT, rounds=self.args.rounds)
-        dense, pruned = (torch.tensor(samples[name]) for name in models)
-        return [float(pruned.quantile(MIDDLE)), float((pruned / dense).quantile(MIDDLE))]
-
-    def _judged(self, model: Any, tokenizer: Any) -> dict[str, float]:
-        with Precision.of(model).computing(model):
-            return {
-                name: bits_per_byte(model, tokenizer, pieces, lambda done, total: None)
-                for name, pieces in self.pieces.items()
-            }
-
-
-def _size(model: Any) -> int:
-    return sum(each.numel() for each in model.parameters())
+        return {"removed": 1 - size_of(pruned) / self.parameters, "bits": judged(pruned, tokenizer, self.pieces)}
 
 
 def figure(path: Path, rows: list[list[Cell]], texts: list[str]) -> None:
@@ -190,10 +145,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--ratios", default="0.1,0.2,0.3", help="shares of all parameters (default: 0.1,0.2,0.3)")
     found.add_argument("--rows", default=";".join(ROWS), help="which rows, with semicolons between (default: all)")
     found.add_argument("--tokens", type=int, default=24_576, help="of the smaller vocabulary (default: 24576)")
-    found.add_argument("--time", action="store_true", help="time every model beside the dense one")
-    found.add_argument("--rounds", type=int, default=16, help="samples of every model (default: 16)")
     flag(found)
-    found.set_defaults(attn_implementation=None, dtype=None, device=None)
     return found
 
 

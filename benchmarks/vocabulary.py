@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +47,8 @@ class Bench:
         named = dict(one.split("=", 1) for one in args.judge)
         rows = {name: Path(path).read_text(encoding="utf-8").split("\n") for name, path in named.items()}
         self.pieces = {name: pieces_of(text, PIECES) for name, text in {HELD_OUT: held_out, **rows}.items()}
-        self.parameters, self.rows = _size(model), len(tokenizer)
-        self.dense = self._judged(model, tokenizer)
+        self.parameters, self.rows = size_of(model), len(tokenizer)
+        self.dense = judged(model, tokenizer, self.pieces)
 
     def columns(self) -> list[tuple[str, str]]:
         judged = [(f"bits per byte, {name}", "{:.4f} ({:+.1f} %)") for name in self.pieces]
@@ -58,24 +58,16 @@ class Bench:
         """Yield the rows: vocabularies alone, then with what else goes."""
         yield [self.rows, 0.0, 0.0, *([bits, 0.0] for bits in self.dense.values())]
         sizes = [int(one) for one in self.args.sizes.split(",") if one]
-        cut = {size: self._cut(size) for size in sizes}
+        cut = {size: with_fewer_tokens(self.args.model, self.args.text, size, self.args.work) for size in sizes}
         for folder in cut.values():
             yield self._row(folder, folder)
         for smaller in (None, *cut.values()) if self.args.ratio else ():
             yield self._row(smaller, self._pruned(smaller))
 
-    def _cut(self, tokens: int) -> Path:
-        folder = self.args.work / f"tokens-{tokens}"
-        texts = [each for text in self.args.text for each in ("--text", text)]
-        given = ["--model", self.args.model, "--tokens", str(tokens), "--output", str(folder), "--no-measure"]
-        if not folder.exists() and command(["vocabulary", *texts, *given]):
-            raise SystemExit(f"the vocabulary of {tokens} tokens failed")
-        return folder
-
     def _pruned(self, smaller: Path | None) -> Path:
         folder = self.args.work / f"{'dense' if smaller is None else smaller.name}-{self.args.ratio}"
-        before = self.parameters if smaller is None else _record(smaller)["parameters"]["after"]
-        ratio = 1 - (1 - self.args.ratio) * self.parameters / before
+        before = self.parameters if smaller is None else record_of(smaller)["parameters"]["after"]
+        ratio = rest_of(self.args.ratio, self.parameters, before)
         if ratio <= 0:
             raise SystemExit(f"{smaller} has less than {1 - self.args.ratio:.0%} of the parameters already")
         model = self.args.model if smaller is None else str(smaller)
@@ -87,25 +79,40 @@ class Bench:
     def _row(self, smaller: Path | None, folder: Path) -> list[Cell]:
         model = multipruner.load(folder, dtype="auto")
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        tokens = _record(smaller)["tokens"]["after"] if smaller else self.rows
-        own = _record(smaller)["ratio"] if smaller else 0.0
-        bits = self._judged(model, tokenizer)
+        tokens = record_of(smaller)["tokens"]["after"] if smaller else self.rows
+        own = record_of(smaller)["ratio"] if smaller else 0.0
+        bits = judged(model, tokenizer, self.pieces)
         more = ([found, 100 * (found / self.dense[name] - 1)] for name, found in bits.items())
-        return [tokens, 100 * own, 100 * (1 - _size(model) / self.parameters), *more]
-
-    def _judged(self, model: Any, tokenizer: Any) -> dict[str, float]:
-        with Precision.of(model).computing(model):
-            return {
-                name: bits_per_byte(model, tokenizer, pieces, lambda done, total: None)
-                for name, pieces in self.pieces.items()
-            }
+        return [tokens, 100 * own, 100 * (1 - size_of(model) / self.parameters), *more]
 
 
-def _record(folder: Path) -> dict[str, Any]:
+def with_fewer_tokens(model: str, texts: Sequence[str], tokens: int, work: Path) -> Path:
+    """A model whose vocabulary is cut by texts, made where it is not there yet."""
+    folder = work / f"tokens-{tokens}"
+    given = ["--model", model, "--tokens", str(tokens), "--output", str(folder), "--no-measure"]
+    if not folder.exists() and command(["vocabulary", *(each for text in texts for each in ("--text", text)), *given]):
+        raise SystemExit(f"the vocabulary of {tokens} tokens failed")
+    return folder
+
+
+def rest_of(ratio: float, whole: int, left: int) -> float:
+    """The share of what is left that goes, so that a ratio of the whole is gone."""
+    return 1 - (1 - ratio) * whole / left
+
+
+def judged(model: Any, tokenizer: Any, texts: Mapping[str, Sequence[str]]) -> dict[str, float]:
+    """Bits per byte of the pieces of every text."""
+    with Precision.of(model).computing(model):
+        return {
+            name: bits_per_byte(model, tokenizer, pieces, lambda done, total: None) for name, pieces in texts.items()
+        }
+
+
+def record_of(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "vocabulary.json").read_text(encoding="utf-8"))
 
 
-def _size(model: Any) -> int:
+def size_of(model: Any) -> int:
     return sum(each.numel() for each in model.parameters())
 
 

@@ -23,7 +23,7 @@ from transformers.utils.hub import HF_MODULES_CACHE
 from multipruner.core.axes import BLOCK_KINDS
 from multipruner.core.blocks import BlockSpec
 from multipruner.core.errors import ConfigError, OutputError, UnsupportedModelError
-from multipruner.core.families import Family, first_row, row_for
+from multipruner.core.families import Family, first_row, row_for, spec_for
 from multipruner.core.families.tasks import CAUSAL_LM, Task
 from multipruner.core.layout import Layout
 
@@ -233,6 +233,15 @@ def family_of(config: Any) -> Family | None:
     model_type = config.get("model_type") if isinstance(config, dict) else getattr(config, "model_type", None)
     first = first_row(str(model_type).removeprefix(MODEL_TYPE)) if str(model_type).startswith(MODEL_TYPE) else None
     return None if first is None else row_for(first, config if isinstance(config, dict) else vars(config))
+
+
+def spec_of(config: Any) -> Family:
+    """Return the row of a configuration, of a pruned model or of a dense one.
+
+    Raises:
+        UnsupportedModelError: when it has none.
+    """
+    return family_of(config) or spec_for(config)
 
 
 def check_reads_text(folder: str | Path, what: str) -> None:

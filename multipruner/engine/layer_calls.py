@@ -101,7 +101,9 @@ def gain_of(block: BlockSpec, layer: nn.Module) -> float | Tensor:
 
 def gained(weight: Tensor, gain: float | Tensor) -> Tensor:
     """Return an output projection, [hidden_size, columns], that gives what a block adds, its gain in it."""
-    return weight * (gain.detach().to(weight).reshape(-1, 1) if isinstance(gain, Tensor) else gain)
+    if isinstance(gain, Tensor):
+        return weight * gain.detach().to(weight).reshape(-1, 1)
+    return weight if gain == 1.0 else weight * gain
 
 
 def ungained(added: Tensor, gain: float | Tensor) -> Tensor:
@@ -109,7 +111,7 @@ def ungained(added: Tensor, gain: float | Tensor) -> Tensor:
     added whatever it is.
     """
     if not isinstance(gain, Tensor):
-        return added / (gain or 1.0)
+        return added if gain in (0.0, 1.0) else added / gain
     gain = gain.detach().to(added)
     return added / torch.where(gain == 0, 1.0, gain)
 

@@ -1,6 +1,6 @@
 """A stock model seen as a row of residual blocks, any of which can run at any size.
 
-No transformers code is repeated here: blocks are stock modules with leading slices of their weights, called as there.
+No transformers code is repeated: stock modules with leading slices of their weights, called as the stock model does.
 """
 
 from __future__ import annotations

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from multipruner.checkpoint.classes import family_of
+from multipruner.checkpoint.classes import spec_of
 from multipruner.core.axes import BLOCK_KINDS
 from multipruner.core.errors import UnsupportedModelError
-from multipruner.core.families import Family, spec_for
 
 
 def batch_experts(model: Any) -> None:
@@ -15,7 +14,7 @@ def batch_experts(model: Any) -> None:
 
     Running one expert after the other depends on the text, and transformers' grouped product is an operator of its own.
     """
-    if any(block.routed for block in _spec_of(model).blocks):
+    if any(block.routed for block in spec_of(model.config).blocks):
         model.set_experts_implementation("batched_mm")
 
 
@@ -32,13 +31,9 @@ def check_mixers(model: Any, format_name: str, *, cached: bool) -> None:
     Raises:
         UnsupportedModelError: naming the family.
     """
-    spec = _spec_of(model)
+    spec = spec_of(model.config)
     if any(block.recurrent or (cached and BLOCK_KINDS[block.kind].whole) for block in spec.blocks):
         raise UnsupportedModelError(
             f"{spec.model_type}: what its mixers of tokens keep has no place in a graph for {format_name}; load the "
             "folder with transformers"
         )
-
-
-def _spec_of(model: Any) -> Family:
-    return family_of(model.config) or spec_for(model.config)

@@ -11,12 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from multipruner.checkpoint.classes import family_of
+from multipruner.checkpoint.classes import spec_of
 from multipruner.checkpoint.load import load
 from multipruner.checkpoint.save import check_space, weight_bytes
 from multipruner.console.quiet import quieted
 from multipruner.core.errors import ConfigError, OutputError
-from multipruner.core.families import spec_for
 from multipruner.sources.intake.processor import load_processor, shape_of
 from multipruner.storage.files import output_errors, publish, scratch
 
@@ -189,7 +188,7 @@ def export_onnx(
 
 def _traced(model: Any, folder: Path) -> _Traced:
     """Return what is followed through a model: free batch, and of texts free length."""
-    spec = family_of(model.config) or spec_for(model.config)
+    spec = spec_of(model.config)
     if spec.task.reads_text:
         ids = torch.arange(18).reshape(2, 9) % model.config.vocab_size
         return _Traced(_OfText(model), {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, (0, 1))

@@ -13,8 +13,8 @@ from typing import Any, Protocol
 import torch
 from transformers import PreTrainedModel
 
-from multipruner.checkpoint.classes import family_of
-from multipruner.core.families import cache_argument, spec_for
+from multipruner.checkpoint.classes import spec_of
+from multipruner.core.families import cache_argument
 from multipruner.core.latency_table import Workload
 
 from .clock import Clock
@@ -126,7 +126,7 @@ class _Pictures:
     """Square pictures of noise."""
 
     def __init__(self, model: PreTrainedModel, workload: Workload) -> None:
-        spec, side = family_of(model.config) or spec_for(model.config), workload.tokens
+        spec, side = spec_of(model.config), workload.tokens
         shape = (workload.batch, spec.part_of(model.config).num_channels, side, side)
         pixels = torch.randn(shape, generator=torch.Generator().manual_seed(0))
         self._model, self._arguments = model, {spec.task.inputs: pixels.to(model.device, model.dtype)}
@@ -220,7 +220,7 @@ def compile_blocks(model: PreTrainedModel) -> None:
     Raises:
         UnsupportedModelError: when it has none.
     """
-    spec = family_of(model.config) or spec_for(model.config)
+    spec = spec_of(model.config)
     for layer in model.get_submodule(f"{spec.decoder}.{spec.layers}").children():
         for path in (path for block in spec.blocks for path in block.modules):
             module = layer.get_submodule(path)

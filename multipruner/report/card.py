@@ -200,8 +200,8 @@ def _removed(plan: PruningPlan, picture: Any, figure: str | None) -> str:
     text += "`plan.json` lists every kept head and channel in the dense model's numbering."
     if sizes := tensor_parallel_sizes(plan):
         text += (
-            " A server that splits layers over devices (tensor parallelism) can take "
-            f"{', '.join(map(str, sizes))} of them: these numbers divide the KV groups and MLP channels of every layer."
+            f" The KV groups and MLP channels of every layer divide by {', '.join(map(str, sizes))}, as servers need "
+            "that split layers over so many devices (tensor parallelism)."
         )
     if figure:
         text += f"\n\n![What every layer keeps]({figure})"

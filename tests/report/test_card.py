@@ -27,5 +27,5 @@ def test_devices_divide_groups_and_channels_of_every_layer_that_has_them(layers:
 
 
 def test_the_card_says_on_how_many_devices_layers_can_lie() -> None:
-    assert "tensor parallelism) can take 2, 4 of them" in model_card({}, _plan([(4, 12), (8, 0)]))
+    assert "every layer divide by 2, 4, as servers" in model_card({}, _plan([(4, 12), (8, 0)]))
     assert "tensor parallelism" not in model_card({}, _plan([(4, 12), (6, 9)]))

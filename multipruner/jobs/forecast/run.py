@@ -191,7 +191,8 @@ def forecast(
     memory = memory_of(recipe, prunable, texts, by_stage, searched, item, idle=there, on_disk=on_disk)
     result = int(by_stage["writing"].disk)
     long = sum(map(rates.seconds, by_stage.values())) >= _LONG
-    efforts = {name: _seconds(each, prunable, rates, kept, on_disk) for name, each in others.items() if long}
+    told = others if long else {}
+    efforts = {name: _seconds(each, prunable, rates, kept, on_disk) for name, each in told.items()}
     cache = fetched + (grams(texts, shape_of(prunable)) if recipe.moments == "disk" else 0) + 2 * result * on_disk
     disk = {str(output): int(1.05 * result)} | ({str(cache_folder()): cache} if cache else {})
     return Forecast(by_stage, rates, memory, disk, budgets_of(recipe, prunable), fetches, efforts, Allowed.of(recipe))
