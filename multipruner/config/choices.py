@@ -216,20 +216,20 @@ class OneOf:
     table: Mapping[str, Any]
     what: str
 
-    def checked(self, name: str) -> str:
+    def checked(self, name: object) -> object:
         """Return the name.
 
         Raises:
-            ValueError: when the table has no such row.
+            ValueError: when the table has no such row; also for what is no text, such as a key left empty.
         """
         try:
-            row_of(self.table, name, self.what)
+            row_of(self.table, str("" if name is None else name), self.what)
         except ConfigError as error:
             raise ValueError(str(error)) from None
         return name
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        return core_schema.no_info_after_validator_function(self.checked, handler(source))
+        return core_schema.no_info_before_validator_function(self.checked, handler(source))
 
 
 @dataclass(frozen=True)

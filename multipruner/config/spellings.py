@@ -96,8 +96,8 @@ def respelled(where: str, given: Mapping[str, Any], origin: str = "") -> dict[st
 
 def settle_method(given: dict[str, Any]) -> None:
     """Make what the structure is to be found by the method, where the recipe's own does not find it so anyway."""
-    finder, row = given.pop(FOUND_BY, None), METHODS.get(given.get("method", next(iter(METHODS))))
-    other = METHODS.get(finder)
+    finder, row = given.pop(FOUND_BY, None), METHODS.get(str(given.get("method", next(iter(METHODS)))))
+    other = METHODS.get(str(finder))
     if finder is not None and not (row and other and row.by == other.by):
         given["method"] = finder
 

@@ -178,7 +178,7 @@ def _some_of(recipe: Recipe, held_out: PictureFiles) -> PictureFiles:
 def _check(recipe: Recipe, name: str) -> None:
     """Refuse what only texts have."""
     if recipe.objective == "nll":
-        raise ConfigError(f"{name} is an image classifier, judged by its divergence from the dense model: no nll")
+        raise ConfigError(f"{name} is an image classifier, judged by its divergence (--objective kl)")
     if recipe.hidden_size is not None or recipe.value_dim_step is not None:
         raise ConfigError(f"{name} is an image classifier: give no --hidden-size and no --value-dim-step")
     if others := [task for task in recipe.evaluation.tasks if task != "ppl"]:

@@ -154,7 +154,7 @@ def test_bad_pictures_are_one_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("more", "named"),
     [
-        ({"objective": "nll"}, "no nll"),
+        ({"objective": "nll"}, "--objective kl"),
         ({"hidden_size": 32}, "no --hidden-size"),
         ({"value_dim_step": 4}, "no --value-dim-step"),
         ({"evaluation": {"tasks": ["ppl", "piqa"]}}, "no piqa"),
