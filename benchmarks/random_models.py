@@ -18,6 +18,8 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from multipruner.stream.write import saved_tensors
+
 _SHARED = {"max_position_embeddings": 4096, "dtype": "bfloat16", "bos_token_id": 0, "eos_token_id": 1}
 _LONG = {"rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
          "original_max_position_embeddings": 8192}  # fmt: skip
@@ -32,6 +34,10 @@ SHAPES: dict[str, dict[str, Any]] = {
              "num_key_value_heads": 2, "vocab_size": 151936, "tie_word_embeddings": True},
     "7b": {"hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28, "num_attention_heads": 28,
            "num_key_value_heads": 4, "vocab_size": 152064, "tie_word_embeddings": False},
+    "moe-1b": {"model_type": "qwen3_moe", "hidden_size": 1024, "intermediate_size": 3072, "moe_intermediate_size": 384,
+               "num_hidden_layers": 16, "num_attention_heads": 16, "num_key_value_heads": 4, "head_dim": 64,
+               "num_experts": 64, "num_experts_per_tok": 8, "norm_topk_prob": True, "vocab_size": 32000,
+               "tie_word_embeddings": True},
     "llama-tiny": {"model_type": "llama", "hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 4,
                    "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 4400, "tie_word_embeddings": True},
     "llama-2-7b": {"model_type": "llama", "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
@@ -41,8 +47,8 @@ SHAPES: dict[str, dict[str, Any]] = {
                      "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256,
                      "tie_word_embeddings": False, "max_position_embeddings": 131072, "rope_parameters": _LONG},
 }  # fmt: skip
-"""Configurations of Qwen 2.5 (and, at 0.1 billion, the sizes of SmolLM2) by their billions of parameters, and of Llama
-by name."""
+"""Configurations of Qwen 2.5 (and, at 0.1 billion, the sizes of SmolLM2) by their billions of parameters, of Llama by
+name, and of a mixture of 64 experts such as Qwen 3's."""
 WORDS = 4096
 """Of the vocabulary that the random text is of."""
 TEXT = 200_000
@@ -84,9 +90,11 @@ def _config(shape: Mapping[str, Any]) -> Any:
 
 
 def _parts(model: Any) -> Iterator[dict[str, torch.Tensor]]:
-    """Yield the tensors of the layers, and of what is outside of them, layer by layer."""
+    """Yield the tensors of the layers, and of what is outside of them, layer by layer, as they are published: experts
+    one by one.
+    """
     parts: dict[str, dict[str, torch.Tensor]] = {}
-    for name, tensor in model.named_parameters():
+    for name, tensor in saved_tensors(model).items():
         words = name.split(".")
         parts.setdefault(words[2] if words[1] == "layers" else "outside", {})[name] = tensor
     yield from parts.values()

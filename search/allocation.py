@@ -157,9 +157,10 @@ def allocate(
             table, base = _tables(task, meter, best, reach, number)
         else:
             table = {} if estimate is None else dict(estimate(task))
+            told = set(table) or set(range(len(dense))) - task.straight
             if len(table) < len(dense):
                 table |= _tables(task, rough, dense, None, number, table)[0]
-            table, base = _settled(task, rough, table), dense_loss
+            table, base = _settled(task, rough, table, told), dense_loss
         solutions = _solutions(task, table, best if number else None)
         losses = [meter(solution.structure) for solution in solutions]
         loss, solution = min(zip(losses, solutions, strict=True), key=lambda pair: pair[0])
@@ -265,9 +266,10 @@ def _tables(
     return table, own
 
 
-def _settled(task: Task, meter: _Meter, estimated: Table) -> Table:
-    """Measure what the program would remove, until it removes nothing whose loss follows from errors: a block that is
-    gone takes with it what no error of an output tells, such as the few huge activations that others lean on.
+def _settled(task: Task, meter: _Meter, estimated: Table, told: Collection[int]) -> Table:
+    """Measure what the program would remove, until it removes nothing whose loss follows from errors (of the blocks
+    ``told``): a block that is gone takes with it what no error of an output tells, such as the few huge activations
+    that others lean on.
     """
     if task.errors is None:
         return estimated
@@ -276,7 +278,7 @@ def _settled(task: Task, meter: _Meter, estimated: Table) -> Table:
     own, asked = meter(dense), set[int]()
     while True:
         found = solve(table, task.limits, task.anatomy, uniform=task.uniform).structure
-        new = [block for block, size in enumerate(found) if not size and block not in asked | task.straight]
+        new = [block for block, size in enumerate(found) if not size and block in told and block not in asked]
         if not new:
             return table
         for block in new:
@@ -294,7 +296,15 @@ def _asked(task: Task, base: Structure, reach: int | None) -> dict[int, list[tup
     }
 
 
-def options_of_round(task: Task, base: Structure, number: int) -> dict[int, list[Size]]:
-    """Return what a round (0: the first tables) measures of every block around a structure, all before it made."""
+def options_of_round(task: Task, base: Structure, number: int, known: Collection[int] = ()) -> dict[int, list[Size]]:
+    """Return what a round (0: the first tables) measures of every block around a structure, all before it made.
+
+    Args:
+        task: what is asked.
+        base: the structure.
+        number: of the round.
+        known: blocks whose first tables are estimated.
+    """
     reach = max(1, _reach(task) >> (number - 1)) if number else None
-    return {block: [size for _, sizes in rows for size in sizes] for block, rows in _asked(task, base, reach).items()}
+    asked = {block: rows for block, rows in _asked(task, base, reach).items() if number or block not in known}
+    return {block: [size for _, sizes in rows for size in sizes] for block, rows in asked.items()}

@@ -164,7 +164,7 @@ class Prunable:
 
     def block(self, state: State, inputs: Inputs, block: int, size: Size) -> State:
         """Return the residual stream after one block of a given size, from that before it."""
-        return self.after(state, self._run(self._slimmed(block, size), state, inputs, block) if size else None, block)
+        return self.after(state, self.output(state, inputs, block, size) if size else None, block)
 
     def after(self, state: State, output: Tensor | None, block: int) -> State:
         """Return the residual stream after a block, from what its output projection gives (``None``: it is gone)."""
@@ -172,8 +172,9 @@ class Prunable:
         beside = block + 1 < len(self.anatomy) and self.block_spec(block + 1).parallel
         return Beside(stream, read_by_next(state)) if beside else stream
 
-    def _run(self, module: nn.Module, state: State, inputs: Inputs, block: int) -> Tensor:
-        spec, normed = self.block_spec(block), self.read_by(state, block)
+    def output(self, state: State, inputs: Inputs, block: int, size: Size) -> Tensor:
+        """Return what the output projection of a block of a given size gives, or what its experts do."""
+        spec, normed, module = self.block_spec(block), self.read_by(state, block), self._slimmed(block, size)
         if spec.steps:
             output = reduce(lambda x, step: getattr(module, step)(x), spec.steps, normed)
         elif not spec.arguments:
@@ -192,8 +193,7 @@ class Prunable:
     def added(self, output: Tensor, block: int) -> Tensor:
         """Return what a block adds to the residual stream, from what comes out of its output projection."""
         spec, layer = self.block_spec(block), self.layer_of(block)
-        if spec.after:
-            output = layer.get_submodule(spec.after)(output)
+        output = layer.get_submodule(spec.after)(output) if spec.after else output
         return output * layer_calls.gain_of(spec, layer) if spec.gain else output
 
     def output_of(self, block: int, size: Size) -> nn.Module:
@@ -203,7 +203,7 @@ class Prunable:
     def output_input(self, state: State, inputs: Inputs, block: int, size: Size) -> Tensor:
         """Return the inputs of the output projection of a block of a given size, [sequences, length, columns]."""
         output = self.output_of(block, size)
-        x = input_of(output, lambda: self._run(self._slimmed(block, size), state, inputs, block))
+        x = input_of(output, lambda: self.output(state, inputs, block, size))
         return output.read(x) if isinstance(output, PartlyRead) else x
 
     def normed(self, hidden: Tensor) -> Tensor:

@@ -10,18 +10,20 @@ they are cut off at a high quantile.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from multipruner.core.structure import Size
 from multipruner.engine.layer_calls import Beside, Inputs, State, stream_of
 from multipruner.engine.moments import positions_of
 from multipruner.engine.prunable import Prunable
 from multipruner.engine.token_losses import tokens_at_once
 from multipruner.search import Task
+from multipruner.search.options import interpolated
 from multipruner.search.program import Table
 
 QUANTILE = 0.99
@@ -64,23 +66,26 @@ def sensitivities(prunable: Prunable, ids: Tensor, *, seed: int = 0, progress: P
     return [FACTOR / 2 * met * mean / prunable.anatomy.constants["hidden"] for mean in means]
 
 
-def first_tables(task: Task, factors: Sequence[float]) -> Table:
+def first_tables(task: Task, factors: Sequence[float], ran: Mapping[int, Mapping[Size, float]]) -> Table:
     """Return loss increases of the options of all blocks whose errors can be told: sensitivity times squared error.
 
     Args:
-        task: tells the errors.
+        task: tells the errors that follow from moments.
         factors: the sensitivity of every block.
+        ran: squared errors of the other blocks' options, some of every chain (:mod:`.routed_errors`); between them
+            errors are on straight lines.
     """
     dense, table = task.anatomy.dense, {}
     for block, factor in enumerate(factors):
-        if block in task.straight:
-            continue
         rows = []
         for chain in task.chains(block, dense):
-            errors = task.errors_of(block, chain)
-            assert errors is not None, "it is not one of those that are straight"
-            pairs = zip(chain, errors, strict=True)
-            rows.append({size: 0.0 if size == dense[block] else factor * error for size, error in pairs})
+            told = task.errors_of(block, chain)
+            if told is None:
+                known = {size: ran[block][size] for size in chain if size in ran[block]}
+                errors = interpolated({**known, dense[block]: 0.0}, chain)
+            else:
+                errors = dict(zip(chain, told, strict=True))
+            rows.append({size: 0.0 if size == dense[block] else factor * errors[size] for size in chain})
         table[block] = task.predicted(block, dense, rows)
     return table
 

@@ -15,7 +15,7 @@ from multipruner.checkpoint.carry import folder_of
 from multipruner.checkpoint.classes import family_of
 from multipruner.checkpoint.cut import apply_plan
 from multipruner.checkpoint.reopen import check_reopened
-from multipruner.checkpoint.save import save
+from multipruner.checkpoint.save import SHARD_SIZE, save, weight_bytes
 from multipruner.console.events import tell
 from multipruner.console.progress import counting_display, judging_display, named, waiting_display
 from multipruner.console.say import Say, teller
@@ -28,7 +28,10 @@ from multipruner.report import notebook
 from multipruner.report.card import model_card
 from multipruner.report.summary import next_commands, render
 from multipruner.sources.pictures import PictureFiles
+from multipruner.storage.memory import free_memory
 from multipruner.storage.tensors_on_disk import mapped
+from multipruner.stream.write import write_weights
+from multipruner.stream.written import check_written
 
 from .forecast.run import outcome
 from .forecast.walks import together_in
@@ -125,7 +128,7 @@ def finish(
         save(
             output, pruned, setting.tokenizer, plan=plan, report=ended, trajectory=journal, card=card, replace=True,
             source=folder_of(setting.source.path_or_id, setting.source.revision), extra=files,
-            check=lambda folder: check_reopened(folder, pruned, setting.calibration.ids),
+            **_written_and_checked(setting, pruned),
         )  # fmt: skip
     console.print(render(report, output, comparison.table()))
     peak = report.get("forecast", {}).get("memory", {}).get("peak_bytes")
@@ -134,6 +137,19 @@ def finish(
     say(next_commands(output, task=setting.prunable.spec.task))
     tell(console, "result", **result_of(report, output))
     return Run(output, plan, report, pruned, setting.tokenizer)
+
+
+def _written_and_checked(setting: Setting, pruned: Any) -> dict[str, Any]:
+    """Return how weights are written, and held against the model: experts of layers on disk one layer at a time, and
+    opened again only where memory has room for them all.
+    """
+    reopened = {"check": lambda folder: check_reopened(folder, pruned, setting.calibration.ids)}
+    if setting.prunable.on_disk is None or not any(block.routed for block in setting.prunable.spec.blocks):
+        return reopened
+    weights = {"weights": lambda folder: write_weights(folder, pruned, SHARD_SIZE, lambda done: None)}
+    if 2 * weight_bytes(pruned) <= free_memory():
+        return weights | reopened
+    return weights | {"check": lambda folder: check_written(folder, pruned, trust=True, reopen=False)}
 
 
 def cut_model(setting: Setting, plan: PruningPlan, outputs: Outputs, gain: torch.Tensor | None = None) -> Any:

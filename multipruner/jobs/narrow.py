@@ -180,7 +180,7 @@ def narrowed(setting: Setting, hidden: int, display: Show, stream: Sequence[int]
     ranking = replace(setting.ranking, stream=order)
     prunable, held = _cut(replace(setting, ranking=ranking), hidden)
     fit_to_wider(prunable, ids, refit=recipe.repair == "lstsq", progress=named(display, "hidden repair"))
-    return ordered(replace(setting, prunable=prunable, held=held, ranking=ranking, sensitivities=[]), display)
+    return ordered(replace(setting, prunable=prunable, held=held, ranking=ranking, sensitivities=[], ran={}), display)
 
 
 def _cut(setting: Setting, hidden: int) -> tuple[Prunable, Together]:

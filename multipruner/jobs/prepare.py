@@ -21,20 +21,20 @@ from multipruner.core.errors import NumericsError
 from multipruner.core.plan import Ranking
 from multipruner.engine.fingerprint import fingerprint
 from multipruner.engine.moments import Statistics, positions_of, seldom_routed
-from multipruner.engine.precision import TYPES, Precision, name_of, product_rates
+from multipruner.engine.precision import TYPES, Precision, product_rates
 from multipruner.engine.processes import Team
 from multipruner.engine.prunable import Prunable
 from multipruner.eval import check_settings, evaluate, perplexity
 from multipruner.repair.scoring import unrepaired
 from multipruner.sources.calibration import CalibrationSet, CalibrationText, held_out_text
-from multipruner.sources.dense import device_of, load_dense, stored_otherwise
+from multipruner.sources.dense import device_of, load_dense
 from multipruner.sources.intake.processor import shape_of
 from multipruner.sources.pictures import PictureFiles, pictures_of
 from multipruner.sources.resolve import resolve
 
 from .forecast.bounds import Fitting
 from .forecast.run import Forecast, forecast, idle_of, say_forecast, unwritten_of
-from .forecast.walks import layers_on_disk, said, together_in, walking
+from .forecast.walks import Experts, layers_on_disk, said, together_in, walking
 from .narrow import check_asked, narrowed, ordered
 from .record import timed
 from .setting import Setting, along_in
@@ -99,11 +99,13 @@ def prepare(
         source = resolve(recipe, say)
         if source.wrapper is not None:
             say(_TEXT_ONLY)
-        model, tokenizer = load_dense(source, recipe, mapped=walks and recipe.offload != "none", pictures=pictures)
+        experts, mapped = Experts(recipe, rates, say), walks and recipe.offload != "none"
+        stack: dict[str, Any] = {"stack": experts.stacked} if mapped else {}
+        model, tokenizer = load_dense(source, recipe, mapped=mapped, pictures=pictures, **stack)
         mark, precision = fingerprint(model), Precision.of(model, recipe.compute_dtype, rates)
         say(precision.line())
         prunable = Prunable.of(model, precision.stored, along_in(recipe))
-        copied = partial(stored_otherwise, source, name_of(precision.stored))
+        copied = partial(experts.copied, source, precision.stored)
         layers = layers_on_disk(recipe, prunable, precision.computed, walks=walks, copied=copied)
         text = prunable.spec.task.reads_text
         if first and text and output is not None:

@@ -13,7 +13,7 @@ from multipruner.config.amounts import frozen_blocks
 from multipruner.config.recipe import Recipe
 from multipruner.core.axes import AXES, VALUES, ranges_of
 from multipruner.core.plan import PruningPlan, Ranking
-from multipruner.core.structure import Structure
+from multipruner.core.structure import Size, Structure
 from multipruner.engine.fingerprint import configuration
 from multipruner.engine.moments import Statistics, positions_of
 from multipruner.engine.objective import Work
@@ -21,6 +21,7 @@ from multipruner.engine.precision import Held, Precision, Together
 from multipruner.engine.processes import Team
 from multipruner.engine.prunable import Outputs, Prunable
 from multipruner.importance.energies import TOKENS, first_tables, sensitivities
+from multipruner.importance.routed_errors import routed_errors, sizes_run
 from multipruner.repair.scoring import Repair, has_output_bias
 from multipruner.search import Grid, Problem, Round, Step, Task
 from multipruner.search.grid import aligned
@@ -94,8 +95,9 @@ def problem_of(recipe: Recipe, prunable: Prunable) -> Problem:
 class Setting:
     """What the stages of a run share; ``texts`` is what :meth:`.CalibrationText.record` gives, ``forecast`` what was
     foretold (:class:`multipruner.jobs.forecast.run.Forecast`), if anything was, ``sensitivities`` those of the blocks
-    (:func:`multipruner.importance.energies.sensitivities`), computed when first tables need them, ``pictures`` what an
-    image classifier is judged on.
+    (:func:`multipruner.importance.energies.sensitivities`), computed when first tables need them, ``ran`` the errors of
+    blocks that no moments tell (:mod:`multipruner.importance.routed_errors`), ``pictures`` what an image classifier is
+    judged on.
 
     What follows from these values is computed when it is first asked for, once; a setting with another recipe
     (:func:`dataclasses.replace`) computes its own.
@@ -118,6 +120,7 @@ class Setting:
     team: Team = field(default_factory=Team, repr=False)
     forecast: Any = field(default=None, repr=False)
     sensitivities: list[float] = field(default_factory=list, repr=False)
+    ran: dict[int, dict[Size, float]] = field(default_factory=dict, repr=False)
     pictures: PictureFiles | None = field(default=None, repr=False)
 
     @property
@@ -170,18 +173,22 @@ class Setting:
 
         Args:
             display: called with ("energies", sequences done, sequences in all) in the backward pass, which is made once
-                for all recipes.
+                for all recipes, and with ("experts", blocks done, blocks in all) where blocks are run at several sizes.
         """
         if not self.recipe.estimated:
             return None
 
         def estimated(task: Task) -> Table:
             assert self.statistics_ids is not None, "there are no errors without moments"
+            few = self.statistics_ids[: max(1, TOKENS // positions_of(self.prunable, self.statistics_ids))]
             if not self.sensitivities:
-                few = self.statistics_ids[: max(1, TOKENS // positions_of(self.prunable, self.statistics_ids))]
                 seed, shown = self.recipe.calibration.seed, partial(display, "energies")
                 self.sensitivities.extend(sensitivities(self.prunable, few, seed=seed, progress=shown))
-            return first_tables(task, self.sensitivities)
+            sizes = {b: [size for size in row if size not in self.ran.get(b, ())] for b, row in sizes_run(task).items()}
+            if any(sizes.values()):
+                for block, row in routed_errors(self.prunable, few, sizes, partial(display, "experts")).items():
+                    self.ran.setdefault(block, {}).update(row)
+            return first_tables(task, self.sensitivities, self.ran)
 
         return estimated
 

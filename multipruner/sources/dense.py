@@ -31,7 +31,12 @@ _TRIAL_TOKENS = 8
 
 
 def load_dense(
-    resolved: ResolvedModel, recipe: Recipe, *, mapped: bool = False, pictures: bool = False
+    resolved: ResolvedModel,
+    recipe: Recipe,
+    *,
+    mapped: bool = False,
+    pictures: bool = False,
+    stack: Stack = lambda found: None,
 ) -> tuple[PreTrainedModel, Any]:
     """Load model and tokenizer, in evaluation mode, on the recipe's device, every tensor accounted for.
 
@@ -41,6 +46,7 @@ def load_dense(
         mapped: whether memory for all weights is not needed: on a CPU those that have their type on disk are views of
             their file.
         pictures: whether the job at hand can do with an image classifier; then the second is its image processor.
+        stack: gives a mixture of experts whose weights are views of files, where that is wanted; asked on a CPU alone.
 
     Raises:
         UnsupportedModelError: before any weight is loaded, for what cannot be pruned as it is: a family without a row,
@@ -53,14 +59,20 @@ def load_dense(
     """
     device = device_of(recipe.device)
     found = accounted(resolved, recipe, pictures=pictures)
-    views = mapped and device.type == "cpu" and not any(block.routed for block in found.spec.blocks)
+    routed, cpu = any(block.routed for block in found.spec.blocks), device.type == "cpu"
+    if routed and cpu and (model := stack(found)) is not None:
+        return _checked(found, model), found.tokenizer
+    views = mapped and cpu and not routed
     wanted = str(found.config.dtype).removeprefix("torch.") if recipe.dtype == "auto" else recipe.dtype
     copied = [tensor for tensor in found.stored.values() if not (views and TORCH_NAMES.get(tensor.dtype) == wanted)]
     _check_room(found.name, needed_bytes(copied, recipe.dtype), device)
-    model = _load(found, recipe.dtype, device)
+    return _checked(found, _load(found, recipe.dtype, device)), found.tokenizer
+
+
+def _checked(found: Accounted, model: PreTrainedModel) -> PreTrainedModel:
     check_finite(model)
     _check_computes(found, model)
-    return model.eval(), found.tokenizer
+    return model.eval()
 
 
 def stored_otherwise(resolved: ResolvedModel, dtype: str) -> list[str]:
@@ -96,6 +108,10 @@ class Accounted:
     how: Mapping[str, Any]
     tokenizer: Any
     stored: Mapping[str, StoredTensor]
+
+
+Stack = Callable[[Accounted], "PreTrainedModel | None"]
+"""Gives the model of a checkpoint in another way than transformers load it, or ``None``."""
 
 
 def accounted(

@@ -39,7 +39,7 @@ class LayersOnDisk:
 
     def __init__(self, layers: Sequence[nn.Module], cast: Callable[[Tensor], Tensor], ahead: bool = True) -> None:
         self._layers, self._cast = list(layers), cast
-        self._files: list[tuple[nn.Parameter, Tensor]] = []
+        self._files: list[tuple[Tensor, Tensor]] = []
         self._here: int | None = None
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
         self._arrange: Callable[[int], None] | None = None
@@ -98,6 +98,7 @@ class LayersOnDisk:
             for weight in self._layers[number].parameters():
                 self._files.append((weight, weight.data))
                 weight.data = self._cast(weight.data)
+            self._files += [(buffer, buffer.data) for buffer in self._layers[number].buffers()]  # arranged with them
             self._here = number
             self.read += 1
             if self._arrange is not None:

@@ -16,7 +16,7 @@ from multipruner.core.errors import NumericsError
 from multipruner.storage.tensor_bytes import Part, write_parts
 from multipruner.storage.tensor_headers import INDEX
 
-from .deferred import Values
+from .deferred import Deferred, Read, Values
 from .dense import DTYPES
 
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
@@ -24,10 +24,16 @@ _PATTERN = "model{suffix}.safetensors"
 
 
 def saved_tensors(model: PreTrainedModel) -> dict[str, Tensor]:
-    """Return the tensors of a model under the names, and in the layout, in which transformers save them."""
+    """Return the tensors of a model under the names, and in the layout, in which transformers save them; deferred, so
+    that experts that lie apart in files are taken apart one layer after the other.
+    """
     tied = set(model.all_tied_weights_keys)
-    own = {name: tensor.detach() for name, tensor in model.state_dict().items() if name not in tied}
+    own = {name: _deferred(tensor.detach()) for name, tensor in model.state_dict().items() if name not in tied}
     return revert_weight_conversion(model, own)
+
+
+def _deferred(tensor: Tensor) -> Tensor:
+    return tensor if isinstance(tensor, Deferred) else Deferred(tensor, Read(lambda: tensor))
 
 
 def write_weights(folder: Path, model: PreTrainedModel, shard_size: str, tick: Callable[[int], object]) -> None:

@@ -96,7 +96,7 @@ class Fitting:
         computed: type that its weights will have in memory.
         idle: bytes that the process has besides.
         walks: whether decoder layers may stay on disk, and moments too.
-        copied: names the weights that are no views of their files.
+        copied: tells why weights are no views of their files, where some are not.
         unwritten: tells how many sequences are still to be sampled.
     """
 

@@ -13,6 +13,7 @@ from multipruner.engine.grouped_attention import grouped_attention, narrow_cache
 from multipruner.engine.prunable import Prunable
 from multipruner.eval.scoring import context_length
 from multipruner.importance.energies import TOKENS as ENERGY_TOKENS
+from multipruner.importance.routed_errors import sizes_run
 from multipruner.jobs.narrow import as_bounded, sizes_tried
 from multipruner.jobs.reachable import span
 from multipruner.jobs.setting import problem_of, task_of
@@ -99,10 +100,11 @@ def _searched(recipe: Recipe, prunable: Prunable) -> Searched:
         for block in range(len(dense))
     }
     found = solve(table, task.limits, task.anatomy, uniform=task.uniform).structure
+    estimated = range(len(dense)) if recipe.estimated else ()
     rounds = tuple(
         tuple(
             Candidate(block, _kept(prunable, block, size))
-            for block, sizes in options_of_round(task, found if number else dense, number).items()
+            for block, sizes in options_of_round(task, found if number else dense, number, estimated).items()
             for size in sizes
         )
         for number in range(task.rounds + 1)
@@ -127,7 +129,9 @@ def work_of(recipe: Recipe, prunable: Prunable, texts: Texts) -> tuple[dict[str,
         search = work.tables(searched.rounds, searched.base, texts, shape, kl=kl, refit=scored, solutions=1 + few)
         if recipe.estimated:
             sequences = min(texts.statistics, max(1, ENERGY_TOKENS // texts.length))
-            search += work.energies(sequences * texts.length, shape)
+            sizes = sizes_run(task_of(recipe, as_bounded(recipe, prunable)))
+            ran = {block: [_kept(prunable, block, size) for size in row] for block, row in sizes.items()}
+            search += work.energies(sequences * texts.length, shape, ran)
     else:
         finished = work.ABANDONED if recipe.shortlist is None else 1.0
         search = work.path(searched.counts, texts, shape, kl=kl, left=searched.left, finished=finished)

@@ -32,7 +32,7 @@ from .memory import grams
 from .needs import Fetch, model_of, texts_of
 from .rates import Rates, measured
 from .stand_in import meta_model, stand_in
-from .walks import layers_on_disk, said, walking, walks_of
+from .walks import kept_in_cache, layers_on_disk, said, walking, walks_of
 from .work import Texts, Work
 
 _LIBRARIES = 256 << 20
@@ -49,8 +49,7 @@ class Forecast:
     Attributes:
         work: by stage, in the order in which they run; the names are those of the report's ``seconds``.
         rates: of this machine.
-        memory: bytes of the whole process, by stage.
-        disk: bytes by folder that must have room for them.
+        memory, disk: bytes of the whole process by stage; and by folder those that must have room there.
         budgets: what the budgets mean, one fact a line.
         fetches: what is not on this machine, or is.
         efforts: of a long run, seconds at every quicker effort, by its name.
@@ -193,7 +192,8 @@ def forecast(
     long = sum(map(rates.seconds, by_stage.values())) >= _LONG
     told = others if long else {}
     efforts = {name: _seconds(each, prunable, rates, kept, on_disk) for name, each in told.items()}
-    cache = fetched + (grams(texts, shape_of(prunable)) if recipe.moments == "disk" else 0) + 2 * result * on_disk
+    cache = fetched + (grams(texts, shape_of(prunable)) if recipe.moments == "disk" else 0)
+    cache += kept_in_cache(prunable, result) if on_disk else 0
     disk = {str(output): int(1.05 * result)} | ({str(cache_folder()): cache} if cache else {})
     return Forecast(by_stage, rates, memory, disk, budgets_of(recipe, prunable), fetches, efforts, Allowed.of(recipe))
 
@@ -202,13 +202,13 @@ def _stages(recipe: Recipe, prunable: Prunable, texts: Texts, on_disk: bool) -> 
     """Return the work of every stage, and of the search candidate by candidate."""
     by_stage, searched = work_of(recipe, prunable, texts)
     if on_disk:
-        by_stage |= {stage: by_stage[stage] + Work(walks=n) for stage, n in walks_of(recipe, texts).items() if n}
+        walks = walks_of(recipe, prunable, texts)
+        by_stage |= {stage: by_stage[stage] + Work(walks=n) for stage, n in walks.items() if n}
     return by_stage, searched
 
 
 def _seconds(recipe: Recipe, prunable: Prunable, rates: Rates, kept: Unwritten | None, on_disk: bool) -> float:
-    by_stage, _ = _stages(recipe, prunable, texts_for(recipe, prunable, kept), on_disk)
-    return sum(map(rates.seconds, by_stage.values()))
+    return sum(map(rates.seconds, _stages(recipe, prunable, texts_for(recipe, prunable, kept), on_disk)[0].values()))
 
 
 def unwritten_of(model: Any, tokenizer: Any) -> Unwritten | None:

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from math import prod
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
+from multipruner.config.precedence import trusts
 from multipruner.config.recipe import Recipe
 from multipruner.core.errors import ConfigError
 from multipruner.engine.moments import BATCH_TOKENS
-from multipruner.engine.precision import name_of
+from multipruner.engine.precision import choose, name_of, product_rates
 from multipruner.engine.prunable import Prunable
 from multipruner.eval.scoring import context_length
-from multipruner.sources.dense import device_of
+from multipruner.sources.dense import Accounted, device_of, stored_otherwise
+from multipruner.sources.resolve import ResolvedModel
 from multipruner.storage.memory import check_memory, free_memory, size_text
+from multipruner.stream.dense import dtype_of
+from multipruner.stream.stacked import stacked_model
 
 from .needs import sampled
 from .work import Texts
@@ -29,6 +35,42 @@ def memory_for(recipe: Recipe) -> int:
     """Return bytes that a run may take: what is free, or what was said."""
     said = recipe.max_host_memory
     return free_memory() if said is None else int(min(said * 2**30, free_memory()))
+
+
+class Experts:
+    """Where the experts of a mixture are: in memory, or, where a run goes over its layers on disk, in stacks there.
+
+    Args:
+        recipe: of the run.
+        rates: how fast this machine multiplies (:class:`.Precision`); default: measured where it decides.
+        say: told before what takes long.
+    """
+
+    def __init__(self, recipe: Recipe, rates: Mapping[str, float] | None, say: Callable[[str], None]) -> None:
+        self._recipe, self._rates, self._say = recipe, rates, say
+        self._in_memory = False
+
+    def stacked(self, found: Accounted) -> PreTrainedModel | None:
+        """Return a mixture whose weights are views of files; ``None`` where it is to be in memory."""
+        recipe, stored = self._recipe, dtype_of(found)
+        cpu = device_of("cpu")
+        computed = choose(recipe.compute_dtype, stored, self._rates or product_rates(cpu, (stored, torch.float32)))
+        size = computed.itemsize * sum(prod(tensor.shape) for tensor in found.stored.values())
+        own = recipe.dtype in ("auto", name_of(stored))
+        self._in_memory = not own or recipe.offload == "none" or not _too_large(recipe, size)
+        return None if self._in_memory else stacked_model(found, trusts(recipe.trust_remote_code), self._say)
+
+    def copied(self, source: ResolvedModel, stored: torch.dtype) -> list[str]:
+        """Return why weights are no views of their files, and the ways out."""
+        others = stored_otherwise(source, name_of(stored))
+        way = "is of another type in its file than it was loaded in; give no --dtype, or --offload none"
+        experts = ["experts were put together in memory; give --offload disk, or none"] * self._in_memory
+        return [*(f"{name} {way}" for name in others), *experts]
+
+
+def _too_large(recipe: Recipe, size: int) -> bool:
+    """Tell whether weights of this size are to stay on disk where they can."""
+    return recipe.offload == "disk" or (recipe.offload == "auto" and size > SHARE * memory_for(recipe))
 
 
 def layers_on_disk(
@@ -46,7 +88,7 @@ def layers_on_disk(
         prunable: its model, whose weights are views of their files.
         computed: type that the weights would have in memory.
         walks: whether the job at hand can do with layers on disk.
-        copied: names the weights that are no such views.
+        copied: tells why weights are no such views, where some are not.
 
     Raises:
         ConfigError: when it is asked for and cannot be; the reason is named.
@@ -55,7 +97,7 @@ def layers_on_disk(
     if not walks and recipe.offload == "disk":
         raise ConfigError("--offload disk: this job needs all layers in memory; give --offload none, or prune alone")
     size, free = prunable.costs.parameters(prunable.dense) * computed.itemsize, memory_for(recipe)
-    if not walks or recipe.offload == "none" or (recipe.offload == "auto" and size <= SHARE * free):
+    if not walks or not _too_large(recipe, size):
         return ()
     reason = _hindrance(recipe, prunable, copied)
     if reason is None:
@@ -71,10 +113,8 @@ def _hindrance(recipe: Recipe, prunable: Prunable, copied: Callable[[], Sequence
     """Return why a run cannot go over a model layer by layer, and the way out; ``None`` where it can."""
     if (device := device_of(recipe.device)).type != "cpu":
         return f"layers come from disk to the CPU alone, not to {device}; give --device cpu, or --offload none"
-    if any(not block.output for block in prunable.spec.blocks):
-        return f"{prunable.spec.model_type} keeps experts in other tensors than its files; give --offload none"
-    if names := copied():
-        return f"{names[0]} is of another type in its file than it was loaded in; give no --dtype, or --offload none"
+    if reasons := copied():
+        return reasons[0]
     if recipe.greedy:
         return f"--method {recipe.method} runs the model thousands of times; give --method program"
     if recipe.hidden_size is not None:
@@ -106,15 +146,28 @@ def said(prunable: Prunable, computed: torch.dtype) -> str:
     )
 
 
-def walks_of(recipe: Recipe, texts: Texts) -> dict[str, int]:
+def kept_in_cache(prunable: Prunable, result: int) -> int:
+    """Return bytes that a run with layers on disk keeps in the cache folder: what was cut and what was refitted, each
+    as large as the result, and stacks of experts.
+    """
+    dense, costs = prunable.dense, prunable.costs
+    routed = (block for block in range(len(dense)) if prunable.block_spec(block).routed)
+    stacks = sum(costs.blocks[block](dense[block]).parameters for block in routed)
+    return 2 * result + stacks * costs.bytes_per_parameter
+
+
+def walks_of(recipe: Recipe, prunable: Prunable, texts: Texts) -> dict[str, int]:
     """Return how many times every stage of a run reads all layers, blocks that are measured without aside."""
+    routed = any(block.routed for block in prunable.spec.blocks)  # run at several sizes
     kl, sketch = recipe.objective == "kl", texts.sketched < texts.scored
     judged = _PROBES + -(-texts.evaluated // max(1, BATCH_TOKENS // texts.evaluated_length)) if texts.evaluated else 0
     read = _PROBES + 1 if "ppl" in recipe.evaluation.tasks and recipe.evaluation.text is not None else 0
     return {
         "text": _PROBES + -(-texts.scored // max(1, BATCH_TOKENS // texts.length)) + read,
         "moments": 2,  # and for the order
-        "search": 4 + (1 + kl) * (1 + sketch),  # forward, backward, errors, the solution; and the dense model's losses
+        "search": 4
+        + routed
+        + (1 + kl) * (1 + sketch),  # forward, backward, errors, the solution; and the dense model's losses
         "repair": 3 + kl + (recipe.final_norm == "refit"),
         "evaluation": judged,
     }

@@ -229,11 +229,17 @@ def tables(
     return work
 
 
-def energies(tokens: float, shape: Shape) -> Work:
-    """Return the backward pass that sensitivities come from: every block forward, again (but the first), and back."""
-    share = tokens * shape.share
-    again = share * (shape.blocks - 1)
-    return Work(share * shape.blocks + again, share * shape.blocks, head_tokens=3 * tokens, turned_layers=again)
+def energies(tokens: float, shape: Shape, ran: Mapping[int, Sequence[float]]) -> Work:
+    """Return the backward pass that sensitivities come from: every block forward, again (but the first), and back; and
+    one more walk in which blocks are run at several sizes (``ran``: the shares of the dense block that these have).
+    """
+    share, last = tokens * shape.share, max(ran, default=-1) + 1
+    again, sizes = share * (shape.blocks - 1), last + sum(kept > 0 for row in ran.values() for kept in row)
+    time = sum(shape.weights[:last]) + sum(sum(row) * shape.weights[block] for block, row in ran.items())
+    at_sizes = Work(share * sizes, tokens * time / shape.layer_weight)
+    return at_sizes + Work(
+        share * shape.blocks + again, share * shape.blocks, head_tokens=3 * tokens, turned_layers=again
+    )
 
 
 def path(

@@ -10,7 +10,7 @@ import torch
 
 from multipruner.commands.main import main
 from multipruner.config.recipe import Recipe
-from multipruner.core.errors import ConfigError, MemoryShortError
+from multipruner.core.errors import MemoryShortError
 from multipruner.engine.prunable import Prunable
 from multipruner.jobs.forecast import walks
 from multipruner.storage.layers_on_disk import LayersOnDisk
@@ -102,12 +102,6 @@ def test_auto_goes_by_the_memory() -> None:
     assert layers(max_host_memory=1.6 * weights, method="greedy") == 0, "it fits, and can do nothing else"
     with pytest.raises(MemoryShortError, match="the weights need"):
         layers(max_host_memory=0.9 * weights, method="greedy")
-
-
-def test_experts_are_refused() -> None:
-    prunable = Prunable.of(tiny_model("mixtral", num_local_experts=4, num_experts_per_tok=2))
-    with pytest.raises(ConfigError, match="mixtral keeps experts"):
-        walks.layers_on_disk(_recipe(offload="disk"), prunable, torch.float32)
 
 
 def test_sequences_go_together_where_each_pass_reads_the_model() -> None:
