@@ -44,6 +44,8 @@ _TEXT_ONLY = (
     "the run's folder puts it back into the whole"
 )
 """What is said before the text tower of a model of several modalities is pruned."""
+_SEARCH = ("text", "moments", "search")
+"""The stages of a job that finds structures and makes none."""
 _ABSURD_LOSS = 1e6
 """Nats per token beyond which differences between candidates are lost in rounding; a uniform guess costs about 12."""
 
@@ -79,6 +81,7 @@ def prepare(
     stream: tuple[int, ...] | None = None,
     walks: bool = False,
     pictures: bool = False,
+    searches: bool = False,
 ) -> Setting:
     """Load model and calibration, rank the widths, refuse what cannot be reached before any search.
 
@@ -92,6 +95,8 @@ def prepare(
         stream: the dimensions of the residual stream that stay, where a plan says so.
         walks: whether decoder layers may stay on disk, as the recipe says.
         pictures: whether the job at hand can do with an image classifier.
+        searches: whether nothing but losses of structures is wanted of the model, which no bound on memory has to leave
+            room for more than.
     """
     say = teller(console)
     check_text(recipe)
@@ -108,8 +113,9 @@ def prepare(
         copied = partial(experts.copied, source, precision.stored)
         layers = layers_on_disk(recipe, prunable, precision.computed, walks=walks, copied=copied)
         text = prunable.spec.task.reads_text
-        if first and text and output is not None:
-            recipe, layers = _fitting(prunable, tokenizer, precision.computed, walks, copied).fit(recipe, layers, say)
+        if first and text:
+            fitting = _fitting(prunable, tokenizer, precision.computed, walks, copied)
+            recipe, layers = replace(fitting, stages=_SEARCH if searches else ()).fit(recipe, layers, say)
         if layers:
             recipe = walking(recipe)
             say(said(prunable, precision.computed))

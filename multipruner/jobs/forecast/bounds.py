@@ -6,7 +6,7 @@ not enough either, one line says what is needed, what was allowed, and which set
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -98,6 +98,7 @@ class Fitting:
         walks: whether decoder layers may stay on disk, and moments too.
         copied: tells why weights are no views of their files, where some are not.
         unwritten: tells how many sequences are still to be sampled.
+        stages: that will run; none: all.
     """
 
     prunable: Prunable
@@ -106,6 +107,7 @@ class Fitting:
     walks: bool = True
     copied: Callable[[], Sequence[str]] = tuple
     unwritten: Unwritten | None = None
+    stages: Collection[str] = ()
 
     def peak(self, recipe: Recipe, on_disk: bool, computed: torch.dtype | None = None) -> int:
         """Return the most bytes that a run will have at once."""
@@ -114,7 +116,7 @@ class Fitting:
         work, searched = work_of(recipe, self.prunable, texts)
         item = (computed or self.computed).itemsize
         found = memory_of(recipe, self.prunable, texts, work, searched, item, idle=self.idle, on_disk=on_disk)
-        return max(found.values())
+        return max(size for stage, size in found.items() if not self.stages or stage in self.stages)
 
     def layers(self, recipe: Recipe) -> Sequence[nn.Module]:
         """Return the decoder layers if they can stay on disk; none otherwise, and where they shall not."""

@@ -124,7 +124,7 @@ def sweep(
     with Workspace(output, recipe.model) as workspace:
         seconds = Clock(console)
         # the tightest first: if that can be kept, all can
-        setting = prepare(recipes[points.values[-1]], console, seconds)
+        setting = prepare(recipes[points.values[-1]], console, seconds, searches=True)
         run = _Sweep(setting, points, recipes, console, workspace.open_measurements(setting.identity, overwrite))
         with timed(seconds, "search"):
             found = run.points(greedy)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -93,3 +94,21 @@ def test_the_report_has_what_was_said_allowed_and_taken(dense: Path, tmp_path: P
     assert "the run took" not in capsys.readouterr().out
     assert main(["report", str(tmp_path / "out")]) == 0
     assert "memory that was allowed" in next((tmp_path / "out").glob("*.html")).read_text()
+
+
+def test_other_jobs_keep_to_it_too(dense: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A sweep, a search, and a plan that is given; nothing is left behind."""
+    assert main(arguments(dense, tmp_path / "run", "--max-host-memory", "64")) == 0
+    plan = ("--plan", str(tmp_path / "run" / "plan.json"))
+    common = arguments(dense, tmp_path / "out", "--max-host-memory", "0.01")
+    without = [word for word in common if word not in ("--ratio", "0.3")]
+    for words in ([*without, "--sweep", "0.9,0.8"], ["search", *common, "--population", "4"], [*common, *plan]):
+        capsys.readouterr()
+        assert main(words) == 2
+        assert "--max-host-memory allows 10.2 MiB" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_a_job_that_makes_no_model_leaves_no_room_for_one(fitting: Fitting) -> None:
+    whole, searching = fitting.peak(asked(), False), replace(fitting, stages=("text", "moments", "search"))
+    recipe = asked(moments="disk", effort="fast")  # where what is made takes the most
+    assert searching.peak(recipe, False) < fitting.peak(recipe, False) <= whole
