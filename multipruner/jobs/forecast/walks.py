@@ -71,7 +71,7 @@ def _hindrance(recipe: Recipe, prunable: Prunable, copied: Callable[[], Sequence
     """Return why a run cannot go over a model layer by layer, and the way out; ``None`` where it can."""
     if (device := device_of(recipe.device)).type != "cpu":
         return f"layers come from disk to the CPU alone, not to {device}; give --device cpu, or --offload none"
-    if any(not block.output for block in prunable.spec.blocks):
+    if any(not prunable.spec.block(kind).output for kind in prunable.anatomy.kinds):
         return f"{prunable.spec.model_type} keeps experts in other tensors than its files; give --offload none"
     if names := copied():
         return f"{names[0]} is of another type in its file than it was loaded in; give no --dtype, or --offload none"
