@@ -99,6 +99,7 @@ class Kind:
 
 VALUES = "value_dim"
 """The axis of the dimensions of values, of which families' own code knows the number that the dense model has alone."""
+_EXPERT = ("expert_width",)
 BLOCK_KINDS: dict[str, Kind] = {
     kind.name: kind
     for kind in (
@@ -148,7 +149,7 @@ BLOCK_KINDS: dict[str, Kind] = {
                     "experts",
                     step="expert step",
                     setting="expert_step",
-                    width=("expert_width",),
+                    width=_EXPERT,
                     dimension="mlp",
                     active="active",
                 ),
@@ -159,14 +160,14 @@ BLOCK_KINDS: dict[str, Kind] = {
             "grouped_experts",
             "MoE",
             (
-                Axis("expert_groups", "expert groups", dimension="mlp", active="active_groups"),
+                Axis("expert_groups", "expert groups", width=_EXPERT, dimension="mlp", active="active_groups"),
                 Axis(
                     "group_experts",
                     "experts",
                     "expert_groups",
                     step="expert step",
                     setting="expert_step",
-                    width=("expert_width",),
+                    width=_EXPERT,
                     dimension="mlp",
                     active="active",
                     compared="compared",

@@ -117,7 +117,7 @@ def prepare(
             say(warning)
         held = precision.held(model, layers)
         prunable.on_disk = held.on_disk
-        if further := ahead_in(model.config, prunable.spec, stored_in(source)):
+        if further := ahead_in(model.config, prunable.spec, partial(stored_in, source)):
             say(f"layers that predict further tokens ({further}) are left out of the result")
         rehearsal = nullcontext()
         if first:

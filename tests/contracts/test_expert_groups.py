@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from multipruner.engine.prunable import Prunable
 from multipruner.importance.table import rank
 from multipruner.latency.bench import Effort, measure_table
 from multipruner.search import Grid
+from multipruner.search.genome import StructureSpace
 from multipruner.search.grid import candidates
 from tests.support import tiny
 from tests.support.commands import paper_arguments
@@ -47,9 +49,20 @@ def test_a_step_takes_experts_of_every_group(variant: str) -> None:
     assert (place, (3, 2)) in candidates("mlp", fewer, anatomy, grid)
     least = anatomy.dense.replace(place, (3, 2))
     assert place not in {number for number, _ in candidates("mlp", least, anatomy, grid)}
-    assert "1 of 2" not in kept_in_words(least, anatomy)[-1] and "18 of 24 experts" in kept_in_words(least, anatomy)[-1]
+    assert "2 of 2 MoE blocks (18 of 24 experts)" in kept_in_words(least, anatomy)
     (whole,) = structures(anatomy, uniform=False)
     assert {size for size, own in zip(whole, anatomy, strict=True) if own.kind == KIND} <= {(2, 3), (3, 4), GONE}
+
+
+def test_a_search_finds_sizes_of_groups_alone() -> None:
+    anatomy = _anatomy("deepseek_v3-groups")
+    grid = Grid({"channels": 8, "kv_groups": 1, "group_experts": 1}).of_model(anatomy)
+    space, found = StructureSpace(anatomy, grid), set()
+    for seed in range(20):
+        structure = space.mutate(space.random(random.Random(seed)), random.Random(seed))
+        anatomy.check(structure)
+        found |= {structure[number] for number in anatomy.of_kind(KIND)}
+    assert found == {GONE, (3, 2), (3, 3), (3, 4)}
 
 
 def test_no_group_becomes_smaller_than_its_router_compares_or_a_token_takes() -> None:
@@ -81,11 +94,11 @@ def test_experts_are_ordered_within_their_groups(variant: str) -> None:
     model: Any = tiny.tiny_model(**tiny.MORE[variant])
     prunable, ids = Prunable.of(model), tiny.random_ids(4, 32)
     moments, number = gather(prunable, ids), prunable.anatomy.of_kind(KIND)[0]
-    experts = prunable.module(number).get_submodule("experts")
+    stack = prunable.module(number).get_parameter(prunable.block_spec(number).inputs[0].path)
     scores = {
         "second-order": moments.routes[number].mean,
         "activation": moments.routes[number].squares,
-        "magnitude": experts.get_parameter("gate_up_proj").abs().sum((1, 2)),
+        "magnitude": stack.abs().sum((1, 2)),
     }
     for name, each in scores.items():
         groups, order = rank(name, prunable, moments, within=("group_experts",)).blocks[number].axes

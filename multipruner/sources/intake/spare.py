@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from multipruner.core.families import Family
@@ -29,14 +29,14 @@ def spare_names(config: Any, spec: Family) -> re.Pattern[str]:
     return re.compile(f"{HARMLESS.pattern}{layers}{beside}{pooler}")
 
 
-def ahead_in(config: Any, spec: Family, names: Iterable[str]) -> str:
+def ahead_in(config: Any, spec: Family, names: Callable[[], Iterable[str]]) -> str:
     """Return what tells that a checkpoint has layers that predict further tokens; empty where it has none.
 
     Args:
         config: of the model.
         spec: its family.
-        names: of the tensors in its files.
+        names: gives those of the tensors in its files.
     """
     if further := getattr(config, spec.ahead or "-", 0):
         return f"{spec.ahead} = {further}"
-    return f"{spec.beside}*" if spec.beside and any(name.startswith(spec.beside) for name in names) else ""
+    return f"{spec.beside}*" if spec.beside and any(name.startswith(spec.beside) for name in names()) else ""
