@@ -110,14 +110,21 @@ def families() -> str:
     """One row per family, straight from the table of architectures."""
     from multipruner.export.gguf_model import GGUF_FAMILIES
 
+    labels = dict.fromkeys(kind.label for kind in BLOCK_KINDS.values())
     rows = (
         (code(name), f"{code(spec.class_name)}{', code of its own' if spec.remote_code else ''}",
-         *(_block(spec.block(kind)) if kind in spec.kinds else "" for kind in BLOCK_KINDS), _only(spec),
+         *(_of_label(spec, label) for label in labels), _only(spec),
          "yes" if name in GGUF_FAMILIES else "no")
         for name, spec in FAMILIES.items()
     )  # fmt: skip
-    labels = (f"{kind.label[0].upper()}{kind.label[1:]}" for kind in BLOCK_KINDS.values())
-    return table(("model type", "class", *labels, "only with", "GGUF export"), rows)
+    titles = (f"{label[0].upper()}{label[1:]}" for label in labels)
+    return table(("model type", "class", *titles, "only with", "GGUF export"), rows)
+
+
+def _of_label(spec: Family, label: str) -> str:
+    """The blocks of a family that people call so, of any of its rows."""
+    blocks = (block for row in (spec, *spec.others) for block in row.blocks if BLOCK_KINDS[block.kind].label == label)
+    return " or ".join(dict.fromkeys(map(_block, blocks)))
 
 
 def towers() -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from math import gcd, prod
 from typing import Any
 
-from multipruner.core.axes import AXES, Axis, Dimension
+from multipruner.core.axes import AXES, BLOCK_KINDS, Axis, Dimension
 from multipruner.core.errors import ConfigError
 from multipruner.core.structure import GONE, Anatomy, Place, Size, Structure
 
@@ -128,7 +128,7 @@ def _frozen(asked: frozenset[tuple[str, int]], anatomy: Anatomy) -> frozenset[tu
     there = {(place.kind, place.layer) for place in anatomy}
     found: set[tuple[str, int]] = set()
     for kind, layer in sorted(asked):
-        own = {block for block in there if block[1] == layer and kind in ("", block[0])}
+        own = {block for block in there if block[1] == layer and (not kind or _label(kind) == _label(block[0]))}
         if not own:
             what = f"no {kind} block in layer {layer}" if 0 <= layer < anatomy.layers else f"no layer {layer}"
             raise ConfigError(
@@ -139,6 +139,10 @@ def _frozen(asked: frozenset[tuple[str, int]], anatomy: Anatomy) -> frozenset[tu
     if found and found == there:
         raise ConfigError("freeze: all blocks of the model are to stay whole, so nothing can go; name fewer")
     return frozenset(found)
+
+
+def _label(kind: str) -> str:
+    return BLOCK_KINDS[kind].label
 
 
 def _divisors(width: int) -> list[int]:

@@ -253,7 +253,7 @@ def structures(anatomy: Anatomy, *, uniform: bool) -> list[Structure]:
         return Structure(
             tuple(
                 GONE if gone(place.layer, place.kind) else
-                _narrow(place, anatomy.least(place.axes[0].name))
+                _narrow(place, anatomy)
                 if narrow(place.layer, place.kind) else place.dense
                 for place in anatomy
             )
@@ -270,14 +270,16 @@ def structures(anatomy: Anatomy, *, uniform: bool) -> list[Structure]:
     ]
 
 
-def _narrow(place: Place, least: int) -> Size:
-    """Return fewer units of the first axis: half, or one less where there are few; no fewer than may stay. Of axes that
-    not every size names, half.
+def _narrow(place: Place, anatomy: Anatomy) -> Size:
+    """Return fewer units of the first axis, and of those that a token goes through some of: half, or one less where
+    there are few; no fewer than may stay. Of axes that not every size names, half.
     """
-    first, *rest = place.dense
-    narrow = max(least, first // 2 if first > 16 else first - 1)
-    pairs = zip(place.axes[1:], rest, strict=True)
-    return (narrow, *(-(-count // 2) if axis.unsaid else count for axis, count in pairs))
+    found = []
+    for axis, count in zip(place.axes, place.dense, strict=True):
+        fewer = count // 2 if count > 16 else count - 1
+        same = -(-count // 2) if axis.unsaid else count
+        found.append(max(anatomy.least(axis.name), fewer) if not found or axis.active else same)
+    return tuple(found)
 
 
 def empty_model(model: PreTrainedModel, structure: Structure, along: Collection[str] = ()) -> PreTrainedModel:

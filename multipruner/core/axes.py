@@ -27,6 +27,7 @@ class Axis:
         dimension: the dimension of a sequential path that prunes it.
         active: the constant that says how many of the units a token goes through, such as the experts that it is routed
             to: no block keeps fewer. Empty where it goes through all of them.
+        compared: the constant that says how many of its units a router looks at in every unit of what it is within.
         unsaid: the constant that it is as long as in models that are not cut along it, whose sizes do not name it;
             empty where every size does. Such axes are the last of their kind.
     """
@@ -40,7 +41,20 @@ class Axis:
     partial: str = ""
     dimension: Dimension = "heads"
     active: str = ""
+    compared: str = ""
     unsaid: str = ""
+
+    @property
+    def in_each(self) -> str:
+        """What messages add to a number of its units: in each of which others, where it is within some."""
+        return f" in each of the {AXES[self.within].label}" if self.within else ""
+
+    def least(self, constants: Counts) -> int:
+        """Tell how many units a block that is there keeps at least: those that a token goes through; within others, its
+        share in each of those that it goes through, and as many as are compared there.
+        """
+        outer = constants.get(AXES[self.within].active, 1) if self.within else 1
+        return max(-(-constants.get(self.active, 1) // outer), constants.get(self.compared, 1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +99,7 @@ class Kind:
 
 VALUES = "value_dim"
 """The axis of the dimensions of values, of which families' own code knows the number that the dense model has alone."""
+_EXPERT = ("expert_width",)
 BLOCK_KINDS: dict[str, Kind] = {
     kind.name: kind
     for kind in (
@@ -134,13 +149,31 @@ BLOCK_KINDS: dict[str, Kind] = {
                     "experts",
                     step="expert step",
                     setting="expert_step",
-                    width=("expert_width",),
+                    width=_EXPERT,
                     dimension="mlp",
                     active="active",
                 ),
             ),
         ),
         Kind("mixer", "mixer", (Axis("mixers", "mixers", dimension="blocks"),)),  # one unit: it is there, or gone
+        Kind(  # of which a token takes some, from some groups of them
+            "grouped_experts",
+            "MoE",
+            (
+                Axis("expert_groups", "expert groups", width=_EXPERT, dimension="mlp", active="active_groups"),
+                Axis(
+                    "group_experts",
+                    "experts",
+                    "expert_groups",
+                    step="expert step",
+                    setting="expert_step",
+                    width=_EXPERT,
+                    dimension="mlp",
+                    active="active",
+                    compared="compared",
+                ),
+            ),
+        ),
     )
 }
 AXES: dict[str, Axis] = {axis.name: axis for kind in BLOCK_KINDS.values() for axis in kind.axes}

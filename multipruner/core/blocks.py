@@ -50,8 +50,8 @@ Tensors = tuple[TensorSpec, ...]
 CONFIG = "config."
 """How an attribute of a module's configuration begins."""
 
-STATES = frozenset(("hidden", "query_latent", "latent"))
-"""What matrices are from or to: the hidden states, and what queries, or keys and values, are made narrower to."""
+STATES = frozenset(("hidden", "query_latent", "latent", "expert_latent"))
+"""What matrices are from or to: the hidden states, and what queries, keys and values, or experts have made narrower."""
 
 
 def multiplies(dims: tuple[Layout, ...]) -> bool:
@@ -98,8 +98,7 @@ class BlockSpec:
         scores: multiply-accumulates per token and token of context, beside those of its tensors.
         cache: the attribute of its module that names its slot in the KV cache; empty where it has none.
         resized: whether its constructor knows no size but the dense one, so that it is built so and then cut.
-        parallel: whether it reads the stream as it is at the beginning of its layer, beside the block before it,
-            rather than what that block leaves.
+        parallel: whether it reads the stream as the block before it does, beside that, rather than what that leaves.
         recurrent: whether it goes through a text piece by piece, with a state that each hands on to the next.
         added_to: whether the layer adds in place to what its module returns, which then has to be of full shape.
         handed: whether its module is also given the residual stream (``residual``, behind the hidden states), and
@@ -254,10 +253,10 @@ class BlockCost:
         def lengths(layouts: tuple[Layout, ...]) -> list[int]:
             return [layout.size(counts) for layout in layouts]
 
-        # a tensor of three dimensions is a stack of matrices, of which a token meets some
-        met = {axis.name: counts[axis.active] for axis in BLOCK_KINDS[self.kind].axes if axis.active}
         matrices = [lengths(dims) for dims in self.tensors if multiplies(dims)]
-        matrices += [[layout.size({**counts, **met}) for layout in dims] for dims in self.tensors if len(dims) == 3]
+        # a tensor of three dimensions is a stack of matrices, of which a token meets some
+        met = counts.get(BLOCK_KINDS[self.kind].finest.active, 1)
+        matrices += [[met, *lengths(dims[1:])] for dims in self.tensors if len(dims) == 3]
         return Amounts(
             self.fixed + sum(prod(lengths(dims)) for dims in self.tensors),
             self.products + sum(map(prod, matrices)),

@@ -215,7 +215,7 @@ class Anatomy:
 
     def least(self, axis: str) -> int:
         """Tell how many units of an axis a block that is there keeps at least: those that a token goes through."""
-        return self.constants.get(AXES[axis].active, 1)
+        return AXES[axis].least(self.constants)
 
     def check(self, structure: Structure) -> None:
         """Refuse blocks that keep fewer units than a token goes through.
@@ -227,8 +227,8 @@ class Anatomy:
             for axis, count in zip(place.axes if size else (), size, strict=True):
                 if count < (least := self.least(axis.name)):
                     raise ConfigError(
-                        f"{place.name} would keep {count} {axis.label}, and a token goes through {least} of them: keep "
-                        f"at least {least}, or remove the block"
+                        f"{place.name} would keep {count} {axis.label}{axis.in_each}, and a token goes through "
+                        f"{least} of them: keep at least {least}, or remove the block"
                     )
 
     def counts(self, place: int, size: Size | None = None) -> dict[str, int]:

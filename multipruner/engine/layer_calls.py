@@ -74,7 +74,7 @@ class Beside(NamedTuple):
 
     Attributes:
         now: with what all blocks before have added, [sequences, length, hidden_size].
-        begin: as it was at the beginning of the layer, which is what the block reads."""
+        begin: as that one read it, which is what the block reads."""
 
     now: Tensor
     begin: Tensor

@@ -132,7 +132,8 @@ def _gathering(prunable: Prunable, block: int) -> Moments | Routing:
     spec = prunable.block_spec(block)
     if spec.output:
         return Moments(prunable.dense_output(block))
-    return Routing(prunable.module(block).get_submodule(spec.routed), prunable.dense[block][0])
+    experts = spec.inputs[0].dims[0].size(prunable.counts(block))
+    return Routing(prunable.module(block).get_submodule(spec.routed), experts)
 
 
 def embedded(prunable: Prunable, ids: Tensor, tokens: int | None = None) -> list[Inputs]:

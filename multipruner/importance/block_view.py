@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from multipruner.core.axes import Axis
-from multipruner.core.layout import Layout
+from multipruner.core.blocks import STATES
 from multipruner.core.plan import BlockUnits, Units
 from multipruner.core.structure import Place, total
 from multipruner.engine.cutting import Projection
@@ -39,7 +39,8 @@ class BlockView:
         for tensor in self.prunable.block_spec(self.number).feeding:
             weight = module.get_parameter(tensor.path).detach()
             if len(tensor.dims) == 3:  # a stack: one matrix for every unit
-                found.append(weight.float().abs().sum(dim=tensor.dims.index(Layout("hidden"))))
+                read = next(side for side, layout in enumerate(tensor.dims) if STATES & set(layout.names))
+                found.append(weight.float().abs().sum(dim=read))
                 continue
             side = next(side for side, layout in enumerate(tensor.dims) if layout.axes)
             units = tensor.dims[side].units(axis, self.prunable.counts(self.number))
@@ -101,12 +102,13 @@ class BlockView:
             elif axis.within:
                 found.append(self._nested(axis, order(axis.name)))
             else:
-                found.append(order(axis.name) if self.units(axis.name) > 1 else whole)
+                found.append(order(axis.name) if axis.setting and self.units(axis.name) > 1 else whole)
         return BlockUnits(tuple(found))
 
     def _orders(self, axis: Axis) -> bool:
-        """Tell whether that is wanted, and the block has such units in its output."""
-        return axis.name in self.within and axis.name in self.prunable.block_spec(self.number).columns.axes
+        """Tell whether that is wanted, and the block has such units in its output, or among its experts."""
+        spec = self.prunable.block_spec(self.number)
+        return axis.name in self.within and (bool(spec.routed) or axis.name in spec.columns.axes)
 
     def _nested(self, axis: Axis, order: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
         """Return for every unit of the axis that an axis is within, its units in the order in which all of them

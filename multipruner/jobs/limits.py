@@ -102,7 +102,8 @@ def latency_table_of(recipe: Recipe, prunable: Prunable) -> Timed:
     for kind, entries in table.row(workload, prunable.costs.hidden).blocks.items():
         for number, axis in enumerate(BLOCK_KINDS[kind].always):
             counts = {size[number] for size in entries if size}
-            if axis.within and getattr(recipe, axis.setting) is not None and len(counts) == 1 < max(counts):
+            free = axis.within and not axis.active and getattr(recipe, axis.setting) is not None
+            if free and len(counts) == 1 < max(counts):
                 raise ConfigError(
                     f"{recipe.latency_table} knows {AXES[axis.within].label} of all {max(counts)} {axis.label} only, "
                     f"as earlier versions measured them; measure anew, or give no {axis.step}"

@@ -27,8 +27,9 @@ from multipruner.engine.prunable import Prunable
 from multipruner.eval import check_settings, evaluate, perplexity
 from multipruner.repair.scoring import unrepaired
 from multipruner.sources.calibration import CalibrationSet, CalibrationText, held_out_text
-from multipruner.sources.dense import device_of, load_dense
+from multipruner.sources.dense import device_of, load_dense, stored_in
 from multipruner.sources.intake.processor import shape_of
+from multipruner.sources.intake.spare import ahead_in
 from multipruner.sources.pictures import PictureFiles, pictures_of
 from multipruner.sources.resolve import resolve
 
@@ -124,8 +125,8 @@ def prepare(
             say(warning)
         held = precision.held(model, layers)
         prunable.on_disk = held.on_disk
-        if further := getattr(model.config, prunable.spec.ahead or "-", 0):
-            say(f"layers that predict further tokens ({prunable.spec.ahead} = {further}) are left out of the result")
+        if further := ahead_in(model.config, prunable.spec, partial(stored_in, source)):
+            say(f"layers that predict further tokens ({further}) are left out of the result")
         rehearsal = nullcontext()
         if first:
             uniform = recipe.layout == "uniform"

@@ -32,6 +32,7 @@ def first_options(kind: str, full: Size, step: int, anatomy: Anatomy) -> list[Si
     axis.
     """
     counts = [
+        [most] if not axis.setting else
         _spread(anatomy.least(axis.name), most) if axis.active else
         sorted({1, (most + 1) // 2, most}) if axis.within else
         [*range(1, most + 1)] if axis.width else coarse_grid(most, step)

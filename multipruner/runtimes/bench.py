@@ -61,6 +61,7 @@ class Probe:
 def options_of(kind: str, full: Size, step: int, anatomy: Anatomy) -> list[Size]:
     """Return the sizes of a block that are measured beside the full one and none at all."""
     counts = [
+        [most] if not axis.setting else
         _spread(anatomy.least(axis.name), most) if axis.active else
         sorted({1, (most + 1) // 2, most}) if axis.within else
         _spread(1, most) if axis.width else coarse_grid(most, step)

@@ -11,7 +11,7 @@ from multipruner.config.precedence import trusts
 from multipruner.config.recipe import Recipe
 from multipruner.core.errors import ConfigError, UnknownModelError
 from multipruner.core.errors import UnsupportedModelError as Unsupported
-from multipruner.core.families import Family
+from multipruner.core.families import Family, anatomy_of
 from multipruner.storage.memory import check_memory, free_memory, memory_shortage
 from multipruner.storage.tensor_headers import TORCH_NAMES, StoredTensor, stored_tensors
 
@@ -59,10 +59,11 @@ def load_dense(
     """
     device = device_of(recipe.device)
     found = accounted(resolved, recipe, pictures=pictures)
-    routed, cpu = any(block.routed for block in found.spec.blocks), device.type == "cpu"
-    if routed and cpu and (model := stack(found)) is not None:
+    cpu = device.type == "cpu"
+    stacked = any(found.spec.block(kind).routed for kind in anatomy_of(found.config).kinds)
+    if stacked and cpu and (model := stack(found)) is not None:
         return _checked(found, model), found.tokenizer
-    views = mapped and cpu and not routed
+    views = mapped and cpu and not stacked
     wanted = str(found.config.dtype).removeprefix("torch.") if recipe.dtype == "auto" else recipe.dtype
     copied = [tensor for tensor in found.stored.values() if not (views and TORCH_NAMES.get(tensor.dtype) == wanted)]
     _check_room(found.name, needed_bytes(copied, recipe.dtype), device)
@@ -83,8 +84,13 @@ def stored_otherwise(resolved: ResolvedModel, dtype: str) -> list[str]:
         resolved: what was loaded.
         dtype: by torch's name.
     """
-    stored = stored_tensors(small_files(resolved.path_or_id, resolved.revision))
+    stored = stored_in(resolved)
     return [key for key, one in stored.items() if len(one.shape) > 1 and TORCH_NAMES.get(one.dtype) != dtype]
+
+
+def stored_in(resolved: ResolvedModel) -> dict[str, StoredTensor]:
+    """Return the tensors in the files of a model that was loaded, by name."""
+    return stored_tensors(small_files(resolved.path_or_id, resolved.revision))
 
 
 @dataclass(frozen=True, slots=True)

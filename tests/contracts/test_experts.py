@@ -7,6 +7,7 @@ import os
 import random
 import subprocess
 import sys
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from multipruner.checkpoint.rehearsal import structures
 from multipruner.checkpoint.save import save
 from multipruner.commands.main import main
 from multipruner.core.errors import ConfigError
-from multipruner.core.families import FAMILIES, anatomy_of, spec_for
+from multipruner.core.families import anatomy_of, spec_for
 from multipruner.core.latency_table import Workload
 from multipruner.core.plan import PruningPlan
 from multipruner.core.structure import GONE, Anatomy, Structure
@@ -37,7 +38,8 @@ from multipruner.sources.intake.accounting import account
 from tests.support import tiny
 from tests.support.inputs import short_run, write_model
 
-VARIANTS = [name for name, options in tiny.MORE.items() if "experts" in FAMILIES[options["family"]].kinds]
+_KEYS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+VARIANTS = [name for name, options in tiny.MORE.items() if any(map(options.get, _KEYS))]
 variants = pytest.mark.parametrize("variant", VARIANTS)
 PUBLISHED_STACKED = ["gpt_oss"]
 OF_BOTH_KINDS = "qwen3_moe"
@@ -61,9 +63,14 @@ def _model(variant: str, **more: Any) -> PreTrainedModel:
     return tiny.tiny_model(**options)
 
 
+def kind_of(variant: str) -> str:
+    """What the blocks of experts of a tiny model are."""
+    return "grouped_experts" if tiny.MORE[variant].get("n_group", 1) > 1 else "experts"
+
+
 def _fewer(anatomy: Anatomy, experts: int, without: int) -> Structure:
-    """So many experts in every layer that has some, and a whole layer gone."""
-    sizes = ((experts,) if place.kind == "experts" else place.dense for place in anatomy)
+    """So many experts in every layer that has some, or in every group of them, and a whole layer gone."""
+    sizes = ((*p.dense[:-1], experts) if p.kind.endswith("experts") else p.dense for p in anatomy)
     rows = zip(anatomy, sizes, strict=True)
     return Structure(tuple(GONE if place.layer == without else size for place, size in rows))
 
@@ -139,12 +146,6 @@ def _kept(model: PreTrainedModel, structure: Structure) -> str:
     return f'"experts": "{first[0]}-{first[1]}"' if first[1] == first[0] + 1 else f'"experts": "{first[0]},{first[1]}"'  # pyright: ignore
 
 
-def test_groups_of_experts_are_refused() -> None:
-    model = _model("glm4_moe", n_routed_experts=6, n_group=2)
-    with pytest.raises(ConfigError, match="n_group = 2: of glm4_moe only models with 1 can be pruned"):
-        anatomy_of(model.config)
-
-
 @torch.no_grad()
 def test_experts_are_ordered_by_routed_weight_times_output_norm() -> None:
     """Against a loop over tokens and their experts, with each expert's matrices multiplied by hand."""
@@ -206,19 +207,23 @@ def test_experts_that_saw_few_tokens_are_named_in_one_line() -> None:
 @variants
 def test_operations_count_the_experts_that_a_token_takes(variant: str) -> None:
     """The matrices that a token meets, as the model has them; a smaller choice saves the router's rows alone."""
-    model = _model(variant)
+    model: Any = _model(variant)
     prunable = Prunable.of(model)
-    costs, met = prunable.costs, 0
+    costs, met, looked_up = (
+        prunable.costs,
+        0,
+        None if model.config.tie_word_embeddings else model.get_input_embeddings(),
+    )
     for name, weight in model.named_parameters():
         if ".experts." in name and weight.dim() == 3:
-            met += 2 * weight[0].numel()
-        elif weight.dim() >= 2 and "embed_tokens" not in name and not name.endswith("bias"):
+            met += prunable.anatomy.constants["active"] * weight[0].numel()
+        elif weight.dim() >= 2 and weight is not getattr(looked_up, "weight", None) and not name.endswith("bias"):
             met += weight.numel()
     assert costs.flops_per_token(prunable.dense) == 2 * met
-    number = prunable.anatomy.of_kind("experts")[-1]
-    fewer = prunable.dense.replace(number, (3,))
-    saved = costs.flops_per_token(prunable.dense) - costs.flops_per_token(fewer)
-    assert saved == 2 * 2 * prunable.anatomy.constants["hidden"]
+    number = prunable.anatomy.of_kind(kind_of(variant))[-1]
+    dense, size = prunable.dense[number], (*prunable.dense[number][:-1], 3)
+    saved = costs.flops_per_token(prunable.dense) - costs.flops_per_token(prunable.dense.replace(number, size))
+    assert saved == 2 * (prod(dense) - prod(size)) * prunable.anatomy.constants["hidden"]
 
 
 def test_layers_of_two_kinds_are_dealt_and_searched_as_they_are() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers.cache_utils import DummyLayer
 
 from multipruner.checkpoint.cut import apply_plan
@@ -24,7 +25,7 @@ from multipruner.latency.bench import Effort, measure_table
 from multipruner.sources.sampled_text import sample
 from tests.support import tiny
 from tests.support.commands import paper_arguments
-from tests.support.inputs import short_run, write_model
+from tests.support.inputs import edit_json, edit_tensors, short_run, write_model
 
 TOLERANCE = 1e-4
 HYBRIDS = [name for name, options in tiny.MORE.items() if "mixer" in FAMILIES[options["family"]].kinds]
@@ -156,13 +157,26 @@ def test_families_that_no_row_describes_say_why(model_type: str) -> None:
 
 
 def test_layers_that_no_row_describes_are_refused() -> None:
-    types = ["linear_attention", "moe", "full_attention"]
-    with pytest.raises(
-        ConfigError, match=r"layers_block_type of layer 1 is 'moe'.*linear_attention, full_attention, mlp"
-    ):
-        anatomy_of(tiny.tiny_model(**{**tiny.MORE["nemotron_h"], "layers_block_type": types, "layers": 3}).config)
-    with pytest.raises(UnsupportedModelError, match="num_local_experts = 4"):
-        spec_for({"model_type": "granitemoehybrid", "num_local_experts": 4})
+    config = tiny.tiny_model(**tiny.MORE["lfm2"]).config
+    config.layer_types = ["conv", "sliding_attention", "conv"]
+    with pytest.raises(ConfigError, match=r"layer_types of layer 1 is 'sliding_attention'.*conv, full_attention"):
+        anatomy_of(config)
+
+
+@torch.no_grad()
+def test_experts_and_the_mlp_beside_them_are_two_blocks() -> None:
+    """Both read what their one norm makes of the stream; either stays without the other, and neither without both."""
+    model: Any = six_layers("granitemoehybrid-experts")
+    anatomy, ids = anatomy_of(model.config), tiny.random_ids()
+    structure = anatomy.dense
+    for layer, kinds in {0: ("mlp",), 1: ("experts",), 2: ("experts", "mlp")}.items():
+        for kind in kinds:
+            structure = structure.replace(anatomy.at(layer, kind), GONE)
+    structure = structure.replace(anatomy.at(3, "experts"), (3,)).replace(anatomy.at(3, "mlp"), (17,))
+    plan = tiny.plan_for(model, structure)
+    cut: Any = apply_plan(model, plan)
+    assert (_logits(cut, ids) - _logits(tiny.masked_model(model, plan), ids)).abs().max() < TOLERANCE
+    assert len(cut.model.layers[3].block_sparse_moe.router.weight) == 3
 
 
 def test_a_run_of_mixers_alone_and_what_is_refused_of_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -175,6 +189,37 @@ def test_a_run_of_mixers_alone_and_what_is_refused_of_it(tmp_path: Path, capsys:
     assert 0.15 < _counted(output) < 0.3
     assert json.loads((output / "config.json").read_text())["num_hidden_layers"] == 2
     _check_refused(output, "mamba", capsys, "gguf", "onnx", "openvino")
+
+
+def test_tensors_that_predict_further_tokens_are_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Where they stand beside the decoder: stock classes of some families pass over them, those of others do not."""
+    for variant, refused in (("qwen3_next", False), ("lfm2", True)):
+        folder, output = (
+            write_model(tmp_path / variant, **{"layers": 3, **tiny.MORE[variant]}),
+            tmp_path / f"{variant}-out",
+        )
+        edit_tensors(folder, lambda weights: {**weights, "mtp.fc.weight": torch.ones(48, 96)})
+        assert main([*short_run(folder, output), "--dimensions", "mlp"]) == (2 if refused else 0)
+        said = capsys.readouterr()
+        if refused:
+            assert "1 tensors without a place in Lfm2ForCausalLM: mtp.fc.weight" in said.err
+            continue
+        assert "layers that predict further tokens (mtp.*) are left out of the result" in said.out
+        assert not any(name.startswith("mtp.") for name in load_file(output / "model.safetensors"))
+        assert _counted(output) > 0.15
+
+
+def test_a_window_of_nothing_is_none_where_no_window_is_used(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The configuration of Qwen 2 MoE writes 0 in its place."""
+    folder = write_model(tmp_path / "dense", **{"layers": 3, **tiny.MORE["qwen2_moe"]})
+    assert json.loads((folder / "config.json").read_text())["sliding_window"] == 0
+    assert main(short_run(folder, tmp_path / "out")) == 0
+    assert _counted(tmp_path / "out") > 0.15
+    edit_json(folder / "config.json", use_sliding_window=True)
+    assert main(short_run(folder, tmp_path / "more")) == 2
+    assert "sliding_window is 0; a whole number from 1 to" in capsys.readouterr().err
 
 
 def test_a_killed_run_of_a_hybrid_ends_with_the_same_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

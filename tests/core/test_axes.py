@@ -16,7 +16,7 @@ LAYOUTS = (
     "kv_groups * head_dim", "kv_groups * queries * head_dim", "kv_groups * (queries + 2) * head_dim",
     "kv_groups * queries * head_dim + kv_groups * head_dim + kv_groups * head_dim",
     "kv_groups * value_dim", "kv_groups * queries * value_dim", "kv_groups * 3 * head_dim + channels + hidden",
-    "kv_groups * (queries * head_dim + head_dim + head_dim)",
+    "kv_groups * (queries * head_dim + head_dim + head_dim)", "expert_groups * group_experts",
 )  # fmt: skip
 layouts = st.sampled_from(LAYOUTS).map(Layout)
 counts = st.fixed_dictionaries(
@@ -28,6 +28,8 @@ counts = st.fixed_dictionaries(
         "channels": st.integers(1, 9),
         "experts": st.integers(1, 6),
         "mixers": st.just(1),
+        "expert_groups": st.integers(1, 3),
+        "group_experts": st.integers(1, 4),
         "hidden": st.integers(1, 5),
     }
 )

@@ -91,10 +91,12 @@ _EXPERTS = {"moe_intermediate_size": 24, "num_experts_per_tok": 2}
 _LATENT = {"kv_lora_rank": 20, "q_lora_rank": 28, "qk_rope_head_dim": 8, "qk_nope_head_dim": 12, "v_head_dim": 16,
            "num_key_value_heads": 4, "without": ("head_dim",)}  # fmt: skip
 _SHARED = {**_LATENT, **_EXPERTS, "n_routed_experts": 5, "n_shared_experts": 1, "n_group": 1, "topk_group": 1}
+_GROUPS = {"n_routed_experts": 12, "n_group": 3, "topk_group": 2, "num_experts_per_tok": 3}
 _PATTERN = ["sliding_attention", "full_attention", "sliding_attention"]
 _LINEAR = ["linear_attention", "full_attention", "linear_attention"]
 _DELTA = {"linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 6}
 _MAMBA_2 = {"mamba_n_heads": 6, "mamba_d_head": 16, "mamba_d_state": 8, "mamba_chunk_size": 4}
+_NEMOTRON = {"mamba_num_heads": 6, "mamba_head_dim": 16, "ssm_state_size": 8, "n_groups": 2, "chunk_size": 4}
 _FALCON = {"ffn_hidden_size": 40, "num_kv_heads": 2, "new_decoder_architecture": True, "without": ("head_dim",)}
 MORE: dict[str, dict[str, Any]] = {
     "apertus": {"family": "apertus"},
@@ -155,6 +157,9 @@ MORE: dict[str, dict[str, Any]] = {
                           "use_parallel_residual": True},
     "deepseek_v2": {"family": "deepseek_v2", **_SHARED, "q_lora_rank": None, "first_k_dense_replace": 1},
     "deepseek_v3": {"family": "deepseek_v3", **_SHARED, "first_k_dense_replace": 1},
+    "deepseek_v2-groups": {"family": "deepseek_v2", **_SHARED, **_GROUPS, "first_k_dense_replace": 1,
+                           "topk_method": "group_limited_greedy"},
+    "deepseek_v3-groups": {"family": "deepseek_v3", **_SHARED, **_GROUPS, "first_k_dense_replace": 1},
     "glm4_moe_lite": {"family": "glm4_moe_lite", **_SHARED},
     "youtu": {"family": "youtu", **_LATENT},
     "youtu-whole": {"family": "youtu", **_LATENT, "q_lora_rank": None},
@@ -163,9 +168,13 @@ MORE: dict[str, dict[str, Any]] = {
     "dots1": {"family": "dots1", **_EXPERTS, "n_routed_experts": 5, "n_shared_experts": 1, "first_k_dense_replace": 1,
               "sliding_window": 3, "max_window_layers": 1},
     "glm4_moe": {"family": "glm4_moe", **_EXPERTS, "n_routed_experts": 5, "first_k_dense_replace": 1},
+    "glm4_moe-groups": {"family": "glm4_moe", **_EXPERTS, **_GROUPS, "first_k_dense_replace": 1},
     "gpt_oss": {"family": "gpt_oss", "num_local_experts": 5, "num_experts_per_tok": 2, "sliding_window": 3},
     "granitemoe": {"family": "granitemoe", "num_local_experts": 5, "num_experts_per_tok": 2, "logits_scaling": 3.0,
                    "residual_multiplier": 0.4, "embedding_multiplier": 2.0},
+    "granitemoeshared": {"family": "granitemoeshared", "num_local_experts": 5, "num_experts_per_tok": 2,
+                         "shared_intermediate_size": 40, "intermediate_size": 24, "logits_scaling": 3.0,
+                         "residual_multiplier": 0.4, "embedding_multiplier": 2.0},
     "minimax_m2": {"family": "minimax_m2", "num_local_experts": 5, "num_experts_per_tok": 2},
     "mixtral": {"family": "mixtral", "num_local_experts": 5, "num_experts_per_tok": 2},
     "olmoe": {"family": "olmoe", "hidden_size": 64, "num_experts": 5, "num_experts_per_tok": 2},
@@ -175,14 +184,26 @@ MORE: dict[str, dict[str, Any]] = {
     "granitemoehybrid": {"family": "granitemoehybrid", "shared_intermediate_size": 40, "num_local_experts": 0,
                          "layer_types": _LINEAR, **_MAMBA_2,
                          "logits_scaling": 3.0, "residual_multiplier": 0.4, "embedding_multiplier": 2.0},
+    "granitemoehybrid-experts": {"family": "granitemoehybrid", "shared_intermediate_size": 40, "num_local_experts": 5,
+                                 "num_experts_per_tok": 2, "intermediate_size": 24, "layer_types": _LINEAR, **_MAMBA_2,
+                                 "logits_scaling": 3.0, "residual_multiplier": 0.4, "embedding_multiplier": 2.0},
+    "lfm2_moe": {"family": "lfm2_moe", "tied": True, "layer_types": ["conv", "full_attention", "conv"], "head_dim": 12,
+                 **_EXPERTS, "num_experts": 5, "num_dense_layers": 1},
     "lfm2": {"family": "lfm2", "tied": True, "layer_types": ["conv", "full_attention", "conv"], "head_dim": 12,
              "intermediate_size": 58, "block_multiple_of": 8},
     "falcon_mamba": {"family": "falcon_mamba", "tied": True, "state_size": 6},
     "mamba": {"family": "mamba", "tied": True, "state_size": 6},
     "mamba2": {"family": "mamba2", "num_heads": 6, "head_dim": 16, "n_groups": 2, "state_size": 6, "chunk_size": 4},
-    "nemotron_h": {"family": "nemotron_h", "layers": 6, "mamba_num_heads": 6, "mamba_head_dim": 16, "ssm_state_size": 8,
-                   "n_groups": 2, "chunk_size": 4, "layers_block_type": [
+    "nemotron_h": {"family": "nemotron_h", "layers": 6, **_NEMOTRON, "layers_block_type": [
                        "linear_attention", "mlp", "linear_attention", "full_attention", "mlp", "linear_attention"]},
+    "nemotron_h-experts": {"family": "nemotron_h", "layers": 6, **_NEMOTRON, **_EXPERTS, "n_routed_experts": 5,
+                           "moe_shared_expert_intermediate_size": 20, "layers_block_type": [
+                               "linear_attention", "moe", "mlp", "full_attention", "linear_attention", "moe"]},
+    "nemotron_h-latent": {"family": "nemotron_h", "layers": 6, **_NEMOTRON, **_EXPERTS, **_GROUPS,
+                          "moe_shared_expert_intermediate_size": 20, "moe_latent_size": 28, "layers_block_type": [
+                              "linear_attention", "moe", "mlp", "full_attention", "linear_attention", "moe"]},
+    "qwen3_5_moe": {"family": "qwen3_5_moe_text", "layer_types": _LINEAR, **_DELTA, **_EXPERTS, "num_experts": 5,
+                    "shared_expert_intermediate_size": 20},
     "qwen3_5": {"family": "qwen3_5_text", "layer_types": _LINEAR, **_DELTA},
     "qwen3_next": {"family": "qwen3_next", "layer_types": _LINEAR, **_DELTA, **_EXPERTS, "num_experts": 5,
                    "mlp_only_layers": [1], "shared_expert_intermediate_size": 20},
@@ -249,7 +270,7 @@ def tiny_model(
             scale = 0.5 if "embed" in name else 0.2
             parameter.copy_(noise * scale + ("norm" in name))
         for name, buffer in model.named_buffers():
-            if name.endswith("correction_bias"):
+            if name.endswith(("correction_bias", "expert_bias")):
                 buffer.copy_(torch.randn(buffer.shape, generator=generator) * 0.2)
     return model.to(dtype).eval()
 
@@ -267,7 +288,10 @@ def random_structure(anatomy: Anatomy, seed: int, *, drop: float = 0.25, partial
         first, *rest = place.dense
         size = (
             rng.randint(anatomy.least(BLOCK_KINDS[place.kind].names[0]), first),
-            *(finer.randint(1, most) if partial else most for most in rest),
+            *(
+                finer.randint(anatomy.least(axis.name), most) if partial else most
+                for axis, most in zip(place.axes[1:], rest, strict=True)
+            ),
         )
         gone = number not in stays and rng.random() < drop
         sizes.append(GONE if gone else size)
@@ -312,7 +336,7 @@ def masked_model(model: PreTrainedModel, plan: PruningPlan) -> PreTrainedModel:
         block = spec.block(place.kind)
         layer = masked.get_submodule(f"{spec.decoder}.{spec.layers}.{place.layer}")
         if block.routed:
-            _mask_experts(layer.get_submodule(block.path), block, plan.blocks[number].axes)
+            _mask_experts(layer.get_submodule(block.path), block, plan.blocks[number].axes, place.dense[-1])
             continue
         output = Projection.of(layer.get_submodule(block.within(block.output)), block.transposed)
         parts = _PARTS.get(spec.model_type, 1) if place.kind == "attention" else 1
@@ -342,15 +366,20 @@ class _Unchosen(TorchFunctionMode):
         return result
 
 
-def _mask_experts(module: torch.nn.Module, block: BlockSpec, kept: tuple[Units, ...]) -> None:
-    """Have a block of experts choose among those that stay alone, or add nothing where it is gone."""
+def _mask_experts(module: torch.nn.Module, block: BlockSpec, kept: tuple[Units, ...], each: int) -> None:
+    """Have a block of experts choose among those that stay alone, or add nothing where it is gone.
+
+    Where a router chooses among groups of experts, these have so many ``each`` and lie one after the other.
+    """
     if not kept:
         module.register_forward_hook(silenced)
         return
     weight, *others = block.tensors
     router: Any = module.get_submodule(weight.path.removesuffix(".weight"))
-    route, gone = router.forward, sorted(set(range(len(router.weight))) - set(kept[0]))  # pyright: ignore
-    for path in (tensor.path for tensor in others if tensor.path.endswith("correction_bias")):
+    grouped = zip(*kept, strict=True) if len(kept) == 2 else [(0, kept[0])]
+    left = {group * each + expert for group, own in grouped for expert in own}  # pyright: ignore
+    route, gone = router.forward, sorted(set(range(len(router.weight))) - left)
+    for path in (tensor.path for tensor in others if tensor.path.endswith(("correction_bias", "expert_bias"))):
         owner: Any = module.get_submodule(path.rpartition(".")[0])
         getattr(owner, path.rpartition(".")[2]).data[..., gone] = -1e9
 

@@ -61,6 +61,7 @@ class Family:
             nothing else, or in a ``"pair"`` with its attention.
         ahead: the key that says how many more layers, which predict further tokens, checkpoints hold behind the others;
             stock models have none of them. Empty where there are none.
+        beside: how the names begin of such layers' tensors where they stand beside the decoder; empty where none do.
         pattern: which of its layers have which of two kinds of blocks; nothing where all have all of them.
         mixing: likewise, which layers mix tokens by attention and which otherwise.
         wording: how a configuration says sizes in words of its own; nothing where every key means what it says.
@@ -98,6 +99,7 @@ class Family:
     remote_code: bool = False
     layer_output: str = "tensor"
     ahead: str = ""
+    beside: str = ""
     pattern: Pattern | None = None
     mixing: Pattern | Listed | None = None
     wording: Wording | None = None

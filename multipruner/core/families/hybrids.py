@@ -10,7 +10,7 @@ from typing import Any
 
 from multipruner.core.blocks import BlockSpec, linear
 
-from .experts import LISTED, experts
+from .experts import AHEAD, GRANITE_EXPERTS, LISTED, LOCAL, SHARED, after_first, experts, shared_mlp, with_groups
 from .family import GROUPED_HEADS, Family
 from .parts import attention, mlp
 from .patterns import Listed, Pattern, Wording
@@ -70,36 +70,92 @@ _ADJUSTED = Wording(
 _LINEAR = Listed("layer_types", {"linear_attention": "mixer", "full_attention": "attention"})
 _GATED = attention(asked="kv_groups * queries * 2 * head_dim")
 """Every query head comes with a gate of its width."""
+_MTP = "mtp."
+"""What the tensors of layers that predict further tokens begin with."""
+_EXPERT_KEYS = {"moe_intermediate_size": "expert_width", "num_experts": "experts", "num_experts_per_tok": "active"}
+_CONV = Listed("layer_types", {"conv": "mixer", "full_attention": "attention"})
+_SHORT_CONV = (
+    mixer("conv", "hidden", before="operator_norm", recurrent=False),
+    attention(output="out_proj", before="operator_norm"),
+)
+_GRANITE_MIXES = (mixer("mamba", _MAMBA_2, **_RESIDUAL), attention(**_RESIDUAL))
+_GRANITE_KEYS = {**_HEADS, **_MAMBA_2_KEYS, "shared_intermediate_size": "channels"}
 _MAMBA: dict[str, Any] = {
     "blocks": (mixer("mixer", "width", before="norm"),),
     "config": {"hidden_size": "hidden", "intermediate_size": "width"},
     "decoder": "backbone", "embeddings": "embeddings", "final_norm": "norm_f", "layer": "Block",
 }  # fmt: skip
 
+
+def _nemotron_h(read: str, more: Mapping[str, str] | None = None, **rest: Any) -> Family:
+    """Return Nemotron-H: one block in every layer, so that layers leave whole; experts read hidden states as they are,
+    or made narrower.
+    """
+    words = {"linear_attention": "mixer", "full_attention": "attention", "mlp": "mlp", "moe": "experts"}
+    bias = "gate.e_score_correction_bias"
+    return Family(
+        "nemotron_h",
+        "NemotronH",
+        (
+            mixer("mixer", _MAMBA_2, before="norm"),
+            attention(path="mixer", before="norm"),
+            mlp("up_proj", path="mixer", before="norm"),
+            experts("mixer", bias=bias, gated=False, read=read, before="norm"),
+        ),
+        config={
+            **GROUPED_HEADS, **SHARED, "mamba_num_heads": "state_heads", "mamba_head_dim": "state_width", **(more or {})
+        },
+        mixing=Listed("layers_block_type", words),
+        embeddings="embeddings",
+        final_norm="norm_f",
+        layer="Block",
+        ahead=AHEAD,
+        beside=_MTP,
+        **rest,
+    )  # fmt: skip
+
+
 HYBRIDS: tuple[Family, ...] = (
     Family(
         "lfm2",
         "Lfm2",
-        (
-            mixer("conv", "hidden", before="operator_norm", recurrent=False),
-            attention(output="out_proj", before="operator_norm"),
-            mlp("w1", "w3", output="w2", path="feed_forward", before="ffn_norm", attributes=()),
-        ),
-        mixing=Listed("layer_types", {"conv": "mixer", "full_attention": "attention"}),
+        (*_SHORT_CONV, mlp("w1", "w3", output="w2", path="feed_forward", before="ffn_norm", attributes=())),
+        mixing=_CONV,
         wording=_ADJUSTED,
+        final_norm="embedding_norm",
+    ),
+    Family(
+        "lfm2_moe",
+        "Lfm2Moe",
+        (
+            *_SHORT_CONV,
+            mlp("w1", "w3", output="w2", path="feed_forward", before="ffn_norm"),
+            experts("feed_forward", bias="expert_bias", before="ffn_norm"),
+        ),
+        config={**GROUPED_HEADS, **_EXPERT_KEYS},
+        mixing=_CONV,
+        pattern=after_first("num_dense_layers"),
         final_norm="embedding_norm",
     ),
     Family(
         "qwen3_next",
         "Qwen3Next",
         (mixer("linear_attn", _DELTA), _GATED, mlp(), experts()),
-        config={
-            **_HEADS, **_DELTA_KEYS, "intermediate_size": "channels", "moe_intermediate_size": "expert_width",
-            "num_experts": "experts", "num_experts_per_tok": "active",
-        },
+        config={**GROUPED_HEADS, **_DELTA_KEYS, **_EXPERT_KEYS},
         mixing=_LINEAR,
         pattern=LISTED,
         norm_offset=1.0,
+        beside=_MTP,
+    ),
+    Family(
+        "qwen3_5_moe_text",
+        "Qwen3_5Moe",
+        (mixer("linear_attn", _DELTA), _GATED, experts()),
+        config={**_HEADS, **_DELTA_KEYS, **_EXPERT_KEYS},
+        mixing=_LINEAR,
+        norm_offset=1.0,
+        beside=_MTP,
+        infix="Text",
     ),
     Family(
         "qwen3_5_text",
@@ -108,6 +164,7 @@ HYBRIDS: tuple[Family, ...] = (
         config={**GROUPED_HEADS, **_DELTA_KEYS},
         mixing=_LINEAR,
         norm_offset=1.0,
+        beside=_MTP,
         infix="Text",
     ),
     Family(
@@ -123,30 +180,25 @@ HYBRIDS: tuple[Family, ...] = (
     Family(
         "granitemoehybrid",
         "GraniteMoeHybrid",
-        (
-            mixer("mamba", _MAMBA_2, **_RESIDUAL),
-            attention(**_RESIDUAL),
-            mlp("input_linear", rows="channels + channels", output="output_linear", path="shared_mlp", **_RESIDUAL),
+        (*_GRANITE_MIXES, shared_mlp()),
+        config=_GRANITE_KEYS,
+        needs={"num_local_experts": (0,)},
+        others=(
+            Family(
+                "granitemoehybrid",
+                "GraniteMoeHybrid",
+                (*_GRANITE_MIXES, GRANITE_EXPERTS, shared_mlp(parallel=True)),
+                config={**_GRANITE_KEYS, **LOCAL},
+                mixing=_LINEAR,
+                head_scale="/ logits_scaling",
+            ),
         ),
-        config={**_HEADS, **_MAMBA_2_KEYS, "shared_intermediate_size": "channels"},
-        needs={"num_local_experts": (0,)},  # experts that run beside an MLP, on one norm, are no block of their own
         mixing=_LINEAR,
         head_scale="/ logits_scaling",
     ),
-    # one block in every layer, so that layers leave whole
-    Family(
-        "nemotron_h",
-        "NemotronH",
-        (
-            mixer("mixer", _MAMBA_2, before="norm"),
-            attention(path="mixer", before="norm"),
-            mlp("up_proj", path="mixer", before="norm"),
-        ),
-        config={**GROUPED_HEADS, "mamba_num_heads": "state_heads", "mamba_head_dim": "state_width"},
-        mixing=Listed("layers_block_type", {"linear_attention": "mixer", "full_attention": "attention", "mlp": "mlp"}),
-        embeddings="embeddings",
-        final_norm="norm_f",
-        layer="Block",
+    with_groups(
+        _nemotron_h("hidden", needs={"moe_latent_size": (None,)}),
+        _nemotron_h("expert_latent", {"moe_latent_size": "expert_latent"}),
     ),
     # a mixer in every layer and nothing else
     Family("mamba", "Mamba", **_MAMBA),

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from multipruner.core.blocks import BlockSpec, linear
 from multipruner.core.layout import Layout
 
-from .experts import AFTER_FIRST, AHEAD, CORRECTED, KINDS, SHARED, experts
+from .experts import AFTER_FIRST, AHEAD, CORRECTED, KINDS, SHARED, experts, with_groups
 from .family import Family
 from .parts import HEADS, mlp
 from .patterns import Pattern
@@ -53,12 +54,14 @@ def latent_attention(*, queries_too: bool = True, **rest: Any) -> BlockSpec:
     )
 
 
-def _rows(model_type: str, prefix: str, *blocks: BlockSpec, config: dict[str, str], **rest: Any) -> Family:
-    """Return a family of latent attention before other blocks, whose queries are made of low-rank states or not."""
+def _rows(model_type: str, prefix: str, *blocks: BlockSpec, config: dict[str, str], **rest: Any) -> list[Family]:
+    """Return the rows of latent attention before other blocks, whose queries are made of the states or of low-rank
+    ones.
+    """
     narrow, wide = ((latent_attention(queries_too=too), *blocks) for too in (True, False))
     config = {**_SIZES, **config}
     both = Family(model_type, prefix, narrow, config={**config, "q_lora_rank": "query_latent"}, **rest)
-    return Family(model_type, prefix, wide, config=config, needs={"q_lora_rank": (None,)}, others=(both,), **rest)
+    return [Family(model_type, prefix, wide, config=config, needs={"q_lora_rank": (None,)}, **rest), both]
 
 
 _SPARSE = Pattern(
@@ -68,10 +71,13 @@ _SPARSE = Pattern(
     lambda experts: {"mlp_layer_types": ["sparse" if has else "dense" for has in experts]},
 )
 
+_YOUTU, _YOUTU_NARROW = _rows("youtu", "Youtu", mlp(), config={"intermediate_size": "channels"})
+_V2 = _rows("deepseek_v2", "DeepseekV2", mlp(), experts(), config=SHARED, pattern=AFTER_FIRST)
+
 LATENT: tuple[Family, ...] = (
-    _rows("youtu", "Youtu", mlp(), config={"intermediate_size": "channels"}),
-    _rows("deepseek_v2", "DeepseekV2", mlp(), experts(), config=SHARED, pattern=AFTER_FIRST),
-    _rows("deepseek_v3", "DeepseekV3", mlp(), CORRECTED, config=SHARED, pattern=AFTER_FIRST, ahead=AHEAD),
-    _rows("glm4_moe_lite", "Glm4MoeLite", mlp(), CORRECTED, config=SHARED, pattern=_SPARSE, ahead=AHEAD),
+    replace(_YOUTU, others=(_YOUTU_NARROW,)),
+    with_groups(*_V2, alone={"topk_method": ("greedy", None)}, compared=1),
+    with_groups(*_rows("deepseek_v3", "DeepseekV3", mlp(), CORRECTED, config=SHARED, pattern=AFTER_FIRST, ahead=AHEAD)),
+    with_groups(*_rows("glm4_moe_lite", "Glm4MoeLite", mlp(), CORRECTED, config=SHARED, pattern=_SPARSE, ahead=AHEAD)),
 )
 """Every family with latent attention."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from multipruner.core.errors import ConfigError
@@ -32,6 +32,11 @@ class Pattern:
     def telling(self, kinds: Sequence[str]) -> Mapping[str, Any]:
         """Return what the keys say of layers that are left, of these kinds, in order."""
         return self.said([kind == self.kinds[0] for kind in kinds])
+
+    def renamed(self, names: Mapping[str, str]) -> Pattern:
+        """Return the same of kinds of which some have other names."""
+        first, other = (names.get(kind, kind) for kind in self.kinds)
+        return replace(self, kinds=(first, other))
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +79,10 @@ class Listed:
         """Return what the keys say of layers that are left, of these kinds, in order."""
         words = {kind: word for word, kind in self.words.items()}
         return {self.key: [words[kind] for kind in kinds]}
+
+    def renamed(self, names: Mapping[str, str]) -> Listed:
+        """Return the same of kinds of which some have other names."""
+        return replace(self, words={word: names.get(kind, kind) for word, kind in self.words.items()})
 
 
 @dataclass(frozen=True, slots=True)

@@ -196,7 +196,8 @@ def _check_sizes(name: str, record: Mapping[str, Any], spec: Family) -> None:
         value = record.get(key)
         if value is None and (key in nullable or key not in record):
             continue
-        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+        least = int(record.get(f"use_{key}") is not False)  # some classes write 0 where it is not used
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
             raise ConfigError(f"config.json of {name}: {key} is {value!r}; a whole number from 1 to {most} is needed")
     if any(record.get(key) is None and key not in nullable for key in spec.config):
         return
@@ -277,12 +278,8 @@ def _compare(
             "the configuration that is its own"
         )
     if missing:
-        hint = (
-            "; if head and embeddings are one matrix, config.json must say tie_word_embeddings"
-            if head in missing
-            else ""
-        )
-        raise UnsupportedModelError(f"{name} lacks weights: {_few(missing)}{hint}")
+        tying = "; if head and embeddings are one matrix, config.json must say tie_word_embeddings"
+        raise UnsupportedModelError(f"{name} lacks weights: {_few(missing)}{tying if head in missing else ''}")
     for key, tensor in found.items():
         if tensor.shape != expected[key]:
             raise UnsupportedModelError(
