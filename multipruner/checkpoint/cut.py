@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from multipruner.checkpoint.weights import Own, pruned_weights
+from multipruner.core.axes import STREAM
 from multipruner.core.errors import ConfigError, UnsupportedModelError
 from multipruner.core.families import constants_of, spec_for
 from multipruner.core.plan import PruningPlan
@@ -34,7 +35,7 @@ def apply_plan(
         own: makes every tensor of the new model, of what is cut out of the dense one's or as large as that.
 
     Raises:
-        ConfigError: when the plan was made for another model.
+        ConfigError: when the plan was made for another model, or of a stream that a run turned.
         UnsupportedModelError: when the family has no row, or the weights are quantised or offloaded.
     """
     spec = spec_for(model.config)
@@ -43,6 +44,8 @@ def apply_plan(
     if narrower is not None and plan.stream is not None:
         dense, left = narrower.state_dict(), replace(plan, stream=None)
         constants["hidden"] = len(plan.stream)
+    elif STREAM.axes[0].name in plan.bases:
+        raise ConfigError(f"the plan's {plan.turned} are not those of the weights: take the folder of the run itself")
     if getattr(model.config, "quantization_config", None) or any(tensor.is_meta for tensor in dense.values()):
         raise UnsupportedModelError("quantised or offloaded weights cannot be cut; load the model in full precision")
     weights = pruned_weights(dense, left, spec, constants, own)

@@ -40,13 +40,9 @@ class Recipe(Frozen):
     name: str = Field(default="custom", description="name in the catalogue")
     description: str = Field(default="", description="one line for the list of recipes")
     model: str = Field(description="Hub id, local folder or .gguf file")
-    revision: str | None = Field(
-        default=None, description="branch, tag or commit on the Hub", json_schema_extra=shown(MODEL, "REVISION")
-    )
+    revision: str | None = Field(None, description="branch, tag or commit", json_schema_extra=shown(MODEL, "REVISION"))
     fallback: PackageSource | None = Field(default=None, description="where the model is when the Hub is out of reach")
-    trust_remote_code: bool = Field(
-        default=False, description="run code that the checkpoint brings", json_schema_extra=shown(MODEL)
-    )
+    trust_remote_code: bool = Field(False, description="run code the checkpoint brings", json_schema_extra=shown(MODEL))
     dtype: DType = Field("auto", description="type of weights; auto: the checkpoint's", json_schema_extra=shown(MODEL))
     compute_dtype: DType = Field(
         default="auto",
@@ -181,6 +177,9 @@ class Recipe(Frozen):
         description="width of the residual stream, for program; auto: narrower while the loss falls, or, of those in a "
         "latency table, the best; none: as it is",
         json_schema_extra=shown(PARTS, "N|auto"),
+    )
+    rotate: Literal["auto", "on", "off"] = Field(
+        "auto", description="turn the stream before dimensions leave; auto: if possible", json_schema_extra=shown(PARTS)
     )
     hidden_step: Units = Field(32, description="hidden sizes are multiples of N", json_schema_extra=shown(PARTS, "N"))
     repair: Literal["none", "bias", "lstsq"] = Field(

@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import Any, cast
 
 from . import earlier
-from .axes import BLOCK_KINDS, LARGEST, STREAM, Kept, ranges_of, units_in
+from .axes import AXES, BLOCK_KINDS, LARGEST, STREAM, Kept, ranges_of, units_in
 from .errors import ConfigError
 from .ranking import BlockUnits, Ranking, Units, check_units
 from .structure import Anatomy, Place, Structure, counts_of
@@ -136,11 +136,23 @@ class PruningPlan:
         stream = None if kept is None else tuple(kept)
         return cls(model, revision, fingerprint, model_type, Anatomy(anatomy.places, constants), blocks, stream, bases)
 
+    @property
+    def turned(self) -> str:
+        """The labels of the axes whose units are not those of the dense weights; empty where all are."""
+        stream = {axis.name: axis for axis in STREAM.axes}
+        return " and ".join({**AXES, **stream}[name].label for name in self.bases)
+
+    @property
+    def _version(self) -> int:
+        if self.along or self.bases:
+            return PLAN_VERSION
+        return _VERSIONS["plain" if self.stream is None else "stream"]
+
     def to_json(self) -> str:
         """Return JSON text, the same bytes for the same plan."""
         record = {
             "format": PLAN_FORMAT,
-            "version": PLAN_VERSION if self.along else _VERSIONS["plain" if self.stream is None else "stream"],
+            "version": self._version,
             "base_model": {"name": self.model, "revision": self.revision,
                            "fingerprint": self.fingerprint, "model_type": self.model_type},
             **({} if self.stream is None else {STREAM.name: _stream_record(self.hidden, self.stream)}),

@@ -202,6 +202,20 @@ def scaled_norm(module: nn.Module, gain: Tensor, offset: float = 0.0) -> nn.Modu
     return copy
 
 
+def gains_of(norm: nn.Module, offset: float = 0.0) -> Tensor | float:
+    """Return the gain that a norm multiplies by, float32 [hidden_size]; 1 where it has none."""
+    weight: Any = getattr(norm, "weight", None)
+    return weight.detach().float() + offset if isinstance(weight, Tensor) else 1.0
+
+
+def without_gain(norm: nn.Module, offset: float = 0.0) -> nn.Module:
+    """Return a norm whose gain is 1 everywhere, in its own dtype; the module is untouched."""
+    result = shallow_copy(norm)
+    for name, parameter in norm.named_parameters(recurse=False):
+        result._parameters[name] = nn.Parameter(torch.full_like(parameter, 1.0 - offset), requires_grad=False)
+    return result
+
+
 def _set_submodule(root: nn.Module, path: str, child: nn.Module) -> None:
     parent, _, name = path.rpartition(".")
     root.get_submodule(parent)._modules[name] = child

@@ -94,6 +94,17 @@ def read_by_next(state: State) -> Tensor:
     return state.begin if isinstance(state, Beside) else state
 
 
+def left_of(states: Tensor, kept: Tensor, basis: Tensor | None) -> Tensor:
+    """Return what is left of the residual stream, [..., dimensions], of [..., hidden_size].
+
+    Args:
+        states: of the dense model.
+        kept: the dimensions that stay.
+        basis: that they are of, [hidden_size, dimensions]; ``None``: of the dense model's own.
+    """
+    return states[..., kept.to(states.device)] if basis is None else states @ basis.to(states)
+
+
 def gain_of(block: BlockSpec, layer: nn.Module) -> float | Tensor:
     """Return what comes out of a block is multiplied by before it is added: one number, or [hidden_size]."""
     return attrgetter(block.gain)(layer) if block.gain else 1.0

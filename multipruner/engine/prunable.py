@@ -39,10 +39,11 @@ Outputs = dict[int, Projection]
 
 
 class Wider(NamedTuple):
-    """The model that one with a narrower residual stream was made of, and which dimensions of its stream are left."""
+    """The model that a narrower one was made of, the dimensions left, and a basis that these are of, if they are."""
 
     prunable: Prunable
     kept: Tensor
+    basis: Tensor | None = None
 
 
 @dataclass
@@ -104,11 +105,10 @@ class Prunable:
 
     def narrowed(self, states: Tensor) -> Tensor:
         """Return what the states of the residual stream should be, of the dense model's, [..., hidden_size]."""
-        return states if self.wider is None else states[..., self.wider.kept.to(states.device)]
+        return states if self.wider is None else layer_calls.left_of(states, self.wider.kept, self.wider.basis)
 
     @property
     def dense(self) -> Structure:
-        """The structure of the dense model."""
         return self.anatomy.dense
 
     @property
@@ -234,10 +234,10 @@ class Prunable:
         own = Projection.of(slim.get_submodule(spec.output), spec.transposed)
         if fixed is not None and fixed.weight.shape == own.weight.shape:
             return with_output(slim, spec, fixed)
-        if self._repair is not None and size != self.anatomy[block].dense:
-            dense = Projection.of(self.dense_output(block), spec.transposed)
-            slim = with_output(slim, spec, self._repair(block, size, dense))
-        return slim
+        if self._repair is None or size == self.anatomy[block].dense:
+            return slim
+        dense = Projection.of(self.dense_output(block), spec.transposed)
+        return with_output(slim, spec, self._repair(block, size, dense))
 
     @contextmanager
     def applied(self, structure: Structure) -> Iterator[None]:

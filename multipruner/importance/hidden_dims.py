@@ -77,10 +77,10 @@ def _readers(prunable: Prunable, ids: Tensor) -> Iterator[tuple[Tensor, Tensor]]
     batches = embedded(prunable, ids)
     states: list[State] = [batch.hidden for batch in batches]
     for number, size in enumerate(prunable.dense):
-        gram = _second([prunable.read_by(state, number) for state in states])
+        gram = second_moments([prunable.read_by(state, number) for state in states])
         yield torch.cat(list(_weights(prunable, number))), gram
         states = [prunable.block(state, batch, number, size) for state, batch in zip(states, batches, strict=True)]
-    yield prunable.head_weight.float(), _second([prunable.normed(stream_of(state)) for state in states])
+    yield prunable.head_weight.float(), second_moments([prunable.normed(stream_of(state)) for state in states])
 
 
 def _weights(prunable: Prunable, block: int) -> Iterator[Tensor]:
@@ -90,7 +90,7 @@ def _weights(prunable: Prunable, block: int) -> Iterator[Tensor]:
         yield Projection.of(of, tensor.dims[0].text == "hidden").weight.float()
 
 
-def _second(states: list[Tensor]) -> Tensor:
+def second_moments(states: list[Tensor]) -> Tensor:
     """Return mean of ``x x^T`` over tokens, float32."""
     width = states[0].shape[-1]
     total = torch.zeros(width, width, device=states[0].device)

@@ -14,16 +14,18 @@ from multipruner.config.counts import narrower_sizes
 from multipruner.config.recipe import Recipe
 from multipruner.console.progress import Show, named
 from multipruner.core.axes import AXES, VALUES
-from multipruner.core.errors import ConfigError, InfeasibleError
+from multipruner.core.errors import ConfigError, InfeasibleError, UnsupportedModelError
 from multipruner.core.plan import PruningPlan
 from multipruner.core.structure import Structure
 from multipruner.engine.moments import gather
 from multipruner.engine.precision import Held, Together
 from multipruner.engine.prunable import Prunable, Wider
 from multipruner.importance.hidden_dims import order_of_stream
+from multipruner.importance.stream_bases import basis_of_stream
 from multipruner.importance.table import rank
 from multipruner.importance.value_bases import turn_values
 from multipruner.repair.narrowing import fit_to_wider
+from multipruner.repair.rotation import hindrance, write_turned
 from multipruner.repair.scoring import Repair
 from multipruner.sources.calibration import CalibrationSet
 from multipruner.storage.tensors_on_disk import OnDisk
@@ -52,6 +54,7 @@ def check_asked(recipe: Recipe, prunable: Prunable) -> None:
     hidden, whole, step = recipe.hidden_size, prunable.anatomy.constants["hidden"], recipe.hidden_step
     if hidden is not None:
         check_narrower(prunable.spec)
+        turns(recipe, prunable)
     if hidden is None or (hidden == "auto" and recipe.latency_table is None):
         check_reachable(recipe, prunable)
     elif hidden == "auto":
@@ -60,6 +63,31 @@ def check_asked(recipe: Recipe, prunable: Prunable) -> None:
         raise ConfigError(f"hidden_size = {hidden}: give a multiple of hidden_step = {step} below the model's {whole}")
     else:
         check_reachable(recipe, _as_if(prunable, hidden))
+
+
+def turns(recipe: Recipe, prunable: Prunable) -> bool:
+    """Tell whether dimensions of the residual stream leave in a basis of their own.
+
+    Raises:
+        UnsupportedModelError: when that is asked for, and the model is not the same in another basis.
+    """
+    if recipe.rotate == "off":
+        return False
+    reason = hindrance(prunable)
+    if reason is not None and recipe.rotate == "on":
+        raise UnsupportedModelError(
+            f"rotate = on: {reason}; its dimensions can leave as they lie in the weights: give --rotate off"
+        )
+    return reason is None
+
+
+def unturned(recipe: Recipe, prunable: Prunable) -> str | None:
+    """Return the line that says why dimensions of the residual stream leave as they lie; ``None`` where nothing is to
+    be said.
+    """
+    if recipe.hidden_size is None or recipe.rotate != "auto" or (reason := hindrance(prunable)) is None:
+        return None
+    return f"hidden dimensions leave as they lie in the weights, in no basis of their own: {reason}"
 
 
 def _as_if(prunable: Prunable, hidden: int) -> Prunable:
@@ -174,13 +202,18 @@ def narrowed(setting: Setting, hidden: int, display: Show, stream: Sequence[int]
     order = setting.ranking.stream
     if stream is not None:
         order = (*stream, *sorted(set(range(whole)) - set(stream)))
+    elif turns(recipe, dense):
+        order = tuple(range(whole))
     elif not order:
         keep = min(sizes_tried(recipe, dense)) if recipe.hidden_size == "auto" else hidden  # narrower ones may follow
         order = order_of_stream(dense, ids, keep, named(display, "hidden order"))
-    ranking = replace(setting.ranking, stream=order)
-    prunable, held = _cut(replace(setting, ranking=ranking), hidden)
+    ranking, basis = replace(setting.ranking, stream=order), setting.basis
+    if basis is None and turns(recipe, dense):
+        basis = basis_of_stream(dense, ids, named(display, "hidden order"))
+    setting = replace(setting, ranking=ranking, basis=basis)
+    prunable, held = _cut(setting, hidden)
     fit_to_wider(prunable, ids, refit=recipe.repair == "lstsq", progress=named(display, "hidden repair"))
-    return ordered(replace(setting, prunable=prunable, held=held, ranking=ranking, sensitivities=[], ran={}), display)
+    return ordered(replace(setting, prunable=prunable, held=held, sensitivities=[], ran={}), display)
 
 
 def _cut(setting: Setting, hidden: int) -> tuple[Prunable, Together]:
@@ -194,4 +227,9 @@ def _cut(setting: Setting, hidden: int) -> tuple[Prunable, Together]:
         model = apply_plan(dense.model, plan)
     assert isinstance(setting.held, Held)
     held = Together(setting.held, setting.precision.held(model))
-    return Prunable.narrower(model, Wider(dense, torch.tensor(plan.stream))), held
+    assert plan.stream is not None, "it is narrower"
+    basis = None if setting.basis is None else setting.basis[:, list(plan.stream)]
+    narrower = Prunable.narrower(model, Wider(dense, torch.tensor(plan.stream), basis))
+    if basis is not None:
+        write_turned(narrower)
+    return narrower, held

@@ -36,7 +36,7 @@ from multipruner.sources.resolve import resolve
 from .forecast.bounds import Fitting
 from .forecast.run import Forecast, forecast, idle_of, say_forecast, unwritten_of
 from .forecast.walks import Experts, layers_on_disk, said, together_in, walking
-from .narrow import check_asked, narrowed, ordered
+from .narrow import check_asked, narrowed, ordered, unturned
 from .record import timed
 from .setting import Setting, along_in
 
@@ -121,7 +121,7 @@ def prepare(
             recipe = walking(recipe)
             say(said(prunable, precision.computed))
         check_asked(recipe, prunable)
-        if warning := unrepaired(recipe.repair, prunable):
+        for warning in filter(None, (unturned(recipe, prunable), unrepaired(recipe.repair, prunable))):
             say(warning)
         held = precision.held(model, layers)
         prunable.on_disk = held.on_disk

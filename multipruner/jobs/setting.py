@@ -11,7 +11,7 @@ from torch import Tensor
 
 from multipruner.config.amounts import frozen_blocks
 from multipruner.config.recipe import Recipe
-from multipruner.core.axes import AXES, VALUES, ranges_of
+from multipruner.core.axes import AXES, STREAM, VALUES, ranges_of
 from multipruner.core.plan import PruningPlan, Ranking
 from multipruner.core.structure import Size, Structure
 from multipruner.engine.fingerprint import configuration
@@ -22,6 +22,7 @@ from multipruner.engine.processes import Team
 from multipruner.engine.prunable import Outputs, Prunable
 from multipruner.importance.energies import TOKENS, first_tables, sensitivities
 from multipruner.importance.routed_errors import routed_errors, sizes_run
+from multipruner.importance.stream_bases import BASIS
 from multipruner.repair.scoring import Repair, has_output_bias
 from multipruner.search import Grid, Problem, Round, Step, Task
 from multipruner.search.grid import aligned
@@ -98,6 +99,9 @@ class Setting:
     (:func:`multipruner.importance.energies.sensitivities`), computed when first tables need them, ``ran`` the errors of
     blocks that no moments tell (:mod:`multipruner.importance.routed_errors`), ``pictures`` what an image classifier is
     judged on.
+    (:func:`multipruner.importance.energies.sensitivities`), computed when first tables need them, ``pictures`` what an
+    image classifier is judged on, ``basis`` that in which dimensions of the residual stream leave, where they do not as
+    they lie (:func:`multipruner.importance.stream_bases.basis_of_stream`).
 
     What follows from these values is computed when it is first asked for, once; a setting with another recipe
     (:func:`dataclasses.replace`) computes its own.
@@ -122,6 +126,7 @@ class Setting:
     sensitivities: list[float] = field(default_factory=list, repr=False)
     ran: dict[int, dict[Size, float]] = field(default_factory=dict, repr=False)
     pictures: PictureFiles | None = field(default=None, repr=False)
+    basis: Tensor | None = field(default=None, repr=False)
 
     @property
     def search_repair(self) -> Repair | None:
@@ -145,8 +150,14 @@ class Setting:
             revision=source.revision,
             fingerprint=self.fingerprint,
             model_type=prunable.spec.model_type,
-            bases=(VALUES,) if prunable.bases else (),
+            bases=self.bases,
         )
+
+    @property
+    def bases(self) -> tuple[str, ...]:
+        """The axes whose units are those of bases worked out of text; see :class:`.PruningPlan`."""
+        wider, values = self.prunable.wider, (VALUES,) if self.prunable.bases else ()
+        return values if wider is None or wider.basis is None else (*values, STREAM.axes[0].name)
 
     @cached_property
     def grid(self) -> Grid:
@@ -220,6 +231,7 @@ class Setting:
             identity["output_biases"] = "repaired"  # losses of versions that left them alone are others
         if self.prunable.wider is not None:
             identity["hidden_dimensions"] = ranges_of(sorted(self.prunable.wider.kept.tolist()))
+            identity |= {} if self.prunable.wider.basis is None else {"hidden_basis": BASIS}
         if recipe.greedy:
             identity |= {
                 "width_sequences": min(recipe.calibration.width_sequences, len(self.calibration.ids)),

@@ -9,7 +9,8 @@ With h the dense model's stream, S the dimensions that stay, h' the stream of th
   tells, as far as it can, what left (linear regression, as in SliceGPT's projection, arXiv 2401.15024, section 3).
 - Every output projection is refitted to lead back to ``h_S``, as in :mod:`.stream`.
 
-Closed form, nothing is added to the model. Embeddings and head stay as they are: they may be one matrix.
+Where the stream was turned (:mod:`.rotation`), ``h_S`` is made of the directions that stay, and norms are compared
+without gains. Closed form, nothing is added to the model. Embeddings and head stay as they are: they may be one matrix.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from multipruner.engine.cutting import Projection, scaled_norm
+from multipruner.engine.cutting import Projection, scaled_norm, without_gain
 from multipruner.engine.layer_calls import Inputs, gain_of, stream_of, ungained
 from multipruner.engine.moments import embedded
 from multipruner.engine.prunable import Prunable
@@ -59,7 +60,14 @@ def fit_to_wider(
         if progress is not None:
             progress(number + 1, len(prunable.anatomy))
     norm, last = (of.decoder.get_submodule(of.spec.final_norm) for of in (prunable.original, prunable))
+    norm = _comparable(prunable, norm)
     _rescale(prunable, last, [norm(states) for states in dense], [last(states) for states in narrow])
+
+
+def _comparable(prunable: Prunable, norm: nn.Module) -> nn.Module:
+    """Return a norm of the dense model with the gain that the narrower one's has: none where the stream was turned."""
+    turned = prunable.wider is not None and prunable.wider.basis is not None
+    return without_gain(norm, prunable.spec.norm_offset) if turned else norm
 
 
 def _rescale(prunable: Prunable, norm: nn.Module, wide: list[Tensor], narrow: list[Tensor]) -> None:
@@ -101,7 +109,8 @@ class _Block:
         read = [source.read_by(states, number) for states in dense]
         if self.spec.before:
             now = [prunable.read_by(states, number) for states in narrow]
-            _rescale(prunable, layer.get_submodule(self.spec.before), read, now)
+            norm = _comparable(prunable, source.layer_of(number).get_submodule(self.spec.before))
+            _rescale(prunable, layer.get_submodule(self.spec.before), [norm(h) for h in dense], now)
         if self.refit:
             self._refit_inputs(read, [prunable.read_by(states, number) for states in narrow])
         with outputs_of(source.dense_output(number)) as given:

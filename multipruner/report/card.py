@@ -198,6 +198,7 @@ def _removed(plan: PruningPlan, picture: Any, figure: str | None) -> str:
     table = "\n".join(f"| {what} | {before:,} | {after:,} |" for what, before, after in rows)
     text = f"## What was removed\n\n| | dense | here |\n|---|---:|---:|\n{table}\n\n"
     text += "`plan.json` lists every kept head and channel in the dense model's numbering."
+    text += f" Its {plan.turned} are those of bases that the run worked out of its text." if plan.bases else ""
     if sizes := tensor_parallel_sizes(plan):
         text += (
             f" The KV groups and MLP channels of every layer divide by {', '.join(map(str, sizes))}, as servers need "

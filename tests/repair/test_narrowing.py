@@ -13,7 +13,9 @@ from multipruner.core.structure import Structure
 from multipruner.engine.objective import CalibrationObjective
 from multipruner.engine.prunable import Prunable, Wider
 from multipruner.importance.hidden_dims import order_of_stream
+from multipruner.importance.stream_bases import basis_of_stream
 from multipruner.repair.narrowing import fit_to_wider
+from multipruner.repair.rotation import write_turned
 from multipruner.repair.stream import accumulated
 from tests.support import tiny
 
@@ -22,12 +24,16 @@ VARIANTS = {"llama-tied": tiny.VARIANTS["llama-tied"], "llama-biased": tiny.VARI
             **{name: tiny.MORE[name] for name in ("olmo2", "glm4", "granite", "starcoder2")}}  # fmt: skip
 
 
-def _narrower(model: Any, order: tuple[int, ...], kept: int = KEPT) -> Prunable:
+def _narrower(model: Any, order: tuple[int, ...], kept: int = KEPT, basis: torch.Tensor | None = None) -> Prunable:
     dense = Prunable.of(model)
     ranking = Ranking(Ranking.identity(dense.anatomy).blocks, order)
     structure = Structure(dense.dense.blocks, kept)
     plan = PruningPlan.from_structure(structure, ranking, dense.anatomy, model="", model_type=dense.spec.model_type)
-    return Prunable.narrower(apply_plan(model, plan), Wider(dense, torch.tensor(plan.stream)))
+    basis = None if basis is None else basis[:, :kept]
+    prunable = Prunable.narrower(apply_plan(model, plan), Wider(dense, torch.tensor(plan.stream), basis))
+    if basis is not None:
+        write_turned(prunable)
+    return prunable
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -84,3 +90,62 @@ def test_a_narrower_model_is_measured_and_repaired_against_the_dense_one() -> No
         assert len(outputs) == len(prunable.anatomy), "the first block too: its stream is narrower"
         with prunable.with_outputs(outputs):
             assert CalibrationObjective(prunable, ids, loss="kl")(prunable.dense) < before
+
+
+@torch.no_grad()
+def _on_a_subspace(variant: str) -> tuple[Any, torch.Tensor]:
+    """A model whose stream has nothing but in ``KEPT`` directions, none of them an axis; and these."""
+    model: Any = tiny.tiny_model(**VARIANTS[variant], tied=False)
+    directions = torch.linalg.qr(torch.randn(48, 48, generator=torch.Generator().manual_seed(3)))[0][:, :KEPT]
+    project = directions @ directions.T
+    model.model.embed_tokens.weight.copy_(model.model.embed_tokens.weight @ project)
+    for layer in model.model.layers:
+        for output in (layer.self_attn.o_proj, layer.mlp.down_proj):
+            output.weight.copy_(project @ output.weight)
+            if output.bias is not None:
+                output.bias.copy_(project @ output.bias)
+    return model, directions
+
+
+@pytest.mark.parametrize("variant", ["llama-biased", "granite"])
+def test_directions_that_hold_nothing_leave_without_a_trace(variant: str) -> None:
+    """In the basis that is found, with gains of norms alone."""
+    model, directions = _on_a_subspace(variant)
+    ids = tiny.random_ids(16, 32)
+    basis = basis_of_stream(Prunable.of(model), ids)
+    assert (basis.T @ basis - torch.eye(48)).abs().max() < 1e-5
+    assert (basis[:, :KEPT] @ (basis[:, :KEPT].T @ directions) - directions).abs().max() < 1e-3
+    prunable = _narrower(model, tuple(range(48)), basis=basis)
+    fit_to_wider(prunable, ids, refit=False)
+    with torch.no_grad():
+        wanted = model(tiny.random_ids()).logits
+        assert (prunable.model(tiny.random_ids()).logits - wanted).abs().max() < 5e-3
+
+
+@pytest.mark.parametrize("variant", ["llama-biased", "granite"])
+def test_a_turned_model_is_brought_back_towards_the_dense_one(variant: str) -> None:
+    model, ids = tiny.tiny_model(**VARIANTS[variant], tied=False), tiny.random_ids(16, 32)
+    basis, losses = basis_of_stream(Prunable.of(model), ids), {}
+    for refit in (False, True):
+        prunable = _narrower(model, tuple(range(48)), basis=basis)
+        fit_to_wider(prunable, ids, refit=refit)
+        losses[refit] = CalibrationObjective(prunable, ids, loss="kl")(prunable.dense)
+    assert losses[True] < 0.9 * losses[False]
+
+
+def test_the_basis_keeps_most_of_what_is_read() -> None:
+    """Of the sum over readers, whatever the gains of norms: more than as many axes, and than random directions."""
+    model, ids = tiny.tiny_model("llama"), tiny.random_ids(16, 32)
+    prunable, read = Prunable.of(model), list[torch.Tensor]()
+    norms = [norm for name, norm in model.named_modules() if name.endswith("norm")]
+    hooks = [norm.register_forward_hook(lambda norm, _, y: read.append(y / norm.weight)) for norm in norms]
+    with torch.no_grad():
+        model(ids)
+    assert len(read) == len(prunable.anatomy) + 1 and all(hook.remove() is None for hook in hooks)
+    seen = torch.cat(read).flatten(0, 1).detach()
+    basis, generator = basis_of_stream(prunable, ids), torch.Generator().manual_seed(0)
+    for count in (1, 20, 47):
+        others = (torch.linalg.qr(torch.randn(48, count, generator=generator))[0] for _ in range(20))
+        axes = seen.square().mean(dim=0).topk(count).values.sum()
+        least = max(axes, *((seen @ other).square().mean(dim=0).sum() for other in others))
+        assert (seen @ basis[:, :count]).square().mean(dim=0).sum() > least

@@ -72,6 +72,8 @@ def cut_gguf(
             f"{plan_name} leaves heads with fewer value dimensions than keys have, which no architecture of llama.cpp "
             "reads by the layer; take the run's own folder, or prune without --value-dim-step"
         )
+    if plan.bases:
+        raise ConfigError(f"{plan_name}: its {plan.turned} are of a basis of the run's own; export the run's folder")
     source = open_source(dense, plan)
     model = cut_model(source, plan)
     _check_weights(plan, source, any_weights, console)

@@ -131,11 +131,11 @@ def _of_dense(plan: PruningPlan, name: str) -> PruningPlan:
     """Return a plan whose units are those of the dense weights.
 
     Raises:
-        ConfigError: for one of a run that turned its values into bases of its own.
+        ConfigError: for one of a run that turned its values, or its stream, into bases of its own.
     """
     if plan.bases:
         raise ConfigError(
-            f"{name}: its value dimensions are those of bases that the run worked out of its calibration text; "
+            f"{name}: its {plan.turned} are those of bases that the run worked out of its calibration text; "
             "take the run's own folder, or prune with --plan and the run's recipe"
         )
     return plan

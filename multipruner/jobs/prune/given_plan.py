@@ -13,7 +13,7 @@ from rich.console import Console
 from multipruner.config.recipe import Recipe
 from multipruner.config.spellings import FOUND_BY
 from multipruner.console.progress import waiting_display
-from multipruner.core.axes import AXES
+from multipruner.core.axes import AXES, STREAM, VALUES
 from multipruner.core.errors import ConfigError, NumericsError
 from multipruner.core.identity import digest
 from multipruner.core.plan import BlockUnits, PruningPlan, Ranking
@@ -57,7 +57,8 @@ def apply_given_plan(
     """
     console = console or Console(quiet=True)
     plan = read_plan(plan_path)
-    recipe = Recipe.build({**recipe.model_dump(), **NO_BUDGET, **_along(plan, recipe)})
+    rotate = {"rotate": "on" if STREAM.axes[0].name in plan.bases else "off"}
+    recipe = Recipe.build({**recipe.model_dump(), **NO_BUDGET, **_along(plan, recipe), **rotate})
     with Workspace(output, recipe.model) as workspace:
         seconds = Clock(console)
         setting = prepare(recipe, console, seconds, stream=plan.stream, walks=plan.stream is None, pictures=True)
@@ -91,10 +92,10 @@ def _check(plan: PruningPlan, path: Path, setting: Setting) -> None:
         raise ConfigError(
             f"{path} is a plan for {plan.model} ({plan.model_type}), a model of other sizes than this one"
         )
-    if bool(plan.bases) != bool(setting.prunable.bases):
+    if (turned := VALUES in plan.bases) != bool(setting.prunable.bases):
         raise ConfigError(
-            f"{path}: its value dimensions are {'' if plan.bases else 'not '}those of bases worked out of text; prune "
-            f"{'with' if plan.bases else 'without'} moments (a repair, or an importance that asks for them)"
+            f"{path}: its value dimensions are {'' if turned else 'not '}those of bases worked out of text; prune "
+            f"{'with' if turned else 'without'} moments (a repair, or an importance that asks for them)"
         )
     if plan.fingerprint is not None and plan.fingerprint != setting.fingerprint:
         raise ConfigError(f"{path} is a plan for {plan.model}, whose weights differ from those loaded now")

@@ -61,7 +61,7 @@ def _at(setting: Setting, last: Setting, hidden: int, console: Console) -> Setti
     if hidden == setting.prunable.anatomy.constants["hidden"]:
         return setting
     with counting_display(console, "hidden size") as display:
-        return narrowed(replace(setting, ranking=last.ranking), hidden, display)
+        return narrowed(replace(setting, ranking=last.ranking, basis=last.basis), hidden, display)
 
 
 def _in_table(setting: Setting, path: Path, console: Console, say: Say) -> tuple[Setting, Found]:
