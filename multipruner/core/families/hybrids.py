@@ -82,7 +82,7 @@ HYBRIDS: tuple[Family, ...] = (
         "Lfm2",
         (
             mixer("conv", "hidden", before="operator_norm", recurrent=False),
-            attention(output="out_proj", before="operator_norm"),
+            attention(output="out_proj", before="operator_norm", rotated=""),
             mlp("w1", "w3", output="w2", path="feed_forward", before="ffn_norm", attributes=()),
         ),
         mixing=Listed("layer_types", {"conv": "mixer", "full_attention": "attention"}),
@@ -139,7 +139,7 @@ HYBRIDS: tuple[Family, ...] = (
         "NemotronH",
         (
             mixer("mixer", _MAMBA_2, before="norm"),
-            attention(path="mixer", before="norm"),
+            attention(path="mixer", before="norm", rotated=""),  # which turns nothing
             mlp("up_proj", path="mixer", before="norm"),
         ),
         config={**GROUPED_HEADS, "mamba_num_heads": "state_heads", "mamba_head_dim": "state_width"},
