@@ -18,7 +18,7 @@ from multipruner.core.structure import GONE, Anatomy, Place, Structure
 
 from .classes import model_class
 
-VALUE_DIM, ROPE_PAIRS = "value_head_dim", "rope_pairs"
+VALUE_DIM, ROPE_PAIRS = "value_head_dim", "rotary_pairs"
 """What a layer's entry calls that its heads keep, where some have left: how many value dimensions, and which pairs of
 queries and keys in every KV group."""
 

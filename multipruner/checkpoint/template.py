@@ -114,7 +114,7 @@ def within_heads(dense: Any, path: str, own: Any, width: int) -> Any:
     """
     heads = range(dense.in_features // width if path == VALUES[-1] else dense.out_features // width)
     dims: list[list[int]] = [list(range(width)) for _ in heads]
-    if path in ROTATED and (kept := getattr(own, "rope_pairs", None)):
+    if path in ROTATED and (kept := getattr(own, "rotary_pairs", None)):
         share = (getattr(own, "rope_parameters", None) or {}).get("partial_rotary_factor", 1.0)
         whole = int(width * share) // 2
         for head in heads:

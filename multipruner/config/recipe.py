@@ -137,7 +137,7 @@ class Recipe(Frozen):
     )
     shortlist: Units | None = Field(
         default=None,
-        description="candidates that a step measures, those that looked best when last measured, for greedy; none: they stay",
+        description="candidates that a step measures, those that looked best when last measured, for greedy; none: all",
         json_schema_extra=shown(METHOD, "N"),
     )
     importance: Annotated[str, OneOf(IMPORTANCES, "importance")] = Field(
@@ -159,7 +159,7 @@ class Recipe(Frozen):
     )
     kv_group_step: Units = Field(1, description="KV groups that leave together", json_schema_extra=shown(PARTS, "N"))
     query_head_step: Units | None = Field(
-        None, description="query heads of a group that leave together; none: they stay", json_schema_extra=shown(PARTS, "N")
+        None, description="query heads that leave together; none: they stay", json_schema_extra=shown(PARTS, "N")
     )
     value_dim_step: Units | None = Field(
         None, description="value dimensions that leave together; none: they stay", json_schema_extra=shown(PARTS, "N")

@@ -225,8 +225,8 @@ class Prunable:
         if key not in self._slim:
             if len(self._slim) >= 2 * len(self.anatomy):
                 self._slim.clear()  # views cost nothing, but slices of fused projections and parts of groups are copies
-            kept, dense = leading(self.counts(block, size), self._pairs.get(block, ())), self.counts(block)
-            slim = slim_block(module, spec, kept, dense)
+            kept = leading(self.counts(block, size), self._pairs.get(block, ()))
+            slim = slim_block(module, spec, kept, self.counts(block))
             self._slim[key] = self._refitted(slim, block, size) if spec.output else slim
         return self._slim[key]
 
@@ -238,7 +238,7 @@ class Prunable:
             return with_output(slim, spec, fixed)
         if self._repair is not None and size != self.anatomy[block].dense:
             dense = Projection.of(self.dense_output(block), spec.transposed)
-            slim = with_output(slim, spec, self._repair(block, size, dense))
+            return with_output(slim, spec, self._repair(block, size, dense))
         return slim
 
     @contextmanager
@@ -264,25 +264,21 @@ class Prunable:
         others), values in their bases, pairs in their places; undone on leaving. A repair gives narrowed outputs."""
         orders = [dict(ranking.all_of(number, place.kind)) for number, place in enumerate(self.anatomy)]
         with ExitStack() as stack:
-            stack.callback(self._slim.clear)
-            stack.callback(self._pairs.clear)
+            stack.callback(lambda: (self._slim.clear(), self._pairs.clear()))
             self._pairs |= {block: order.pop(PAIRS) for block, order in enumerate(orders) if PAIRS in order}
             if self.on_disk is not None:
                 stack.enter_context(self.on_disk.arranged(partial(self._arrange, orders)))
             else:
-                for block in range(len(self.anatomy)):
-                    stack.callback(self._permute(orders, block))
+                for layer in range(self.anatomy.layers):
+                    stack.callback(self._arrange(orders, layer))
             self._repair = repair
             stack.callback(setattr, self, "_repair", None)
             yield
 
-    def _arrange(self, orders: Sequence[Kept], layer: int) -> None:
-        for block in self.anatomy.of_layer(layer):
-            self._permute(orders, block)
-
-    def _permute(self, orders: Sequence[Kept], block: int) -> Callable[[], None]:
-        spec, counts = self.block_spec(block), self.counts(block)
-        return arrange(self.module(block), spec, orders[block], counts, self.bases.get(block))
+    def _arrange(self, orders: Sequence[Kept], layer: int) -> Callable[[], object]:
+        undo = [arrange(self.module(block), self.block_spec(block), orders[block], self.counts(block),
+                        self.bases.get(block)) for block in self.anatomy.of_layer(layer)]  # fmt: skip
+        return lambda: [back() for back in undo]
 
     @contextmanager
     def with_outputs(self, outputs: Outputs, gain: Tensor | None = None) -> Iterator[None]:

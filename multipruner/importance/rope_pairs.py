@@ -1,10 +1,10 @@
 """Which pairs of dimensions of queries and keys leave first, in every KV group.
 
 A score is the sum of what the pairs of dimensions that rotary embeddings turn give, ``sum_p q_p . k_p``. Without the
-pairs of a set S, where queries and keys of a text do not know of each other, its expected squared error is the sum over
-S x S of ``tr(E[q_p q_s^T]^T Cov(k_p, k_s))``, q and k turned already: what is the same for all keys of a text changes no
-softmax, so keys are taken less their mean. Pairs leave one after another by what each adds to that, in the sum over the
-group's query heads. Without text they leave by the product of the squared norms of their rows.
+pairs of a set S, its expected squared error is the sum over S x S of ``tr(E[q_p q_s^T]^T Cov(k_p, k_s))``, q and k
+turned already, as far as queries and keys of a text do not know of each other. What is the same for all keys of a text
+changes no softmax, so keys are taken less their mean. Pairs leave one after another by what each adds to that, in the
+sum over the group's query heads. Without text they leave by the product of the squared norms of their rows.
 """
 
 from __future__ import annotations
@@ -37,9 +37,7 @@ def few_of(prunable: Prunable, ids: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def with_pairs(
-    prunable: Prunable, ranking: Ranking, ids: Tensor | None, progress: Progress | None = None
-) -> Ranking:
+def with_pairs(prunable: Prunable, ranking: Ranking, ids: Tensor | None, progress: Progress | None = None) -> Ranking:
     """Return a ranking in which the pairs of every KV group are in order.
 
     Args:

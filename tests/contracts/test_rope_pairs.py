@@ -22,11 +22,14 @@ from multipruner.core.errors import UnsupportedModelError
 from multipruner.core.families import FAMILIES, anatomy_of, spec_for
 from multipruner.core.plan import PruningPlan, Ranking
 from multipruner.core.structure import Structure
+from multipruner.engine.moments import gather
 from multipruner.engine.objective import CalibrationObjective, PlainObjective
+from multipruner.engine.precision import Held
 from multipruner.engine.prunable import Prunable
 from multipruner.engine.values.asked import queries_and_keys
 from multipruner.importance.rope_pairs import elimination, pair_errors, with_pairs
 from multipruner.jobs.prune.given_plan import leading
+from multipruner.repair.scoring import Repair
 from tests.support import tiny
 from tests.support.commands import arguments, finished
 
@@ -190,6 +193,33 @@ def test_a_saved_model_gives_the_same_logits(variant: str, tmp_path: Path) -> No
     assert torch.allclose(torch.cat(steps, dim=1), expected, atol=tiny.ROUNDING)
 
 
+@pytest.mark.parametrize("form", ["onnx", "openvino"])
+def test_graphs_compute_it_too(form: str, tmp_path: Path) -> None:
+    """Exports are opened again and compared before the file takes its name."""
+    pytest.importorskip("onnxruntime" if form == "onnx" else form)
+    model = _model("glm")
+    structure = tiny.random_structure(anatomy_of(model.config, ALONG), 5, partial=True, drop=0.1)
+    pruned = apply_plan(model, plan := tiny.plan_for(model, structure, 3, ALONG))
+    save(tmp_path / "run", pruned, None, plan=plan, report={}, card="")
+    assert main(["export", str(tmp_path / "run"), "--format", form, "--outtype", "f32"]) == 0
+    assert (tmp_path / f"run-f32.{form}").exists()
+
+
+def test_layers_on_disk_give_the_same_bits(tmp_path: Path) -> None:
+    _model("qwen2").save_pretrained(tmp_path)
+    first, second = (AutoModelForCausalLM.from_pretrained(tmp_path).eval() for _ in range(2))
+    whole, walked = (Prunable.of(model, torch.float32, ALONG) for model in (first, second))
+    walked.on_disk = Held(second, torch.float32, torch.float32, walked.layers).on_disk
+    ids, found = tiny.random_ids(4, 12), list[Any]()
+    structure = tiny.random_structure(whole.anatomy, 1, partial=True)
+    for prunable in (whole, walked):
+        ranking = with_pairs(prunable, tiny.random_ranking(prunable.anatomy, 2), ids)
+        errors = pair_errors(prunable, ranking, ids, lambda b: [(2, 2, 16, 3)] if b in (0, 2, 4) else [])
+        with prunable.in_order(ranking, Repair(prunable, gather(prunable, ids), ranking)):
+            found.append((ranking, errors, CalibrationObjective(prunable, ids)(structure)))
+    assert found[0] == found[1] and len(found[0][1]) == 3
+
+
 def test_families_whose_queries_and_keys_are_normed_or_not_alone_are_refused() -> None:
     for family in ("qwen3", "gemma3_text", "phi3", "cohere", "glm4_moe", "lfm2", "deepseek_v3", "gpt_neox"):
         variant = next(row for row in ALL.values() if row["family"] == family)
@@ -298,3 +328,25 @@ def test_bad_input_is_one_line(more: tuple[str, ...], expected: str, dense: Path
     printed = capsys.readouterr().err
     assert expected in printed and printed.count("\n") == 1
     assert not (tmp_path / "bad").exists()
+
+
+def test_a_search_breeds_them(dense: Path, tmp_path: Path) -> None:
+    more = ("--population", "4", "--generations", "1", "--seeds", "program")
+    assert main(["search", *_arguments(dense, tmp_path / "run", *more)]) == 0
+    report, plan = finished(tmp_path / "run")
+    assert plan.along == ALONG and report["ratio"] >= 0.06
+
+
+def test_a_killed_run_goes_on_to_the_same_plan(dense: Path, tmp_path: Path) -> None:
+    """One that was killed while it wrote its journal, half of it done."""
+    assert main(_arguments(dense, tmp_path / "whole")) == 0
+    lines = (tmp_path / "whole" / "measurements.jsonl").read_text().splitlines(keepends=True)
+    half = len(lines) // 2
+    partial = tmp_path / "run.partial"
+    partial.mkdir()
+    (partial / "measurements.jsonl").write_text("".join(lines[:half]) + lines[half][:9])
+    assert main(_arguments(dense, tmp_path / "run")) == 0
+    reports, plans = zip(*(finished(tmp_path / name) for name in ("whole", "run")), strict=True)
+    assert plans[0] == plans[1]
+    first, second = (report["search"]["work_of_this_process"]["structures"]["evaluations"] for report in reports)
+    assert 0 < second < first
