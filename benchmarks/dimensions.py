@@ -47,6 +47,7 @@ ROWS: dict[str, list[str]] = {
     "channels and heads": ["--dimensions", "mlp,heads"],
     "blocks, channels, heads": [],
     "and value dimensions": ["--value-dim-step", "16"],
+    "and RoPE pairs": ["--rope-pair-step", "8"],
     "and hidden size": ["--hidden-size", "auto"],
     "and a smaller vocabulary": [VOCABULARY],
     "all of these": [VOCABULARY, "--value-dim-step", "16", "--hidden-size", "auto"],

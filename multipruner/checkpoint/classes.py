@@ -20,10 +20,11 @@ from transformers import PreTrainedModel
 from transformers.dynamic_module_utils import get_class_from_dynamic_module, get_relative_import_files
 from transformers.utils.hub import HF_MODULES_CACHE
 
-from multipruner.core.axes import BLOCK_KINDS
+from multipruner.core.axes import BLOCK_KINDS, PAIRS
 from multipruner.core.blocks import BlockSpec
 from multipruner.core.errors import ConfigError, OutputError, UnsupportedModelError
 from multipruner.core.families import Family, first_row, row_for, spec_for
+from multipruner.core.families.parts import NEIGHBOURS
 from multipruner.core.families.tasks import CAUSAL_LM, Task
 from multipruner.core.layout import Layout
 
@@ -49,6 +50,7 @@ DECODER, LAYERS, DEPTH, PART = {decoder!r}, {layers!r}, {depth!r}, {part!r}
 CACHE_SLOTS = {cache!r}
 SETTINGS: dict[str, tuple[str, ...]] = {settings!r}
 VALUES: tuple[str, ...] = {values!r}
+ROTATED, NEIGHBOURS = {rotated!r}, {neighbours!r}
 MODEL_SETTINGS: dict[str, Any] = {model_settings!r}
 ADDED_TO, PAIRED, HANDED = {added_to!r}, {paired!r}, {handed!r}
 HEADS, KV_HEADS = {heads!r}, {kv_heads!r}
@@ -118,11 +120,14 @@ def _family(spec: Family, dense: PreTrainedModel | None) -> str:
         for block in spec.blocks
     }
     heads, kv_heads = spec.heads_keys
+    rotated = [(block, tensor) for block in spec.blocks for tensor in block.giving(PAIRS)]
     names = _NAMES.format(
         decoder=spec.decoder, layers=spec.layers, depth=spec.depth, part=spec.part, blocks=blocks,
         cache={block.kind: block.cache for block in spec.blocks if block.cache}, heads=heads, kv_heads=kv_heads,
         added_to=any(block.added_to for block in spec.blocks), paired=any(block.paired for block in spec.blocks),
         values=next((tuple(map(block.within, block.valued)) for block in spec.blocks if block.valued), ()),
+        rotated=tuple(block.within(tensor.path.rpartition(".")[0]) for block, tensor in rotated),
+        neighbours=any(NEIGHBOURS in tensor.dims[0].text for _, tensor in rotated),
         handed=any(block.handed for block in spec.blocks),
         settings={block.path: block.settings for block in spec.blocks if block.settings},
         model_settings=dict(spec.model_settings), note=_SWITCHED if any(block.routed for block in spec.blocks) else "",

@@ -9,16 +9,18 @@ from typing import Any
 from huggingface_hub.errors import StrictDataclassClassValidationError
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from multipruner.core.axes import BLOCK_KINDS, VALUES
+from multipruner.core.axes import BLOCK_KINDS, PAIRS, VALUES, ranges_of, units_in
 from multipruner.core.errors import ConfigError, UnsupportedModelError
 from multipruner.core.families import Family, anatomy_of, constants_of, spec_for
-from multipruner.core.plan import PruningPlan
+from multipruner.core.layout import count_of
+from multipruner.core.plan import BlockUnits, PruningPlan
 from multipruner.core.structure import GONE, Anatomy, Place, Structure
 
 from .classes import model_class
 
-VALUE_DIM = "value_head_dim"
-"""What a layer's entry calls the value dimensions that its heads keep, where some have left."""
+VALUE_DIM, ROPE_PAIRS = "value_head_dim", "rotary_pairs"
+"""What a layer's entry calls that its heads keep, where some have left: how many value dimensions, and which pairs of
+queries and keys in every KV group."""
 
 
 def pruned_config(config: Any, plan: PruningPlan, dense: PreTrainedModel | None = None) -> PreTrainedConfig:
@@ -43,8 +45,9 @@ def pruned_config(config: Any, plan: PruningPlan, dense: PreTrainedModel | None 
     record = spec.part_of(said)  # within the other, or itself: what changes in it changes there
     for key in spec.derived:
         record.pop(key, None)
-    kept = [size for place, size in zip(whole, plan.structure, strict=True) if place.layer in set(layers)]
-    anatomy, structure = whole.of_layers(layers), Structure(tuple(kept))
+    units = [kept for place, kept in zip(whole, plan.blocks, strict=True) if place.layer in set(layers)]
+    anatomy, structure = whole.of_layers(layers), Structure(tuple(kept.size for kept in units))
+    heads = _in_heads(units, anatomy)
     record |= {key: [record[key][number] for number in layers] for key in _per_layer_lists(record, whole.layers)}
     record[spec.depth] = len(layers)
     record |= spec.plain(record)
@@ -60,14 +63,15 @@ def pruned_config(config: Any, plan: PruningPlan, dense: PreTrainedModel | None 
         {names.get(key, key): number for key, number in _numbers(structure, anatomy, layer, spec).items()}
         for layer in range(len(layers))
     ]
-    stock = _stock_config(config, said, rows, structure, anatomy, spec, hidden)
-    if stock is not None:
-        return stock
+    if not any(heads):  # which no stock configuration says
+        stock = _stock_config(config, said, rows, structure, anatomy, spec, hidden)
+        if stock is not None:
+            return stock
     if (width := spec.key("head_dim")) is not None:
         record[width] = anatomy.constants["head_dim"]
     record |= _cache_slots(structure, anatomy, spec)
     skips = [_skipped(structure, anatomy, layer) for layer in range(len(layers))]
-    layer = enumerate(zip(rows, skips, _values(structure, anatomy), strict=True))
+    layer = enumerate(zip(rows, skips, heads, strict=True))
     record["per_layer_config"] = {n: {**_overrides(numbers, skip), **own} for n, (numbers, skip, own) in layer}
     config_class: Any = model_class(spec, dense).config_class
     return config_class(**said)
@@ -96,8 +100,7 @@ def _stock_config(
     """
     constants = constants_of(config)
     sizes = {place.kind: place.dense for place in anatomy}
-    cut = any(_values(structure, anatomy))  # which no configuration says
-    cut |= any(
+    cut = any(
         spec.block(place.kind).resized and size != sizes[place.kind]
         for place, size in zip(anatomy, structure, strict=True)
     )  # a stock constructor knows such blocks in their dense size alone
@@ -244,14 +247,18 @@ def _skipped(structure: Structure, anatomy: Anatomy, layer: int) -> list[str]:
     return [anatomy[number].kind for number in anatomy.of_layer(layer) if not structure[number]]
 
 
-def _values(structure: Structure, anatomy: Anatomy) -> list[dict[str, int]]:
-    """Return how many value dimensions every layer keeps, by their key; nothing where none have left."""
-    whole = anatomy.constants.get(VALUES, 0)
-    kept = [whole] * anatomy.layers
-    for number, size in enumerate(structure):
-        own = anatomy.counts(number, size or None).get(VALUES, whole)
-        kept[anatomy[number].layer] = min(kept[anatomy[number].layer], own)
-    return [{VALUE_DIM: count} if min(kept) < whole else {} for count in kept]
+def _in_heads(blocks: list[BlockUnits], anatomy: Anatomy) -> list[dict[str, Any]]:
+    """Return what every layer keeps within its heads, by its key; nothing of that of which none has left."""
+    found: list[dict[str, Any]] = [{} for _ in range(anatomy.layers)]
+    for axis, key in ((VALUES, VALUE_DIM), (PAIRS, ROPE_PAIRS)):
+        whole = anatomy.constants.get(axis, 0)
+        kept: list[Any] = [(range(whole),)] * anatomy.layers
+        for place, units in zip(anatomy, blocks, strict=True):
+            kept[place.layer] = units.by_axis(place.kind).get(axis) or kept[place.layer]
+        if min(map(count_of, kept), default=whole) < whole:
+            for entry, units in zip(found, kept, strict=True):
+                entry[key] = count_of(units) if axis == VALUES else list(map(ranges_of, units))
+    return found
 
 
 def _overrides(numbers: Mapping[str, int], skip: list[str]) -> dict[str, Any]:
@@ -280,7 +287,10 @@ def sizes_in(record: Mapping[str, Any], spec: Family) -> tuple[Anatomy, Structur
     for number in range(int(record.get(spec.depth) or 0)):
         own = {**record, **table.get(number, {})}
         for kind, always in spec.sizes(own, number).items():
-            size = (*always, int(own[VALUE_DIM])) if VALUE_DIM in own and spec.block(kind).valued else always
+            size = always
+            if spec.block(kind).valued and (VALUE_DIM in own or ROPE_PAIRS in own):
+                pairs = (len(units_in(own[ROPE_PAIRS][0])),) if ROPE_PAIRS in own else ()
+                size = (*always, int(own.get(VALUE_DIM) or spec.counts(own)[VALUES]), *pairs)
             places.append(Place(number, kind, size))
             sizes.append(GONE if kind in (own.get("skip") or ()) else size)
     return Anatomy(tuple(places)), Structure(tuple(sizes))

@@ -14,6 +14,7 @@ import transformers.configuration_utils as known
 if not hasattr(getattr(known, "PreTrainedConfig", None), "per_layer_config"):  # before what older ones do not have
     raise ImportError("this model needs transformers>=5.14 (per_layer_config): pip install -U transformers")
 
+import torch
 from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -27,6 +28,7 @@ BLOCKS = {"attention": ("self_attn", ("input_layernorm",)), "mlp": ("mlp", ("pos
 CACHE_SLOTS = {"attention": "layer_idx"}
 SETTINGS: dict[str, tuple[str, ...]] = {}
 VALUES: tuple[str, ...] = ("self_attn.v_proj", "self_attn.o_proj")
+ROTATED, NEIGHBOURS = ("self_attn.q_proj", "self_attn.k_proj"), False
 MODEL_SETTINGS: dict[str, Any] = {}
 ADDED_TO, PAIRED, HANDED = False, False, False
 HEADS, KV_HEADS = "num_attention_heads", "num_key_value_heads"
@@ -68,23 +70,27 @@ class NoMLP(nn.Module):
         return (nothing, None) if PAIRED else nothing
 
 
-class PaddedValues(nn.Module):
-    """Gives the first value dimensions of every head, and zeros for the others, which have left.
+class Placed(nn.Module):
+    """Gives what is left of every head in its place, and zeros for what has left.
 
     What is between it and the output projection is transformers' own, and knows heads of one width. It is no
     ``nn.Linear``: other programs put layers of their own in the place of those.
     """
 
-    def __init__(self, dense: Any, kept: int, whole: int) -> None:
+    def __init__(self, dense: Any, rows: Sequence[int]) -> None:
         super().__init__()
-        rows = dense.out_features // whole * kept
-        self.kept, self.whole = kept, whole
-        self.weight = nn.Parameter(dense.weight.detach()[:rows].clone())
-        self.bias = None if dense.bias is None else nn.Parameter(dense.bias.detach()[:rows].clone())
+        self.weight = nn.Parameter(dense.weight.detach()[: len(rows)].clone())
+        self.bias = None if dense.bias is None else nn.Parameter(dense.bias.detach()[: len(rows)].clone())
+        numbers = {row: number for number, row in enumerate(rows)}
+        places = [numbers.get(row, len(rows)) for row in range(dense.out_features)]  # behind all rows stands a zero
+        self.places = torch.tensor(places, device="cpu")  # also where weights are not there yet
 
     def forward(self, input: Tensor) -> Tensor:
-        heads = nn.functional.linear(input, self.weight, self.bias).unflatten(-1, (-1, self.kept))
-        return nn.functional.pad(heads, (0, self.whole - self.kept)).flatten(-2)
+        places = self.places.to(input.device)
+        if not places.is_meta:
+            self.places = places
+        rows = nn.functional.linear(input, self.weight, self.bias)
+        return nn.functional.pad(rows, (0, 1)).index_select(-1, places)
 
 
 class PartlyRead(nn.Module):
@@ -100,6 +106,34 @@ class PartlyRead(nn.Module):
     def forward(self, input: Tensor) -> Tensor:
         heads = input.unflatten(-1, (-1, self.whole))[..., : self.kept]
         return nn.functional.linear(heads.flatten(-2), self.weight, self.bias)
+
+
+def within_heads(dense: Any, path: str, own: Any, width: int) -> Any:
+    """Return a projection of heads of a width as it is in a layer of these sizes, of which some dimensions may have
+    left.
+    """
+    heads = range(dense.in_features // width if path == VALUES[-1] else dense.out_features // width)
+    dims: list[list[int]] = [list(range(width)) for _ in heads]
+    if path in ROTATED and (kept := getattr(own, "rotary_pairs", None)):
+        share = (getattr(own, "rope_parameters", None) or {}).get("partial_rotary_factor", 1.0)
+        whole = int(width * share) // 2
+        for head in heads:
+            pairs = pairs_in(kept[head * len(kept) // len(heads)])
+            two = [(2 * pair, 2 * pair + 1) if NEIGHBOURS else (pair, whole + pair) for pair in pairs]
+            dims[head] = sorted(dim for both in two for dim in both) + dims[head][2 * whole :]
+    elif path in VALUES and (count := getattr(own, "value_head_dim", None)):
+        dims = [one[:count] for one in dims]
+    if all(len(one) == width for one in dims):
+        return dense
+    if path == VALUES[-1]:
+        return PartlyRead(dense, len(dims[0]), width)
+    return Placed(dense, [width * head + dim for head, own in enumerate(dims) for dim in own])
+
+
+def pairs_in(text: str) -> list[int]:
+    """Return numbers of ranges: ``"0-2,7"`` is 0, 1, 2 and 7."""
+    ends = [run.split("-") for run in text.split(",")]
+    return [number for run in ends for number in range(int(run[0]), int(run[-1]) + 1)]
 
 
 class OwnSettings:
@@ -183,14 +217,11 @@ def pruned_layer(config: Any, number: int) -> nn.Module:
         setattr(layer.get_submodule(owner), name, NoHeads(config, number) if kind == "attention" else NoMLP())
         for norm in norms:
             setattr(layer, norm, nn.Identity())
-    for path, made in zip(VALUES, (PaddedValues, PartlyRead), strict=False):
+    for path in (*VALUES, *ROTATED):
         parent, _, name = path.rpartition(".")
         attention: Any = dict(layer.named_modules()).get(parent)
-        if not hasattr(attention, name):  # it was removed, or the layer mixes tokens in another way
-            continue
-        kept, whole = getattr(own, "value_head_dim", None), attention.head_dim
-        if kept is not None and kept < whole:
-            setattr(attention, name, made(getattr(attention, name), kept, whole))
+        if hasattr(attention, name):  # or it was removed, or the layer mixes tokens in another way
+            setattr(attention, name, within_heads(getattr(attention, name), path, own, attention.head_dim))
     for module in layer.modules():  # one object for all, so that set_attn_implementation() reaches every layer
         if hasattr(module, "config"):
             module.config = config

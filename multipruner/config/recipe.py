@@ -155,13 +155,13 @@ class Recipe(Frozen):
     )
     kv_group_step: Units = Field(1, description="KV groups that leave together", json_schema_extra=shown(PARTS, "N"))
     query_head_step: Units | None = Field(
-        default=None,
-        description="query heads that leave together inside the KV groups, the same number in every group of a layer; "
-        "none: whole KV groups leave and nothing else",
-        json_schema_extra=shown(PARTS, "N"),
+        None, description="query heads that leave together; none: they stay", json_schema_extra=shown(PARTS, "N")
     )
     value_dim_step: Units | None = Field(
         None, description="value dimensions that leave together; none: they stay", json_schema_extra=shown(PARTS, "N")
+    )
+    rope_pair_step: Units | None = Field(
+        None, description="RoPE pairs that leave together; none: they stay", json_schema_extra=shown(PARTS, "N")
     )
     expert_step: Units = Field(
         1, description="experts that leave together; as many stay as a token takes", json_schema_extra=shown(PARTS, "N")

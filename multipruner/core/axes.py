@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Literal
@@ -29,7 +29,9 @@ class Axis:
             to: no block keeps fewer. Empty where it goes through all of them.
         compared: the constant that says how many of its units a router looks at in every unit of what it is within.
         unsaid: the constant that it is as long as in models that are not cut along it, whose sizes do not name it;
-            empty where every size does. Such axes are the last of their kind.
+            empty where every size does. Such axes are the last of their kind, and sizes that name one name those before
+            it.
+        missing: why the rows of some families do not have it, where it is unsaid.
     """
 
     name: str
@@ -43,6 +45,7 @@ class Axis:
     active: str = ""
     compared: str = ""
     unsaid: str = ""
+    missing: str = ""
 
     @property
     def in_each(self) -> str:
@@ -97,8 +100,9 @@ class Kind:
         return not any(axis.setting for axis in self.axes)
 
 
-VALUES = "value_dim"
-"""The axis of the dimensions of values, of which families' own code knows the number that the dense model has alone."""
+VALUES, PAIRS = "value_dim", "rope_pairs"
+"""The axes of the dimensions of values, and of the pairs of dimensions of queries and keys that rotary embeddings turn:
+families' own code knows heads as wide as the dense model's alone."""
 _EXPERT = ("expert_width",)
 BLOCK_KINDS: dict[str, Kind] = {
     kind.name: kind
@@ -123,6 +127,17 @@ BLOCK_KINDS: dict[str, Kind] = {
                     step="value dim step",
                     setting="value_dim_step",
                     unsaid="head_dim",
+                    missing="its values are no matrix of their own, or its code knows one size alone",
+                ),
+                Axis(
+                    PAIRS,
+                    "RoPE pairs",
+                    "kv_groups",
+                    step="RoPE pair step",
+                    setting="rope_pair_step",
+                    unsaid="pairs",
+                    missing="its queries and keys are normed or no matrices of their own, or its code knows one size "
+                    "alone",
                 ),
             ),
         ),
@@ -193,13 +208,24 @@ LARGEST = 10_000_000
 """What every index in a file is below: a damaged one shall not fill the memory."""
 
 
-def with_unsaid(counts: Counts) -> dict[str, int]:
+def with_unsaid(counts: Counts, rotated: float = 1.0) -> dict[str, int]:
     """Return counts, and those of the axes that sizes need not name: as many as in a model that is not cut along them.
 
     Args:
         counts: constants among them.
+        rotated: the share of every head that rotary embeddings turn, in pairs; the rest of it is ``unrotated``.
     """
+    if (width := counts.get("head_dim")) is not None:
+        pairs = int(width * rotated) // 2
+        counts = {"pairs": pairs, "unrotated": width - 2 * pairs, **counts}
     return {**{axis.name: counts[axis.unsaid] for axis in AXES.values() if axis.unsaid in counts}, **counts}
+
+
+def up_to_last(names: Collection[str]) -> tuple[str, ...]:
+    """Return the axes that sizes name which are to name these besides what every size does: those before them, too."""
+    found = [axes for kind in BLOCK_KINDS.values() if (axes := [axis.name for axis in kind.axes if axis.unsaid])]
+    last = (max((place for place, name in enumerate(axes, 1) if name in names), default=0) for axes in found)
+    return tuple(name for axes, end in zip(found, last, strict=True) for name in axes[:end])
 
 
 def ranges_of(units: Sequence[int]) -> str:

@@ -152,8 +152,12 @@ class BlockSpec:
         """The projections that give values and that read what attention makes of them, where value dimensions can
         leave: the code between them knows heads of their dense width alone. ``None`` where they cannot.
         """
-        rows = [t.path.rpartition(".")[0] for t in self._matrices if VALUES in t.dims[0].names]
-        return (rows[0], self.output) if rows else None
+        rows = self.giving(VALUES)
+        return (rows[0].path.rpartition(".")[0], self.output) if rows else None
+
+    def giving(self, axis: str) -> Tensors:
+        """Return the weights of the input projections whose rows lie over an axis."""
+        return tuple(tensor for tensor in self._matrices if axis in tensor.dims[0].names)
 
     @property
     def own_attributes(self) -> tuple[tuple[str, Layout], ...]:

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from multipruner.core.axes import VALUES, Counts, Kept
+from multipruner.core.axes import AXES, VALUES, Counts, Kept
 from multipruner.core.blocks import CONFIG, BlockSpec
-from multipruner.core.layout import Layout
+from multipruner.core.layout import Layout, kept_counts
 
-from .values.partial import PaddedValues, PartlyRead
+from .values.partial import PartlyRead, Placed
 
 Index = slice | Tensor
 """What stays of a dimension: a slice gives views, a tensor of indices gives copies."""
@@ -124,17 +124,17 @@ def shallow_copy(module: M) -> M:
     return copy
 
 
-def slim_block(module: nn.Module, block: BlockSpec, counts: Counts, dense: Counts) -> nn.Module:
-    """Return a block whose weights are the leading parts of a module's; the module itself is untouched.
+def slim_block(module: nn.Module, block: BlockSpec, kept: Kept, dense: Counts) -> nn.Module:
+    """Return a block whose weights are parts of a module's, mostly the leading ones; the module itself is untouched.
 
     Args:
         module: the block.
         block: its row.
-        counts: how much of its axes the new block has.
+        kept: what the new block has of its axes.
         dense: counts of the module.
     """
     slim, there = shallow_copy(module), {**dict(module.named_parameters()), **dict(module.named_buffers())}
-    for name, cut in cuts(block, counts, dense).items():
+    for name, cut in cuts(block, kept, dense).items():
         if name not in there:
             continue
         path, _, parameter = name.rpartition(".")
@@ -150,17 +150,23 @@ def slim_block(module: nn.Module, block: BlockSpec, counts: Counts, dense: Count
         child._parameters[parameter] = nn.Parameter(value, requires_grad=False)
         if parameter == "weight":
             _tell_shape(child, value)
-    set_size_attributes(slim, block, counts)
-    _tell_values(slim, block, counts, dense)
+    set_size_attributes(slim, block, kept_counts(kept, dense))
+    _tell_heads(slim, block, kept, dense)
     return slim
 
 
-def _tell_values(slim: nn.Module, block: BlockSpec, counts: Counts, dense: Counts) -> None:
-    """Put projections in the place of a block's that make do with fewer value dimensions, where some have left."""
-    kept, whole = (each.get(VALUES, 0) for each in (counts, dense))
-    if block.valued is not None and kept < whole:
-        for path, made in zip(block.valued, (PaddedValues, PartlyRead), strict=True):
-            _set_submodule(slim, path, made.of(cast(nn.Linear, slim.get_submodule(path)), kept, whole))
+def _tell_heads(slim: nn.Module, block: BlockSpec, kept: Kept, dense: Counts) -> None:
+    """Put projections in the place of a block's that make do with less of every head, where some of it has left."""
+    counts = kept_counts(kept, dense)
+    wide = {**counts, **{axis.name: dense[axis.name] for axis in AXES.values() if axis.unsaid and axis.name in dense}}
+    for axis in (name for name in wide if counts[name] < wide[name]):
+        for tensor in block.giving(axis):
+            path, rows = tensor.path.rpartition(".")[0], kept_columns(tensor.dims[0], {axis: kept[axis]}, wide)
+            given = cast(nn.Linear, slim.get_submodule(path))
+            _set_submodule(slim, path, Placed.of(given, rows, tensor.dims[0].size(wide)))
+        if axis == VALUES:
+            read = cast(nn.Linear, slim.get_submodule(block.output))
+            _set_submodule(slim, block.output, PartlyRead.of(read, counts[axis], wide[axis]))
 
 
 def _tell_shape(module: nn.Module, weight: Tensor) -> None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from multipruner.core.axes import Counts, Kept
+from multipruner.core.axes import PAIRS, Counts, Kept
 from multipruner.core.blocks import BlockSpec
 from multipruner.core.costs import Costs
 from multipruner.core.families import Family, anatomy_of, spec_for
@@ -30,7 +30,7 @@ from .cutting import Projection, replaced, scaled_norm, silencing, slim_block, w
 from .grouped_attention import grouped_attention
 from .layer_calls import Beside, Inputs, State, handed, input_of, read_by_next, recorded, stream_of
 from .values.bases import arrange
-from .values.partial import PartlyRead
+from .values.partial import PartlyRead, leading
 
 OutputOf = Callable[[int, Size, Projection], Projection]
 """(block, size, whole output projection in ranked order) -> the projection of a block of that size."""
@@ -68,6 +68,7 @@ class Prunable:
     wider: Wider | None = None
     on_disk: LayersOnDisk | None = field(default=None, repr=False)
     bases: dict[int, Tensor] = field(default_factory=dict, repr=False)
+    _pairs: dict[int, Any] = field(default_factory=dict, repr=False)
     _repair: OutputOf | None = field(default=None, repr=False)
     _outputs: Outputs = field(default_factory=dict, repr=False)
     _final_norm: nn.Module | None = field(default=None, repr=False)
@@ -224,7 +225,8 @@ class Prunable:
         if key not in self._slim:
             if len(self._slim) >= 2 * len(self.anatomy):
                 self._slim.clear()  # views cost nothing, but slices of fused projections and parts of groups are copies
-            slim = slim_block(module, spec, self.counts(block, size), self.counts(block))
+            kept = leading(self.counts(block, size), self._pairs.get(block, ()))
+            slim = slim_block(module, spec, kept, self.counts(block))
             self._slim[key] = self._refitted(slim, block, size) if spec.output else slim
         return self._slim[key]
 
@@ -258,27 +260,25 @@ class Prunable:
 
     @contextmanager
     def in_order(self, ranking: Ranking, repair: OutputOf | None = None) -> Iterator[None]:
-        """Reorder the units of every axis by a ranking, so that every size is a leading slice (of every leading unit,
-        for units within others), values in their bases; undone on leaving. A repair gives narrowed blocks' outputs."""
-        orders = [ranking.all_of(number, place.kind) for number, place in enumerate(self.anatomy)]
+        """Reorder units by a ranking, so that every size is a leading slice (of every leading unit, for units within
+        others), values in their bases, pairs in their places; undone on leaving. A repair gives narrowed outputs."""
+        orders = [dict(ranking.all_of(number, place.kind)) for number, place in enumerate(self.anatomy)]
         with ExitStack() as stack:
-            stack.callback(self._slim.clear)
+            stack.callback(lambda: (self._slim.clear(), self._pairs.clear()))
+            self._pairs |= {block: order.pop(PAIRS) for block, order in enumerate(orders) if PAIRS in order}
             if self.on_disk is not None:
                 stack.enter_context(self.on_disk.arranged(partial(self._arrange, orders)))
             else:
-                for block in range(len(self.anatomy)):
-                    stack.callback(self._permute(orders, block))
+                for layer in range(self.anatomy.layers):
+                    stack.callback(self._arrange(orders, layer))
             self._repair = repair
             stack.callback(setattr, self, "_repair", None)
             yield
 
-    def _arrange(self, orders: Sequence[Kept], layer: int) -> None:
-        for block in self.anatomy.of_layer(layer):
-            self._permute(orders, block)
-
-    def _permute(self, orders: Sequence[Kept], block: int) -> Callable[[], None]:
-        spec, counts = self.block_spec(block), self.counts(block)
-        return arrange(self.module(block), spec, orders[block], counts, self.bases.get(block))
+    def _arrange(self, orders: Sequence[Kept], layer: int) -> Callable[[], object]:
+        undo = [arrange(self.module(block), self.block_spec(block), orders[block], self.counts(block),
+                        self.bases.get(block)) for block in self.anatomy.of_layer(layer)]  # fmt: skip
+        return lambda: [back() for back in undo]
 
     @contextmanager
     def with_outputs(self, outputs: Outputs, gain: Tensor | None = None) -> Iterator[None]:

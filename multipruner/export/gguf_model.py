@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from multipruner.checkpoint.classes import MODEL_TYPE
-from multipruner.checkpoint.config import VALUE_DIM, sizes_in
+from multipruner.checkpoint.config import ROPE_PAIRS, VALUE_DIM, sizes_in
 from multipruner.core.errors import UnknownModelError, UnsupportedModelError
 from multipruner.core.families import FAMILIES, Family
 from multipruner.core.structure import Anatomy, Structure
 
 from .gguf_tensors import Architecture, LayerSizes, Shape, numbers_of
 
+OTHER_HEADS = "fewer value dimensions or RoPE pairs than the dense model's"
 _ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 """Rotary frequencies that do not depend on the length of the text: factors of the plain ones say them all."""
 
@@ -103,10 +104,10 @@ def read_model(folder: Path) -> GgufModel:
     family = GGUF_FAMILIES.get(model_type)
     if family is None or model_type not in FAMILIES:
         raise UnsupportedModelError(refusal(model_type, "auto_map" not in record))
-    if any(VALUE_DIM in entry for entry in (record.get("per_layer_config") or {}).values()):
+    if any({VALUE_DIM, ROPE_PAIRS} & set(entry) for entry in (record.get("per_layer_config") or {}).values()):
         raise UnsupportedModelError(
-            f"{folder} has heads with fewer value dimensions than keys have, which no architecture of llama.cpp reads "
-            "by the layer. What works instead: load the folder with transformers; or prune without --value-dim-step"
+            f"{folder} has heads of {OTHER_HEADS}, which no architecture of llama.cpp reads by the layer. What works "
+            "instead: load the folder with transformers; or prune without --value-dim-step and --rope-pair-step"
         )
     layers, head_dim = (
         sizes_by_layer(*sizes_in(record, FAMILIES[model_type])),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from math import ceil, inf
 
 import torch
@@ -13,26 +14,28 @@ from multipruner.checkpoint.cut import apply_plan
 from multipruner.config.counts import narrower_sizes
 from multipruner.config.recipe import Recipe
 from multipruner.console.progress import Show, named
-from multipruner.core.axes import AXES, VALUES
+from multipruner.core.axes import AXES, PAIRS, VALUES
 from multipruner.core.errors import ConfigError, InfeasibleError, UnsupportedModelError
 from multipruner.core.plan import PruningPlan
-from multipruner.core.structure import Structure
+from multipruner.core.structure import Size, Structure
 from multipruner.engine.moments import gather
 from multipruner.engine.precision import Held, Together
 from multipruner.engine.prunable import Prunable, Wider
 from multipruner.importance.hidden_dims import order_of_stream
+from multipruner.importance.rope_pairs import few_of, pair_errors, with_pairs
 from multipruner.importance.stream_bases import basis_of_stream
 from multipruner.importance.table import rank
 from multipruner.importance.value_bases import turn_values
 from multipruner.repair.narrowing import fit_to_wider
 from multipruner.repair.rotation import hindrance, write_turned
 from multipruner.repair.scoring import Repair
+from multipruner.search import Grid
 from multipruner.sources.calibration import CalibrationSet
 from multipruner.storage.tensors_on_disk import OnDisk
 
 from .limits import latency_table_of
 from .reachable import check_reachable
-from .setting import Setting, along_in, grid_of
+from .setting import Setting, grid_of, unsaid_in
 
 
 def check_asked(recipe: Recipe, prunable: Prunable) -> None:
@@ -46,10 +49,10 @@ def check_asked(recipe: Recipe, prunable: Prunable) -> None:
         InfeasibleError: naming the nearest budget that can be kept.
         UnsupportedModelError: when the family's configuration cannot say it.
     """
-    if along_in(recipe) and (recipe.latency_table is not None or recipe.layout == "uniform"):
+    if (within := unsaid_in(recipe)) and (recipe.latency_table is not None or recipe.layout == "uniform"):
         raise ConfigError(
-            f"value_dim_step = {recipe.value_dim_step}: latency tables and stock checkpoints (--layout uniform) know "
-            "heads of one width; give none of these with it"
+            f"{within[0].setting} = {getattr(recipe, within[0].setting)}: latency tables and stock checkpoints "
+            "(--layout uniform) know heads of one width; give none of these with it"
         )
     hidden, whole, step = recipe.hidden_size, prunable.anatomy.constants["hidden"], recipe.hidden_step
     if hidden is not None:
@@ -170,11 +173,24 @@ def ordered(setting: Setting, display: Show) -> Setting:
         turn_values(prunable, statistics)
         finer.remove(VALUES)
     ranking = rank(recipe.importance, prunable, statistics, named(display, "order"), within=finer)
+    errors, few = None, None if ids is None else few_of(prunable, ids)
+    if PAIRS in finer:
+        ranking = with_pairs(prunable, ranking, few, named(display, "order of pairs"))
+        if few is not None and recipe.repair != "none":
+            kept = partial(fewer_pairs, prunable, grid_of(recipe, prunable))
+            errors = pair_errors(prunable, ranking, few, kept, named(display, "errors of pairs"))
     repair = None
     if statistics is not None and recipe.repair != "none":
-        repair = Repair(prunable, statistics, ranking, recipe.ridge, recipe.repair)
+        repair = Repair(prunable, statistics, ranking, recipe.ridge, recipe.repair, errors)
     ranking = replace(ranking, stream=setting.ranking.stream)
     return replace(setting, statistics=statistics, ranking=ranking, repair=repair)
+
+
+def fewer_pairs(prunable: Prunable, grid: Grid, block: int) -> list[Size]:
+    """Return the sizes of a block that keep all but some of its RoPE pairs."""
+    place = prunable.anatomy[block]
+    names = [axis.name for axis in place.axes]
+    return [(*place.dense[:-1], count) for count in grid.of(place)[-1][:-1]] if PAIRS in names else []
 
 
 def _for_order(recipe: Recipe, ids: torch.Tensor, of: CalibrationSet) -> torch.Tensor:

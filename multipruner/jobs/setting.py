@@ -11,7 +11,7 @@ from torch import Tensor
 
 from multipruner.config.amounts import frozen_blocks
 from multipruner.config.recipe import Recipe
-from multipruner.core.axes import AXES, STREAM, VALUES, ranges_of
+from multipruner.core.axes import AXES, STREAM, VALUES, Axis, ranges_of, up_to_last
 from multipruner.core.plan import PruningPlan, Ranking
 from multipruner.core.structure import Size, Structure
 from multipruner.engine.fingerprint import configuration
@@ -51,7 +51,12 @@ def grid_in(recipe: Recipe, **settings: int) -> Grid:
 
 def along_in(recipe: Recipe) -> tuple[str, ...]:
     """Return the axes that a recipe has sizes name besides those that every size does."""
-    return tuple(a.name for a in AXES.values() if a.unsaid and a.setting and getattr(recipe, a.setting) is not None)
+    return up_to_last([axis.name for axis in unsaid_in(recipe)])
+
+
+def unsaid_in(recipe: Recipe) -> list[Axis]:
+    """Return the axes that a recipe cuts of those that not every size names."""
+    return [axis for axis in AXES.values() if axis.unsaid and getattr(recipe, axis.setting) is not None]
 
 
 def grid_of(recipe: Recipe, prunable: Prunable) -> Grid:

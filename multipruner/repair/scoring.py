@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 
 import torch
 from torch import Tensor
 
+from multipruner.core.axes import PAIRS
 from multipruner.core.errors import ConfigError
 from multipruner.core.plan import Ranking
 from multipruner.core.structure import Size
@@ -59,13 +60,17 @@ class Repair:
         ranking: the order in which widths are cut.
         ridge: see :func:`repaired_columns`.
         how: see :func:`repaired`.
+        pairs: block -> RoPE pairs that its KV groups keep -> the squared error of what it then adds, in which no
+            moments of its output have a say.
     """
 
     def __init__(
-        self, prunable: Prunable, statistics: Statistics, ranking: Ranking, ridge: float = RIDGE, how: How = "lstsq"
-    ) -> None:
+        self, prunable: Prunable, statistics: Statistics, ranking: Ranking, ridge: float = RIDGE, how: How = "lstsq",
+        pairs: Mapping[int, Mapping[int, float]] | None = None,
+    ) -> None:  # fmt: skip
         self._prunable, self._statistics, self.ridge = prunable, statistics, ridge
         self.how: How = how
+        self._pairs = pairs or {}
         self._orders = [ranking.all_of(number, place.kind) for number, place in enumerate(prunable.anatomy)]
         self._weights: MutableMapping[tuple[int, Size], Tensor] = statistics.place()
         self._biases: dict[tuple[int, Size], Tensor | None] = {}
@@ -120,4 +125,7 @@ class Repair:
         none = [kept[0][:0] if kept else torch.arange(0)] * (len(sizes) - len(kept))
         taken = mean if whole.bias is not None else None
         weight = gained(whole.weight.detach().float(), gain_of(spec, prunable.layer_of(block)))
-        return nested_errors(weight, gram, taken, [*none, *kept], self.how, self.ridge)
+        left = nested_errors(weight, gram, taken, [*none, *kept], self.how, self.ridge)
+        without = self._pairs.get(block, {})
+        more = [*([0.0] * len(none)), *(without.get(one.get(PAIRS, 0), 0.0) for one in counts)]
+        return [error + other for error, other in zip(left, more, strict=True)]

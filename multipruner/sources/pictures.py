@@ -179,8 +179,10 @@ def _check(recipe: Recipe, name: str) -> None:
     """Refuse what only texts have."""
     if recipe.objective == "nll":
         raise ConfigError(f"{name} is an image classifier, judged by its divergence (--objective kl)")
-    if recipe.hidden_size is not None or recipe.value_dim_step is not None:
-        raise ConfigError(f"{name} is an image classifier: give no --hidden-size and no --value-dim-step")
+    if not recipe.hidden_size is recipe.value_dim_step is recipe.rope_pair_step is None:
+        raise ConfigError(
+            f"{name} is an image classifier: give no --hidden-size, no --value-dim-step and no --rope-pair-step"
+        )
     if others := [task for task in recipe.evaluation.tasks if task != "ppl"]:
         raise ConfigError(f"{name} is an image classifier, judged by its share of right answers: no {others[0]}")
 

@@ -42,7 +42,7 @@ class LayersOnDisk:
         self._files: list[tuple[Tensor, Tensor]] = []
         self._here: int | None = None
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
-        self._arrange: Callable[[int], None] | None = None
+        self._arrange: Callable[[int], object] | None = None
         self._last, self._step = -1, 1
         self._reader: ThreadPoolExecutor | None = None
         self._reading: Future[None] | None = None
@@ -78,7 +78,7 @@ class LayersOnDisk:
         self.enter(number)
 
     @contextmanager
-    def arranged(self, arrange: Callable[[int], None]) -> Iterator[None]:
+    def arranged(self, arrange: Callable[[int], object]) -> Iterator[None]:
         """Call something with the number of every layer that comes in, which changes the layer in place; on leaving,
         layers come in as they are again."""
         self.leave()

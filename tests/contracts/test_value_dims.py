@@ -259,7 +259,7 @@ def test_the_command_takes_value_dimensions_out_of_groups(dense: Path, tmp_path:
     assert main(["apply", str(output), "--model", str(tmp_path / "idle"), "--output", str(tmp_path / "o")]) == 2
     assert "take the run's own folder" in capsys.readouterr().err
     assert main(["export", str(output), "--format", "gguf"]) == 2
-    assert "fewer value dimensions than keys have" in capsys.readouterr().err
+    assert "heads of fewer value dimensions or RoPE pairs" in capsys.readouterr().err
 
 
 def test_the_greedy_path_takes_them_too(dense: Path, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ LAYOUTS = (
     "kv_groups * queries * head_dim + kv_groups * head_dim + kv_groups * head_dim",
     "kv_groups * value_dim", "kv_groups * queries * value_dim", "kv_groups * 3 * head_dim + channels + hidden",
     "kv_groups * (queries * head_dim + head_dim + head_dim)", "expert_groups * group_experts",
+    "kv_groups * queries * (2 * rope_pairs + hidden)", "kv_groups * (rope_pairs * 2 + hidden)",
 )  # fmt: skip
 layouts = st.sampled_from(LAYOUTS).map(Layout)
 counts = st.fixed_dictionaries(
@@ -25,6 +26,7 @@ counts = st.fixed_dictionaries(
         "queries": st.integers(1, 4),
         "head_dim": st.integers(1, 3),
         "value_dim": st.integers(1, 3),
+        "rope_pairs": st.integers(1, 3),
         "channels": st.integers(1, 9),
         "experts": st.integers(1, 6),
         "mixers": st.just(1),
@@ -42,9 +44,11 @@ def selections(draw: st.DrawFn, dense: dict[str, int]) -> dict[str, Any]:
     channels = draw(st.lists(st.integers(0, dense["channels"] - 1), unique=True))
     queries = draw(st.integers(0, dense["queries"]))
     inside = [draw(st.permutations(range(dense["queries"])))[:queries] for _ in groups]
-    few = draw(st.integers(0, dense["value_dim"]))
-    values = [draw(st.permutations(range(dense["value_dim"])))[:few] for _ in groups]
-    return {"kv_groups": groups, "queries": inside, "value_dim": values, "channels": channels}
+    within = {"kv_groups": groups, "queries": inside, "channels": channels}
+    for axis in ("value_dim", "rope_pairs"):
+        few = draw(st.integers(0, dense[axis]))
+        within[axis] = [draw(st.permutations(range(dense[axis])))[:few] for _ in groups]
+    return within
 
 
 def numbers(layout: Layout, kept: Any, dense: dict[str, int]) -> list[int]:
@@ -61,7 +65,7 @@ def after(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
                 [first[name][group][unit] for unit in inside]
                 for group, inside in zip(second["kv_groups"], second[name], strict=True)
             ]
-            for name in ("queries", "value_dim")
+            for name in ("queries", "value_dim", "rope_pairs")
         },
         "channels": [first["channels"][channel] for channel in second["channels"]],
     }

@@ -341,7 +341,7 @@ def masked_model(model: PreTrainedModel, plan: PruningPlan) -> PreTrainedModel:
         output = Projection.of(layer.get_submodule(block.within(block.output)), block.transposed)
         parts = _PARTS.get(spec.model_type, 1) if place.kind == "attention" else 1
         part = output.weight.shape[1] // parts
-        own = list(_columns(plan, number, part // prod(place.dense)))
+        own = list(_columns(plan, number, part // prod(place.dense[:3])))
         columns = [first * part + column for first in range(parts) for column in own]
         gone = torch.ones(output.weight.shape[1], dtype=torch.bool)
         gone[columns] = False
@@ -399,11 +399,11 @@ def _columns(plan: PruningPlan, block: int, width: int) -> Iterator[int]:
     if place.kind == "mixer":
         yield from range(width)
         return
-    wide = width * prod(place.dense[2:])
+    wide = width * prod(place.dense[2:3])
     for number, (group, queries) in enumerate(zip(*kept[:2], strict=True)):  # pyright: ignore
         for query in queries:  # pyright: ignore
             head = group * place.dense[1] + query
-            values: Any = kept[2][number] if len(kept) == 3 else range(wide)
+            values: Any = kept[2][number] if len(kept) > 2 else range(wide)
             yield from (head * wide + value for value in values)
 
 

@@ -108,10 +108,10 @@ def anatomy_of(config: Any, along: Collection[str] = ()) -> Anatomy:
         UnsupportedModelError: when the family's blocks cannot be cut along these.
     """
     family, constants, values = spec_for(config), constants_of(config), _values(config)
-    for name in set(along) - {axis.name for axis in family.further}:
+    for name in sorted(set(along) - {axis.name for axis in family.further}):
         raise UnsupportedModelError(
-            f"{family.model_type}: {AXES[name].label} cannot leave in this family: its values are no matrix of their "
-            f"own, or its code knows one size alone; give no {AXES[name].step} ({AXES[name].setting})"
+            f"{family.model_type}: {AXES[name].label} cannot leave in this family: {AXES[name].missing}; give no "
+            f"{AXES[name].step} ({AXES[name].setting})"
         )
     layers = range(getattr(family.part_of(config), family.depth))
     sizes = ((layer, family.sizes(values, layer, along)) for layer in layers)

@@ -9,7 +9,7 @@ from multipruner.core.blocks import BlockSpec, TensorSpec, conv1d
 from multipruner.core.layout import Layout
 
 from .family import GROUPED_HEADS, Family
-from .parts import GROUPS, HEADS, INTERLEAVED, SINKS, STACKED, TOGETHER, attention, mlp
+from .parts import GROUPS, HEADS, INTERLEAVED, NEIGHBOURS, SINKS, STACKED, TOGETHER, attention, mlp
 from .patterns import Wording
 
 _GROUPS_UNSAID = {key: text for key, text in GROUPED_HEADS.items() if key != "num_key_value_heads"}
@@ -19,10 +19,11 @@ _POST: tuple[dict[str, Any], dict[str, Any]] = (
     {"before": "", "after": "post_feedforward_layernorm"},
 )
 _AS_ONE = attention(*TOGETHER, attributes=(), **_POST[0])
-_FOUR_NORMS = (
-    attention(after="post_attention_layernorm"),
-    mlp(before="pre_feedforward_layernorm", after="post_feedforward_layernorm"),
-)
+_NORMED: dict[str, Any] = {"rotated": ""}
+"""A norm between the projections of queries and keys and their rotation."""
+_BESIDE_EACH_OTHER: dict[str, Any] = {"rotated": NEIGHBOURS}
+_MLP_OF_FOUR = mlp(before="pre_feedforward_layernorm", after="post_feedforward_layernorm")
+_FOUR_NORMS = (attention(after="post_attention_layernorm"), _MLP_OF_FOUR)
 _BESIDE: dict[str, Any] = {"before": "input_layernorm", "parallel": True}
 _NORM_BY_HEAD = tuple(
     TensorSpec(f"{name}.weight", (Layout(heads), Layout("head_dim")))
@@ -98,7 +99,7 @@ DENSE: tuple[Family, ...] = (
     Family("llama", "Llama"),
     Family("mistral", "Mistral"),
     Family("qwen2", "Qwen2"),
-    Family("qwen3", "Qwen3"),
+    Family("qwen3", "Qwen3", (attention(**_NORMED), mlp())),
     Family(
         "baichuan",
         "Baichuan",
@@ -116,8 +117,8 @@ DENSE: tuple[Family, ...] = (
         layer_output="tuple",
     ),
     # as Llama: other settings of attention, or none that pruning meets
-    Family("ernie4_5", "Ernie4_5"),
-    Family("hunyuan_v1_dense", "HunYuanDenseV1"),
+    Family("ernie4_5", "Ernie4_5", (attention(**_BESIDE_EACH_OTHER), mlp())),
+    Family("hunyuan_v1_dense", "HunYuanDenseV1", (attention(**_NORMED), mlp())),
     Family("ministral", "Ministral"),
     Family("ministral3", "Ministral3"),
     Family("olmo", "Olmo", (attention(turned=False), mlp())),  # its values may be clipped
@@ -128,11 +129,12 @@ DENSE: tuple[Family, ...] = (
     Family("arcee", "Arcee", (attention(), mlp("up_proj"))),
     Family("nemotron", "Nemotron", (attention(), mlp("up_proj")), norm_offset=1.0),
     Family("jais2", "Jais2", (attention(), mlp("up_proj"))),
-    Family("nanochat", "NanoChat", (attention(), mlp("fc1", output="fc2")), head_cap="final_logit_softcapping"),
+    Family("nanochat", "NanoChat", (attention(**_NORMED), mlp("fc1", output="fc2")),
+           head_cap="final_logit_softcapping"),
     Family("starcoder2", "Starcoder2", (attention(), mlp("c_fc", output="c_proj"))),
-    Family("apertus", "Apertus", (attention(before="attention_layernorm"),
+    Family("apertus", "Apertus", (attention(before="attention_layernorm", **_NORMED),
                                   mlp("up_proj", before="feedforward_layernorm"))),
-    Family("glm", "Glm", (attention(), mlp("gate_up_proj", rows="channels + channels"))),
+    Family("glm", "Glm", (attention(**_BESIDE_EACH_OTHER), mlp("gate_up_proj", rows="channels + channels"))),
     # multipliers
     Family("granite", "Granite", (attention(**_RESIDUAL), mlp(**_RESIDUAL)), head_scale="/ logits_scaling"),
     Family("granite_swa", "GraniteSWA", (attention(more=SINKS, **_RESIDUAL), mlp(**_RESIDUAL)),
@@ -140,14 +142,15 @@ DENSE: tuple[Family, ...] = (
     Family("hyperclovax", "HyperCLOVAX", (attention(after="post_norm1", **_RESIDUAL),
                                           mlp(after="post_norm2", **_RESIDUAL)), head_scale="* logits_scaling"),
     # norms after the blocks, or on both sides
-    Family("exaone4", "Exaone4", (attention(**_POST[0]), mlp(**_POST[1]))),
-    Family("glm4", "Glm4", (attention(after="post_self_attn_layernorm"),
+    Family("exaone4", "Exaone4", (attention(**_POST[0], **_NORMED), mlp(**_POST[1]))),
+    Family("glm4", "Glm4", (attention(after="post_self_attn_layernorm", **_BESIDE_EACH_OTHER),
                             mlp("gate_up_proj", rows="channels + channels", after="post_mlp_layernorm"))),
     Family("gemma", "Gemma", **_AROUND_ONE),
     Family("vaultgemma", "VaultGemma", (attention(), mlp(before="pre_feedforward_layernorm")), **_AROUND_ONE,
            head_cap="final_logit_softcapping"),
     Family("gemma2", "Gemma2", _FOUR_NORMS, **_AROUND_ONE, head_cap="final_logit_softcapping"),
-    Family("gemma3_text", "Gemma3", _FOUR_NORMS, **_AROUND_ONE, head_cap="final_logit_softcapping", infix="Text"),
+    Family("gemma3_text", "Gemma3", (attention(after="post_attention_layernorm", **_NORMED), _MLP_OF_FOUR),
+           **_AROUND_ONE, head_cap="final_logit_softcapping", infix="Text"),
     # one norm over the queries of all heads, so that heads go together or not at all
     Family("olmo2", "Olmo2", (_AS_ONE, mlp(**_POST[1])), config=_HEADS_TOGETHER),
     Family("olmo3", "Olmo3", (_AS_ONE, mlp(**_POST[1])), config=_HEADS_TOGETHER),
@@ -164,8 +167,8 @@ DENSE: tuple[Family, ...] = (
         mlp("dense_h_to_4h", output="dense_4h_to_h"),
     ), config=_NEOX_NAMES["config"], final_norm="final_layernorm"),
     # side by side, most on one norm
-    Family("cohere", "Cohere", (attention(more=_NORM_BY_HEAD), mlp(**_BESIDE)), head_scale="* logit_scale"),
-    Family("cohere2", "Cohere2", (attention(), mlp(**_BESIDE)), head_scale="* logit_scale"),
+    Family("cohere", "Cohere", (attention(more=_NORM_BY_HEAD, **_NORMED), mlp(**_BESIDE)), head_scale="* logit_scale"),
+    Family("cohere2", "Cohere2", (attention(**_BESIDE_EACH_OTHER), mlp(**_BESIDE)), head_scale="* logit_scale"),
     Family("phi", "Phi", (attention(output="dense"), _PHI_MLP), needs={"qk_layernorm": (False,)}, others=(
         Family("phi", "Phi", (attention(output="dense", resized=True), _PHI_MLP), final_norm="final_layernorm"),),
         final_norm="final_layernorm"),

@@ -15,7 +15,7 @@ from multipruner.core.blocks import BlockSpec, TensorSpec
 from multipruner.core.layout import Layout
 
 from .family import GROUPED_HEADS, Family
-from .parts import SINKS, TOGETHER, attention, mlp
+from .parts import NEIGHBOURS, SINKS, TOGETHER, attention, mlp
 from .patterns import Pattern
 
 _ACTIVE = {"num_experts_per_tok": "active"}
@@ -109,6 +109,8 @@ _BETWEEN = Pattern(
     _between,
 )
 _EITHER = (attention(), mlp(), experts())
+_NORMED = attention(rotated="")
+"""A norm between the projections of queries and keys and their rotation, or one in some models of the family."""
 CORRECTED = experts(bias="gate.e_score_correction_bias")
 SHARED = {**_BESIDE_MLP, "n_routed_experts": "experts", **_ACTIVE}
 AHEAD = "num_nextn_predict_layers"
@@ -169,7 +171,7 @@ def with_groups(*rows: Family, alone: Mapping[str, tuple[Any, ...]] = _ALONE, co
 
 def _shared(model_type: str, prefix: str) -> Family:
     """Return a family of experts beside shared ones, after layers with an MLP."""
-    blocks = (attention(), mlp(), CORRECTED)
+    blocks = (_NORMED, mlp(), CORRECTED)
     config = {**_HEADS, **SHARED}
     return with_groups(Family(model_type, prefix, blocks, config=config, pattern=AFTER_FIRST, ahead=AHEAD))
 
@@ -193,7 +195,7 @@ EXPERTS: tuple[Family, ...] = (
     Family(
         "qwen3_moe",
         "Qwen3Moe",
-        _EITHER,
+        (_NORMED, mlp(), experts()),
         config={**_HEADS, **_BESIDE_MLP, "num_local_experts": "experts", **_ACTIVE},
         pattern=LISTED,
     ),
@@ -221,7 +223,7 @@ EXPERTS: tuple[Family, ...] = (
     Family(
         "ernie4_5_moe",
         "Ernie4_5_Moe",
-        (attention(), mlp(), experts(bias="gate.moe_statics.e_score_correction_bias", rows="1")),
+        (attention(rotated=NEIGHBOURS), mlp(), experts(bias="gate.moe_statics.e_score_correction_bias", rows="1")),
         config={**_HEADS, **_BESIDE_MLP, "moe_num_experts": "experts", "moe_k": "active", "moe_layer_interval": "1"},
         pattern=_BETWEEN,
     ),

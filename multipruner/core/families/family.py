@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any
 
-from multipruner.core.axes import BLOCK_KINDS, Axis
+from multipruner.core.axes import BLOCK_KINDS, PAIRS, Axis, up_to_last, with_unsaid
 from multipruner.core.blocks import BlockSpec
 from multipruner.core.errors import ConfigError
 from multipruner.core.layout import Layout
@@ -27,6 +27,8 @@ GROUPED_HEADS: dict[str, str] = {
 """How most configurations name sizes: key -> layout."""
 _HEADS = ("kv_groups * queries", "queries", "kv_groups", "heads", "4 * kv_groups")
 """What the number of query heads may be."""
+_ROTATION = "rope_parameters"
+"""The key that says which share of a head rotary embeddings turn, where they do not turn all of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +163,8 @@ class Family:
     def keys(self) -> tuple[str, ...]:
         """The keys of a configuration that say sizes, and which layer has what."""
         more = (*self.patterns, *((self.wording,) if self.wording else ()))
-        return tuple(dict.fromkeys((*self.config, *(key for each in more for key in each.keys))))
+        rotation = (_ROTATION,) if any(axis.name == PAIRS for axis in self.further) else ()
+        return tuple(dict.fromkeys((*self.config, *(key for each in more for key in each.keys), *rotation)))
 
     def kinds_in(self, values: Mapping[str, Any], layer: int) -> tuple[str, ...]:
         """Return the kinds of the blocks of a layer, in the order in which they run."""
@@ -213,7 +216,11 @@ class Family:
             heads = Layout(self.config.get(self.heads_keys[0], "kv_groups * queries"))
             if set(heads.names) <= set(known):
                 known["head_dim"] = known["hidden"] // max(heads.size(known), 1)
-        return known | {axis.name: known[axis.unsaid] for axis in self.further if axis.unsaid in known}
+        if not self.further:
+            return known
+        rotation = values.get(_ROTATION)
+        share = rotation.get("partial_rotary_factor", 1.0) if isinstance(rotation, Mapping) else 1.0
+        return with_unsaid(known, share)
 
     @property
     def further(self) -> tuple[Axis, ...]:
@@ -269,6 +276,7 @@ class Family:
             along: the axes that sizes name besides those that every size does.
         """
         counts = self.counts(values)
+        along = up_to_last(along)
         named = {
             kind: [axis.name for axis in BLOCK_KINDS[kind].axes if not axis.unsaid or axis.name in along]
             for kind in self.kinds_in(values, layer)

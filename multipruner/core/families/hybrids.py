@@ -76,7 +76,7 @@ _EXPERT_KEYS = {"moe_intermediate_size": "expert_width", "num_experts": "experts
 _CONV = Listed("layer_types", {"conv": "mixer", "full_attention": "attention"})
 _SHORT_CONV = (
     mixer("conv", "hidden", before="operator_norm", recurrent=False),
-    attention(output="out_proj", before="operator_norm"),
+    attention(output="out_proj", before="operator_norm", rotated=""),
 )
 _GRANITE_MIXES = (mixer("mamba", _MAMBA_2, **_RESIDUAL), attention(**_RESIDUAL))
 _GRANITE_KEYS = {**_HEADS, **_MAMBA_2_KEYS, "shared_intermediate_size": "channels"}
@@ -98,7 +98,7 @@ def _nemotron_h(read: str, more: Mapping[str, str] | None = None, **rest: Any) -
         "NemotronH",
         (
             mixer("mixer", _MAMBA_2, before="norm"),
-            attention(path="mixer", before="norm"),
+            attention(path="mixer", before="norm", rotated=""),  # which turns nothing
             mlp("up_proj", path="mixer", before="norm"),
             experts("mixer", bias=bias, gated=False, read=read, before="norm"),
         ),

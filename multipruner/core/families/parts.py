@@ -11,6 +11,9 @@ from multipruner.core.layout import Layout
 HEADS, GROUPS = "kv_groups * queries * head_dim", "kv_groups * head_dim"
 VALUES, MIXED = "kv_groups * value_dim", "kv_groups * queries * value_dim"
 """What values are, and what attention makes of them, where nothing but attention lies between their projections."""
+HALVES, NEIGHBOURS = "2 * rope_pairs + unrotated", "rope_pairs * 2 + unrotated"
+"""How the dimensions of a head lie whose pairs rotary embeddings turn: the one of a pair half of what is turned behind
+the other, or next to it; behind them the dimensions that are not turned."""
 TOGETHER = ("kv_groups * heads * head_dim", "kv_groups * groups * head_dim")
 """Queries and keys of attention whose heads are one unit."""
 INTERLEAVED, STACKED = "kv_groups * 3 * head_dim", f"{GROUPS} + {GROUPS} + {GROUPS}"
@@ -33,6 +36,7 @@ def attention(
     matrix: Callable[[str, str, str], Tensors] = linear,
     attributes: Attributes = _GROUPED,
     turned: bool = True,
+    rotated: str = HALVES,
     **rest: Any,
 ) -> BlockSpec:
     """Return softmax attention with keys and values that are kept, and a norm before it.
@@ -47,12 +51,17 @@ def attention(
         matrix: what the projections are.
         turned: whether values may be turned into another basis: nothing but attention lies between them and what reads
             them.
+        rotated: how the dimensions of queries and keys lie, where rotary embeddings alone lie between their projections
+            and their products; empty where something else does, such as a norm.
         attributes, **rest: see :class:`~multipruner.core.blocks.BlockSpec`.
     """
     plain = len(inputs) == 3 and (heads, groups, asked) == (HEADS, GROUPS, "") and not rest.get("resized")
     plain = plain and turned and matrix is linear
     values, mixed = (VALUES, MIXED) if plain else (groups, heads)
-    layouts = (asked or heads, groups, values) if len(inputs) == 3 else (fused or f"{heads} + {groups} + {groups}",)
+    queries, keys = asked or heads, groups
+    if plain and rotated:
+        queries, keys = (f"{kept} * ({rotated})" for kept in ("kv_groups * queries", "kv_groups"))
+    layouts = (queries, keys, values) if len(inputs) == 3 else (fused or f"{heads} + {groups} + {groups}",)
     return BlockSpec(
         kind="attention",
         tensors=(*(each for name, rows in zip(inputs, layouts, strict=True) for each in matrix(name, rows, "hidden")),

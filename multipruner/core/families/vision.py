@@ -13,7 +13,7 @@ from .patterns import Wording
 from .tasks import BOTH_CLASSIFIER, IMAGE_CLASSIFIER, MEAN_CLASSIFIER, Task
 
 _HEADS: dict[str, Any] = {"cached": (), "cache": ""}
-_EQUAL_HEADS: dict[str, Any] = {**_HEADS, "path": "attention", "attributes": (
+_EQUAL_HEADS: dict[str, Any] = {**_HEADS, "path": "attention", "rotated": "", "attributes": (
     ("num_attention_heads", Layout("kv_groups")),)}  # fmt: skip
 _SIZES = {"hidden_size": "hidden", "head_dim": "head_dim", "num_attention_heads": "kv_groups",
           "intermediate_size": "channels"}  # fmt: skip

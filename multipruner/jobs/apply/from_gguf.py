@@ -18,7 +18,7 @@ from multipruner.engine.fingerprint import fingerprint
 from multipruner.export.from_gguf.blocks import FLOATS
 from multipruner.export.from_gguf.cut import CutModel, cut_model, write_cut
 from multipruner.export.from_gguf.source import GgufSource, open_source
-from multipruner.export.gguf_model import sizes_by_layer
+from multipruner.export.gguf_model import OTHER_HEADS, sizes_by_layer
 from multipruner.export.gguf_tensors import numbers_of
 from multipruner.report.words import UNREPAIRED
 from multipruner.storage.files import path_of
@@ -69,8 +69,8 @@ def cut_gguf(
     plan = find_plan(plan_name)
     if plan.along:
         raise ConfigError(
-            f"{plan_name} leaves heads with fewer value dimensions than keys have, which no architecture of llama.cpp "
-            "reads by the layer; take the run's own folder, or prune without --value-dim-step"
+            f"{plan_name} leaves heads of {OTHER_HEADS}, which no architecture of llama.cpp reads by the layer; take "
+            "the run's own folder, or prune without --value-dim-step and --rope-pair-step"
         )
     if plan.bases:
         raise ConfigError(f"{plan_name}: its {plan.turned} are of a basis of the run's own; export the run's folder")

@@ -13,6 +13,7 @@ from multipruner.engine.grouped_attention import grouped_attention, narrow_cache
 from multipruner.engine.prunable import Prunable
 from multipruner.eval.scoring import context_length
 from multipruner.importance.energies import TOKENS as ENERGY_TOKENS
+from multipruner.importance.rope_pairs import TOKENS as PAIR_TOKENS
 from multipruner.importance.routed_errors import sizes_run
 from multipruner.jobs.narrow import as_bounded, sizes_tried
 from multipruner.jobs.reachable import span
@@ -141,6 +142,8 @@ def work_of(recipe: Recipe, prunable: Prunable, texts: Texts) -> tuple[dict[str,
         "moments": work.statistics(texts, shape, eliminates=recipe.importance == "second-order"),
         "search": search,
     }
+    if recipe.rope_pair_step is not None:  # their order, and what attention gives without them
+        by_stage["moments"] += work.passes(2 * min(texts.statistics * texts.length, PAIR_TOKENS), shape)
     if repairs and recipe.accumulate > 0:
         gain = recipe.final_norm == "refit"
         by_stage["repair"] = work.last_repair(

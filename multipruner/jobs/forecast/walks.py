@@ -164,10 +164,9 @@ def walks_of(recipe: Recipe, prunable: Prunable, texts: Texts) -> dict[str, int]
     read = _PROBES + 1 if "ppl" in recipe.evaluation.tasks and recipe.evaluation.text is not None else 0
     return {
         "text": _PROBES + -(-texts.scored // max(1, BATCH_TOKENS // texts.length)) + read,
-        "moments": 2,  # and for the order
-        "search": 4
-        + routed
-        + (1 + kl) * (1 + sketch),  # forward, backward, errors, the solution; and the dense model's losses
+        "moments": 2 + 2 * (recipe.rope_pair_step is not None),  # and for the order; that of pairs, and their errors
+        # forward, backward, errors (of experts, too), the solution; and the dense model's losses
+        "search": 4 + routed + (1 + kl) * (1 + sketch),
         "repair": 3 + kl + (recipe.final_norm == "refit"),
         "evaluation": judged,
     }

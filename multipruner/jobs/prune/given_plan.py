@@ -81,8 +81,11 @@ def apply_given_plan(
 
 def _along(plan: PruningPlan, recipe: Recipe) -> dict[str, int | None]:
     """Return the recipe's steps of axes that not every size names: those that the plan is of have one."""
+    rows = (row for place, size in zip(plan.anatomy, plan.structure, strict=True) for row in
+            zip(place.axes, size, place.dense, strict=False))  # fmt: skip
+    cut = {*plan.along[-1:], *plan.bases, *(axis.name for axis, kept, most in rows if kept < most)}
     axes = (axis for axis in AXES.values() if axis.unsaid)
-    return {axis.setting: getattr(recipe, axis.setting) or 1 if axis.name in plan.along else None for axis in axes}
+    return {axis.setting: getattr(recipe, axis.setting) or 1 if axis.name in cut else None for axis in axes}
 
 
 def _check(plan: PruningPlan, path: Path, setting: Setting) -> None:

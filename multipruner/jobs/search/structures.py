@@ -182,8 +182,8 @@ class StructureEngine:
             )
         if plan.along != along_in(self.setting.recipe):
             raise ConfigError(
-                f"{path} was pruned with another --value-dim-step, or without: --seeds-from takes runs whose sizes are "
-                "counted alike"
+                f"{path} was pruned with another --value-dim-step or --rope-pair-step, or without: --seeds-from takes "
+                "runs whose sizes are counted alike"
             )
         if plan.stream is not None:
             raise ConfigError(

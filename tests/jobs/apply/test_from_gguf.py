@@ -291,7 +291,7 @@ def test_what_does_not_fit_is_refused_in_one_line(tmp_path: Path, capsys: pytest
     narrow = Structure(tuple((*size[:2], size[2] - 4) if len(size) > 2 else size for size in anatomy.dense))
     plan.write_text(PruningPlan.from_structure(
         narrow, Ranking.identity(anatomy), anatomy, model="m", model_type="llama").to_json())  # fmt: skip
-    assert "fewer value dimensions than keys have" in refused(tmp_path / "small.gguf")
+    assert "heads of fewer value dimensions or RoPE pairs" in refused(tmp_path / "small.gguf")
     plan.write_text(whole)
     assert "cut.gguf" in refused(tmp_path / "small.gguf", model=cut)
     for options, said in (
