@@ -79,10 +79,8 @@ class Round:
 
     Attributes:
         number: 0 is the first.
-        predicted: loss by the tables, in the objective's unit.
-        loss: measured.
-        seconds: the round took, measuring included.
-        solver_seconds: of that, the program.
+        predicted, loss: by the tables, in the objective's unit; and measured.
+        seconds, solver_seconds: the round took, measuring included; and of that, the program.
         gap: proven relative distance of the program's answer to its optimum.
         measured: losses that were measured in this round.
         accepted: whether it is the best so far.
@@ -239,10 +237,8 @@ def _tables(
     task: Task, meter: _Meter, base: Structure, reach: int | None, number: int, known: Collection[int] = ()
 ) -> tuple[dict[int, dict[Size, float]], float]:
     """Return loss increases of every block's options with all other blocks as in ``base``, and the loss of the base.
-
-    ``reach`` None measures a few levels over the whole range; a number measures the levels that far up and down, and
-    options further away are no options. Between measured levels losses are interpolated, beside the chains predicted.
-    Blocks that are ``known`` are left out.
+    ``reach`` None measures a few levels over the whole range, a number the levels that far up and down: options further
+    away are none. Between measured levels losses are interpolated, beside the chains predicted. What is ``known`` stays.
     """
     meter.objective.commit(base)
     own = meter(base)
@@ -267,9 +263,8 @@ def _tables(
 
 
 def _settled(task: Task, meter: _Meter, estimated: Table, told: Collection[int]) -> Table:
-    """Measure what the program would remove, until it removes nothing whose loss follows from errors (of the blocks
-    ``told``): a block that is gone takes with it what no error of an output tells, such as the few huge activations
-    that others lean on.
+    """Measure what the program would remove of the blocks ``told`` by errors, until it removes no other: one that is
+    gone takes with it what no error of an output tells, such as the few huge activations that others lean on.
     """
     if task.errors is None:
         return estimated
@@ -296,14 +291,9 @@ def _asked(task: Task, base: Structure, reach: int | None) -> dict[int, list[tup
     }
 
 
-def options_of_round(task: Task, base: Structure, number: int, known: Collection[int] = ()) -> dict[int, list[Size]]:
-    """Return what a round (0: the first tables) measures of every block around a structure, all before it made.
-
-    Args:
-        task: what is asked.
-        base: the structure.
-        number: of the round.
-        known: blocks whose first tables are estimated.
+def options_of_round(task: Task, base: Structure, number: int, known: Collection[int]) -> dict[int, list[Size]]:
+    """Return what a round (0: the first tables, but for blocks that are known) measures of every block around a
+    structure, all before it made.
     """
     reach = max(1, _reach(task) >> (number - 1)) if number else None
     asked = {block: rows for block, rows in _asked(task, base, reach).items() if number or block not in known}
