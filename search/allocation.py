@@ -238,7 +238,7 @@ def _tables(
 ) -> tuple[dict[int, dict[Size, float]], float]:
     """Return loss increases of every block's options with all other blocks as in ``base``, and the loss of the base.
     ``reach`` None measures a few levels over the whole range, a number the levels that far up and down: options further
-    away are none. Between measured levels losses are interpolated, beside the chains predicted. What is ``known`` stays.
+    away are none. Between measured levels losses are interpolated, beside the chains predicted. Known ones stay.
     """
     meter.objective.commit(base)
     own = meter(base)
