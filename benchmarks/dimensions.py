@@ -50,7 +50,7 @@ ROWS: dict[str, list[str]] = {
     "and RoPE pairs": ["--rope-pair-step", "8"],
     "and hidden size": ["--hidden-size", "auto"],
     "and a smaller vocabulary": [VOCABULARY],
-    "all of these": [VOCABULARY, "--value-dim-step", "16", "--hidden-size", "auto"],
+    "all of these": [VOCABULARY, "--value-dim-step", "16", "--rope-pair-step", "8", "--hidden-size", "auto"],
 }
 """A row of the table -> the flags of its runs; one of them cuts the vocabulary first."""
 PIECES = 32

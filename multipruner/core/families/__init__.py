@@ -17,7 +17,7 @@ from multipruner.core.structure import Anatomy, Place
 from . import dense, hybrids
 from .dense import DENSE
 from .experts import EXPERTS
-from .family import Family
+from .family import ROTATION, Family
 from .hybrids import HYBRIDS
 from .latent import LATENT
 from .vision import CLASSIFIERS
@@ -121,4 +121,4 @@ def anatomy_of(config: Any, along: Collection[str] = ()) -> Anatomy:
 
 def _values(config: Any) -> dict[str, Any]:
     family = spec_for(config)
-    return {key: getattr(family.part_of(config), key, None) for key in family.keys}
+    return {key: getattr(family.part_of(config), key, None) for key in (*family.keys, ROTATION)}

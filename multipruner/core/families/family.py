@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any
 
-from multipruner.core.axes import BLOCK_KINDS, PAIRS, Axis, up_to_last, with_unsaid
+from multipruner.core.axes import BLOCK_KINDS, Axis, up_to_last, with_unsaid
 from multipruner.core.blocks import BlockSpec
 from multipruner.core.errors import ConfigError
 from multipruner.core.layout import Layout
@@ -27,7 +27,7 @@ GROUPED_HEADS: dict[str, str] = {
 """How most configurations name sizes: key -> layout."""
 _HEADS = ("kv_groups * queries", "queries", "kv_groups", "heads", "4 * kv_groups")
 """What the number of query heads may be."""
-_ROTATION = "rope_parameters"
+ROTATION = "rope_parameters"
 """The key that says which share of a head rotary embeddings turn, where they do not turn all of it."""
 
 
@@ -163,8 +163,7 @@ class Family:
     def keys(self) -> tuple[str, ...]:
         """The keys of a configuration that say sizes, and which layer has what."""
         more = (*self.patterns, *((self.wording,) if self.wording else ()))
-        rotation = (_ROTATION,) if any(axis.name == PAIRS for axis in self.further) else ()
-        return tuple(dict.fromkeys((*self.config, *(key for each in more for key in each.keys), *rotation)))
+        return tuple(dict.fromkeys((*self.config, *(key for each in more for key in each.keys))))
 
     def kinds_in(self, values: Mapping[str, Any], layer: int) -> tuple[str, ...]:
         """Return the kinds of the blocks of a layer, in the order in which they run."""
@@ -218,7 +217,7 @@ class Family:
                 known["head_dim"] = known["hidden"] // max(heads.size(known), 1)
         if not self.further:
             return known
-        rotation = values.get(_ROTATION)
+        rotation = values.get(ROTATION)
         share = rotation.get("partial_rotary_factor", 1.0) if isinstance(rotation, Mapping) else 1.0
         return with_unsaid(known, share)
 
