@@ -57,7 +57,8 @@ def stacked_model(found: Accounted, trust: bool, say: Callable[[str], None]) -> 
             view = origin.read() if isinstance(origin, Read) else _view(folder, name)
             views[origin] = nn.Parameter(view, requires_grad=False) if isinstance(tensor, nn.Parameter) else view
     for module in model.modules():
-        for own in (module._parameters, module._buffers):
+        tables: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+        for own in tables:
             own.update({key: views[tensor.origin] for key, tensor in own.items() if isinstance(tensor, Deferred)})
     return model
 
