@@ -10,7 +10,7 @@ import re
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from safetensors import safe_open
 from torch import Tensor, nn
@@ -57,8 +57,7 @@ def stacked_model(found: Accounted, trust: bool, say: Callable[[str], None]) -> 
             view = origin.read() if isinstance(origin, Read) else _view(folder, name)
             views[origin] = nn.Parameter(view, requires_grad=False) if isinstance(tensor, nn.Parameter) else view
     for module in model.modules():
-        tables: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
-        for own in tables:
+        for own in (cast(dict[str, Any], module._parameters), cast(dict[str, Any], module._buffers)):
             own.update({key: views[tensor.origin] for key, tensor in own.items() if isinstance(tensor, Deferred)})
     return model
 
