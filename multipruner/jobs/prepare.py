@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -31,7 +31,7 @@ from multipruner.sources.dense import device_of, load_dense, stored_in
 from multipruner.sources.intake.processor import shape_of
 from multipruner.sources.intake.spare import ahead_in
 from multipruner.sources.pictures import PictureFiles, pictures_of
-from multipruner.sources.resolve import resolve
+from multipruner.sources.resolve import ResolvedModel, resolve
 
 from .forecast.bounds import Fitting
 from .forecast.run import Forecast, forecast, idle_of, say_forecast, unwritten_of
@@ -105,9 +105,8 @@ def prepare(
         source = resolve(recipe, say)
         if source.wrapper is not None:
             say(_TEXT_ONLY)
-        experts, mapped = Experts(recipe, rates, say), walks and recipe.offload != "none"
-        stack: dict[str, Any] = {"stack": experts.stacked} if mapped else {}
-        model, tokenizer = load_dense(source, recipe, mapped=mapped, pictures=pictures, **stack)
+        experts, mapped = Experts(recipe, rates, say, walks=walks), walks and recipe.offload != "none"
+        model, tokenizer = load_dense(source, recipe, mapped=mapped, pictures=pictures, stack=experts.stacked)
         mark, precision = fingerprint(model), Precision.of(model, recipe.compute_dtype, rates)
         say(precision.line())
         prunable = Prunable.of(model, precision.stored, along_in(recipe))
@@ -121,16 +120,13 @@ def prepare(
             recipe = walking(recipe)
             say(said(prunable, precision.computed))
         check_asked(recipe, prunable)
-        for warning in filter(None, (unturned(recipe, prunable), unrepaired(recipe.repair, prunable))):
-            say(warning)
+        for note in _notes(recipe, prunable, source):
+            say(note)
         held = precision.held(model, layers)
         prunable.on_disk = held.on_disk
-        if further := ahead_in(model.config, prunable.spec, partial(stored_in, source)):
-            say(f"layers that predict further tokens ({further}) are left out of the result")
+        uniform, about = recipe.layout == "uniform", (source.path_or_id, source.revision)
         rehearsal = nullcontext()
         if first:
-            uniform = recipe.layout == "uniform"
-            about = source.path_or_id, source.revision
             rehearsal = Rehearsal(model, tokenizer, *about, uniform=uniform, along=along_in(recipe))
     expected = _foretold(recipe, prunable, tokenizer, output, console) if first and text and output else None
     with rehearsal, counting_display(console, "text") as display:
@@ -148,6 +144,13 @@ def prepare(
             )
             _say_seldom_routed(setting.statistics, prunable, say)
     return setting
+
+
+def _notes(recipe: Recipe, prunable: Prunable, source: ResolvedModel) -> Iterator[str]:
+    """Yield what a recipe asks for, and a model has, that the result will not have."""
+    yield from filter(None, (unturned(recipe, prunable), unrepaired(recipe.repair, prunable)))
+    if further := ahead_in(prunable.model.config, prunable.spec, partial(stored_in, source)):
+        yield f"layers that predict further tokens ({further}) are left out of the result"
 
 
 class _Parts(NamedTuple):

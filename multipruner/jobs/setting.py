@@ -189,7 +189,7 @@ class Setting:
 
         Args:
             display: called with ("energies", sequences done, sequences in all) in the backward pass, which is made once
-                for all recipes, and with ("experts", blocks done, blocks in all) where blocks are run at several sizes.
+                for all recipes, and with ("errors", blocks done, blocks in all) where blocks are run at several sizes.
         """
         if not self.recipe.estimated:
             return None
@@ -202,7 +202,7 @@ class Setting:
                 self.sensitivities.extend(sensitivities(self.prunable, few, seed=seed, progress=shown))
             sizes = {b: [size for size in row if size not in self.ran.get(b, ())] for b, row in sizes_run(task).items()}
             if any(sizes.values()):
-                for block, row in routed_errors(self.prunable, few, sizes, partial(display, "experts")).items():
+                for block, row in routed_errors(self.prunable, few, sizes, partial(display, "errors")).items():
                     self.ran.setdefault(block, {}).update(row)
             return first_tables(task, self.sensitivities, self.ran)
 

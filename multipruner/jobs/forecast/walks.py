@@ -44,21 +44,27 @@ class Experts:
         recipe: of the run.
         rates: how fast this machine multiplies (:class:`.Precision`); default: measured where it decides.
         say: told before what takes long.
+        walks: whether the job at hand can do with layers on disk.
     """
 
-    def __init__(self, recipe: Recipe, rates: Mapping[str, float] | None, say: Callable[[str], None]) -> None:
-        self._recipe, self._rates, self._say = recipe, rates, say
+    def __init__(
+        self, recipe: Recipe, rates: Mapping[str, float] | None, say: Callable[[str], None], *, walks: bool
+    ) -> None:
+        self._recipe, self._rates, self._say, self._walks = recipe, rates, say, walks
         self._in_memory = False
 
     def stacked(self, found: Accounted) -> PreTrainedModel | None:
         """Return a mixture whose weights are views of files; ``None`` where it is to be in memory."""
         recipe, stored = self._recipe, dtype_of(found)
-        cpu = device_of("cpu")
-        computed = choose(recipe.compute_dtype, stored, self._rates or product_rates(cpu, (stored, torch.float32)))
-        size = computed.itemsize * sum(prod(tensor.shape) for tensor in found.stored.values())
-        own = recipe.dtype in ("auto", name_of(stored))
-        self._in_memory = not own or recipe.offload == "none" or not _too_large(recipe, size)
+        can = self._walks and recipe.offload != "none" and recipe.dtype in ("auto", name_of(stored))
+        self._in_memory = not (can and _too_large(recipe, self._size(found, stored)))
         return None if self._in_memory else stacked_model(found, trusts(recipe.trust_remote_code), self._say)
+
+    def _size(self, found: Accounted, stored: torch.dtype) -> int:
+        """Return bytes of all weights in the type that is computed in."""
+        rates = self._rates or product_rates(device_of("cpu"), (stored, torch.float32))
+        numbers = sum(prod(tensor.shape) for tensor in found.stored.values())
+        return choose(self._recipe.compute_dtype, stored, rates).itemsize * numbers
 
     def copied(self, source: ResolvedModel, stored: torch.dtype) -> list[str]:
         """Return why weights are no views of their files, and the ways out."""
