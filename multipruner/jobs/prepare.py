@@ -44,7 +44,7 @@ _TEXT_ONLY = (
     "note: the result is a text-only model; where its layers are alike (--layout uniform), `multipruner apply` with "
     "the run's folder puts it back into the whole"
 )
-"""What is said before the text tower of a model of several modalities is pruned."""
+"""What is said where the text tower of a model of several modalities is pruned."""
 _SEARCH = ("text", "moments", "search")
 """The stages of a job that finds structures and makes none."""
 _ABSURD_LOSS = 1e6
@@ -96,15 +96,12 @@ def prepare(
         stream: the dimensions of the residual stream that stay, where a plan says so.
         walks: whether decoder layers may stay on disk, as the recipe says.
         pictures: whether the job at hand can do with an image classifier.
-        searches: whether nothing but losses of structures is wanted of the model, which no bound on memory has to leave
-            room for more than.
+        searches: whether losses of structures alone are wanted, and memory for nothing else.
     """
     say = teller(console)
     check_text(recipe)
     with timed(seconds, "load"), waiting_display(console, "loading the model"):
         source = resolve(recipe, say)
-        if source.wrapper is not None:
-            say(_TEXT_ONLY)
         experts, mapped = Experts(recipe, rates, say, walks=walks), walks and recipe.offload != "none"
         model, tokenizer = load_dense(source, recipe, mapped=mapped, pictures=pictures, stack=experts.stacked)
         mark, precision = fingerprint(model), Precision.of(model, recipe.compute_dtype, rates)
@@ -148,6 +145,8 @@ def prepare(
 
 def _notes(recipe: Recipe, prunable: Prunable, source: ResolvedModel) -> Iterator[str]:
     """Yield what a recipe asks for, and a model has, that the result will not have."""
+    if source.wrapper is not None:
+        yield _TEXT_ONLY
     yield from filter(None, (unturned(recipe, prunable), unrepaired(recipe.repair, prunable)))
     if further := ahead_in(prunable.model.config, prunable.spec, partial(stored_in, source)):
         yield f"layers that predict further tokens ({further}) are left out of the result"
