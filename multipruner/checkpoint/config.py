@@ -69,6 +69,10 @@ def pruned_config(config: Any, plan: PruningPlan, dense: PreTrainedModel | None 
             return stock
     if (width := spec.key("head_dim")) is not None:
         record[width] = anatomy.constants["head_dim"]
+    elif spec.task.reads_text and "head_dim" in anatomy.constants and not hasattr(type(config), "head_dim"):
+        record["head_dim"] = anatomy.constants["head_dim"]  # vLLM would divide by the heads that a layer has left
+    if spec.head_scale:
+        record["logit_scale"] = spec.logit_scale(spec.part_of(config))  # vLLM's word for it, whatever the family's is
     record |= _cache_slots(structure, anatomy, spec)
     skips = [_skipped(structure, anatomy, layer) for layer in range(len(layers))]
     layer = enumerate(zip(rows, skips, heads, strict=True))

@@ -23,7 +23,6 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from multipruner.checkpoint.cut import apply_plan
 from multipruner.checkpoint.save import save
 from multipruner.core.families import FAMILIES, anatomy_of
-from multipruner.core.structure import GONE, Structure
 from tests.support import tiny
 
 EVERY = {**tiny.VARIANTS, **tiny.MORE}
@@ -40,18 +39,6 @@ QUICK = ("llama-tied", "qwen2-mixed", "gemma3")
 VARIANTS = [
     name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in EVERY if name not in LEFT_OUT
 ]
-
-
-def _mixed(model: Any) -> Structure:
-    """The first layer has no attention, the last no MLP; of what else these two have, one unit is gone where it can."""
-    anatomy = anatomy_of(model.config)
-    ends = {0: "attention", anatomy.layers - 1: "mlp"}
-    sizes = []
-    for place in anatomy:
-        first, *rest = place.dense
-        less = (max(1, first - 1), *rest)
-        sizes.append(GONE if ends.get(place.layer) == place.kind else less if place.layer in ends else place.dense)
-    return Structure(tuple(sizes))
 
 
 def _attentions(model: nn.Module) -> Iterator[Any]:
@@ -74,13 +61,15 @@ def _attentions(model: nn.Module) -> Iterator[Any]:
 def test_vllm_finds_every_layer_under_its_number(variant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wide = {"sliding_window": 64} if EVERY[variant].get("sliding_window") else {}  # there is no mask here
     dense = tiny.tiny_model(**{**EVERY[variant], **wide})
-    plan = tiny.plan_for(dense, _mixed(dense), seed=3)
+    plan = tiny.plan_for(dense, tiny.mixed_structure(anatomy_of(dense.config)), seed=3)
     pruned = apply_plan(dense, plan)
     save(tmp_path / "run", pruned, None, plan=plan, report={}, card="")
     seen: dict[int, tuple[int, int]] = {}
+    widths: dict[int, int] = {}
 
     def attention(module: Any, query: torch.Tensor, key: torch.Tensor, *rest: Any, **options: Any) -> Any:
         seen[module.layer_idx] = (query.shape[1], key.shape[1])
+        widths[module.layer_idx] = query.shape[3]
         return sdpa_attention_forward(module, query, key, *rest, **options)
 
     monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, "vllm", attention)
@@ -102,3 +91,7 @@ def test_vllm_finds_every_layer_under_its_number(variant: str, tmp_path: Path, m
     told = {number: tuple(getattr(config.per_layer_config[number], key) for key in keys) for number in attending}
     told.pop(0, None)  # its attention is gone
     assert seen == told
+    assert getattr(config, "logit_scale", 1.0) == pytest.approx(FAMILIES[plan.model_type].logit_scale(dense.config))
+    if getattr(config, "kv_lora_rank", None) is None:
+        said = {number: getattr(config.per_layer_config[number], "head_dim", None) for number in told}
+        assert widths == {number: said[number] or config.hidden_size // told[number][0] for number in told}

@@ -298,6 +298,17 @@ def random_structure(anatomy: Anatomy, seed: int, *, drop: float = 0.25, partial
     return Structure(tuple(sizes))
 
 
+def mixed_structure(anatomy: Anatomy) -> Structure:
+    """The first layer has no attention, the last no MLP; of what else these two have, one unit is gone where it can."""
+    ends = {0: "attention", anatomy.layers - 1: "mlp"}
+    sizes = []
+    for place in anatomy:
+        first, *rest = place.dense
+        less = (max(1, first - 1), *rest)
+        sizes.append(GONE if ends.get(place.layer) == place.kind else less if place.layer in ends else place.dense)
+    return Structure(tuple(sizes))
+
+
 def random_ranking(anatomy: Anatomy, seed: int) -> Ranking:
     """A random order of the units of every axis of every block."""
     rng, finer = random.Random(seed), random.Random(f"query heads {seed}")
