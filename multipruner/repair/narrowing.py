@@ -9,8 +9,10 @@ With h the dense model's stream, S the dimensions that stay, h' the stream of th
   tells, as far as it can, what left (linear regression, as in SliceGPT's projection, arXiv 2401.15024, section 3).
 - Every output projection is refitted to lead back to ``h_S``, as in :mod:`.stream`.
 
+- A head that is a matrix of its own is refitted as input projections are.
+
 Where the stream was turned (:mod:`.rotation`), ``h_S`` is made of the directions that stay, and norms are compared
-without gains. Closed form, nothing is added to the model. Embeddings and head stay as they are: they may be one matrix.
+without gains. Closed form, nothing is added to the model. Embeddings stay as they are, and so does a head that is them.
 """
 
 from __future__ import annotations
@@ -22,15 +24,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from multipruner.engine.cutting import Projection, scaled_norm, without_gain
+from multipruner.engine.cutting import Projection, gains_of, scaled_norm, without_gain
 from multipruner.engine.layer_calls import Inputs, gain_of, stream_of, ungained
 from multipruner.engine.moments import embedded
 from multipruner.engine.prunable import Prunable
 
+from .rotation import is_tied
 from .stream import RIDGE, Fit, outputs_of
 
 INPUT_RIDGE = 0.02
 """Of the mean squared input."""
+_ROWS = 8192
+"""Of a head, that are refitted together."""
 
 
 @torch.inference_mode()
@@ -62,6 +67,25 @@ def fit_to_wider(
     norm, last = (of.decoder.get_submodule(of.spec.final_norm) for of in (prunable.original, prunable))
     norm = _comparable(prunable, norm)
     _rescale(prunable, last, [norm(states) for states in dense], [last(states) for states in narrow])
+    if refit and not is_tied(prunable):
+        _refit_head(prunable, dense, narrow)
+
+
+def _refit_head(prunable: Prunable, dense: list[Tensor], narrow: list[Tensor]) -> None:
+    """Refit a head in place: as it is linear, what it reads in the dense model is told by what it reads here, for all
+    of its rows alike.
+    """
+    source, spec = prunable.original, prunable.spec
+    whole, last = (of.decoder.get_submodule(spec.final_norm) for of in (source, prunable))
+    fit, head = Fit(), prunable.head_weight
+    for before, after in zip(dense, narrow, strict=True):
+        fit.add(last(after), whole(before).float(), False)
+    stays = prunable.narrowed(torch.eye(source.anatomy.constants["hidden"], device=head.device))
+    if prunable.wider is not None and prunable.wider.basis is not None:
+        stays = gains_of(whole, spec.norm_offset).float()[:, None] * stays
+    told = fit.solve(stays, INPUT_RIDGE)
+    for rows, own in zip(source.head_weight.split(_ROWS), head.split(_ROWS), strict=True):
+        own.copy_(prunable.as_stored(rows.float() @ told))
 
 
 def _comparable(prunable: Prunable, norm: nn.Module) -> nn.Module:

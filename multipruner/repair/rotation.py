@@ -34,7 +34,7 @@ def hindrance(prunable: Prunable) -> str | None:
         prunable: the dense model.
     """
     spec, hidden = prunable.spec, prunable.anatomy.constants[_HIDDEN]
-    if prunable.head_weight.data_ptr() == _embeddings(prunable).weight.data_ptr():
+    if is_tied(prunable):
         return "its head is its embeddings, and the gain of the last norm cannot go into one without the other"
     for number in range(len(prunable.anatomy)):
         block, layer = prunable.block_spec(number), prunable.layer_of(number)
@@ -53,6 +53,11 @@ def hindrance(prunable: Prunable) -> str | None:
     others = (name for name, tensor in prunable.model.named_parameters()
               if hidden in tensor.shape and not name.startswith(tuple(known)))  # fmt: skip
     return next((f"{name} may lie along the stream" for name in others), None)
+
+
+def is_tied(prunable: Prunable) -> bool:
+    """Tell whether head and embeddings of a model are one matrix."""
+    return prunable.head_weight.data_ptr() == _embeddings(prunable).weight.data_ptr()
 
 
 def _embeddings(prunable: Prunable) -> Any:

@@ -10,13 +10,14 @@ import torch
 from multipruner.checkpoint.cut import apply_plan
 from multipruner.core.plan import PruningPlan, Ranking
 from multipruner.core.structure import Structure
+from multipruner.engine.layer_calls import stream_of
 from multipruner.engine.objective import CalibrationObjective
 from multipruner.engine.prunable import Prunable, Wider
 from multipruner.importance.hidden_dims import order_of_stream
 from multipruner.importance.stream_bases import basis_of_stream
-from multipruner.repair.narrowing import fit_to_wider
+from multipruner.repair.narrowing import INPUT_RIDGE, fit_to_wider
 from multipruner.repair.rotation import write_turned
-from multipruner.repair.stream import accumulated
+from multipruner.repair.stream import Fit, accumulated
 from tests.support import tiny
 
 KEPT = 40
@@ -149,3 +150,37 @@ def test_the_basis_keeps_most_of_what_is_read() -> None:
         axes = seen.square().mean(dim=0).topk(count).values.sum()
         least = max(axes, *((seen @ other).square().mean(dim=0).sum() for other in others))
         assert (seen @ basis[:, :count]).square().mean(dim=0).sum() > least
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@torch.no_grad()
+def test_a_head_of_its_own_is_refitted_as_one_projection(turned: bool) -> None:
+    """To the logits of the dense model, from what it reads at the end: the plain equations, a row for every token."""
+    model, ids = tiny.tiny_model("llama", tied=False), tiny.random_ids(16, 32)
+    dense = Prunable.of(model)
+    basis = basis_of_stream(dense, ids) if turned else None
+    prunable = _narrower(model, tuple(range(48)), basis=basis)
+    before = prunable.head_weight.detach().clone()
+    fit_to_wider(prunable, ids)
+    states = [_ends(one, ids) for one in (dense, prunable)]
+    wanted, x = model.lm_head(model.model.norm(states[0])), prunable.decoder.get_submodule("norm")(states[1])
+    fit = Fit()
+    fit.add(x, wanted, False)
+    assert (prunable.head_weight - fit.solve(before, INPUT_RIDGE)).abs().max() < 1e-4
+    assert (prunable.head_weight - before).abs().max() > 1e-2
+
+
+def _ends(prunable: Prunable, ids: torch.Tensor) -> torch.Tensor:
+    inputs = prunable.inputs(ids)
+    state = inputs.hidden
+    for block, size in enumerate(prunable.dense):
+        state = stream_of(prunable.block(state, inputs, block, size))
+    return state
+
+
+def test_a_head_that_is_the_embeddings_stays() -> None:
+    model, ids = tiny.tiny_model("llama", tied=True), tiny.random_ids(4, 16)
+    prunable = _narrower(model, tuple(range(48)))
+    before = prunable.head_weight.detach().clone()
+    fit_to_wider(prunable, ids)
+    assert torch.equal(prunable.head_weight, before)
