@@ -82,7 +82,8 @@ def _refit_head(prunable: Prunable, dense: list[Tensor], narrow: list[Tensor]) -
         fit.add(last(after), whole(before).float(), False)
     stays = prunable.narrowed(torch.eye(source.anatomy.constants["hidden"], device=head.device))
     if prunable.wider is not None and prunable.wider.basis is not None:
-        stays = gains_of(whole, spec.norm_offset).float()[:, None] * stays
+        gain = torch.as_tensor(gains_of(whole, spec.norm_offset), device=head.device)  # one number, where it has none
+        stays = gain.float().reshape(-1, 1) * stays
     told = fit.solve(stays, INPUT_RIDGE)
     for rows, own in zip(source.head_weight.split(_ROWS), head.split(_ROWS), strict=True):
         own.copy_(prunable.as_stored(rows.float() @ told))

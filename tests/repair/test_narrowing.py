@@ -153,10 +153,11 @@ def test_the_basis_keeps_most_of_what_is_read() -> None:
 
 
 @pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("options", [{"family": "llama"}, tiny.MORE["nanochat"]], ids=["llama", "norms without gain"])
 @torch.no_grad()
-def test_a_head_of_its_own_is_refitted_as_one_projection(turned: bool) -> None:
+def test_a_head_of_its_own_is_refitted_as_one_projection(options: dict[str, Any], turned: bool) -> None:
     """To the logits of the dense model, from what it reads at the end: the plain equations, a row for every token."""
-    model, ids = tiny.tiny_model("llama", tied=False), tiny.random_ids(16, 32)
+    model, ids = tiny.tiny_model(**{**options, "tied": False}), tiny.random_ids(16, 32)
     dense = Prunable.of(model)
     basis = basis_of_stream(dense, ids) if turned else None
     prunable = _narrower(model, tuple(range(48)), basis=basis)
