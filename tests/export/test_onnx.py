@@ -134,7 +134,7 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     folder = _save(tmp_path / "run", "qwen2-mixed")
     assert command.run([str(folder), "--format", "onnx", "--output", str(tmp_path / "m.onnx")]) == 0
     shown = capsys.readouterr().out
-    assert shown.startswith(f"{tmp_path / 'm.onnx'}: ") and "MB" in shown
+    assert f"{tmp_path / 'm.onnx'}: " in shown and "MB" in shown  # behind the minutes that a slow machine tells
     assert np.isfinite(_run(tmp_path / "m.onnx", tiny.random_ids(), torch.ones_like(tiny.random_ids()))).all()
     with pytest.raises(ConfigError, match="--base-gguf"):
         command.run([str(folder), "--format", "onnx", "--base-gguf", "base.gguf"])
