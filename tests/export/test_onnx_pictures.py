@@ -72,7 +72,7 @@ def test_a_file_that_computes_something_else_is_not_written(tmp_path: Path, monk
 def test_the_command_and_half_precision(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder, target = _save(tmp_path / "run", "siglip"), tmp_path / "m.onnx"
     assert main(["export", str(folder), "--format", "onnx", "--outtype", "f16", "--output", str(target)]) == 0
-    assert capsys.readouterr().out.startswith(f"{target}: ")
+    assert f"{target}: " in capsys.readouterr().out
     rows = pictures.pixels(3)
     with torch.no_grad():
         right = load(folder)(pixel_values=rows).logits
