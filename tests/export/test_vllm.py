@@ -33,7 +33,7 @@ def test_vllm_serves_what_can_be_missing() -> None:
 
 def test_vllm_adds_an_adapter() -> None:
     said = _said("adapter")
-    assert said.count("224 of 224 greedy tokens equal") == 2, said
+    assert said.count("96 of 96 greedy tokens equal") == 2, said
 
 
 def test_vllm_shares_a_model_between_processes() -> None:
