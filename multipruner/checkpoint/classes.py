@@ -130,7 +130,7 @@ def _family(spec: Family, dense: PreTrainedModel | None) -> str:
         neighbours=any(NEIGHBOURS in tensor.dims[0].text for _, tensor in rotated),
         handed=any(block.handed for block in spec.blocks),
         settings={block.path: block.settings for block in spec.blocks if block.settings},
-        model_settings=dict(spec.model_settings), note=_SWITCHED if any(block.routed for block in spec.blocks) else "",
+        model_settings=dict(spec.model_settings), note=_SWITCHED if spec.routes(spec.kinds) else "",
     )  # fmt: skip
     resized = [block for block in spec.blocks if block.resized]
     text = _CUT_TO_SIZE if resized else _AS_IT_IS

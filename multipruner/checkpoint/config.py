@@ -147,7 +147,7 @@ def check_narrower(spec: Family) -> tuple[str, str]:
             f"{spec.model_type}: the hidden size is the number of heads times their width in this family's code, so it "
             "stays as it is: give no --hidden-size (latency: no --hidden-sizes)"
         )
-    if any(block.routed for block in spec.blocks):
+    if spec.routes(spec.kinds):
         raise _unrepaired(spec, "mixtures of experts")
     if any(block.parallel for block in spec.blocks):
         raise _unrepaired(spec, "blocks that run side by side")

@@ -52,7 +52,7 @@ def apply_plan(
     cls = model_class(spec, model) if family_of(config) else type(model)
     pruned: Any = _with_weights(cls, config, _apart(weights, dense, own), model)
     pruned.generation_config = copy.deepcopy(getattr(model, "generation_config", None))
-    if cls is type(model) and any(block.routed for block in spec.blocks):
+    if cls is type(model) and spec.routes(spec.kinds):
         _written_like(model, pruned)
     return pruned
 

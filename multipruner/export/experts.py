@@ -14,7 +14,7 @@ def batch_experts(model: Any) -> None:
 
     Running one expert after the other depends on the text, and transformers' grouped product is an operator of its own.
     """
-    if any(block.routed for block in spec_of(model.config).blocks):
+    if (spec := spec_of(model.config)).routes(spec.kinds):
         model.set_experts_implementation("batched_mm")
 
 

@@ -72,7 +72,7 @@ def first_tables(task: Task, factors: Sequence[float], ran: Mapping[int, Mapping
     Args:
         task: tells the errors that follow from moments.
         factors: the sensitivity of every block.
-        ran: squared errors of the other blocks' options, some of every chain (:mod:`.routed_errors`); between them
+        ran: squared errors of the other blocks' options, some of every chain (:mod:`.errors_as_run`); between them
             errors are on straight lines.
     """
     dense, table = task.anatomy.dense, {}

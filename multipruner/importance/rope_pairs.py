@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from math import prod
 
 import torch
 from torch import Tensor
@@ -19,10 +18,12 @@ from torch import Tensor
 from multipruner.core.axes import AXES, PAIRS
 from multipruner.core.plan import BlockUnits, Ranking
 from multipruner.core.structure import Size
-from multipruner.engine.layer_calls import Inputs, State, stream_of
+from multipruner.engine.layer_calls import Inputs, State
 from multipruner.engine.moments import embedded, positions_of
 from multipruner.engine.prunable import Prunable
 from multipruner.engine.values.asked import queries_and_keys
+
+from .errors_as_run import errors_as_run
 
 TOKENS = 2048
 """That orders and errors are taken from."""
@@ -106,7 +107,6 @@ def elimination(shared: Tensor) -> tuple[int, ...]:
     return tuple(reversed(left))
 
 
-@torch.no_grad()
 def pair_errors(
     prunable: Prunable, ranking: Ranking, ids: Tensor, kept: Callable[[int], Sequence[Size]],
     progress: Progress | None = None,
@@ -120,23 +120,7 @@ def pair_errors(
         kept: block -> its sizes that differ from the dense one in pairs alone.
         progress: called with (blocks done, blocks in all).
     """
-    found: Errors = {}
+    sizes = {block: tuple(kept(block)) for block in range(len(prunable.anatomy))}
     with prunable.in_order(ranking):
-        batches = embedded(prunable, ids)
-        states: list[State] = [batch.hidden for batch in batches]
-        tokens = sum(prod(stream_of(state).shape[:-1]) for state in states)
-        for block, whole in enumerate(prunable.dense):
-            pairs = list(zip(states, batches, strict=True))
-            after = [prunable.block(state, batch, block, whole) for state, batch in pairs]
-            for size in kept(block):
-                others = (prunable.block(state, batch, block, size) for state, batch in pairs)
-                squares = (_apart(one, other) for one, other in zip(others, after, strict=True))
-                found.setdefault(block, {})[size[-1]] = sum(squares) / tokens
-            states = after
-            if progress is not None:
-                progress(block + 1, len(prunable.anatomy))
-    return found
-
-
-def _apart(one: State, other: State) -> float:
-    return float((stream_of(one).float() - stream_of(other).float()).square().sum())
+        found = errors_as_run(prunable, ids, {block: row for block, row in sizes.items() if row}, progress)
+    return {block: {size[-1]: error for size, error in row.items()} for block, row in found.items()}

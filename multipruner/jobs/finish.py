@@ -144,9 +144,8 @@ def _written_and_checked(setting: Setting, pruned: Any) -> dict[str, Any]:
     opened again only where memory has room for them all.
     """
     reopened = {"check": lambda folder: check_reopened(folder, pruned, setting.calibration.ids)}
-    if setting.prunable.on_disk is None or not any(
-        setting.prunable.spec.block(kind).routed for kind in setting.prunable.anatomy.kinds
-    ):
+    prunable = setting.prunable
+    if prunable.on_disk is None or not prunable.spec.routes(prunable.anatomy.kinds):
         return reopened
     weights = {"weights": lambda folder: write_weights(folder, pruned, SHARD_SIZE, lambda done: None)}
     if 2 * weight_bytes(pruned) <= free_memory():

@@ -21,7 +21,7 @@ from multipruner.engine.precision import Held, Precision, Together
 from multipruner.engine.processes import Team
 from multipruner.engine.prunable import Outputs, Prunable
 from multipruner.importance.energies import TOKENS, first_tables, sensitivities
-from multipruner.importance.routed_errors import routed_errors, sizes_run
+from multipruner.importance.errors_as_run import errors_as_run, sizes_run
 from multipruner.importance.stream_bases import BASIS
 from multipruner.repair.scoring import Repair, has_output_bias
 from multipruner.search import Grid, Problem, Round, Step, Task
@@ -102,7 +102,7 @@ class Setting:
     """What the stages of a run share; ``texts`` is what :meth:`.CalibrationText.record` gives, ``forecast`` what was
     foretold (:class:`multipruner.jobs.forecast.run.Forecast`), if anything was, ``sensitivities`` those of the blocks
     (:func:`multipruner.importance.energies.sensitivities`), computed when first tables need them, ``ran`` the errors of
-    blocks that no moments tell (:mod:`multipruner.importance.routed_errors`), ``pictures`` what an image classifier is
+    blocks that no moments tell (:mod:`multipruner.importance.errors_as_run`), ``pictures`` what an image classifier is
     judged on.
     (:func:`multipruner.importance.energies.sensitivities`), computed when first tables need them, ``pictures`` what an
     image classifier is judged on, ``basis`` that in which dimensions of the residual stream leave, where they do not as
@@ -202,7 +202,7 @@ class Setting:
                 self.sensitivities.extend(sensitivities(self.prunable, few, seed=seed, progress=shown))
             sizes = {b: [size for size in row if size not in self.ran.get(b, ())] for b, row in sizes_run(task).items()}
             if any(sizes.values()):
-                for block, row in routed_errors(self.prunable, few, sizes, partial(display, "errors")).items():
+                for block, row in errors_as_run(self.prunable, few, sizes, partial(display, "errors")).items():
                     self.ran.setdefault(block, {}).update(row)
             return first_tables(task, self.sensitivities, self.ran)
 

@@ -60,7 +60,7 @@ def load_dense(
     device = device_of(recipe.device)
     found = accounted(resolved, recipe, pictures=pictures)
     cpu = device.type == "cpu"
-    stacked = any(found.spec.block(kind).routed for kind in anatomy_of(found.config).kinds)
+    stacked = found.spec.routes(anatomy_of(found.config).kinds)
     if stacked and cpu and (model := stack(found)) is not None:
         return _checked(found, model), found.tokenizer
     views = mapped and cpu and not stacked

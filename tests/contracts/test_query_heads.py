@@ -37,7 +37,7 @@ from multipruner.repair.scoring import Repair
 from multipruner.repair.stream import accumulated
 from multipruner.repair.write import repair_outputs, write_outputs
 from tests.support import tiny
-from tests.support.commands import arguments, finished
+from tests.support.commands import arguments, assert_refused_in_a_line, finished
 from tests.support.layers import Layer, layers_of, plan_of_version_1, structure_of, uniform
 
 HEADS: dict[str, Any] = {"num_attention_heads": 12, "num_key_value_heads": 3}
@@ -331,7 +331,4 @@ def test_a_latency_table_knows_groups_of_fewer_heads(dense: Path, tmp_path: Path
     ],
 )
 def test_bad_input_is_one_line(more: tuple[str, ...], expected: str, dense: Path, tmp_path: Path, capsys) -> None:
-    assert main(_arguments(dense, tmp_path / "bad", *more)) == 2
-    printed = capsys.readouterr().err
-    assert expected in printed and printed.count("\n") == 1
-    assert not (tmp_path / "bad").exists()
+    assert_refused_in_a_line(_arguments(dense, tmp_path / "bad", *more), expected, tmp_path / "bad", capsys)

@@ -31,7 +31,7 @@ from multipruner.importance.rope_pairs import elimination, pair_errors, with_pai
 from multipruner.jobs.prune.given_plan import leading
 from multipruner.repair.scoring import Repair
 from tests.support import tiny
-from tests.support.commands import arguments, finished
+from tests.support.commands import arguments, assert_refused_in_a_line, bred, finished
 
 ALONG = ("value_dim", "rope_pairs")
 ALL = {**tiny.VARIANTS, **tiny.MORE}
@@ -324,16 +324,11 @@ def test_with_value_dimensions_and_without_moments(dense: Path, tmp_path: Path) 
     ],
 )
 def test_bad_input_is_one_line(more: tuple[str, ...], expected: str, dense: Path, tmp_path: Path, capsys) -> None:
-    assert main(_arguments(dense, tmp_path / "bad", *more)) == 2
-    printed = capsys.readouterr().err
-    assert expected in printed and printed.count("\n") == 1
-    assert not (tmp_path / "bad").exists()
+    assert_refused_in_a_line(_arguments(dense, tmp_path / "bad", *more), expected, tmp_path / "bad", capsys)
 
 
 def test_a_search_breeds_them(dense: Path, tmp_path: Path) -> None:
-    more = ("--population", "4", "--generations", "1", "--seeds", "program")
-    assert main(["search", *_arguments(dense, tmp_path / "run", *more)]) == 0
-    report, plan = finished(tmp_path / "run")
+    report, plan = bred(_arguments(dense, tmp_path / "run"), tmp_path / "run")
     assert plan.along == ALONG and report["ratio"] >= 0.06
 
 

@@ -30,7 +30,7 @@ from multipruner.repair.scoring import Repair
 from multipruner.repair.stream import accumulated
 from multipruner.repair.write import repair_outputs, write_outputs, write_values
 from tests.support import tiny
-from tests.support.commands import arguments, finished
+from tests.support.commands import arguments, assert_refused_in_a_line, bred, finished
 
 ALONG = ("value_dim",)
 WITH = [
@@ -288,10 +288,7 @@ def test_the_greedy_path_takes_them_too(dense: Path, tmp_path: Path) -> None:
     ],
 )
 def test_bad_input_is_one_line(more: tuple[str, ...], expected: str, dense: Path, tmp_path: Path, capsys) -> None:
-    assert main(_arguments(dense, tmp_path / "bad", *more)) == 2
-    printed = capsys.readouterr().err
-    assert expected in printed and printed.count("\n") == 1
-    assert not (tmp_path / "bad").exists()
+    assert_refused_in_a_line(_arguments(dense, tmp_path / "bad", *more), expected, tmp_path / "bad", capsys)
 
 
 def test_a_plan_of_other_sizes_is_refused() -> None:
@@ -302,7 +299,5 @@ def test_a_plan_of_other_sizes_is_refused() -> None:
 
 
 def test_a_search_breeds_them(dense: Path, tmp_path: Path) -> None:
-    more = ("--population", "4", "--generations", "1", "--seeds", "program")
-    assert main(["search", *_arguments(dense, tmp_path / "run", *more)]) == 0
-    report, plan = finished(tmp_path / "run")
+    report, plan = bred(_arguments(dense, tmp_path / "run"), tmp_path / "run")
     assert plan.along == ALONG and report["ratio"] >= 0.06

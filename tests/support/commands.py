@@ -43,6 +43,20 @@ def finished(output: Path) -> tuple[dict[str, Any], PruningPlan]:
     return report, plan
 
 
+def assert_refused_in_a_line(asked: list[str], expected: str, output: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A command ends with one line that says so much, and leaves nothing."""
+    assert main(asked) == 2
+    printed = capsys.readouterr().err
+    assert expected in printed and printed.count("\n") == 1
+    assert not output.exists()
+
+
+def bred(asked: list[str], output: Path) -> tuple[dict[str, Any], PruningPlan]:
+    """What a small search with the flags of a run ends with."""
+    assert main(["search", *asked, "--population", "4", "--generations", "1", "--seeds", "program"]) == 0
+    return finished(output)
+
+
 def assert_range_is_named(asked: list[str], flag: str, capsys: pytest.CaptureFixture[str]) -> None:
     """A ratio of 0.3 is out of reach with a flag, the refusal says what is not, and that is so."""
     assert main(asked) == 2

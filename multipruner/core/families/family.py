@@ -159,6 +159,10 @@ class Family:
         """The kinds of its blocks, in the order in which they run."""
         return tuple(block.kind for block in self.blocks)
 
+    def routes(self, kinds: Collection[str]) -> bool:
+        """Tell whether blocks of experts are among these kinds, such as those that a model of the row has."""
+        return any(block.routed for block in self.blocks if block.kind in kinds)
+
     @property
     def keys(self) -> tuple[str, ...]:
         """The keys of a configuration that say sizes, and which layer has what."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from math import ceil
 from pathlib import Path
 
@@ -13,8 +13,8 @@ from multipruner.engine.grouped_attention import grouped_attention, narrow_cache
 from multipruner.engine.prunable import Prunable
 from multipruner.eval.scoring import context_length
 from multipruner.importance.energies import TOKENS as ENERGY_TOKENS
+from multipruner.importance.errors_as_run import sizes_run
 from multipruner.importance.rope_pairs import TOKENS as PAIR_TOKENS
-from multipruner.importance.routed_errors import sizes_run
 from multipruner.jobs.narrow import as_bounded, sizes_tried
 from multipruner.jobs.reachable import span
 from multipruner.jobs.setting import problem_of, task_of
@@ -78,12 +78,14 @@ def texts_for(recipe: Recipe, prunable: Prunable, unwritten: Unwritten | None = 
 
 @dataclass(frozen=True)
 class Searched:
-    """What a search will measure: candidates by round (of the program), or by dimension (of the path)."""
+    """What a search will measure: candidates by round (of the program), or by dimension (of the path); and the shares
+    of dense blocks that are run for their errors."""
 
     base: Base
     left: float
     rounds: tuple[tuple[Candidate, ...], ...] = ()
     counts: Mapping[str, int] | None = None
+    ran: Mapping[int, Sequence[float]] = field(default_factory=dict)
 
 
 def _searched(recipe: Recipe, prunable: Prunable) -> Searched:
@@ -111,7 +113,8 @@ def _searched(recipe: Recipe, prunable: Prunable) -> Searched:
         for number in range(task.rounds + 1)
     )
     base = Base(tuple(_kept(prunable, block, size) for block, size in enumerate(found)))
-    return Searched(base, 1 - costs.backbone_ratio(found), rounds)
+    ran = {block: [_kept(prunable, block, size) for size in row] for block, row in sizes_run(task).items()}
+    return Searched(base, 1 - costs.backbone_ratio(found), rounds, ran=ran)
 
 
 def _kept(prunable: Prunable, block: int, size: Size) -> float:
@@ -130,9 +133,7 @@ def work_of(recipe: Recipe, prunable: Prunable, texts: Texts) -> tuple[dict[str,
         search = work.tables(searched.rounds, searched.base, texts, shape, kl=kl, refit=scored, solutions=1 + few)
         if recipe.estimated:
             sequences = min(texts.statistics, max(1, ENERGY_TOKENS // texts.length))
-            sizes = sizes_run(task_of(recipe, as_bounded(recipe, prunable)))
-            ran = {block: [_kept(prunable, block, size) for size in row] for block, row in sizes.items()}
-            search += work.energies(sequences * texts.length, shape, ran)
+            search += work.energies(sequences * texts.length, shape, searched.ran)
     else:
         finished = work.ABANDONED if recipe.shortlist is None else 1.0
         search = work.path(searched.counts, texts, shape, kl=kl, left=searched.left, finished=finished)

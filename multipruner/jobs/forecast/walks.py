@@ -164,7 +164,7 @@ def kept_in_cache(prunable: Prunable, result: int) -> int:
 
 def walks_of(recipe: Recipe, prunable: Prunable, texts: Texts) -> dict[str, int]:
     """Return how many times every stage of a run reads all layers, blocks that are measured without aside."""
-    routed = any(prunable.spec.block(kind).routed for kind in prunable.anatomy.kinds)  # run at several sizes
+    routed = prunable.spec.routes(prunable.anatomy.kinds)  # run at several sizes
     kl, sketch = recipe.objective == "kl", texts.sketched < texts.scored
     judged = _PROBES + -(-texts.evaluated // max(1, BATCH_TOKENS // texts.evaluated_length)) if texts.evaluated else 0
     read = _PROBES + 1 if "ppl" in recipe.evaluation.tasks and recipe.evaluation.text is not None else 0

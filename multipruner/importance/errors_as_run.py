@@ -1,8 +1,9 @@
-"""Errors of what blocks of experts add when experts leave: the blocks are run, as no moments tell.
+"""Errors of what blocks add at smaller sizes where no moments tell them: the blocks are run.
 
-Which experts a token takes instead of those that left, and with which weights, its router decides. So a block is run on
-what it reads in the dense model, whole and at some sizes, and what it adds is compared: one walk over the model for all
-of them, where a measured loss takes the way from the block to the end of the model for every size.
+Which experts a token takes instead of those that left, and with which weights, its router decides; what attention gives
+without some pairs of dimensions of its queries and keys goes through a softmax. So such a block is run on what it reads
+in the dense model, whole and at some sizes, and what it adds is compared: one walk over the model for all blocks, where
+a measured loss takes the way from the block to the end of the model for every size.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def sizes_run(task: Task) -> dict[int, tuple[Size, ...]]:
 
 
 @torch.inference_mode()
-def routed_errors(
+def errors_as_run(
     prunable: Prunable, ids: Tensor, sizes: Mapping[int, Sequence[Size]], progress: Progress | None = None
 ) -> dict[int, dict[Size, float]]:
     """Return squared errors of what blocks add at some sizes, per token, summed over the residual stream.

@@ -14,7 +14,7 @@ from multipruner.engine.layer_calls import State, stream_of
 from multipruner.engine.moments import gather
 from multipruner.engine.prunable import Prunable
 from multipruner.importance.energies import FACTOR, first_tables, sensitivities
-from multipruner.importance.routed_errors import routed_errors, sizes_run
+from multipruner.importance.errors_as_run import errors_as_run, sizes_run
 from multipruner.importance.table import rank
 from multipruner.search import Grid, Task, allocate
 from multipruner.search.limits import Limit
@@ -51,7 +51,7 @@ def test_they_are_what_the_stream_differs_by(variant: str) -> None:
     with prunable.in_order(ranking):
         sizes = sizes_run(_task(prunable))
         calls = list[tuple[int, int]]()
-        found = routed_errors(prunable, ids, sizes, lambda *at: calls.append(at))
+        found = errors_as_run(prunable, ids, sizes, lambda *at: calls.append(at))
         assert set(found) == set(sizes) and calls[-1][0] == calls[-1][1] == max(sizes) + 1
         inputs = prunable.inputs(ids)
         state: State = inputs.hidden
@@ -62,7 +62,7 @@ def test_they_are_what_the_stream_differs_by(variant: str) -> None:
                 error = (stream_of(after) - stream_of(other)).square().sum() / ids.numel()
                 assert found[block][size] == pytest.approx(float(error), rel=1e-3)
             state = after
-    assert routed_errors(prunable, ids, {}) == {}
+    assert errors_as_run(prunable, ids, {}) == {}
 
 
 @pytest.mark.parametrize("variant", VARIANTS[:2])
@@ -73,7 +73,7 @@ def test_small_errors_foretell_the_divergence(variant: str) -> None:
     block = max(n for n, place in enumerate(prunable.anatomy) if place.kind == "experts")
     fewer = (prunable.dense[block][0] - 1,)
     with prunable.in_order(ranking):
-        error = routed_errors(prunable, ids, {block: [fewer]})[block][fewer]
+        error = errors_as_run(prunable, ids, {block: [fewer]})[block][fewer]
         told = sensitivities(prunable, ids)[block] * error / FACTOR
         before = prunable.model(ids).logits.log_softmax(-1)
         with prunable.applied(prunable.dense.replace(block, fewer)):
@@ -93,7 +93,7 @@ def test_first_tables_measure_nothing_but_what_would_leave() -> None:
     with prunable.in_order(ranking):
         task = _task(prunable)
         factors = [1.0 + block for block in range(len(prunable.anatomy))]
-        ran = routed_errors(prunable, ids, sizes_run(task))
+        ran = errors_as_run(prunable, ids, sizes_run(task))
         table = first_tables(task, factors, ran)
     assert set(table) == set(range(len(prunable.anatomy)))
     for block in task.straight:
