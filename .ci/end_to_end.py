@@ -32,21 +32,25 @@ from tests.support.llama_cpp import Judge  # noqa: E402
 
 POSITIONS = 96
 LIKELIEST = 1000  # tokens at every position
-BOUND = 1e-3  # largest difference of llama.cpp's log-probabilities, both in 32-bit
+BOUND = 1e-3  # largest difference of logits and log-probabilities, in 32-bit
 REPO, TOKEN = "tester/pruned", "hf_" + "EndToEnd" * 4
 PARTS = {
     "attn_norm": "input_layernorm", "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj",
     "attn_v": "self_attn.v_proj", "attn_output": "self_attn.o_proj", "ffn_norm": "post_attention_layernorm",
     "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj",
 }  # fmt: skip
-LOAD = """
+LOAD = f"""
 import sys, torch, multipruner
 from safetensors.torch import load_file
-expected = load_file(sys.argv[2])
+expected, weights = load_file(sys.argv[2]), load_file(sys.argv[3])
+model = multipruner.load(sys.argv[1])
+given = model.state_dict()
+assert all(torch.equal(given[name], weight) for name, weight in weights.items()), "weights differ"
 with torch.no_grad():
-    logits = multipruner.load(sys.argv[1])(input_ids=expected["ids"]).logits.float()
-assert torch.equal(logits, expected["logits"]), (logits - expected["logits"]).abs().max()
-print(f"{logits.numel():,} logits equal to the bit")
+    logits = model.float()(input_ids=expected["ids"]).logits
+difference = float((logits - expected["logits"]).abs().max())
+assert difference < {BOUND}, difference
+print(f"{{len(weights)}} tensors equal to the bit, {{logits.numel():,}} logits within {{difference:.1e}}")
 """
 DOWNLOAD = "import sys, huggingface_hub as h; print(h.snapshot_download(sys.argv[1], revision=sys.argv[2]))"
 
@@ -71,16 +75,14 @@ def say(stage: str, text: str) -> None:
 
 @torch.no_grad()
 def reference(run: Path, file: Path) -> tuple[torch.Tensor, np.ndarray]:
-    """Token ids [1, positions] and the logits of ``multipruner.load``: as stored into ``file``, 32-bit returned."""
+    """Token ids [1, positions] and the logits of ``multipruner.load`` in 32-bit, returned and put into ``file``."""
     tokenizer = AutoTokenizer.from_pretrained(run, trust_remote_code=True)
     ids = tokenizer((ROOT / "README.md").read_text(encoding="utf-8"), return_tensors="pt").input_ids[:, :POSITIONS]
     assert ids.shape == (1, POSITIONS), ids.shape
-    model = multipruner.load(run)
-    logits = model(input_ids=ids).logits.float()
+    logits = multipruner.load(run, dtype=torch.float32)(input_ids=ids).logits
     save_file({"ids": ids.contiguous(), "logits": logits.contiguous()}, file)
-    exact = multipruner.load(run, dtype=torch.float32)(input_ids=ids).logits[0]
-    say("multipruner.load", f"{logits.numel():,} logits at {POSITIONS} positions, {model.dtype} and torch.float32")
-    return ids, exact.numpy()
+    say("multipruner.load", f"{logits.numel():,} logits at {POSITIONS} positions")
+    return ids, logits[0].numpy()
 
 
 def command(line: list[str], **environment: str) -> str:
@@ -160,11 +162,12 @@ def check_llama_cpp(file: Path, ids: torch.Tensor, exact: np.ndarray) -> None:
 
 def share(run: Path, stock_python: str, scratch: Path) -> None:
     """Push, download, and open with and without multipruner, what is here and what comes from there."""
-    logits, token = scratch / "logits.safetensors", scratch / "token"
+    token = scratch / "token"
+    expected = (str(scratch / "logits.safetensors"), str(run / "model.safetensors"))
     token.write_text(TOKEN + "\n")
 
     def plain(source: str, **environment: str) -> str:
-        return command([stock_python, str(ROOT / ".ci/check_stock.py"), source, str(logits)], **environment)
+        return command([stock_python, str(ROOT / ".ci/check_stock.py"), source, *expected], **environment)
 
     modules = {"HF_MODULES_CACHE": str(scratch / "modules")}
     say("stock transformers", plain(str(run), **modules))
@@ -179,8 +182,8 @@ def share(run: Path, stock_python: str, scratch: Path) -> None:
         say("download", f"{len(same)} files equal byte for byte, and the card written for {REPO}")
         say("stock transformers there", plain(str(copy), **modules))
         say("... by its name", plain(REPO, **there))
-        say("multipruner.load there", command([sys.executable, "-c", LOAD, str(copy), str(logits)], **modules))
-        say("... by its name", command([sys.executable, "-c", LOAD, REPO, str(logits)], **there))
+        say("multipruner.load there", command([sys.executable, "-c", LOAD, str(copy), *expected], **modules))
+        say("... by its name", command([sys.executable, "-c", LOAD, REPO, *expected], **there))
 
 
 def push(hub: FakeHub, run: Path, token: Path, home: Path) -> None:
