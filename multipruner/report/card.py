@@ -25,6 +25,8 @@ from .words import UNREPAIRED, finite, loading, measured, task_named, tokens_of,
 LOCAL_NAME = "path/to/this/folder"
 """What the loading example opens as long as the checkpoint has no address."""
 REFITTED = "`plan.json` says what was cut; the output projections of what stays were then refitted in closed form."
+SAME_BITS = "`plan.json` and the dense weights give these weights again, bit for bit."
+_WORKED_OUT = "`plan.json` says what was cut; bases and gains that the run worked out of its text are in the weights alone."
 _SEAL = re.compile(r"\n<!-- multipruner wrote this card: ([0-9a-f]{16}) -->\n\Z")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -66,7 +68,7 @@ def model_card(
         whole_loading(name) if "whole" in report else loading(plan.model_type, name, stock=stock),
         _numbers(report),
         _limits(report, task),
-        _reproduction(report),
+        _reproduction(report, plan),
     ]
     return _sealed("\n\n".join(part for part in parts if part) + "\n")
 
@@ -257,7 +259,7 @@ def _limits(report: Mapping[str, Any], task: Task) -> str:
     return "## Limits\n\n" + "\n".join(f"- {line}" for line in lines)
 
 
-def _reproduction(report: Mapping[str, Any]) -> str:
+def _reproduction(report: Mapping[str, Any], plan: PruningPlan) -> str:
     lines = []
     if report.get("command"):
         lines.append(fenced(command_without_places(report["command"]), "sh"))
@@ -276,6 +278,7 @@ def _reproduction(report: Mapping[str, Any]) -> str:
         lines.append("Made with " + ", ".join(f"{package} {version}" for package, version in versions.items()) + ".")
     repaired = isinstance(recipe, Mapping) and recipe.get("repair", "none") != "none"
     gain = " So was the gain of the last norm." if (report.get("search") or {}).get("last_norm_refitted") else ""
-    again = "`plan.json` and the dense weights give these weights again, bit for bit."
+    whole = report.get("applied") or (plan.stream is None and not plan.bases)
+    again = SAME_BITS if whole else _WORKED_OUT
     lines += [REFITTED + gain if repaired else again, *([f"Note: {UNREPAIRED}."] if report.get("applied") else ())]
     return "\n\n".join(["## How it was made", *lines])

@@ -7,7 +7,7 @@ from typing import Any
 
 from multipruner.core.plan import PruningPlan
 
-from .card import REFITTED, model_card
+from .card import REFITTED, SAME_BITS, model_card
 from .markup import code, command_without_places, fenced, plain
 
 _SEAL = "\n<!-- multipruner wrote this card"
@@ -17,7 +17,6 @@ _LIMIT = (
     "where the dense one is right; further training can win some of that back."
 )
 _UNMEASURED = "- It has not been evaluated.\n"
-_SAME_BITS = "`plan.json` and the dense weights give these weights again, bit for bit."
 
 
 def tuned_card(report: Mapping[str, Any], plan: PruningPlan, *, stock: bool) -> str:
@@ -38,7 +37,7 @@ def tuned_card(report: Mapping[str, Any], plan: PruningPlan, *, stock: bool) -> 
             "have taken on the style, the errors and the licence terms of that text."
         ),
         _UNMEASURED: "",
-        _SAME_BITS: "`plan.json` and the dense weights give the weights before the training, bit for bit.",
+        SAME_BITS: "`plan.json` and the dense weights give the weights before the training, bit for bit.",
         REFITTED: f"{REFITTED[:-1]}, before the training.",
     }
     for before, after in changes.items():
