@@ -1,11 +1,13 @@
 """Training after the cut by text (NLL) and by the dense model (distillation), on equal tokens, from one run.
 
 ``python benchmarks/distillation.py runs/llama-0.2 --wikitext wiki.test.raw --alpaca alpaca.jsonl``
+``python benchmarks/distillation.py runs/llama-0.2 --tuned runs/lora,runs/layers --wikitext ... --alpaca ...``
 
 Both begin with the same pruned model, see the same sequences in the same order and take the same number of steps; both
-learn LoRA adapters (with ``--learn projections`` all weights of norms and output projections). The text is the dense
-model's own unless ``--data`` says otherwise; the rows of Alpaca that the models are judged on are the last quarter,
-which nothing is trained or calibrated on. The pruned model has a row of its own before those that were trained.
+learn LoRA adapters, or what ``--learn`` says. The text is the dense model's own unless ``--data`` says otherwise. With
+``--tuned`` nothing is trained: folders that ``tune`` has made of the run are judged. The rows of Alpaca that the models
+are judged on are the last quarter, which nothing is trained or calibrated on. The pruned model has a row of its own
+before those that were trained.
 """
 
 from __future__ import annotations
@@ -63,6 +65,7 @@ def main() -> None:
     parser.add_argument("run", type=Path, metavar="FOLDER", help="a pruned run; its dense model is at hand")
     parser.add_argument("--wikitext", type=Path, required=True, metavar="FILE", help="wiki.test.raw")
     parser.add_argument("--alpaca", type=Path, required=True, metavar="FILE", help="rows with a key text")
+    parser.add_argument("--tuned", default="", metavar="FOLDERS", help="trained before, with commas between them")
     parser.add_argument("--data", default="self", metavar="TEXT", help="to train on, as tune takes it")
     parser.add_argument("--learn", choices=tuple(LEARN), default="lora")
     parser.add_argument("--steps", type=int, default=200)
@@ -84,11 +87,16 @@ def main() -> None:
     del teacher
     pruned = judged(load(given.run), ids, *measure)
     rows = [row("dense", "", {}, dense, dense), row("pruned", "", {}, pruned, dense)]
+    folders = [Path(folder) for folder in given.tuned.split(",") if folder]
+    for folder in folders:
+        done = read_run(folder).report["tuned"]
+        rows.append(row(f"tuned: {done['learn']}", done["loss"], done, judged(load(folder), ids, *measure), dense))
+        print(rows[-1], flush=True)
     base = TuneSettings(data=given.data, learn=given.learn, steps=given.steps, batch=given.batch, length=given.length,
                         lr=given.lr)  # fmt: skip
     spec = EvaluationSpec(text=str(given.wikitext), length=64, max_tokens=128)  # ours are measured here, on both texts
     with tempfile.TemporaryDirectory() as scratch:
-        for name, (distill, loss) in WAYS.items():
+        for name, (distill, loss) in ({} if folders else WAYS).items():
             settings = replace(base, distill=distill, top_k=given.top_k if distill else 0)
             done = tune(given.run, (given.work or Path(scratch)) / name, settings, evaluation=spec, console=console)
             found = judged(done.model, ids, *measure)

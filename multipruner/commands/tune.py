@@ -57,6 +57,8 @@ def make_parser() -> Parser:
     text.add_argument("--chat-template", dest="chat_template", metavar="FILE|NAME",
                       help="for conversations and question-answer columns; default: the tokenizer's own")  # fmt: skip
     text.add_argument("--length", type=int, metavar="N", help="tokens per sequence, default 256")
+    text.add_argument("--sequences", type=int, metavar="N", help="that the dense model writes at most, for 'self'; "
+                      "default 1024, with --minutes on a CPU 32 a minute")  # fmt: skip
     taught = parser.add_argument_group("teacher")
     taught.add_argument("--distill", action=argparse.BooleanOptionalAction,
                         help="learn the dense model's distribution; default: where that model is at hand")  # fmt: skip

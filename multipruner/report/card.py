@@ -26,7 +26,9 @@ LOCAL_NAME = "path/to/this/folder"
 """What the loading example opens as long as the checkpoint has no address."""
 REFITTED = "`plan.json` says what was cut; the output projections of what stays were then refitted in closed form."
 SAME_BITS = "`plan.json` and the dense weights give these weights again, bit for bit."
-_WORKED_OUT = "`plan.json` says what was cut; bases and gains that the run worked out of its text are in the weights alone."
+_WORKED_OUT = (
+    "`plan.json` says what was cut; bases and gains that the run worked out of its text are in the weights alone."
+)
 _SEAL = re.compile(r"\n<!-- multipruner wrote this card: ([0-9a-f]{16}) -->\n\Z")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 

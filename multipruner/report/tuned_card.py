@@ -59,7 +59,7 @@ def _how(tuned: Mapping[str, Any]) -> str:
 def _training(tuned: Mapping[str, Any]) -> str:
     """Return what was done, and what it changed."""
     lora, losses, teacher = tuned.get("lora"), tuned["losses"], tuned.get("teacher")
-    learned = "all weights of the norms and of the output projections"
+    learned = tuned.get("learned", "all weights of the norms and of the output projections")  # earlier ones say nothing
     if lora:
         learned = f"LoRA on every linear layer but the head, rank {lora['rank']}, alpha {lora['alpha']}; merged"
     whole = "its whole distribution at every position"

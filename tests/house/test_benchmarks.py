@@ -323,7 +323,7 @@ def test_both_ways_to_train_are_set_side_by_side(
     given = [
         "distillation.py", str(run.folder), "--wikitext", str(dense / "text.txt"), "--alpaca", str(rows),
         "--steps", "2", "--batch", "2", "--length", "16", "--eval-length", "16", "--eval-tokens", "64",
-        "--record", str(path),
+        "--record", str(path), "--work", str(tmp_path / "work"),
     ]  # fmt: skip
     with patch.object(sys, "argv", given):
         _module("distillation").main()
@@ -331,3 +331,9 @@ def test_both_ways_to_train_are_set_side_by_side(
     assert [row[0] for row in found["rows"]] == ["dense", "pruned", "tuned: text", "tuned: distilled"]
     assert [row[2] for row in found["rows"]] == [None, None, 64, 64], "equal tokens"
     assert [found["rows"][0][place] for place in (5, 7)] == [1.0, 1.0]
+    path.unlink()
+    with patch.object(sys, "argv", [*given, "--tuned", str(tmp_path / "work/distilled")]):
+        _module("distillation").main()
+    again = _module("results").read(path)
+    assert again["rows"][:2] == found["rows"][:2]
+    assert again["rows"][2] == ["tuned: lora", *found["rows"][3][1:]], "what was trained before is judged as it was"

@@ -126,9 +126,9 @@ def prepare(
     with timed(seconds, "text"), counting_display(console, "text") as display:
         text = tuning_text(
             settings.source, tokenizer, run.report, run.path,
-            sequences=settings.most_steps * settings.batch, length=settings.length, seed=settings.seed,
-            column=settings.text_column, template=settings.chat_template, trust=trust_remote_code, dense=dense,
-            say=teller(console),
+            sequences=settings.most_steps * settings.batch, written=settings.written(where.type),
+            length=settings.length, seed=settings.seed, column=settings.text_column,
+            template=settings.chat_template, trust=trust_remote_code, dense=dense, say=teller(console),
             progress=lambda done, total: display("text", done, total),
         )  # fmt: skip
     model = model.to(where).eval()

@@ -15,7 +15,7 @@ from multipruner.config.recipe import EvaluationSpec
 from multipruner.core import __version__
 from multipruner.eval import Evaluation, compare
 
-from .settings import LORA
+from .settings import LEARN, LORA
 from .state import Progress
 from .steps import TuneSettings
 from .text import TuningText
@@ -61,6 +61,7 @@ def tuning_record(
         "teacher": dict(teacher) if teacher else None,
         "loss": "divergence from the dense model" if teacher else "negative log-likelihood of the text",
         "learn": settings.learn,
+        "learned": LEARN[settings.learn],
         "steps": progress.step,
         "minutes": settings.minutes,
         "batch": settings.batch,

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from multipruner.config.counts import MOST, MOST_UNITS
 from multipruner.core.errors import ConfigError
 
-LORA, PROJECTIONS = "lora", "projections"
+LORA, PROJECTIONS, LAYERS = "lora", "projections", "layers"
 LEARN = {
     LORA: "adapters on every linear layer but the head",
     PROJECTIONS: "all weights of the norms and of the output projections",
+    LAYERS: "all weights but the embeddings and the head",
 }
 """What learns."""
 FLY, DISK = "fly", "disk"
@@ -20,6 +21,9 @@ LOGITS = {
 }
 """Where what the dense model says comes from."""
 _STEPS, _MOST_STEPS = 200, 2000
+_SEQUENCES, _PER_MINUTE = 1024, 32
+"""Sequences that the dense model writes at most, and on a CPU for every minute of training: it takes about as long to
+write one as to learn from it twice."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +37,8 @@ class TuneSettings:
         chat_template: what conversations are rendered with; default: the tokenizer's own template.
         distill: whether the dense model teaches: the loss is the divergence from its distribution at every position,
             rather than the negative log-likelihood of the text; ``None``: where it is at hand.
+        sequences: that the dense model writes at most, where it writes the text; training that needs more goes over
+            them again. Default 1,024, or with ``minutes`` on a CPU 32 for each.
         top_k: tokens per position that it teaches, the likeliest ones, the rest taken as one; 0: the whole vocabulary.
         logits: a name of :data:`LOGITS`.
         learn: a name of :data:`LEARN`.
@@ -53,6 +59,7 @@ class TuneSettings:
     text_column: str | None = None
     chat_template: str | None = None
     distill: bool | None = None
+    sequences: int | None = None
     top_k: int = 0
     logits: str = FLY
     learn: str = LORA
@@ -68,8 +75,9 @@ class TuneSettings:
     save_every: int = 25
 
     def __post_init__(self) -> None:
-        allowed = {"steps": (1, MOST), "rank": (1, MOST_UNITS), "batch": (1, MOST_UNITS), "length": (2, MOST),
-                   "save_every": (1, MOST), "seed": (0, 2**32 - 1), "top_k": (0, MOST)}  # fmt: skip
+        allowed = {"steps": (1, MOST), "sequences": (1, MOST), "rank": (1, MOST_UNITS), "batch": (1, MOST_UNITS),
+                   "length": (2, MOST), "save_every": (1, MOST), "seed": (0, 2**32 - 1),
+                   "top_k": (0, MOST)}  # fmt: skip
         faults = [
             f"{name} = {value}: at least {low}" if value < low else f"{name} = {value}: at most {high}"
             for name, (low, high) in allowed.items()
@@ -100,6 +108,16 @@ class TuneSettings:
     def most_steps(self) -> int:
         """Optimizer steps at most."""
         return self.steps or (_STEPS if self.minutes is None else _MOST_STEPS)
+
+    def written(self, device: str) -> int:
+        """Tell how many sequences the dense model is asked to write at most.
+
+        Args:
+            device: the type of the one that trains.
+        """
+        if self.sequences is not None or self.minutes is None or device != "cpu":
+            return self.sequences or _SEQUENCES
+        return min(_SEQUENCES, max(self.batch, round(_PER_MINUTE * self.minutes)))
 
     @property
     def source(self) -> str:

@@ -18,7 +18,7 @@ from multipruner.core.errors import ConfigError, NumericsError
 from multipruner.core.families import FAMILIES, row_for
 from multipruner.engine.precision import cast
 
-from .settings import LORA, TuneSettings
+from .settings import LAYERS, LORA, TuneSettings
 from .state import STATE, Progress, keep, restore
 from .teacher import Teacher
 
@@ -67,13 +67,13 @@ def attach(model: PreTrainedModel, settings: TuneSettings, model_type: str | Non
     Args:
         model: changed in place.
         settings: its ``learn`` counts.
-        model_type: of the family whose row names norms and output projections; needed to train those.
+        model_type: of the family whose row names layers, norms and output projections; needed to train those.
 
     Returns:
         peft's ``PeftModel`` with new LoRA adapters on every linear layer but the head, or the model itself.
     """
     if settings.learn != LORA:
-        return _with_projections(model, str(model_type))
+        return _with_weights(model, str(model_type), settings.learn)
     from peft import LoraConfig, get_peft_model
 
     lora = LoraConfig(r=settings.rank, lora_alpha=settings.alpha, target_modules="all-linear", task_type="CAUSAL_LM")
@@ -82,14 +82,15 @@ def attach(model: PreTrainedModel, settings: TuneSettings, model_type: str | Non
         return get_peft_model(model, lora)
 
 
-def _with_projections(model: PreTrainedModel, model_type: str) -> PreTrainedModel:
-    """Have norms and output projections learn, in float32 whatever the others are in."""
+def _with_weights(model: PreTrainedModel, model_type: str, learn: str) -> PreTrainedModel:
+    """Have the layers, or their norms and output projections alone, learn, in float32 whatever the others are in."""
     family = row_for(FAMILIES[model_type], vars(model.config))
     ends = [f".{part}" for block in family.blocks for part in (*block.norms, block.within(block.output))]
+    wanted = [f"{family.decoder}.{family.layers}"] if learn == LAYERS else ends
     norms = {f"{family.decoder}.{family.final_norm}"}
     model.requires_grad_(False)
     for name, module in model.named_modules():
-        if name in norms or name.endswith(tuple(ends)):
+        if name in norms or name.endswith(tuple(wanted)):
             cast(module, torch.float32)
             module.requires_grad_(True)
     return model

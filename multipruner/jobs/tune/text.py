@@ -27,8 +27,6 @@ from multipruner.sources.text.chat import Chat
 from multipruner.storage.hub import HubUnreachable
 
 SELF = "self"
-SELF_SEQUENCES = 1024
-"""Most sequences that the dense model is asked to write; training that needs more goes over them again."""
 HELD_OUT = 16
 """Sequences kept out of the training, for a perplexity on text of the same kind."""
 
@@ -69,6 +67,7 @@ def tuning_text(
     column: str | None = None,
     trust: bool = False,
     template: str | None = None,
+    written: int | None = None,
     dense: Any = None,
     say: Callable[[str], None] = lambda text: None,
     progress: Callable[[int, int], None] | None = None,
@@ -88,6 +87,7 @@ def tuning_text(
         column: of a table.
         trust: whether code that the dense model brings may be run; the report does not decide that.
         template: what conversations are rendered with (:class:`.Chat`).
+        written: how many sequences the dense model writes at most; default: all.
         dense: the dense model where it is in memory already.
         say: told which model writes, where one does, and else what of the source was taken.
         progress: of the sampling: called with (tokens done, tokens in all).
@@ -98,7 +98,7 @@ def tuning_text(
     """
     row = kind_of(source)
     if row.by is None:
-        count = min(sequences, SELF_SEQUENCES) + HELD_OUT
+        count = min(sequences, written or sequences) + HELD_OUT
         model = dense or dense_model(report, folder, trust, say)
         with Precision.of(model, recorded_recipe(report, folder).compute_dtype).computing(model):
             ids = self_text(model, tokenizer, count, length, seed + 2 * SEED_STEP, progress)

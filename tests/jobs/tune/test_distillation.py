@@ -24,7 +24,7 @@ from multipruner.core.errors import ConfigError, MultiprunerError
 from multipruner.engine.fingerprint import fingerprint
 from multipruner.jobs.evaluate import judge_folders
 from multipruner.jobs.tune.run import tune
-from multipruner.jobs.tune.settings import DISK, PROJECTIONS
+from multipruner.jobs.tune.settings import DISK, LAYERS, PROJECTIONS
 from multipruner.jobs.tune.steps import TuneSettings, attach, train
 from multipruner.jobs.tune.teacher import Teacher, divergence, keep_predictions, likeliest_divergence
 from multipruner.report.write import write_report
@@ -112,7 +112,9 @@ def _tune(run: multipruner.Run, output: Path, settings: TuneSettings = SETTINGS,
 
 
 @pytest.mark.parametrize(
-    "how", [{}, {"top_k": 8}, {"top_k": 8, "logits": DISK}, {"learn": PROJECTIONS, "lr": 0.01}], ids=str
+    "how",
+    [{}, {"top_k": 8}, {"top_k": 8, "logits": DISK}, {"learn": PROJECTIONS, "lr": 0.01}, {"learn": LAYERS}],
+    ids=str,
 )
 def test_the_pruned_model_comes_nearer_to_the_dense_one(
     how: dict[str, Any], harmed: multipruner.Run, dense: Path, tmp_path: Path
@@ -131,8 +133,12 @@ def test_the_pruned_model_comes_nearer_to_the_dense_one(
         name for (name, one), other in zip(before.named_parameters(), after.parameters(), strict=True)
         if not torch.equal(one, other)
     }  # fmt: skip
-    if "learn" in how:
+    if how.get("learn") == PROJECTIONS:
         assert changed and all(name.rpartition(".")[0].endswith(("norm", "o_proj", "down_proj")) for name in changed)
+    if how.get("learn") == LAYERS:
+        assert changed == {
+            name for name, _ in after.named_parameters() if ".layers." in name or name == "model.norm.weight"
+        }
     assert all(weight.dtype == torch.float32 for weight in after.parameters())
 
 
@@ -140,7 +146,7 @@ class _Stop(BaseException):
     """As a kill between two steps."""
 
 
-@pytest.mark.parametrize("learn", ["lora", PROJECTIONS])
+@pytest.mark.parametrize("learn", ["lora", PROJECTIONS, LAYERS])
 def test_a_stopped_distillation_goes_on_to_the_same_bits(
     learn: str, run: multipruner.Run, dense: Path, tmp_path: Path
 ) -> None:
@@ -176,6 +182,13 @@ def test_micro_batches_change_nothing(run: multipruner.Run, dense: Path, tmp_pat
         found.append((progress.losses, torch.cat([weight.detach().flatten() for weight in model.parameters()])))
     assert found[0][0] == pytest.approx(found[1][0], rel=1e-3)
     assert (found[0][1] - found[1][1]).abs().max() < 1e-3
+
+
+def test_a_cpu_is_not_kept_writing_longer_than_it_trains() -> None:
+    short, steps = TuneSettings(minutes=10), TuneSettings(steps=5000)
+    assert [short.written("cpu"), short.written("cuda"), steps.written("cpu")] == [320, 1024, 1024]
+    assert TuneSettings(minutes=0.01).written("cpu") == short.batch, "every step has a batch of its own at least once"
+    assert TuneSettings(minutes=10, sequences=7).written("cpu") == 7 == TuneSettings(sequences=7).written("cuda")
 
 
 def test_minutes_end_a_training(run: multipruner.Run, tmp_path: Path) -> None:

@@ -260,6 +260,8 @@ def test_text_of_the_dense_model_itself(run: Path, tmp_path: Path, monkeypatch: 
     )
     assert text.train.shape == (5, 8) and text.held_out.shape == (HELD_OUT, 8)
     assert any("dense" in line for line in said)
+    fewer = tuning_text("self", tiny.tiny_tokenizer(), read_run(run).report, sequences=5, length=8, seed=0, written=3)
+    assert fewer.train.shape == (3, 8)
     report = read_run(run).report
     report["model"]["fingerprint"] = "0" * 64
     with pytest.raises(ConfigError, match="other weights now"):
