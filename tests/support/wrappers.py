@@ -44,6 +44,8 @@ WRAPPERS: dict[str, dict[str, Any]] = {
         "vision_config": {**_EYE, "model_type": "siglip_vision_model", "vision_use_head": False},
         "mm_tokens_per_image": 4, "image_token_index": PICTURE, "boi_token_index": 94, "eoi_token_index": 93,
     },
+    "internvl": {"text_config": _text("qwen2"), "image_token_id": PICTURE, "image_seq_length": 4,
+                 "vision_config": {**_EYE, "model_type": "internvl_vision"}},
     "llava": {"text_config": _text("llama"), "vision_config": _CLIP, "image_token_index": PICTURE},
     "llava-square": {"text_config": _text("llama", "head_dim"), "vision_config": _CLIP, "image_token_index": PICTURE},
     "llava-tied": {"text_config": _text("qwen2", tie_word_embeddings=True), "vision_config": _CLIP,
@@ -55,11 +57,16 @@ WRAPPERS: dict[str, dict[str, Any]] = {
                         "image_grid_pinpoints": [[SIDE, SIDE]]},
     "mistral3": {"text_config": _text("mistral", sliding_window=None), "image_token_index": PICTURE,
                  "vision_config": {**_EYE, "model_type": "pixtral", "head_dim": 16}, "tie_word_embeddings": False},
+    "qwen2_vl": {"text_config": _text("qwen2_vl_text", "head_dim", **_rope(mrope_section=[2, 2, 2])),
+                 "vision_config": {"depth": 2, "embed_dim": 32, "hidden_size": 48, "mlp_ratio": 2, "num_heads": 2,
+                                   "patch_size": PATCH}, **_TOKENS},
     "qwen2_5_vl": {"text_config": _text("qwen2_5_vl_text", "head_dim", **_rope(mrope_section=[2, 2, 2])),
                    "vision_config": {**_QWEN_EYE, "window_size": 16, "fullatt_block_indexes": [1]}, **_TOKENS},
     "qwen3_vl": {"text_config": _text("qwen3_vl_text", **_rope(mrope_section=[4, 2, 2], mrope_interleaved=True)),
                  "vision_config": {**_QWEN_EYE, "num_position_embeddings": 16, "deepstack_visual_indexes": [0]},
                  **_TOKENS},
+    "vipllava": {"text_config": _text("llama"), "vision_config": _CLIP, "image_token_index": PICTURE,
+                 "vision_feature_layer": [-2, -1]},
 }  # fmt: skip
 """Configurations of wrappers: one of every row, and one with a tied head."""
 
@@ -109,7 +116,7 @@ def picture(kind: str) -> Mapping[str, Any]:
     pixels = torch.randn(1, 3, SIDE, SIDE, generator=generator)
     more: dict[str, Any] = {"pixel_values": pixels}
     tokens = patches
-    if kind in ("gemma3", "mistral3") or kind.startswith("qwen"):
+    if kind in ("gemma3", "internvl", "mistral3") or kind.startswith("qwen"):
         tokens = patches // 4
     if kind == "mistral3":
         more["image_sizes"] = torch.tensor([[SIDE, SIDE]])

@@ -100,13 +100,16 @@ TOWERS: dict[str, Tower] = {
     row.model_type: row
     for row in (
         Tower("gemma3", "Gemma3ForConditionalGeneration"),
+        Tower("internvl", "InternVLForConditionalGeneration"),
         Tower("llava", "LlavaForConditionalGeneration"),
         Tower("llava_next", "LlavaNextForConditionalGeneration"),
         Tower("llava_onevision", "LlavaOnevisionForConditionalGeneration"),
         Tower("mistral3", "Mistral3ForConditionalGeneration"),
+        Tower("qwen2_vl", "Qwen2VLForConditionalGeneration", _BESIDE, {"qwen2_vl_text": "qwen2"}, _GRID),
         Tower("qwen2_5_vl", "Qwen2_5_VLForConditionalGeneration", _BESIDE, {"qwen2_5_vl_text": "qwen2"}, _GRID),
         Tower("qwen3_vl", "Qwen3VLForConditionalGeneration", text={"qwen3_vl_text": "qwen3"}, rotary=_GRID,
               entered="deepstack_visual_indexes"),
+        Tower("vipllava", "VipLlavaForConditionalGeneration"),
     )
 }  # fmt: skip
 """The wrappers whose text tower can be taken out, by ``config.model_type``."""

@@ -70,7 +70,7 @@ def contents(folder: Path) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
 
 def whole_keeps_heads(kind: str) -> bool:
     """Whether a wrapper's text configuration has no word for the width of a head."""
-    return kind == "qwen2_5_vl"
+    return kind in ("qwen2_vl", "qwen2_5_vl")
 
 
 @pytest.mark.parametrize(
