@@ -193,7 +193,7 @@ def test_a_run_of_mixers_alone_and_what_is_refused_of_it(tmp_path: Path, capsys:
 
 def test_tensors_that_predict_further_tokens_are_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Where they stand beside the decoder: stock classes of some families pass over them, those of others do not."""
-    for variant, refused in (("qwen3_next", False), ("lfm2", True)):
+    for variant, refused in (("qwen3_next", False), ("exaone_moe", False), ("mellum", False), ("lfm2", True)):
         folder, output = (
             write_model(tmp_path / variant, **{"layers": 3, **tiny.MORE[variant]}),
             tmp_path / f"{variant}-out",

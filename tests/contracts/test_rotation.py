@@ -23,7 +23,8 @@ CENTRED = (
 )
 """Their norms take the mean away."""
 UNTOLD = (
-    *("deepseek_v2", "deepseek_v3", "dots1", "ernie4_5_moe", "glm4_moe", "glm4_moe_lite", "qwen2_moe"),
+    *("deepseek_v2", "deepseek_v3", "dots1", "ernie4_5_moe", "exaone_moe", "glm4_moe", "glm4_moe_lite", "qwen2_moe"),
+    "solar_open",
     "olmoe",  # its tiny model is as wide as a norm of queries
 )
 """Rows that say nothing of some matrices on the stream: those of experts that every token takes."""

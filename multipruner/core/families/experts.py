@@ -108,12 +108,20 @@ _BETWEEN = Pattern(
     lambda values, layer: values["moe_layer_start_index"] <= layer <= values["moe_layer_end_index"],
     _between,
 )
+SPARSE = Pattern(
+    ("mlp_layer_types",),
+    KINDS,
+    lambda values, layer: values["mlp_layer_types"][layer] == "sparse",
+    lambda experts: {"mlp_layer_types": ["sparse" if has else "dense" for has in experts]},
+)
 _EITHER = (attention(), mlp(), experts())
 _NORMED = attention(rotated="")
 """A norm between the projections of queries and keys and their rotation, or one in some models of the family."""
 CORRECTED = experts(bias="gate.e_score_correction_bias")
 SHARED = {**_BESIDE_MLP, "n_routed_experts": "experts", **_ACTIVE}
 AHEAD = "num_nextn_predict_layers"
+BESIDE = "mtp."
+"""What the tensors begin with of layers that predict further tokens and stand beside the decoder."""
 _ALONE: Mapping[str, tuple[Any, ...]] = {"n_group": (1, None)}
 _GROUPED = "expert_groups * group_experts"
 
@@ -226,6 +234,27 @@ EXPERTS: tuple[Family, ...] = (
         (attention(rotated=NEIGHBOURS), mlp(), experts(bias="gate.moe_statics.e_score_correction_bias", rows="1")),
         config={**_HEADS, **_BESIDE_MLP, "moe_num_experts": "experts", "moe_k": "active", "moe_layer_interval": "1"},
         pattern=_BETWEEN,
+    ),
+    with_groups(Family(
+        "solar_open", "SolarOpen", (attention(), CORRECTED),
+        config={**_HEADS, "moe_intermediate_size": "expert_width", "n_routed_experts": "experts", **_ACTIVE},
+    )),
+    with_groups(Family(
+        "exaone_moe", "ExaoneMoe", (_NORMED, mlp(), CORRECTED), pattern=SPARSE, beside=BESIDE,
+        config={**_HEADS, **_BESIDE_MLP, "num_experts": "experts", **_ACTIVE},
+    )),
+    Family(
+        "mellum", "Mellum", (_NORMED, mlp(), experts()), pattern=SPARSE, ahead=AHEAD, beside=BESIDE,
+        config={**_HEADS, **_BESIDE_MLP, "num_local_experts": "experts", **_ACTIVE},
+    ),
+    Family(
+        "flex_olmo",
+        "FlexOlmo",
+        (
+            attention(*TOGETHER, attributes=(), before="", after="post_attention_layernorm"),
+            experts(before="", after="post_feedforward_layernorm"),
+        ),
+        config={**_HEADS, **_ONE_UNIT, "num_experts": "experts", "intermediate_size": "expert_width", **_ACTIVE},
     ),
     Family(
         "gpt_oss",

@@ -10,7 +10,18 @@ from typing import Any
 
 from multipruner.core.blocks import BlockSpec, linear
 
-from .experts import AHEAD, GRANITE_EXPERTS, LISTED, LOCAL, SHARED, after_first, experts, shared_mlp, with_groups
+from .experts import (
+    AHEAD,
+    BESIDE,
+    GRANITE_EXPERTS,
+    LISTED,
+    LOCAL,
+    SHARED,
+    after_first,
+    experts,
+    shared_mlp,
+    with_groups,
+)
 from .family import GROUPED_HEADS, Family
 from .parts import attention, mlp
 from .patterns import Listed, Pattern, Wording
@@ -70,8 +81,6 @@ _ADJUSTED = Wording(
 _LINEAR = Listed("layer_types", {"linear_attention": "mixer", "full_attention": "attention"})
 _GATED = attention(asked="kv_groups * queries * 2 * head_dim")
 """Every query head comes with a gate of its width."""
-_MTP = "mtp."
-"""What the tensors of layers that predict further tokens begin with."""
 _EXPERT_KEYS = {"moe_intermediate_size": "expert_width", "num_experts": "experts", "num_experts_per_tok": "active"}
 _CONV = Listed("layer_types", {"conv": "mixer", "full_attention": "attention"})
 _SHORT_CONV = (
@@ -110,7 +119,7 @@ def _nemotron_h(read: str, more: Mapping[str, str] | None = None, **rest: Any) -
         final_norm="norm_f",
         layer="Block",
         ahead=AHEAD,
-        beside=_MTP,
+        beside=BESIDE,
         **rest,
     )  # fmt: skip
 
@@ -145,7 +154,7 @@ HYBRIDS: tuple[Family, ...] = (
         mixing=_LINEAR,
         pattern=LISTED,
         norm_offset=1.0,
-        beside=_MTP,
+        beside=BESIDE,
     ),
     Family(
         "qwen3_5_moe_text",
@@ -154,7 +163,7 @@ HYBRIDS: tuple[Family, ...] = (
         config={**_HEADS, **_DELTA_KEYS, **_EXPERT_KEYS},
         mixing=_LINEAR,
         norm_offset=1.0,
-        beside=_MTP,
+        beside=BESIDE,
         infix="Text",
     ),
     Family(
@@ -164,7 +173,7 @@ HYBRIDS: tuple[Family, ...] = (
         config={**GROUPED_HEADS, **_DELTA_KEYS},
         mixing=_LINEAR,
         norm_offset=1.0,
-        beside=_MTP,
+        beside=BESIDE,
         infix="Text",
     ),
     Family(

@@ -8,10 +8,9 @@ from typing import Any
 from multipruner.core.blocks import BlockSpec, linear
 from multipruner.core.layout import Layout
 
-from .experts import AFTER_FIRST, AHEAD, CORRECTED, KINDS, SHARED, experts, with_groups
+from .experts import AFTER_FIRST, AHEAD, CORRECTED, SHARED, SPARSE, experts, with_groups
 from .family import Family
 from .parts import HEADS, mlp
-from .patterns import Pattern
 
 _SIZES: dict[str, str] = {
     "hidden_size": "hidden",
@@ -64,13 +63,6 @@ def _rows(model_type: str, prefix: str, *blocks: BlockSpec, config: dict[str, st
     return [Family(model_type, prefix, wide, config=config, needs={"q_lora_rank": (None,)}, **rest), both]
 
 
-_SPARSE = Pattern(
-    ("mlp_layer_types",),
-    KINDS,
-    lambda values, layer: values["mlp_layer_types"][layer] == "sparse",
-    lambda experts: {"mlp_layer_types": ["sparse" if has else "dense" for has in experts]},
-)
-
 _YOUTU, _YOUTU_NARROW = _rows("youtu", "Youtu", mlp(), config={"intermediate_size": "channels"})
 _V2 = _rows("deepseek_v2", "DeepseekV2", mlp(), experts(), config=SHARED, pattern=AFTER_FIRST)
 
@@ -78,6 +70,6 @@ LATENT: tuple[Family, ...] = (
     replace(_YOUTU, others=(_YOUTU_NARROW,)),
     with_groups(*_V2, alone={"topk_method": ("greedy", None)}, compared=1),
     with_groups(*_rows("deepseek_v3", "DeepseekV3", mlp(), CORRECTED, config=SHARED, pattern=AFTER_FIRST, ahead=AHEAD)),
-    with_groups(*_rows("glm4_moe_lite", "Glm4MoeLite", mlp(), CORRECTED, config=SHARED, pattern=_SPARSE, ahead=AHEAD)),
+    with_groups(*_rows("glm4_moe_lite", "Glm4MoeLite", mlp(), CORRECTED, config=SHARED, pattern=SPARSE, ahead=AHEAD)),
 )
 """Every family with latent attention."""
