@@ -33,6 +33,8 @@ is then 'self', written by the dense model. With --no-distill, or without that m
 Which data? The model moves towards the text it is trained on: take text like that which it will meet.
 Which steps? 200 of 8 x 256 tokens (the default) are 400,000 tokens; or say the minutes. Watch both perplexities: when
 the one on held-out text falls and the one on --eval-text rises, the text is too narrow or the learning rate too high.
+Who learns? Adapters (lora) need the least memory. On a CPU '--learn layers' sees more text in the same minutes and won
+back about twice as much there; it takes some 16 bytes for every weight that learns.
 Which memory? The dense model runs beside; '--logits disk --top-k 64' asks it once, before, and lets it go.
 
 A training that was stopped goes on with the same command. The folder's card and report.json (section 'tuned') say
