@@ -58,8 +58,9 @@ for folder in sys.argv[2:]:
 
 def _model(variant: str, **more: Any) -> PreTrainedModel:
     options: dict[str, Any] = {**tiny.MORE[variant], **more}
-    if options.get("layer_types"):
-        options["layer_types"] = (2 * options["layer_types"])[: options.get("layers", 3)]
+    for key in ("layer_types", "mlp_layer_types"):
+        if options.get(key):
+            options[key] = (2 * options[key])[: options.get("layers", 3)]
     return tiny.tiny_model(**options)
 
 

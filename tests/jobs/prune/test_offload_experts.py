@@ -17,7 +17,7 @@ from multipruner.storage.cache import ENVIRONMENT
 from multipruner.stream.stacked import stacked_model
 from tests.support.commands import arguments
 from tests.support.inputs import write_model
-from tests.support.tiny import MORE, random_ids
+from tests.support.tiny import MORE, ROUNDING, random_ids
 
 WALKED = ("--tables", "energies", "--rounds", "0", "--moments", "disk")
 
@@ -41,7 +41,8 @@ def test_stacks_on_disk_are_those_in_memory(mixture: Path, tmp_path: Path, monke
     ours, theirs = model.state_dict(), again.state_dict()
     assert list(ours) == list(theirs) and all(torch.equal(ours[name], theirs[name]) for name in ours)
     assert len({id(weight) for weight in again.parameters()}) == len({id(weight) for weight in model.parameters()})
-    assert torch.equal(model(random_ids()).logits, again.eval()(random_ids()).logits)
+    # weights in files lie elsewhere in memory, which a sum of products may feel in its last bit
+    assert (model(random_ids()).logits - again.eval()(random_ids()).logits).abs().max() < ROUNDING
 
 
 def test_a_damaged_stack_is_put_together_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
